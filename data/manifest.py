@@ -1,0 +1,169 @@
+"""Manifests: what a step wrote, with which config and versions, from what; and whole folders or none.
+
+Every file set that placerank writes is a folder with a ``manifest.json``. A folder is written under a
+temporary name beside its place and renamed when whole, so a folder that has its name is complete.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+_PACKAGES = ("placerank", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarrow")
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file, read in blocks."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages that decide what a run computes."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def source_commit() -> str | None:
+    """Commit of the checkout that placerank is imported from, ``+dirty`` appended; None outside of one."""
+    here = Path(__file__).resolve().parent
+    try:
+        run = lambda *args: subprocess.run(  # noqa: E731
+            ["git", "-C", str(here), *args], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        return run("rev-parse", "HEAD") + ("+dirty" if run("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and commit, as stored with every run."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": package_versions(),
+        "device": torch.cuda.get_device_name() if cuda else f"cpu ({os.cpu_count()} cores)",
+        "commit": source_commit(),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A dataclass, path or container as JSON-ready values."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is either the old one or the whole new one."""
+    tmp = path.with_name(path.name + ".tmp")
+    tmp.write_text(json.dumps(_plain(value), indent=2) + "\n")
+    os.replace(tmp, path)
+
+
+def write_manifest(folder: Path, kind: str, config: Any, made_from: dict[str, str] | None = None, **extra: Any) -> None:
+    """Describe every file under ``folder`` in its ``manifest.json``.
+
+    Args:
+        folder: an existing folder; all its files are hashed.
+        kind: what it holds ("raw", "prepared", "export", ...); ``read_manifest`` checks it.
+        config: the dataclass that made it.
+        made_from: name -> ``content_hash`` of what it was made from.
+        extra: further JSON-ready fields, stored as they are.
+    """
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        name = path.relative_to(folder).as_posix()
+        files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    digest = hashlib.sha256("".join(f"{n}\0{f['sha256']}\n" for n, f in files.items()).encode()).hexdigest()
+    write_json(
+        folder / MANIFEST,
+        {
+            "kind": kind,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "content_hash": digest,
+            "made_from": made_from or {},
+            "config": config,
+            "environment": environment(),
+            **extra,
+            "files": files,
+        },
+    )
+
+
+def read_manifest(folder: Path, kind: str, verify: bool = False) -> dict[str, Any]:
+    """The manifest of a folder; ``verify`` also compares every file's size and hash.
+
+    Raises:
+        FileNotFoundError: no manifest: the folder is not one of ours, or the step did not finish.
+        ValueError: another kind of folder, or a file that is missing or differs from what was written.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} not found: expected a finished {kind!r} folder; run the step that makes it, or check the path"
+        )
+    manifest: dict[str, Any] = json.loads(path.read_text())
+    if manifest.get("kind") != kind:
+        raise ValueError(f"{folder} holds {manifest.get('kind')!r}, expected {kind!r}; check the path")
+    for name, want in manifest["files"].items():
+        file = folder / name
+        size = file.stat().st_size if file.is_file() else None
+        if size != want["bytes"]:
+            got = "missing" if size is None else f"{size} bytes"
+            raise ValueError(f"{file}: {got}, the manifest says {want['bytes']} bytes; make the folder again")
+        if verify and sha256_file(file) != want["sha256"]:
+            raise ValueError(f"{file}: content differs from what was written (sha256); make the folder again")
+    return manifest
+
+
+@contextmanager
+def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its name when the block ends without an error.
+
+    On an error it is removed and ``path`` is as it was.
+
+    Raises:
+        FileExistsError: ``path`` exists and ``overwrite`` is False.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; choose another folder, or pass --overwrite to replace it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir()
+    try:
+        yield tmp
+    except BaseException:
+        shutil.rmtree(tmp, ignore_errors=True)
+        raise
+    if path.exists():
+        old = path.with_name(f".{path.name}.old-{os.getpid()}")
+        os.rename(path, old)
+        os.rename(tmp, path)
+        shutil.rmtree(old)
+    else:
+        os.rename(tmp, path)

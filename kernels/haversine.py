@@ -1,0 +1,45 @@
+"""Great-circle distances in kilometres, from degrees or from unit vectors on the sphere."""
+
+import torch
+from torch import Tensor
+
+EARTH_RADIUS_KM = 6371.0088  # mean radius R1 of the WGS84 ellipsoid (IUGG)
+
+
+def haversine_km(lat1: Tensor, lon1: Tensor, lat2: Tensor, lon2: Tensor) -> Tensor:
+    """Great-circle distance in km between points given in degrees.
+
+    Args:
+        lat1, lon1, lat2, lon2: degrees, float32 or float64, any shapes that broadcast.
+
+    Returns:
+        km, broadcast shape, in the inputs' promoted dtype. NaN where an input is NaN.
+
+    The half-angle sines keep it exact at short range; ``atan2`` keeps it exact near the antipode, where
+    the usual ``asin`` form loses half of the digits. In float32 the coordinates themselves are good to
+    about a metre.
+    """
+    phi1, phi2 = torch.deg2rad(lat1), torch.deg2rad(lat2)
+    half_dlat = torch.deg2rad(lat2 - lat1) / 2
+    half_dlon = torch.deg2rad(lon2 - lon1) / 2
+    a = torch.sin(half_dlat) ** 2 + torch.cos(phi1) * torch.cos(phi2) * torch.sin(half_dlon) ** 2
+    a = a.clamp(0, 1)
+    return 2 * EARTH_RADIUS_KM * torch.atan2(a.sqrt(), (1 - a).sqrt())
+
+
+def unit_vectors(lat: Tensor, lon: Tensor) -> Tensor:
+    """Points on the unit sphere: degrees of shape [...] to [..., 3] (x, y, z), same dtype."""
+    phi, lam = torch.deg2rad(lat), torch.deg2rad(lon)
+    cos_phi = torch.cos(phi)
+    return torch.stack([cos_phi * torch.cos(lam), cos_phi * torch.sin(lam), torch.sin(phi)], dim=-1)
+
+
+def unit_vectors_km(u: Tensor, v: Tensor) -> Tensor:
+    """Great-circle distance in km between unit vectors [..., 3] that broadcast.
+
+    From the chord |u - v| and its complement |u + v|: the difference comes first, so nothing cancels at
+    short range, and the angle stays exact up to the antipode.
+    """
+    chord = torch.linalg.vector_norm(u - v, dim=-1)
+    complement = torch.linalg.vector_norm(u + v, dim=-1)
+    return 2 * EARTH_RADIUS_KM * torch.atan2(chord, complement)
