@@ -1,0 +1,122 @@
+"""One description of features, from which batches, tables and the ranker's widths all follow.
+
+Sequence features are looked up row by row in an EmbeddingCollection: the target item and the history share the
+rows of each table. Pooled features are looked up in an EmbeddingBagCollection. Dense features are numbers.
+"""
+
+from dataclasses import dataclass, field
+
+HOURS_PER_WEEK = 168
+ITEM_ATTRIBUTES = ("category", "brand", "price", "province", "city", "district")
+DENSE_WIDTHS = {"distance": 2, "visits": 1}
+"""Dense features and how many columns each takes: log(1 + km) with a known flag; log(1 + visits)."""
+HISTORY_GAPS = 2
+"""Columns of the history's gaps: log(1 + hours) since the visit, log(1 + km) from that place to the target item."""
+
+
+@dataclass(kw_only=True)
+class FeatureConfig:
+    """Which features the ranker sees and how wide their embeddings are."""
+
+    embedding_dim: int = 16
+    """Columns of every table that the target item and the history share."""
+    pooled_dim: int = 8
+    """Columns of every pooled table (user, hour of the week, ...)."""
+    history_attributes: list[str] = field(default_factory=lambda: ["category", "brand"])
+    """Item attributes that join the item's id in the target and in the history."""
+    pooled: list[str] | None = None
+    """Pooled features; default: user, hour, category_path, all remaining item attributes, all user columns."""
+    dense: list[str] = field(default_factory=lambda: ["distance", "visits"])
+    """Dense features: distance (request to item), visits (the user's earlier visits to the item)."""
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_dim", "pooled_dim"):
+            value = getattr(self, name)
+            if value < 4 or value % 4:
+                raise ValueError(f"features.{name}={value}: fbgemm needs a positive multiple of 4")
+        for name, allowed in (("history_attributes", ITEM_ATTRIBUTES), ("dense", tuple(DENSE_WIDTHS))):
+            for value in getattr(self, name):
+                if value not in allowed:
+                    raise ValueError(f"features.{name}: got {value!r}, expected some of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class Table:
+    """One embedding table: ``rows`` x ``dim`` float32, read by the features named."""
+
+    name: str
+    rows: int
+    dim: int
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Features:
+    """The resolved description: every table with its size, in the order in which batches carry the features."""
+
+    sequence: tuple[Table, ...]
+    pooled: tuple[Table, ...]
+    dense: tuple[str, ...]
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        return self.sequence + self.pooled
+
+    @property
+    def query_dim(self) -> int:
+        """Columns of the target's vector, and of each history key's."""
+        return sum(t.dim for t in self.sequence)
+
+    @property
+    def pooled_dim(self) -> int:
+        return sum(t.dim for t in self.pooled)
+
+    @property
+    def dense_dim(self) -> int:
+        return sum(DENSE_WIDTHS[name] for name in self.dense)
+
+    @property
+    def target_keys(self) -> list[str]:
+        return [t.features[0] for t in self.sequence]
+
+    @property
+    def history_keys(self) -> list[str]:
+        return [t.features[1] for t in self.sequence]
+
+    @property
+    def pooled_keys(self) -> list[str]:
+        return [t.features[0] for t in self.pooled]
+
+
+def build_features(config: FeatureConfig, tables: dict[str, int], user_columns: list[str]) -> Features:
+    """Resolve a config against the vocabularies of a prepared folder.
+
+    Args:
+        config: the wanted features.
+        tables: vocabulary name -> rows, row 0 included (the manifest's ``tables``).
+        user_columns: names of the categorical user columns.
+
+    An attribute that no item has (a vocabulary of one row, the out-of-vocabulary one) makes no table.
+
+    Raises:
+        ValueError: a pooled feature that the data doesn't have.
+    """
+
+    def present(names: list[str] | tuple[str, ...]) -> list[str]:
+        return [n for n in names if tables.get(n, 1) > 1]
+
+    shared = present(config.history_attributes)
+    d = config.embedding_dim
+    sequence = [Table("item", tables["item"], d, ("item", "history"))]
+    sequence += [Table(n, tables[n], d, (f"item_{n}", f"history_{n}")) for n in shared]
+
+    rest = [n for n in present(ITEM_ATTRIBUTES) if n not in shared and n != "category"]
+    known = ["user", "hour", *(["category_path"] if tables.get("category", 1) > 1 else []), *rest, *user_columns]
+    wanted = known if config.pooled is None else config.pooled
+    pooled = []
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"features.pooled: got {name!r}, this data has {', '.join(known)}")
+        rows = {"hour": HOURS_PER_WEEK, "category_path": tables["category"]}.get(name) or tables[name]
+        pooled.append(Table(name, rows, config.pooled_dim, (f"item_{name}" if name in rest else name,)))
+    return Features(tuple(sequence), tuple(pooled), tuple(config.dense))
