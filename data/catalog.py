@@ -15,7 +15,7 @@ from .batch import RankingBatch, SampleBatch
 from .features import HOURS_PER_WEEK, ITEM_ATTRIBUTES, Features
 
 _HOUR = 3600
-_MONDAY = 4 * 24 * _HOUR  # 1970-01-01 was a Thursday: shifts the hour of the week to start on Monday
+_MONDAY = 4 * 24 * _HOUR  # 1970-01-01 was a Thursday; hours of the week start on Monday, in solar time of the item
 
 
 def _tensor(column: pa.ChunkedArray, dtype: Any) -> Tensor:
@@ -39,6 +39,7 @@ class Catalog:
         self.user_ids = users["user_id"]
         lat, lon = (_tensor(items[c], np.float64) for c in ("lat", "lon"))
         self.place = unit_vectors(lat, lon).float().to(device)
+        self.local_shift = ((lon.nan_to_num(0) / 15).round().long() * _HOUR - _MONDAY).to(device)
         self.item_rows = {n: _tensor(items[f"{n}_row"], np.int64).to(device) for n in ITEM_ATTRIBUTES}
         path = items["category_path"].combine_chunks()
         self.path_offsets = torch.from_numpy(path.offsets.to_numpy().astype(np.int64)).to(device)
@@ -91,7 +92,7 @@ class Catalog:
             if table.name == "user":
                 x = user
             elif table.name == "hour":
-                x = ((time - _MONDAY) // _HOUR) % HOURS_PER_WEEK
+                x = (time + self.local_shift[item]) // _HOUR % HOURS_PER_WEEK
             elif table.name == "category_path":
                 start, n = self.path_offsets[item], self.path_offsets[item + 1] - self.path_offsets[item]
                 x = self.path_values[_ranges(start, n)]

@@ -1,0 +1,1 @@
+"""Sharded embedding tables and what comes out of them."""

@@ -1,0 +1,1 @@
+"""Interest towers and the ranker that wires them."""

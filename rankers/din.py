@@ -1,0 +1,76 @@
+"""Deep Interest Network: target attention over the history.
+
+Zhou et al., Deep Interest Network for Click-Through Rate Prediction, KDD 2018 (arXiv 1706.06978).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.jagged import expand, segment_ids, weighted_segment_sum
+from .tower import History, InterestTower
+
+
+class Dice(nn.Module):
+    """Data adaptive activation (equation 3): f(s) = p(s) s + (1 - p(s)) alpha s, p(s) = sigmoid((s - E[s]) / sqrt(Var[s] + eps)).
+
+    E and Var are those of the batch while training (each rank its own) and running averages otherwise; alpha is
+    learned per column. Rows are samples or jagged history entries: padding never enters the statistics. A batch of
+    fewer than two rows uses the running averages and leaves them as they are.
+
+    Args:
+        dim: columns.
+        eps, momentum: as in BatchNorm1d.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-8, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.zeros(dim))
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_var", torch.ones(dim))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.eps = eps
+        self.momentum = momentum
+
+    def forward(self, s: Tensor) -> Tensor:
+        """[N, dim] to [N, dim]."""
+        batch_statistics = self.training and s.shape[0] > 1
+        z = nn.functional.batch_norm(
+            s, self.running_mean, self.running_var, training=batch_statistics, momentum=self.momentum, eps=self.eps
+        )
+        p = torch.sigmoid(z)
+        return s * torch.lerp(self.alpha, torch.ones_like(self.alpha), p)
+
+
+class DIN(InterestTower):
+    """Activation unit on each visit, then the weighted sum of the keys (figure 2, equation 2); weights are not normalised.
+
+    The unit of the paper is an MLP on [q, k, q - k, q * k]. Its first layer is linear in q and k, so the difference adds
+    nothing that separate maps of q, k and q * k do not have: those are what is learned here, and the map of q is
+    computed once a sample instead of once a visit. The gaps (hours and km, log scale) join the unit's input.
+
+    Args:
+        dim, gaps: see InterestTower.
+        hidden: widths of the unit's hidden layers.
+    """
+
+    def __init__(self, dim: int, gaps: int, hidden: tuple[int, ...] = (32, 16)) -> None:
+        super().__init__(dim, gaps)
+        self.output_dim = dim
+        self.from_query = nn.Linear(dim, hidden[0])
+        self.from_visit = nn.Linear(2 * dim + gaps, hidden[0], bias=False)
+        self.first_activation = Dice(hidden[0])
+        layers: list[nn.Module] = []
+        for a, b in zip(hidden, hidden[1:], strict=False):
+            layers += [nn.Linear(a, b), Dice(b)]
+        self.rest = nn.Sequential(*layers, nn.Linear(hidden[-1], 1))
+
+    def forward(self, query: Tensor, history: History) -> Tensor:
+        """query [B, D] and history to interest [B, D]."""
+        keys, offsets, gaps = history
+        segments = segment_ids(offsets, keys.shape[0])
+        q = expand(torch.cat([query, self.from_query(query)], dim=1), offsets, segments)
+        q_TD, from_q_TH = q.split([self.dim, q.shape[1] - self.dim], dim=1)
+        unit = self.from_visit(torch.cat([keys, q_TD * keys, gaps], dim=1)) + from_q_TH
+        weights = self.rest(self.first_activation(unit)).squeeze(1)
+        return weighted_segment_sum(keys, weights, offsets, segments)

@@ -1,0 +1,86 @@
+"""The ranker: embeddings, interest tower, MLP, logit."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batch import RankingBatch
+from ..data.features import HISTORY_GAPS, Features
+from ..embeddings.tables import Embedded, FeatureEmbeddings
+from .din import DIN, Dice
+from .tower import TOWERS, History, build_tower, register_tower
+
+if "din" not in TOWERS:
+    register_tower("din", DIN)
+
+
+@dataclass(kw_only=True)
+class RankerConfig:
+    """The dense part of a ranker."""
+
+    tower: str = "din"
+    """Interest tower: din, or your own as package.module:Class."""
+    mlp: list[int] = field(default_factory=lambda: [128, 64])
+    """Widths of the hidden layers between tower and logit."""
+
+    def __post_init__(self) -> None:
+        if not self.mlp or min(self.mlp) < 1:
+            raise ValueError(f"ranker.mlp={self.mlp}: expected one or more positive widths")
+
+
+class Scorer(nn.Module):
+    """The dense part: what the tables give, to logits. Plain tensors in and out, so that torch.export takes it whole.
+
+    Args:
+        features: widths follow from it.
+        config: tower and MLP.
+    """
+
+    def __init__(self, features: Features, config: RankerConfig) -> None:
+        super().__init__()
+        self.tower = build_tower(config.tower, features.query_dim, HISTORY_GAPS)
+        width = features.query_dim + self.tower.output_dim + features.pooled_dim + features.dense_dim
+        layers: list[nn.Module] = []
+        for hidden in config.mlp:
+            layers += [nn.Linear(width, hidden), Dice(hidden)]
+            width = hidden
+        self.mlp = nn.Sequential(*layers, nn.Linear(width, 1))
+
+    def forward(
+        self, query: Tensor, keys: Tensor, offsets: Tensor, gaps: Tensor, pooled: Tensor, dense: Tensor
+    ) -> Tensor:
+        """Logits float32 [B].
+
+        Args:
+            query: target item, [B, D].
+            keys: history, jagged, [T, D].
+            offsets: int64 [B+1].
+            gaps: of each history entry, [T, G].
+            pooled: pooled features, [B, P].
+            dense: dense features, [B, F].
+        """
+        interest = self.tower(query, History(keys, offsets, gaps))
+        return self.mlp(torch.cat([query, interest, pooled, dense], dim=1)).squeeze(1).float()
+
+
+class Ranker(nn.Module):
+    """Tables and scorer in one module, for DistributedModelParallel.
+
+    Args:
+        features: the description of tables.
+        config: the dense part.
+        device: of the tables; "meta" leaves it to the sharder.
+    """
+
+    def __init__(self, features: Features, config: RankerConfig, device: torch.device | str = "meta") -> None:
+        super().__init__()
+        self.embeddings = FeatureEmbeddings(features, device)
+        self.scorer = Scorer(features, config)
+
+    def forward(self, batch: RankingBatch) -> Tensor:
+        """Logits float32 [B]."""
+        embedded: Embedded = self.embeddings(batch)
+        return self.scorer(  # type: ignore[no-any-return]
+            embedded.query, embedded.keys, embedded.offsets, batch.history_gaps, embedded.pooled, batch.dense
+        )

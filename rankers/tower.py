@@ -1,0 +1,85 @@
+"""Interest towers: a user's history, seen from the item that is being ranked.
+
+Shapes: B samples, T history entries of all samples together (jagged), D query width, G gap columns, I interest width.
+"""
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class History(NamedTuple):
+    """Jagged histories.
+
+    Attributes:
+        keys: one row a visit, oldest first, [T, D].
+        offsets: sample b's visits are rows offsets[b] to offsets[b+1], int64 [B+1]; empty ones are legal.
+        gaps: log(1 + hours) since the visit and log(1 + km) from it to the target item, [T, G].
+    """
+
+    keys: Tensor
+    offsets: Tensor
+    gaps: Tensor
+
+    @staticmethod
+    def from_padded(keys: Tensor, mask: Tensor, gaps: Tensor) -> "History":
+        """Jagged from padded: keys [B, L, D], mask bool [B, L] (True = a visit, anywhere in a row), gaps [B, L, G]."""
+        offsets = torch.zeros(mask.shape[0] + 1, dtype=torch.int64, device=mask.device)
+        offsets[1:] = mask.sum(dim=1).cumsum(0)
+        return History(keys[mask], offsets, gaps[mask])
+
+
+class InterestTower(nn.Module, ABC):
+    """Turns a target and a history into one interest vector.
+
+    A tower takes any query and any keys of one width, so it works with every embedding in front of it. It must
+    give zeros, never NaN, for an empty history, and must not depend on how the other samples are padded.
+
+    Args:
+        dim: width D of query and keys.
+        gaps: columns G of the history's gaps.
+    """
+
+    output_dim: int
+    """Width I of what ``forward`` returns; set by the subclass."""
+
+    def __init__(self, dim: int, gaps: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.gaps = gaps
+
+    @abstractmethod
+    def forward(self, query: Tensor, history: History) -> Tensor:
+        """query [B, D] and history to interest [B, I]."""
+
+
+TOWERS: dict[str, Callable[[int, int], InterestTower]] = {}
+
+
+def register_tower(name: str, tower: Callable[[int, int], InterestTower]) -> None:
+    """Make a tower known by name; a name can be taken once."""
+    if name in TOWERS:
+        raise ValueError(f"tower {name!r} is already registered as {TOWERS[name]}; choose another name")
+    TOWERS[name] = tower
+
+
+def build_tower(name: str, dim: int, gaps: int) -> InterestTower:
+    """A registered tower, or one of yours by ``package.module:Class``.
+
+    Raises:
+        ValueError: no such tower, or the module or class can't be found.
+    """
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            tower: Callable[[int, int], InterestTower] = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"tower {name!r}: {error}; expected package.module:Class that can be imported") from error
+        return tower(dim, gaps)
+    if name not in TOWERS:
+        raise ValueError(f"tower {name!r} does not exist; there are {', '.join(sorted(TOWERS))}, or package.module:Class")
+    return TOWERS[name](dim, gaps)
