@@ -1,0 +1,241 @@
+"""Arrow tables in the types of the schema, and the rows that break its rules. ``schema`` applies it to files."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .columns import Column, DataError, Kind
+
+OnBadRows = Literal["error", "skip"]
+
+
+class BadRows:
+    """What happens to rows that break the schema: the first one raises, or all are set aside and counted.
+
+    Args:
+        policy: ``"error"`` or ``"skip"``.
+        folder: where ``skip`` writes ``<file>.parquet`` for each file with bad rows: columns ``row`` (0-based in
+            that file), ``column``, ``reason``, then the row as it was.
+
+    Use it as a context manager (or call ``close``) so that the files are finished. ``counts`` maps
+    (file, column, reason) to a number of rows.
+    """
+
+    def __init__(self, policy: OnBadRows = "error", folder: Path | None = None) -> None:
+        if policy not in ("error", "skip"):
+            raise ValueError(f"on_bad_rows: got {policy!r}, expected 'error' or 'skip'")
+        if policy == "skip" and folder is None:
+            raise ValueError("on_bad_rows 'skip' needs a folder for the rows that are set aside; got None")
+        self.policy = policy
+        self.folder = folder
+        self.counts: Counter[tuple[str, str, str]] = Counter()
+        self._writers: dict[str, pq.ParquetWriter] = {}
+
+    def __enter__(self) -> "BadRows":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+    @property
+    def total(self) -> int:
+        """Rows set aside so far."""
+        return sum(self.counts.values())
+
+    def summary(self) -> list[dict[str, str | int]]:
+        """JSON-ready counts: one entry per file, column and reason, in the order of first appearance."""
+        return [{"file": f, "column": c, "reason": r, "rows": n} for (f, c, r), n in self.counts.items()]
+
+    def write(self, source: Path, name: str, rows: pa.Table) -> None:
+        """Set ``rows`` (row, column, reason, the original columns) of ``source`` aside in ``name``.parquet."""
+        assert self.folder is not None
+        for count in rows.group_by(["column", "reason"]).aggregate([([], "count_all")]).to_pylist():
+            self.counts[source.name, count["column"], count["reason"]] += count["count_all"]
+        if name not in self._writers:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._writers[name] = pq.ParquetWriter(self.folder / f"{name}.parquet", rows.schema)
+        self._writers[name].write_table(rows)
+
+
+# --- types -----------------------------------------------------------------------------------------------------
+
+
+def is_text(t: pa.DataType) -> bool:
+    if pa.types.is_dictionary(t):
+        t = t.value_type
+    return pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_string_view(t)
+
+
+def _is_path(t: pa.DataType) -> bool:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_list(t) for is_list in lists) and (is_text(t.value_type) or pa.types.is_null(t.value_type))
+
+
+def _is_number(t: pa.DataType) -> bool:
+    return pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_decimal(t)
+
+
+_KINDS: dict[Kind, tuple[str, Any]] = {
+    "id": ("integer or string", lambda t: pa.types.is_integer(t) or is_text(t)),
+    "text": ("string", is_text),
+    "path": ("list of string, or string", lambda t: _is_path(t) or is_text(t)),
+    "number": ("floating point or integer", _is_number),
+    "label": ("integer or boolean", lambda t: _is_number(t) or pa.types.is_boolean(t)),
+    "time": (
+        "timestamp, date, or integer seconds since 1970",
+        lambda t: pa.types.is_timestamp(t) or pa.types.is_date(t) or pa.types.is_integer(t),
+    ),
+}
+
+
+def check_type(file: Path, column: Column, got: pa.DataType) -> None:
+    expected, accepts = _KINDS[column.kind]
+    if accepts(got) or (pa.types.is_null(got) and column.nullable):
+        return
+    hint = f"cast the column to {expected.split(',')[0]}"
+    if column.kind == "id" and pa.types.is_floating(got):
+        hint += " (pandas turns integers with missing values into floats; use its Int64 type, or strings)"
+    raise DataError(f"{file}: column '{column.name}': got type {got}, expected {expected}; {hint}")
+
+
+def _is_listed(array: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text as paths of one level; null stays null."""
+    chunks = []
+    for chunk in array.chunks:
+        valid = chunk.is_valid()
+        offsets = np.zeros(len(chunk) + 1, np.int32)
+        np.cumsum(valid.to_numpy(zero_copy_only=False), out=offsets[1:])
+        chunks.append(pa.ListArray.from_arrays(pa.array(offsets), chunk.drop_null(), mask=pc.invert(valid)))
+    return pa.chunked_array(chunks, pa.list_(pa.string()))
+
+
+def _cast(array: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
+    """The column in its normal type; numbers, labels and times stay wide, so that the checks see every value."""
+    t = array.type
+    if column.kind == "id":
+        return array.cast(pa.int64() if pa.types.is_integer(t) or pa.types.is_null(t) else pa.string())
+    if column.kind == "path":
+        if pa.types.is_null(t):
+            return array.cast(column.type)
+        if is_text(t):
+            return _is_listed(array.cast(pa.string()))
+        return array.cast(column.type)
+    if column.kind == "time":
+        if pa.types.is_timestamp(t):
+            array = array.cast(pa.timestamp("s", t.tz), safe=False)
+        elif pa.types.is_date(t):
+            array = array.cast(pa.timestamp("s"), safe=False)
+        return array.cast(pa.int64())
+    if column.kind in ("number", "label"):
+        wide = array.cast(pa.int8()) if pa.types.is_boolean(t) else array
+        return wide.cast(pa.float64(), safe=False)
+    return array.cast(pa.string())
+
+
+# --- rows ------------------------------------------------------------------------------------------------------
+
+
+def as_mask(array: pa.ChunkedArray) -> np.ndarray:
+    return array.fill_null(False).to_numpy() if array.null_count else array.to_numpy()
+
+
+def _broken(array: pa.ChunkedArray, column: Column) -> np.ndarray | None:
+    """Rows of a cast column that have a value which breaks its rule (bool [n]); None where none can."""
+    if column.kind == "path":
+        found = []
+        for chunk in array.chunks:
+            bad = np.zeros(len(chunk), bool)
+            levels = chunk.flatten()
+            empty = pc.or_kleene(levels.is_null(), pc.equal(levels, "")).fill_null(False)
+            bad[pc.list_parent_indices(chunk).filter(empty).to_numpy()] = True
+            found.append(bad)
+        return np.concatenate(found) if found else None
+    if column.kind == "label":
+        return ~as_mask(pc.is_in(array, value_set=pa.array([0.0, 1.0]))) & as_mask(array.is_valid())
+    if column.kind in ("number", "time"):
+        bad = np.zeros(len(array), bool)
+        if column.kind == "number":
+            bad |= as_mask(pc.invert(pc.is_finite(array)))
+        if column.low is not None:
+            bad |= as_mask(pc.less(array, column.low))
+        if column.high is not None:
+            bad |= as_mask(pc.greater(array, column.high))
+        return bad
+    return None
+
+
+class Block:
+    """Rows of one file in normal form, with the first fault of each row."""
+
+    def __init__(self, file: Path, raw: pa.Table, first_row: int, columns: Sequence[Column]) -> None:
+        self.file, self.raw, self.first_row = file, raw, first_row
+        self.fault = np.zeros(raw.num_rows, np.int32)  # 1 + index into faults; 0 = good
+        self.faults: list[tuple[str, str]] = []  # column, expected
+        self.notes: dict[int, str] = {}  # row -> more about what was got there
+        self.columns: dict[str, pa.ChunkedArray] = {}
+        for column in columns:
+            if column.name not in raw.column_names:
+                self.columns[column.name] = pa.chunked_array([pa.nulls(raw.num_rows, column.type)])
+                continue
+            try:
+                array = _cast(raw[column.name], column)
+            except pa.ArrowInvalid as error:
+                raise DataError(
+                    f"{file}: column '{column.name}': got type {raw[column.name].type}, expected values that fit "
+                    f"{column.type} ({error}); write large ids as strings"
+                ) from error
+            if not column.nullable and array.null_count:
+                self.mark(column.name, f"{column.expected}, not null", as_mask(array.is_null()))
+            broken = _broken(array, column)
+            if broken is not None:
+                self.mark(column.name, column.expected, broken)
+            if column.kind == "path":
+                array = pc.if_else(pc.equal(pc.list_value_length(array), 0), pa.scalar(None, column.type), array)
+            self.columns[column.name] = array
+
+    def mark(self, column: str, expected: str, bad: np.ndarray) -> None:
+        if bad.any():
+            self.faults.append((column, expected))
+            self.fault[bad & (self.fault == 0)] = len(self.faults)
+
+    def finish(self, columns: Sequence[Column], bad_rows: BadRows, name: str) -> pa.Table:
+        """The good rows in their final types; bad ones raise or are set aside."""
+        bad = np.flatnonzero(self.fault)
+        if len(bad) and bad_rows.policy == "error":
+            row = int(bad[0])
+            column, expected = self.faults[self.fault[row] - 1]
+            more = f" ({len(bad):,} rows of this block are bad)" if len(bad) > 1 else ""
+            got = repr(self.raw[column][row].as_py()) + self.notes.get(row, "")
+            raise DataError(
+                f"{self.file}: row {self.first_row + row}, column '{column}': got {got}, expected {expected}; "
+                f"correct the row, or set bad rows aside with --on-bad-rows skip{more}"
+            )
+        good = pa.table(self.columns)
+        if len(bad):
+            aside = self.raw.take(pa.array(bad))
+            code = pa.array(self.fault[bad] - 1)
+            added = {
+                "row": pa.array(bad + self.first_row, pa.int64()),
+                "column": pa.array([c for c, _ in self.faults]).take(code),
+                "reason": pa.array([f"expected {e}" for _, e in self.faults]).take(code),
+            }
+            for position, (label, values) in enumerate(added.items()):
+                aside = aside.add_column(position, label, values)
+            bad_rows.write(self.file, name, aside)
+            good = good.filter(pa.array(self.fault == 0))
+        for position, column in enumerate(columns):
+            if column.kind in ("number", "label"):
+                good = good.set_column(position, column.name, good[column.name].cast(column.type, safe=False))
+        return good
