@@ -9,10 +9,9 @@ from ..data.batch import RankingBatch
 from ..data.features import HISTORY_GAPS, Features
 from ..embeddings.tables import Embedded, FeatureEmbeddings
 from .din import DIN, Dice
-from .tower import TOWERS, History, build_tower, register_tower
+from .tower import History, build_tower, register_tower
 
-if "din" not in TOWERS:
-    register_tower("din", DIN)
+register_tower("din", DIN)
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,58 @@
+"""Where this process stands: its rank, its device, its process groups."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One process of a run.
+
+    Attributes:
+        rank, world_size: in the whole run.
+        local_world_size: processes on this machine.
+        device: its GPU, or the CPU.
+        background: a gloo group of its own for checkpoints, which are written while training goes on.
+    """
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+    background: dist.ProcessGroup
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def runtime(seed: int, timeout: timedelta = timedelta(minutes=30)) -> Iterator[Runtime]:
+    """Join the process groups that torchrun describes, or make one of a single process; leave them at the end."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    try:
+        torch.manual_seed(seed + rank)
+        yield Runtime(
+            rank=rank,
+            world_size=world_size,
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+            device=device,
+            background=dist.new_group(backend="gloo", timeout=timeout),
+        )
+    finally:
+        dist.destroy_process_group()

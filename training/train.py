@@ -1,0 +1,353 @@
+"""Training: one loop for one process and for a thousand."""
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.tensorboard import SummaryWriter
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from tqdm import tqdm
+
+from ..data.batch import RankingBatch, SampleBatch
+from ..data.catalog import Catalog
+from ..data.features import FeatureConfig, build_features
+from ..data.loader import SampleLoader
+from ..data.manifest import environment, read_manifest, write_json
+from ..rankers.ranker import RankerConfig
+from .checkpoint import Checkpointer, load, newest_whole
+from .model import OptimizerConfig, Trainee, assemble, average_buffers, check_signature, signature
+from .predictions import validate
+from .runtime import Runtime, runtime
+from .sharding import ShardingConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """Train a ranker on prepared data."""
+
+    data: Path
+    """Folder that `placerank prepare` made."""
+    run: Path
+    """Folder of this run: config, metrics, checkpoints."""
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    """Which features the ranker sees."""
+    ranker: RankerConfig = field(default_factory=RankerConfig)
+    """The dense part."""
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+    """How tables are spread over ranks."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Learning rates."""
+    batch_size: int = 2048
+    """Samples a step and rank."""
+    epochs: int = 5
+    """Passes over the training split, at most."""
+    validate_every: int = 0
+    """Steps between validations; 0: at the end of each epoch."""
+    patience: int = 2
+    """Stop after so many validations in a row without a better AUC; 0: never."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints, besides the one at each validation; 0: none besides."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints kept; the best one is kept besides."""
+    log_every: int = 50
+    """Steps between lines in metrics.jsonl."""
+    precision: str = "fp32"
+    """fp32, or bf16 for the dense part (CUDA only)."""
+    seed: int = 0
+    """Of initial weights and of the order of samples."""
+    resume: bool = False
+    """Go on from the newest undamaged checkpoint of the run."""
+    overwrite: bool = False
+    """Remove what the run folder holds and start anew."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "keep_checkpoints", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        for name in ("validate_every", "patience", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision={self.precision!r}: expected fp32 or bf16")
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite are both set; choose one")
+
+
+def train(config: TrainConfig) -> Path:
+    """Train, validate, checkpoint; returns the run folder. Under torchrun, all ranks call it.
+
+    Raises:
+        FileExistsError: the run folder has a run in it, and neither resume nor overwrite is set.
+        ValueError: the data, the config or the checkpoint don't fit together.
+        FloatingPointError: the loss is no longer a number.
+    """
+    manifest = read_manifest(config.data, "prepared")
+    features = build_features(config.features, manifest["tables"], manifest["user_columns"])
+    with runtime(config.seed) as rt:
+        _open_run_folder(config, rt)
+        catalog = Catalog.load(config.data, features, rt.device)
+        loader = SampleLoader(
+            config.data, "train", config.batch_size, rank=rt.rank, world_size=rt.world_size, seed=config.seed, shuffle=True
+        )
+        history = manifest["splits"]["train"]["mean_history"]
+        trainee = assemble(
+            features, config.ranker, config.sharding, config.optimizer, rt, config.batch_size, history
+        )
+        if rt.is_first:
+            (config.run / "plan.txt").write_text(str(trainee.plan))
+        identity = {"signature": signature(features, config.ranker), "data": manifest["content_hash"]}
+        loop = _Loop(config, rt, catalog, loader, trainee, identity)
+        if config.resume:
+            loop.resume()
+        loop.run()
+    return config.run
+
+
+def _open_run_folder(config: TrainConfig, rt: Runtime) -> None:
+    if rt.is_first:
+        if config.overwrite:
+            shutil.rmtree(config.run, ignore_errors=True)
+        config.run.mkdir(parents=True, exist_ok=True)
+    dist.barrier()
+    if (config.run / "config.json").exists() and not config.resume:
+        raise FileExistsError(f"{config.run} holds a run; pass --resume to go on with it, or --overwrite to start anew")
+    dist.barrier()
+    if rt.is_first:
+        write_json(config.run / "config.json", config)
+        write_json(config.run / "environment.json", {**environment(), "world_size": rt.world_size})
+
+
+class _Loop:
+    """The training loop and what it must remember over a restart."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        rt: Runtime,
+        catalog: Catalog,
+        loader: SampleLoader,
+        trainee: Trainee,
+        identity: dict[str, Any],
+    ) -> None:
+        if config.precision == "bf16" and rt.device.type != "cuda":
+            raise ValueError(f"precision=bf16 needs CUDA, this rank runs on {rt.device}; use fp32")
+        self.config, self.rt, self.catalog, self.loader, self.trainee = config, rt, catalog, loader, trainee
+        self.identity = identity
+        self.checkpoints = Checkpointer(config.run / "checkpoints", config.keep_checkpoints, rt.background)
+        self.step = 0
+        self.validation = SampleLoader(
+            config.data, "valid", config.batch_size, rank=rt.rank, world_size=rt.world_size, seed=config.seed, shuffle=False
+        )
+        self.position = loader.state_dict()
+        self.best: dict[str, Any] = {"step": 0, "auc": -math.inf, "without_gain": 0}
+        self.window = torch.zeros(2, dtype=torch.float64)  # sum of losses, steps
+        self.window_start = time.perf_counter()
+
+    def run(self) -> None:
+        config, loader = self.config, self.loader
+        per_epoch = loader.steps_per_epoch
+        with tqdm(total=config.epochs * per_epoch, initial=self.step, unit="step", disable=self._quiet) as bar:
+            while self.position["epoch"] < config.epochs and not self._stopped():
+                for loss in self._steps(loader):
+                    self.step += 1
+                    self.trainee.scheduler.step()
+                    self.window += torch.tensor([loss.detach().double(), 1.0])
+                    bar.update()
+                    if self.step % config.log_every == 0:
+                        bar.set_postfix(loss=f"{self._log_train():.4f}")
+                    if config.validate_every and self.step % config.validate_every == 0:
+                        self._validate()
+                        if self._stopped():
+                            break
+                    elif config.checkpoint_every and self.step % config.checkpoint_every == 0:
+                        self._save()
+                if not config.validate_every:
+                    self._validate()
+        self._save()
+        self.checkpoints.wait()
+
+    def _steps(self, loader: SampleLoader) -> Iterator[Tensor]:
+        """Losses of the rest of this epoch; ``position`` follows the steps done, not the batches read ahead."""
+        positions: deque[dict[str, Any]] = deque()
+
+        def batches() -> Iterator[RankingBatch]:
+            for sample in loader:
+                positions.append(loader.state_dict())
+                yield self.catalog.expand(sample)
+
+        self.trainee.model.train()
+        advance = self._pipelined() if self.rt.device.type == "cuda" else self._plain
+        iterator = batches()
+        while True:
+            try:
+                loss = advance(iterator)
+            except StopIteration:
+                return
+            self.position = positions.popleft()
+            yield loss
+
+    def _forward(self, batch: RankingBatch) -> tuple[Tensor, Tensor]:
+        bf16 = self.config.precision == "bf16"
+        with torch.autocast("cuda", dtype=torch.bfloat16) if bf16 else nullcontext():
+            logits = self.trainee.model(batch)
+        return binary_cross_entropy_with_logits(logits, batch.label), logits
+
+    def _plain(self, batches: Iterator[RankingBatch]) -> Tensor:
+        loss, _ = self._forward(next(batches))
+        self.trainee.optimizer.zero_grad()
+        loss.backward()
+        self.trainee.optimizer.step()
+        return loss
+
+    def _pipelined(self) -> Callable[[Iterator[RankingBatch]], Tensor]:
+        losses: deque[Tensor] = deque()
+
+        def forward(batch: RankingBatch | None) -> tuple[Tensor, Tensor]:
+            assert batch is not None
+            loss, logits = self._forward(batch)
+            losses.append(loss)
+            return loss, logits
+
+        pipeline = TrainPipelineSparseDist(
+            self.trainee.model, self.trainee.optimizer, self.rt.device, custom_model_fwd=forward
+        )
+
+        def advance(batches: Iterator[RankingBatch]) -> Tensor:
+            pipeline.progress(batches)
+            return losses.popleft()
+
+        return advance
+
+    def _log_train(self) -> float:
+        """Write the mean loss of all ranks since the last line; returns it."""
+        total = self.window.clone()
+        dist.all_reduce(total)
+        loss = (total[0] / total[1]).item()
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {self.step}; lower optimizer.dense_lr or optimizer.table_lr, "
+                "or look for extreme values in the data"
+            )
+        seconds = time.perf_counter() - self.window_start
+        samples = self.window[1].item() * self.config.batch_size * self.rt.world_size
+        self._write("train", loss=loss, lr=self.trainee.scheduler.get_last_lr()[0], samples_per_s=samples / seconds)
+        self.window.zero_()
+        self.window_start = time.perf_counter()
+        return loss
+
+    def _validate(self) -> None:
+        if self.window[1] > 0:
+            self._log_train()
+        average_buffers(self.trainee.model)
+        self.trainee.model.eval()
+        metrics = validate(scorer(self.trainee.model, self.catalog), self.validation, self.config.run / ".validation")
+        self._write("valid", **metrics)
+        if metrics["auc"] > self.best["auc"]:
+            self.best = {"step": self.step, "auc": metrics["auc"], "without_gain": 0}
+        else:
+            self.best["without_gain"] += 1
+        self.checkpoints.protected = {self.best["step"]}
+        self._save()
+        if self.rt.is_first:
+            write_json(self.config.run / "best.json", self.best)
+        self.trainee.model.train()
+        self.window_start = time.perf_counter()
+
+    def _stopped(self) -> bool:
+        return 0 < self.config.patience <= self.best["without_gain"]
+
+    def _save(self) -> None:
+        if self.window[1] > 0:
+            self._log_train()
+        average_buffers(self.trainee.model)
+        trainer = {
+            **self.identity,
+            "epoch": self.position["epoch"],
+            "loader": self.position,
+            "scheduler": self.trainee.scheduler_state(),
+            "best": self.best,
+            "world_size": self.rt.world_size,
+        }
+        self.checkpoints.save(self.step, {**self.trainee.state(), "rng": self._rng()}, trainer)
+
+    def _rng(self) -> dict[str, Tensor]:
+        states = {f"cpu-{self.rt.rank:05d}": torch.get_rng_state()}
+        if self.rt.device.type == "cuda":
+            states[f"cuda-{self.rt.rank:05d}"] = torch.cuda.get_rng_state()
+        return states
+
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint, at whatever number of ranks it was saved; from the start if none."""
+        found = newest_whole(self.checkpoints.folder)
+        if found is None:
+            log.info("%s has no checkpoint yet: starting at step 0", self.config.run)
+            self._forget_after(0)
+            return
+        path, saved = found
+        check_signature(saved["signature"], self.identity["signature"], f"checkpoint {path}")
+        if saved["data"] != self.identity["data"]:
+            raise ValueError(
+                f"checkpoint {path} was trained on other data (content {saved['data'][:12]}, {self.config.data} has "
+                f"{self.identity['data'][:12]}); prepare the same data again, or train in another run folder"
+            )
+        state = self.trainee.state()
+        same_ranks = saved["world_size"] == self.rt.world_size
+        rng = self._rng() if same_ranks else {}
+        load(path, {**state, "rng": rng} if rng else state)
+        self.trainee.load_state(state)
+        self.trainee.load_scheduler(saved["scheduler"])
+        self.loader.load_state_dict(saved["loader"])
+        self.position = saved["loader"]
+        self.step, self.best = saved["step"], saved["best"]
+        self.checkpoints.protected = {self.best["step"]}
+        for name, value in rng.items():
+            torch.set_rng_state(value) if name.startswith("cpu") else torch.cuda.set_rng_state(value)
+        self._forget_after(self.step)
+        log.info("going on from step %d of %s", self.step, path)
+
+    def _forget_after(self, step: int) -> None:
+        """Drop the metrics of steps that will be done again."""
+        path = self.config.run / "metrics.jsonl"
+        if self.rt.is_first and path.exists():
+            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            path.write_text("".join(f"{line}\n" for line in kept))
+
+    @property
+    def _quiet(self) -> bool | None:
+        return None if self.rt.is_first else True
+
+    def _write(self, split: str, **values: float) -> None:
+        """One line of metrics.jsonl, and the same to TensorBoard."""
+        if not self.rt.is_first:
+            return
+        with open(self.config.run / "metrics.jsonl", "a") as f:
+            line = {k: v if math.isfinite(v) else None for k, v in values.items()}
+            f.write(json.dumps({"step": self.step, "epoch": self.position["epoch"], "split": split, **line}) + "\n")
+        with SummaryWriter(str(self.config.run / "tensorboard")) as board:
+            for name, value in values.items():
+                board.add_scalar(f"{split}/{name}", value, self.step)
+
+
+def scorer(model: torch.nn.Module, catalog: Catalog) -> Callable[[SampleBatch], Tensor]:
+    """Samples to logits, without gradients."""
+
+    @torch.no_grad()
+    def score(sample: SampleBatch) -> Tensor:
+        logits: Tensor = model(catalog.expand(sample))
+        return logits
+
+    return score
