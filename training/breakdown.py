@@ -51,7 +51,7 @@ class ItemFacts:
         popularity_bucket: 0 head, 1 mid, 2 tail.
         lat, lon: degrees, NaN = unknown.
         city: index into ``cities``; 0 = unknown.
-        cities: names, the first is "unknown".
+        cities: names, "unknown" first, then by number of items, the largest first.
     """
 
     name: NDArray[Any]
@@ -68,14 +68,19 @@ class ItemFacts:
         columns = ["name", "positives", "popularity_bucket", "lat", "lon", "city"]
         table = pq.read_table(prepared / "catalog.parquet", columns=columns).combine_chunks()
         city = pc.dictionary_encode(table["city"].cast("string").combine_chunks())
+        code = pc.fill_null(city.indices, -1).to_numpy().astype(np.int64) + 1
+        by_size = np.argsort(-np.bincount(code, minlength=len(city.dictionary) + 1)[1:], kind="stable") + 1
+        place = np.zeros(len(by_size) + 1, np.int64)
+        place[by_size] = np.arange(1, len(by_size) + 1)
+        names = np.array([UNKNOWN, *city.dictionary.to_pylist()], dtype=object)
         return cls(
             name=pc.fill_null(table["name"].cast("string"), "").to_numpy(),
             positives=pc.fill_null(table["positives"], 0).to_numpy().astype(np.int64),
             popularity_bucket=pc.fill_null(table["popularity_bucket"], 2).to_numpy().astype(np.int8),
             lat=table["lat"].to_numpy().astype(np.float64),
             lon=table["lon"].to_numpy().astype(np.float64),
-            city=pc.fill_null(city.indices, -1).to_numpy().astype(np.int64) + 1,
-            cities=[UNKNOWN, *city.dictionary.to_pylist()],
+            city=place[code],
+            cities=[UNKNOWN, *names[by_size]],
         )
 
     def __len__(self) -> int:

@@ -1,0 +1,75 @@
+"""A made-up evaluation: a prepared folder's catalog and scored samples of two cities."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from placerank.data.manifest import write_manifest
+from placerank.kernels.haversine import EARTH_RADIUS_KM
+from placerank.training.predictions import Predictions
+
+CITIES = {"Pisa": (43.7, 10.4), "Livorno": (43.55, 10.31), None: (43.4, 10.9)}
+
+
+def write_catalog(folder: Path, items: int, rng: np.random.Generator) -> pa.Table:
+    """catalog.parquet with row 0 = out of vocabulary and the columns that evaluation reads."""
+    city = rng.choice(3, items, p=[0.6, 0.3, 0.1])
+    lat, lon = np.array(list(CITIES.values()))[city].T + rng.normal(0, 0.03, (2, items))
+    positives = rng.zipf(1.5, items).clip(max=2000) - 1
+    place = np.argsort(np.argsort(-positives, kind="stable"))
+    bucket = np.select([place < items // 10, place < items // 2], [0, 1], 2)
+    lat[0] = lon[0] = np.nan
+    table = pa.table(
+        {
+            "name": [None, *(f"Trattoria <{i}> & Co" for i in range(1, items))],
+            "positives": pa.array(positives, pa.int64()),
+            "popularity_bucket": pa.array(bucket, pa.int8()),
+            "lat": lat,
+            "lon": lon,
+            "city": [None, *(list(CITIES)[c] for c in city[1:])],
+        }
+    )
+    pq.write_table(table, folder / "catalog.parquet")
+    return table
+
+
+def make_predictions(catalog: pa.Table, requests: int, rng: np.random.Generator) -> Predictions:
+    """Ten candidates a request, clicks by distance, popularity and taste; the model knows half of the taste."""
+    n = requests * 10
+    lat, lon = (catalog[c].to_numpy() for c in ("lat", "lon"))
+    item = rng.integers(1, len(lat), n)
+    at = np.repeat(rng.integers(1, len(lat), requests), 10)
+    km = np.hypot(lat[item] - lat[at], lon[item] - lon[at]) * np.pi / 180 * EARTH_RADIUS_KM
+    user = np.repeat(rng.integers(0, requests // 8 + 1, requests), 10)
+    taste = rng.normal(0, 1.2, n)
+    known = np.log1p(catalog["positives"].to_numpy()[item]) / 4 - np.log1p(km) / 2 - 1.5
+    truth = known + taste
+    unknown = np.repeat(rng.random(requests) < 0.1, 10)
+    probability = 1 / (1 + np.exp(-truth))
+    return Predictions(
+        request=np.repeat(rng.permutation(requests), 10),
+        user_index=user,
+        user_row=np.where(user % 5 == 0, 0, user).astype(np.int32),
+        item_row=item.astype(np.int32),
+        label=(rng.random(n) < probability).astype(np.float32),
+        logit=(known + taste * 0.7 + rng.normal(0, 0.5, n)).astype(np.float32),
+        time=np.repeat(1_600_000_000 + rng.integers(0, 14 * 86400, requests), 10),
+        visits=rng.poisson(0.3, n).astype(np.int32),
+        lat=np.where(unknown, np.nan, lat[at]).astype(np.float32),
+        lon=np.where(unknown, np.nan, lon[at]).astype(np.float32),
+        probability=probability.astype(np.float32),
+    )
+
+
+@pytest.fixture(scope="session")
+def fabricated(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """``data`` (a prepared folder with the catalog alone) and ``predictions`` (20,000 scored rows)."""
+    rng = np.random.default_rng(7)
+    data = tmp_path_factory.mktemp("prepared")
+    catalog = write_catalog(data, 400, rng)
+    write_manifest(data, "prepared", {})
+    return SimpleNamespace(data=data, predictions=make_predictions(catalog, 2_000, rng))
