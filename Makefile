@@ -1,0 +1,50 @@
+# Each target sets up by itself: make demo on a fresh checkout is enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+# Where a machine has CUDA, the other lock. Say LOCK=cpu or LOCK=gpu to choose.
+LOCK ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
+# PyPI's torch for Linux is the CUDA build; the CPU build is on this index, asked only if it can be reached.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --no-deps --no-compile
+
+.PHONY: help setup demo test check bench clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
+
+setup: $(STAMP) ## .venv with the locked versions; instant when nothing changed
+
+# The lock is complete, so nothing is resolved (--no-deps): one call takes torchrec without the CUDA fbgemm-gpu too.
+$(STAMP): requirements/common.txt requirements/$(LOCK).txt setup.py
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	index=; \
+	if [ $(LOCK) = cpu ] && curl -sfo /dev/null --max-time 10 $(TORCH_INDEX)/; then index="--extra-index-url $(TORCH_INDEX)"; fi; \
+	$(PIP) -r requirements/$(LOCK).txt $$index
+	$(PIP) --no-build-isolation --editable .
+	$(BIN)/placerank doctor
+	@touch $@
+
+demo: $(STAMP) ## a simulated city, all the way: simulate, prepare, train on two ranks, evaluate, export; in runs/demo
+	$(BIN)/placerank simulate --out runs/demo/raw --overwrite
+	$(BIN)/placerank prepare --input runs/demo/raw --out runs/demo/data --overwrite
+	$(BIN)/placerank train --data runs/demo/data --run runs/demo/din --nproc 2 --overwrite
+	$(BIN)/placerank evaluate --run runs/demo/din
+	$(BIN)/placerank export --run runs/demo/din --out runs/demo/export --overwrite
+
+test: $(STAMP) ## all tests; those that need a GPU are skipped where there is none
+	$(BIN)/pytest
+
+check: $(STAMP) ## lint, format, types, and that imports between folders run one way
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP) ## the quick benchmarks
+	@set -e; for script in $$(find benchmarks -name 'bench_*.py' | sort); do echo "== $$script"; $(BIN)/python $$script; done
+
+clean: ## removes .venv, caches and builds, not runs/
+	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The ``placerank`` command, one small file a subcommand."""

@@ -1,0 +1,78 @@
+"""The ``placerank`` command: picks the subcommand and turns our errors into one line.
+
+A subcommand's module is imported when it is called, so ``placerank --help`` does not wait for torch.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+
+COMMANDS = {
+    "doctor": "do the installed versions fit together, what can this machine do, how to mend what is wrong",
+    "simulate": "make a city of items, users and clicks",
+    "prepare": "tables of items and interactions to training samples",
+    "train": "train a ranker; --nproc 2 for two ranks, --resume to go on",
+    "evaluate": "metrics, baselines and a report of a trained ranker",
+    "export": "embedding tables and the scorer, for serving",
+}
+
+
+def usage() -> str:
+    """The text of ``placerank --help``."""
+    width = max(map(len, COMMANDS))
+    return "\n".join(
+        [
+            "usage: placerank COMMAND [options]",
+            "",
+            "Ranking models for places, on TorchRec sharded tables.",
+            "",
+            "commands, in the order of the data's way:",
+            *(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()),
+            "",
+            "placerank COMMAND --help lists the options of a command. They come from its defaults, then --config FILE,",
+            "then flags; --print-config shows the result. placerank --version prints the version.",
+        ]
+    )
+
+
+def complain(message: object) -> None:
+    """One line on stderr, with the rank where there are several."""
+    rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
+    print(f"placerank: error{rank}: {message}", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the console script exits with what this returns.
+
+    Returns:
+        0 when all went well, 1 when the step failed, 2 when the command or its settings were wrong.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(usage(), file=sys.stdout if args else sys.stderr)
+        return 0 if args else 2
+    if args[0] in ("-V", "--version"):
+        print(f"placerank {__version__}")
+        return 0
+    name, rest = args[0], args[1:]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(COMMANDS)}"
+        complain(f"no command {name!r}; {hint}")
+        return 2
+    try:
+        code: int = importlib.import_module(f".{name}", __package__).main(rest)
+        return code
+    except (ValueError, OSError, ImportError) as error:
+        if "--traceback" in rest:
+            raise
+        hint = " (placerank doctor tells what is missing)" if isinstance(error, ImportError) else ""
+        complain(f"{error}{hint}")
+        return 1
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return 130

@@ -1,0 +1,9 @@
+"""``placerank simulate``."""
+
+from ..data.simulate import SimulateConfig, simulate
+from .step import run_step
+
+
+def main(argv: list[str]) -> int:
+    """Run the step with settings from defaults, file and flags; returns the exit code."""
+    return run_step("simulate", SimulateConfig, simulate, argv)

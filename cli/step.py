@@ -1,0 +1,51 @@
+"""Runs a step (a function of one config) as a subcommand."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from .launch import launch
+from .settings import Options, RankOptions, parse, to_toml
+
+C = TypeVar("C")
+
+
+def run_step(name: str, config_type: type[C], step: Callable[[C], object], argv: list[str]) -> int:
+    """``placerank NAME``: parse, then run ``step`` in this process. Returns the exit code."""
+    settings, options = parse(f"placerank {name}", config_type, Options, argv)
+    return _run(name, settings, step, options)
+
+
+def run_step_on_ranks(name: str, config_type: type[C], step: Callable[[C], object], argv: list[str]) -> int:
+    """``placerank NAME``: as ``run_step``; ``--nproc N`` starts torchrun with N ranks of the same command.
+
+    Under torchrun (ours or the user's own, on one machine or many) it runs in this process.
+
+    Raises:
+        ValueError: ``--nproc`` under a torchrun that started another number of ranks here.
+    """
+    settings, options = parse(f"placerank {name}", config_type, RankOptions, argv)
+    if options.print_config or options.nproc == 1:
+        return _run(name, settings, step, options)
+    if "RANK" not in os.environ:
+        return launch([name, *argv], options.nproc)
+    started = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if started != options.nproc:
+        raise ValueError(
+            f"nproc: got {options.nproc} under a torchrun that started {started} ranks here; leave out --nproc"
+        )
+    return _run(name, settings, step, options)
+
+
+def _run(name: str, settings: C, step: Callable[[C], object], options: Options) -> int:
+    if options.print_config:
+        print(to_toml(settings), end="")
+        return 0
+    start = time.perf_counter()
+    result = step(settings)
+    if os.environ.get("RANK", "0") == "0":
+        wrote = f"{result}, " if isinstance(result, os.PathLike) else ""
+        print(f"placerank {name}: {wrote}{time.perf_counter() - start:.1f} s", file=sys.stderr)
+    return 0
