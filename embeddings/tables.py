@@ -82,9 +82,10 @@ class FeatureEmbeddings(nn.Module):
         """Look up a batch; with sharded tables this is where ranks exchange ids and rows."""
         rows = self.sequence(batch.sequence)
         history = [rows[key] for key in self.features.history_keys]
+        pooled = self.pooled(batch.pooled)  # a sharded collection orders its keys by rank, not as configured
         return Embedded(
             query=torch.cat([rows[key].values() for key in self.features.target_keys], dim=1),
             keys=torch.cat([h.values() for h in history], dim=1),
             offsets=history[0].offsets(),
-            pooled=self.pooled(batch.pooled).values(),
+            pooled=torch.cat([pooled[key] for key in self.features.pooled_keys], dim=1),
         )

@@ -1,0 +1,51 @@
+"""Fixtures that tests of several folders share."""
+
+import multiprocessing
+import runpy
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+_RUNNER = str(Path(__file__).with_name("rank_main.py"))
+
+
+@pytest.fixture
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
+    """``ranks(2, function, *args)``: run a module-level function on gloo ranks; what each returned, by rank.
+
+    Processes are forked from a server that has imported torchrec once, so a launch takes a fraction of a second.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torchrec", "placerank.training.train"])
+
+    def run(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
+        out = tmp_path_factory.mktemp("ranks")
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        job = (function.__code__.co_filename, function.__name__, args)
+        processes = [
+            context.Process(
+                target=runpy.run_path,
+                args=(_RUNNER,),
+                kwargs={"init_globals": {"JOB": (*job, rank, world_size, port, str(out))}},
+            )
+            for rank in range(world_size)
+        ]
+        for p in processes:
+            p.start()
+        deadline = time.monotonic() + timeout
+        for p in processes:
+            p.join(max(0.0, deadline - time.monotonic()))
+        codes = [p.exitcode for p in processes]
+        for p in processes:
+            p.kill()
+        assert codes == [0] * world_size, f"ranks ended with {codes} (None: still running after {timeout} s)"
+        return [torch.load(out / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
+
+    return run
