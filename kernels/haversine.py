@@ -15,16 +15,17 @@ def haversine_km(lat1: Tensor, lon1: Tensor, lat2: Tensor, lon2: Tensor) -> Tens
     Returns:
         km, broadcast shape, in the inputs' promoted dtype. NaN where an input is NaN.
 
-    The half-angle sines keep it exact at short range; ``atan2`` keeps it exact near the antipode, where
-    the usual ``asin`` form loses half of the digits. In float32 the coordinates themselves are good to
-    about a metre.
+    With h the haversine of the angle, 1 - h is the haversine to the antipode, which is computed by itself: neither
+    end of the range loses digits, as ``asin(sqrt(h))`` does near the antipode. In float32 the coordinates themselves
+    are good to about a metre.
     """
     phi1, phi2 = torch.deg2rad(lat1), torch.deg2rad(lat2)
-    half_dlat = torch.deg2rad(lat2 - lat1) / 2
+    half_dlat, half_sum = torch.deg2rad(lat2 - lat1) / 2, torch.deg2rad(lat1 + lat2) / 2
     half_dlon = torch.deg2rad(lon2 - lon1) / 2
-    a = torch.sin(half_dlat) ** 2 + torch.cos(phi1) * torch.cos(phi2) * torch.sin(half_dlon) ** 2
-    a = a.clamp(0, 1)
-    return 2 * EARTH_RADIUS_KM * torch.atan2(a.sqrt(), (1 - a).sqrt())
+    cosines = torch.cos(phi1) * torch.cos(phi2)
+    h = torch.sin(half_dlat) ** 2 + cosines * torch.sin(half_dlon) ** 2
+    rest = torch.sin(half_sum) ** 2 + cosines * torch.cos(half_dlon) ** 2
+    return 2 * EARTH_RADIUS_KM * torch.atan2(h.clamp(min=0).sqrt(), rest.clamp(min=0).sqrt())
 
 
 def unit_vectors(lat: Tensor, lon: Tensor) -> Tensor:

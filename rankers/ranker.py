@@ -8,10 +8,8 @@ from torch import Tensor, nn
 from ..data.batch import RankingBatch
 from ..data.features import HISTORY_GAPS, Features
 from ..embeddings.tables import Embedded, FeatureEmbeddings
-from .din import DIN, Dice
-from .tower import History, build_tower, register_tower
-
-register_tower("din", DIN)
+from .din import Dice
+from .tower import History, build_tower
 
 
 @dataclass(kw_only=True)

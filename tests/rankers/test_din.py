@@ -1,0 +1,128 @@
+"""DIN against the paper's equations, written as a loop over samples and visits."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from placerank.rankers.din import DIN, Dice
+from placerank.rankers.tower import TOWERS, History, build_tower, register_tower
+from torch import Tensor
+
+D, G = 8, 2
+
+
+def make_tower(name: str = "din", seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    tower = build_tower(name, D, G)
+    for module in tower.modules():
+        if isinstance(module, Dice):
+            torch.nn.init.normal_(module.alpha)
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return tower
+
+
+def make_history(lengths: list[int], seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, History]:
+    g = torch.Generator().manual_seed(seed)
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    total = sum(lengths)
+    query = torch.randn(len(lengths), D, generator=g, dtype=dtype)
+    return query, History(torch.randn(total, D, generator=g, dtype=dtype), offsets, torch.rand(total, G, generator=g, dtype=dtype))
+
+
+def din_by_hand(tower: DIN, query: Tensor, history: History) -> Tensor:
+    """Equation 2 of the paper, a visit at a time, with the unit on the concatenation [q, k, q - k, q * k, gaps]."""
+    q_weight, bias = tower.from_query.weight, tower.from_query.bias
+    k_weight, product_weight, gap_weight = tower.from_visit.weight.split([D, D, G], dim=1)
+    # any split of the difference's part between q and k gives the same unit: here half of k's weight goes to it
+    full = torch.cat([q_weight + k_weight / 2, k_weight / 2, -k_weight / 2, product_weight, gap_weight], dim=1)
+    rows = []
+    for b in range(query.shape[0]):
+        interest = torch.zeros(D)
+        for t in range(int(history.offsets[b]), int(history.offsets[b + 1])):
+            q, k = query[b], history.keys[t]
+            unit = full @ torch.cat([q, k, q - k, q * k, history.gaps[t]]) + bias
+            weight = tower.rest(tower.first_activation(unit[None]))[0, 0]
+            interest = interest + weight * k
+        rows.append(interest)
+    return torch.stack(rows) if rows else torch.zeros(0, D)
+
+
+@pytest.mark.parametrize("lengths", [[3, 1, 4], [0, 2, 0], [0], [0, 0], [1], [17, 0, 0, 5, 1], []])
+def test_din_equals_the_paper_by_hand(lengths: list[int]) -> None:
+    tower = make_tower().eval()
+    query, history = make_history(lengths)
+    torch.testing.assert_close(tower(query, history), din_by_hand(tower, query, history), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(TOWERS))
+@settings(deadline=None, max_examples=25)
+@given(lengths=st.lists(st.integers(0, 6), min_size=1, max_size=6), extra=st.integers(0, 5), seed=st.integers(0, 99))
+def test_padded_equals_jagged(name: str, lengths: list[int], extra: int, seed: int) -> None:
+    tower = make_tower(name).eval()
+    query, history = make_history(lengths, seed)
+    width = max(lengths) + extra
+    mask = torch.rand(len(lengths), width, generator=torch.Generator().manual_seed(seed)).argsort(1) < torch.tensor(
+        lengths
+    ).unsqueeze(1)
+    padded, gaps = torch.full((len(lengths), width, D), torch.nan), torch.full((len(lengths), width, G), torch.nan)
+    padded[mask], gaps[mask] = history.keys, history.gaps
+    out = tower(query, History.from_padded(padded, mask, gaps))
+    torch.testing.assert_close(out, tower(query, history))
+    assert out.shape == (len(lengths), tower.output_dim)
+    assert not out[torch.tensor(lengths) == 0].any(), "an empty history gives zeros"
+
+
+@pytest.mark.parametrize("name", sorted(TOWERS))
+def test_other_samples_do_not_matter(name: str) -> None:
+    tower = make_tower(name).eval()
+    query, history = make_history([4, 0, 9])
+    alone = History(history.keys[4:], torch.tensor([0, 9]), history.gaps[4:])
+    torch.testing.assert_close(tower(query[2:], alone)[0], tower(query, history)[2])
+
+
+@pytest.mark.parametrize("name", sorted(TOWERS))
+@pytest.mark.parametrize("lengths", [[3, 1], [0, 2], [1], [0, 0]])
+def test_every_parameter_gets_a_finite_gradient_in_training(name: str, lengths: list[int]) -> None:
+    tower = make_tower(name).train()
+    query, history = make_history(lengths)
+    history.keys.requires_grad_()
+    tower(query, history).square().sum().backward()
+    for parameter in [history.keys, *tower.parameters()]:
+        assert parameter.grad is not None and parameter.grad.isfinite().all()
+
+
+def test_gradients_are_those_of_the_hand_written_sum() -> None:
+    tower = make_tower().eval()
+    query, history = make_history([3, 0, 2])
+    inputs = [query.requires_grad_(), history.keys.requires_grad_(), *tower.parameters()]
+    fast = torch.autograd.grad(tower(query, history).square().sum(), inputs)
+    slow = torch.autograd.grad(din_by_hand(tower, query, history).square().sum(), inputs)
+    for a, b in zip(fast, slow, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_dice_equals_its_equation_and_its_limits() -> None:
+    dice = Dice(3)
+    with torch.no_grad():
+        dice.alpha.copy_(torch.tensor([0.0, 0.25, 1.0]))
+    s = torch.randn(50, 3) * 3 + 1
+    p = torch.sigmoid((s - s.mean(0)) / (s.var(0, unbiased=False) + 1e-8).sqrt())
+    torch.testing.assert_close(dice(s), p * s + (1 - p) * dice.alpha * s)
+    torch.testing.assert_close(dice(s)[:, 2], s[:, 2])  # alpha = 1 is the identity
+    before = dice.running_mean.clone()
+    assert dice(s[:1]).isfinite().all() and dice(s[:0]).shape == (0, 3)
+    torch.testing.assert_close(dice.running_mean, before)  # one row says nothing of a variance
+
+
+def test_a_tower_that_does_not_exist_is_told() -> None:
+    with pytest.raises(ValueError, match=r"tower 'dinn' does not exist; there are din, or package.module:Class"):
+        build_tower("dinn", D, G)
+    with pytest.raises(ValueError, match=r"tower 'placerank.rankers.din:DNI': .*expected package.module:Class"):
+        build_tower("placerank.rankers.din:DNI", D, G)
+    with pytest.raises(ValueError, match="tower 'din' is already registered"):
+        register_tower("din", DIN)
+
+
+def test_a_tower_of_ones_own_by_its_path() -> None:
+    assert isinstance(build_tower("placerank.rankers.din:DIN", D, G), DIN)
