@@ -7,7 +7,7 @@ STAMP := $(VENV)/.stamp
 LOCK ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 # PyPI's torch for Linux is the CUDA build; the CPU build is on this index, asked only if it can be reached.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-PIP := $(BIN)/pip --disable-pip-version-check install --quiet --no-deps --no-compile
+PIP := $(BIN)/pip --disable-pip-version-check install -qq --no-deps --no-compile
 
 .PHONY: help setup demo test check bench clean
 .DEFAULT_GOAL := help
@@ -41,7 +41,7 @@ check: $(STAMP) ## lint, format, types, and that imports between folders run one
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 bench: $(STAMP) ## the quick benchmarks
 	@set -e; for script in $$(find benchmarks -name 'bench_*.py' | sort); do echo "== $$script"; $(BIN)/python $$script; done

@@ -53,7 +53,7 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=packages(),
-    package_data={"": ["py.typed", "*.html", "*.js", "*.css", "*.json", "*.toml"]},
+    package_data={"": ["py.typed", "**/*.html", "**/*.js", "**/*.css", "**/*.json", "**/*.toml"]},
     entry_points={"console_scripts": ["placerank=placerank.cli.main:main"]},
     install_requires=[
         TORCH,
@@ -66,7 +66,7 @@ setup(
         "matplotlib>=3.9",
         "plotly>=6",
         "tensorboard>=2.18",
-        "packaging>=24",
+        "psutil>=6",
         "rich>=14",
         "tyro>=1.0",
         # torchrec's own needs but fbgemm-gpu, so that torchrec itself can be installed with --no-deps

@@ -175,7 +175,7 @@ def report(facts: Facts, found: list[Problem], console: Console) -> None:
         error = facts.errors.get(name)
         return "" if error is None else "loads" if not error else f"[red]{error}[/]"
 
-    kinds = [name for name in ("fbgemm-gpu", "fbgemm-gpu-cpu") if name in facts.versions] or ["fbgemm"]
+    kinds: list[str] = [name for name in ("fbgemm-gpu", "fbgemm-gpu-cpu") if name in facts.versions] or ["fbgemm"]
     table = Table(box=None, pad_edge=False, show_header=False)
     for _ in range(3):
         table.add_column(overflow="fold")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
+from .settings import SettingsError
 
 COMMANDS = {
     "doctor": "do the installed versions fit together, what can this machine do, how to mend what is wrong",
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         hint = " (placerank doctor tells what is missing)" if isinstance(error, ImportError) else ""
         complain(f"{error}{hint}")
-        return 1
+        return 2 if isinstance(error, SettingsError) else 1
     except KeyboardInterrupt:
         complain("interrupted")
         return 130

@@ -6,6 +6,7 @@ against the types, and a config's ``__post_init__`` sees only the final ones.
 
 import dataclasses
 import difflib
+import inspect
 import json
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -19,9 +20,13 @@ C = TypeVar("C")
 O = TypeVar("O", bound="Options")  # noqa: E741
 
 
+class SettingsError(ValueError):
+    """The flags or the file of a command are wrong; nothing has run yet."""
+
+
 @dataclass(kw_only=True)
 class Options:
-    """options of every command"""
+    """Options of every command, beside its settings."""
 
     config: Path | None = None
     """A TOML file (or the config.json of a run) whose keys override the defaults; flags override the file."""
@@ -33,7 +38,7 @@ class Options:
 
 @dataclass(kw_only=True)
 class RankOptions(Options):
-    """options of every command"""
+    """Options of a command that can run on several ranks."""
 
     nproc: int = 1
     """Ranks to run on this machine; more than one starts torchrun."""
@@ -46,11 +51,10 @@ class RankOptions(Options):
 def parse(prog: str, config_type: type[C], options_type: type[O], argv: list[str]) -> tuple[C, O]:
     """The settings of a command and its options.
 
-    Wrong flags and values end the process with code 2 and a message; so do ``ValueError`` of ``__post_init__``.
+    Unknown flags and values of a wrong type end the process with code 2 and a message, ``--help`` with code 0.
 
     Raises:
-        ValueError: the config file has an unknown key, or is not TOML or JSON.
-        FileNotFoundError: there is no such config file.
+        SettingsError: the config file cannot be read or has an unknown key, or a config's ``__post_init__`` refused.
     """
     both = dataclasses.make_dataclass(
         config_type.__name__,
@@ -60,9 +64,13 @@ def parse(prog: str, config_type: type[C], options_type: type[O], argv: list[str
         ],
         kw_only=True,
     )
-    path = config_path(argv)
-    from_file = file_flags(path, config_type) if path else []
-    parsed: Any = tyro.cli(both, prog=prog, description=config_type.__doc__, args=[*from_file, *argv])
+    description = inspect.cleandoc(config_type.__doc__ or "").partition("\n\nAttributes:")[0]
+    try:
+        path = config_path(argv)
+        from_file = file_flags(path, config_type) if path else []
+        parsed: Any = tyro.cli(both, prog=prog, description=description, args=[*from_file, *argv])
+    except (ValueError, OSError) as error:
+        raise SettingsError(str(error)) from error
     return parsed.settings, parsed.options
 
 
@@ -143,4 +151,6 @@ def _toml_value(value: Any) -> str:
         return "[" + ", ".join(map(_toml_value, value)) + "]"
     if isinstance(value, bool):
         return str(value).lower()
-    return repr(value) if isinstance(value, (int, float)) else json.dumps(str(value), ensure_ascii=False)
+    if isinstance(value, (int, float)):
+        return repr(value)
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML wants this one escaped too

@@ -1,0 +1,110 @@
+"""The house: links, the wheel, the lock, and that our folders' names shadow nobody's packages."""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
+
+
+def test_every_code_folder_has_its_link() -> None:
+    links = {path.name: os.readlink(path) for path in (ROOT / "src/placerank").iterdir() if path.is_symlink()}
+    assert {"cli", "data", "embeddings", "kernels", "rankers", "training"} <= set(FOLDERS)
+    assert links == {name: f"../../{name}" for name in FOLDERS}
+
+
+def test_wheel_holds_every_file(tmp_path: Path) -> None:
+    """Built from a copy, as setuptools leaves its work beside the sources."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("src", *FOLDERS):
+        ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
+    (source / "data/templates").mkdir()
+    (source / "data/templates/page.html").write_text("<html>")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(source)], check=True, capture_output=True, timeout=120)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        held = {name for name in wheel.namelist() if name.startswith("placerank/")}
+        (top,) = (name for name in wheel.namelist() if name.endswith("top_level.txt"))
+        assert wheel.read(top).decode().split() == ["placerank"]
+    paths = (path for name in FOLDERS for path in (source / name).rglob("*") if path.is_file())
+    files = {f"placerank/{path.relative_to(source)}" for path in paths}
+    assert held == files | {"placerank/__init__.py", "placerank/py.typed"}
+
+
+def starts() -> list[list[str]]:
+    """The ways to start the command: the console script, and the module (as torchrun does)."""
+    script = shutil.which("placerank", path=str(Path(sys.executable).parent))
+    assert script, "the console script is not installed: run make setup"
+    return [[script], ["-m", "placerank.cli"]]
+
+
+@pytest.mark.parametrize("start", [0, 1], ids=["script", "module"])
+def test_nothing_is_shadowed_at_the_root(start: int) -> None:
+    """Started in the root, the process must not see our folders as top-level packages.
+
+    ``-i`` goes on with the code on stdin in the same process when the command has ended.
+    """
+    code = f"""
+import importlib.util, pathlib
+root = pathlib.Path({str(ROOT)!r})
+specs = {{name: importlib.util.find_spec(name) for name in {FOLDERS!r}}}
+ours = [n for n, s in specs.items() if s and any(pathlib.Path(p).parent == root for p in s.submodule_search_locations)]
+print("shadowed", ours)
+if importlib.util.find_spec("transformers"): import transformers
+
+print("done")
+"""
+    env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    command = [sys.executable, "-i", *starts()[start], "--version"]
+    run = subprocess.run(command, input=code, capture_output=True, text=True, cwd=ROOT, env=env, timeout=120)
+    assert run.stdout.splitlines()[0].startswith("placerank ")
+    assert run.stdout.splitlines()[1:] == ["shadowed []", "done"], run.stderr
+
+
+def lock(name: str) -> dict[str, str]:
+    """Package -> version of a lock and the files it includes."""
+    pins: dict[str, str] = {}
+    for line in (ROOT / "requirements" / name).read_text().splitlines():
+        if line.startswith("-r "):
+            pins |= lock(line[3:])
+        elif line and not line.startswith("#"):
+            package, version = line.split("==")
+            pins[canonicalize_name(package)] = version
+    return pins
+
+
+def test_cpu_lock_is_complete() -> None:
+    """What setup.py and every locked package ask for is in the lock, in a version that satisfies it."""
+    pins = lock("cpu.txt")
+    for name in [*pins, "placerank"]:
+        for text in importlib.metadata.requires(name) or []:
+            need = Requirement(text)
+            extra = "dev" if name == "placerank" else ""
+            if need.marker and not need.marker.evaluate({"extra": extra}):
+                continue
+            wanted = canonicalize_name(need.name)
+            if (name, wanted) == ("torchrec", "fbgemm-gpu"):
+                continue  # the CUDA one: why the lock is installed with --no-deps
+            assert wanted in pins, f"{name} needs {text}: add it to requirements/"
+            assert need.specifier.contains(pins[wanted]), f"{name} needs {text}, locked is {pins[wanted]}"
+
+
+def test_gpu_lock_differs_only_in_what_is_cuda() -> None:
+    cpu, gpu = lock("cpu.txt"), lock("gpu.txt")
+    assert set(cpu) - set(gpu) == {"fbgemm-gpu-cpu"}
+    assert all(re.match(r"nvidia-|cuda-|triton$|fbgemm-gpu$", name) for name in set(gpu) - set(cpu))
+    assert all(gpu[name] == cpu[name] for name in set(cpu) & set(gpu))
