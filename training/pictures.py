@@ -1,0 +1,244 @@
+"""Charts of an evaluation, drawn with matplotlib in colours that the report's style sheet can swap.
+
+Every chart is drawn in the colours of ``THEME`` below and returned as SVG text to put into a page: ``themed_svg``
+replaces each colour by its CSS variable, so one picture serves light and dark, and text stays text.
+"""
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+# name of the CSS variable -> colour on a light ground. All differ: they are told apart by their value.
+THEME = {
+    "ink": "#1c2430",
+    "muted": "#66707f",
+    "line": "#d8dce3",
+    "model": "#0b7a75",
+    "oracle": "#c98a00",
+    "popularity": "#8b5fbf",
+    "visits": "#3f7fd1",
+    "nearest": "#d0605e",
+}
+FONT = ["Inter", "Segoe UI", "Helvetica Neue", "Arial", "DejaVu Sans"]
+_STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # for measuring; the page's own font is drawn
+    "font.size": 10,
+    "text.color": THEME["ink"],
+    "axes.labelcolor": THEME["muted"],
+    "axes.edgecolor": THEME["line"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "xtick.color": THEME["muted"],
+    "ytick.color": THEME["muted"],
+    "grid.color": THEME["line"],
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "placerank",  # the same rows give the same bytes
+}
+_MARKERS = {"popularity": "^", "visits": "s", "nearest": "v", "oracle": "D"}
+
+
+def themed_svg(draw: Callable[[], Figure]) -> str:
+    """Draw a figure and return it as SVG text whose colours are CSS variables and whose width follows the page."""
+    with rc_context(_STYLE):
+        text = io.StringIO()
+        draw().savefig(text, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for name, colour in THEME.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    svg = re.sub(r"font: ([^;\"]*?)(\d+(?:\.\d+)?px)[^;\"]*", r"font-size: \2", svg)  # the family comes from the page
+    return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1)
+
+
+def save_png(draw: Callable[[], Figure], path: Any, dpi: int = 150) -> None:
+    """The same figure on a white ground, for a README."""
+    with rc_context(_STYLE | {"font.sans-serif": FONT, "figure.facecolor": "white"}):
+        draw().savefig(path, dpi=dpi, bbox_inches="tight", pad_inches=0.25, metadata={"Software": "placerank"})
+
+
+def _figure(width: float, height: float, columns: int = 1, **grid: Any) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(np.atleast_1d(figure.subplots(1, columns, **grid)).flat)
+
+
+def ladder(scorers: dict[str, dict[str, Any]]) -> Figure:
+    """AUC of all scorers on one line from chance to the best."""
+    figure, (ax,) = _figure(9, 0.42 * len(scorers) + 0.9)
+    draw_ladder(ax, scorers)
+    return figure
+
+
+def draw_ladder(ax: Axes, scorers: dict[str, dict[str, Any]]) -> None:
+    known = {name: s for name, s in scorers.items() if s["auc"] is not None}
+    names = sorted(known, key=lambda name: known[name]["auc"])
+    for y, name in enumerate(names):
+        value = known[name]["auc"]
+        strong = name in ("model", "oracle")
+        ax.barh(y, value - 0.5, left=0.5, height=0.62, color=THEME[name], alpha=1.0 if strong else 0.55)
+        ax.annotate(
+            f"{value:.3f}",
+            (max(value, 0.5), y),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            weight="bold" if strong else "normal",
+        )
+    ax.set_yticks(range(len(names)), [known[name]["title"] for name in names])
+    ax.tick_params(axis="y", length=0, labelcolor=THEME["ink"])
+    values = [s["auc"] for s in known.values()]
+    ax.set_xlim(min(0.5, *values, 0.5) - 0.004, max(*values, 0.6) * 1.06 - 0.02)
+    ax.axvline(0.5, color=THEME["muted"], linewidth=1)
+    ax.set_xlabel("AUC (0.5 = chance)")
+    ax.spines["left"].set_visible(False)
+
+
+def learning_curve(lines: Sequence[dict[str, Any]], best_step: int | None) -> Figure:
+    """Loss (train and validation) and validation AUC over the steps."""
+    figure, axes = _figure(9, 3.2, 2)
+    draw_loss(axes[0], lines, best_step)
+    draw_valid_auc(axes[1], lines, best_step)
+    return figure
+
+
+def _series(lines: Sequence[dict[str, Any]], split: str, *names: str) -> tuple[list[float], list[float]]:
+    points = [
+        (line["step"], line[name])
+        for line in lines
+        for name in names
+        if line.get("split") == split and line.get(name) is not None
+    ]
+    return [p[0] for p in points], [p[1] for p in points]
+
+
+def draw_loss(ax: Axes, lines: Sequence[dict[str, Any]], best_step: int | None) -> None:
+    ax.plot(*_series(lines, "train", "loss"), color=THEME["muted"], linewidth=1.2, label="training")
+    ax.plot(
+        *_series(lines, "valid", "loss", "log_loss"), color=THEME["model"], marker="o", markersize=4, label="validation"
+    )
+    ax.set(title="Loss (nats)", xlabel="step")
+    ax.legend(loc="upper right")
+    _mark_step(ax, best_step)
+
+
+def draw_valid_auc(ax: Axes, lines: Sequence[dict[str, Any]], best_step: int | None) -> None:
+    steps, values = _series(lines, "valid", "auc")
+    ax.plot(steps, values, color=THEME["model"], marker="o", markersize=4)
+    ax.set(title="Validation AUC", xlabel="step")
+    _mark_step(ax, best_step)
+    if best_step in steps:
+        at = values[steps.index(best_step)]
+        ax.annotate(f"best {at:.4f}", (best_step, at), xytext=(0, -14), textcoords="offset points", ha="center")
+    ax.margins(y=0.2)
+
+
+def _mark_step(ax: Axes, step: int | None) -> None:
+    ax.grid(axis="y", linewidth=0.6)
+    ax.set_axisbelow(True)
+    if step:
+        ax.axvline(step, color=THEME["line"], linewidth=1.5, zorder=0)
+
+
+def overview(metrics: dict[str, Any], lines: Sequence[dict[str, Any]]) -> Figure:
+    """For a README: the ladder, the validation AUC over the steps, and AUC by popularity of the item."""
+    figure, axes = _figure(12, 3.4, 2, width_ratios=[1.25, 1])
+    draw_ladder(axes[0], metrics["scorers"])
+    axes[0].set_title("Model against scores that need no model")
+    draw_valid_auc(axes[1], lines, None)
+    return figure
+
+
+def slices(parts: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
+    """AUC of every slice: a bar for the model, marks for the others, one block for each slicing.
+
+    Args:
+        parts: values of ``metrics["slices"]``.
+        names: scorers to show, "model" among them.
+    """
+    rows = [(part, i) for part in parts for i in range(len(part["scorers"]["model"]))]
+    figure, (ax,) = _figure(9, 0.29 * len(rows) + 0.42 * len(parts) + 0.8)
+    lowest, highest, y = 0.5, 0.6, 0.0
+    transform = ax.get_yaxis_transform()
+    for part in parts:
+        ax.text(0, y, part["title"], transform=transform, weight="bold", va="center")
+        y += 1.0
+        for i, bar in enumerate(part["scorers"]["model"]):
+            ax.text(-0.012, y, bar["label"], transform=transform, ha="right", va="center")
+            ax.text(
+                1.01, y, f"{bar['rows']:,}", transform=transform, ha="left", va="center", color=THEME["muted"], size=9
+            )
+            if bar["auc"] is None:
+                ax.text(0.505, y, bar.get("note", "undefined"), va="center", color=THEME["muted"], style="italic", size=9)
+            else:
+                ax.barh(y, bar["auc"] - 0.5, left=0.5, height=0.62, color=THEME["model"], alpha=0.9)
+                error = 1.96 * bar["auc_standard_error"]
+                ax.plot([bar["auc"] - error, bar["auc"] + error], [y, y], color=THEME["ink"], linewidth=1.2)
+            for name in names:
+                value = part["scorers"][name][i]["auc"]
+                if value is None:
+                    continue
+                lowest, highest = min(lowest, value), max(highest, value)
+                if name != "model":
+                    ax.plot(value, y, _MARKERS[name], color=THEME[name], markersize=5.5, markeredgecolor="none")
+            y += 1.0
+        y += 0.45
+    ax.set_ylim(y - 0.6, -0.8)
+    ax.set_xlim(max(lowest - 0.02, 0), min(highest + 0.03, 1.005))
+    ax.axvline(0.5, color=THEME["muted"], linewidth=1)
+    ax.set_yticks([])
+    ax.spines["left"].set_visible(False)
+    ax.grid(axis="x", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.set_xlabel("AUC within the slice")
+    ax.text(1.01, -0.8, "rows", transform=transform, color=THEME["muted"], size=9, va="center")
+    return figure
+
+
+def calibration(curve: dict[str, Sequence[float]], predicted: np.ndarray, label: np.ndarray) -> Figure:
+    """Reliability curve, and how the predictions of positives and of negatives are spread."""
+    figure, axes = _figure(9, 3.6, 2)
+    ax = axes[0]
+    top = max(*curve["predicted"], *curve["observed"], 0.05) * 1.06
+    ax.plot([0, top], [0, top], color=THEME["muted"], linewidth=1, linestyle=(0, (4, 3)))
+    p, n = np.array(curve["observed"]), np.array(curve["rows"])
+    ax.errorbar(
+        curve["predicted"],
+        p,
+        yerr=1.96 * np.sqrt(np.maximum(p * (1 - p), 0) / n),
+        color=THEME["model"],
+        marker="o",
+        markersize=4,
+        linewidth=1.4,
+        elinewidth=1,
+    )
+    ax.set(title="Reliability", xlabel="predicted probability", ylabel="share of positives", xlim=(0, top), ylim=(0, top))
+    ax.set_aspect("equal", adjustable="box")
+    ax = axes[1]
+    bins = np.linspace(0, max(math.ceil(predicted.max() * 20) / 20, 0.05), 41)
+    for kind, colour, name in ((label == 0, "muted", "negatives"), (label == 1, "model", "positives")):
+        if kind.any():
+            weights = np.full(int(kind.sum()), 1 / kind.sum())
+            ax.hist(predicted[kind], bins=bins, weights=weights, color=THEME[colour], alpha=0.55, label=name)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.set(title="Spread of the predictions", xlabel="predicted probability", ylabel="share of the class")
+    ax.legend(loc="upper right")
+    for ax in axes:
+        ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+        ax.grid(axis="y", linewidth=0.6)
+        ax.set_axisbelow(True)
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+    return figure
