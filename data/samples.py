@@ -196,6 +196,7 @@ class SplitWriter:
     rows: int = 0
     requests: int = 0
     positives: int = 0
+    history: int = 0
     first: int | None = None
     last: int | None = None
     _files: int = 0
@@ -213,6 +214,7 @@ class SplitWriter:
         self.rows += len(rows)
         self.requests += len(np.unique(s.request[rows]))
         self.positives += int(s.label[rows].sum())
+        self.history += int((s.history_end[rows] - s.history_start[rows]).sum())
         self.first = int(time.min()) if self.first is None else min(self.first, int(time.min()))
         self.last = int(time.max()) if self.last is None else max(self.last, int(time.max()))
         for at in range(0, len(rows), self.row_group_rows):
@@ -265,5 +267,6 @@ class SplitWriter:
             "rows": self.rows,
             "requests": self.requests,
             "positives": self.positives,
+            "mean_history": self.history / max(self.rows, 1),
             "time": [self.first, self.last],
         }
