@@ -31,7 +31,7 @@ demo: $(STAMP) ## a simulated city, all the way: simulate, prepare, train on two
 	$(BIN)/placerank simulate --out runs/demo/raw --overwrite
 	$(BIN)/placerank prepare --input runs/demo/raw --out runs/demo/data --overwrite
 	$(BIN)/placerank train --data runs/demo/data --run runs/demo/din --nproc 2 --overwrite
-	$(BIN)/placerank evaluate --run runs/demo/din
+	$(BIN)/placerank evaluate --run runs/demo/din --overwrite
 	$(BIN)/placerank export --run runs/demo/din --out runs/demo/export --overwrite
 
 test: $(STAMP) ## all tests; those that need a GPU are skipped where there is none

@@ -35,11 +35,9 @@ def launch(command: list[str], nproc: int) -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
-            print(
-                f"placerank: error: rank {rank} was killed by {signal.Signals(-failure.exitcode).name}"
-                " (SIGKILL is most often the system running out of memory)",
-                file=sys.stderr,
-            )
+            name = signal.Signals(-failure.exitcode).name
+            hint = " (most often by the system, out of memory)" if name == "SIGKILL" else ""
+            print(f"placerank: error: rank {rank} was killed by {name}{hint}", file=sys.stderr)
         return max(failure.exitcode, 1)
     except SignalException as error:
         return 128 + error.sigval

@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = importlib.import_module(f".{name}", __package__).main(rest)
         return code
     except (ValueError, OSError, ImportError) as error:
-        if "--traceback" in rest:
+        # A module of our own that is missing is a bug, not something that the user can install.
+        if "--traceback" in rest or (getattr(error, "name", None) or "").startswith("placerank"):
             raise
         hint = " (placerank doctor tells what is missing)" if isinstance(error, ImportError) else ""
         complain(f"{error}{hint}")

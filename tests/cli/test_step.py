@@ -99,9 +99,10 @@ def test_error_names_the_rank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert capsys.readouterr().err == "placerank: error (rank 3): x\n"
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake(monkeypatch, RuntimeError("a bug"))
-    with pytest.raises(RuntimeError):
+@pytest.mark.parametrize("bug", [RuntimeError("a bug"), ImportError("no such module", name="placerank.dta")])
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, bug: Exception) -> None:
+    fake(monkeypatch, bug)
+    with pytest.raises(type(bug)):
         command.main(["simulate"])
 
 
