@@ -36,12 +36,12 @@ ITEMS_PER_DISTRICT = 40
 
 @dataclass(kw_only=True)
 class Districts:
-    """Clusters of places. Arrays of length D; ``near`` and ``near_cdf`` are [D, NEIGHBOURS].
+    """Clusters of places. Arrays of length D; ``near`` and ``near_share`` are [D, NEIGHBOURS].
 
     Attributes:
         city: row in ``city_names``; the first district of a city is its centre.
         weight: share of the city's places and people.
-        near, near_cdf: the districts seen from each, and the cumulative share of what is seen.
+        near, near_share: the districts seen from each, and what share of what is seen they have (any scale).
     """
 
     city: np.ndarray
@@ -50,7 +50,7 @@ class Districts:
     weight: np.ndarray
     name: np.ndarray
     near: np.ndarray
-    near_cdf: np.ndarray
+    near_share: np.ndarray
     city_names: list[str]
     provinces: list[str]
     centre: np.ndarray  # [cities] district row of each city's centre
@@ -165,7 +165,7 @@ def make_districts(rng: np.random.Generator, country: str, cities: int, items: i
     weight *= share[city] / np.bincount(city, weight)[city]
     name = np.array(DISTRICTS)[rank]
     near = np.empty((len(city), NEIGHBOURS), np.int32)
-    near_cdf = np.empty((len(city), NEIGHBOURS), np.float32)
+    near_share = np.zeros((len(city), NEIGHBOURS))
     for c in range(cities):
         rows = np.flatnonzero(city == c)
         km = flat_km(lat[rows, None], lon[rows, None], lat[rows], lon[rows])
@@ -174,9 +174,7 @@ def make_districts(rng: np.random.Generator, country: str, cities: int, items: i
         k = order.shape[1]
         near[rows] = rows[order[:, :1]]  # cities of fewer districts: the rest repeats the own one, never drawn
         near[rows, :k] = rows[order]
-        near_cdf[rows] = 1.0
-        near_cdf[rows, :k] = np.cumsum(seen, axis=1) / seen.sum(axis=1, keepdims=True)
-    near_cdf[:, -1] = 1.0
+        near_share[rows, :k] = seen
     first = np.cumsum(counts) - counts
     return Districts(
         city=city,
@@ -185,12 +183,21 @@ def make_districts(rng: np.random.Generator, country: str, cities: int, items: i
         weight=weight / weight.sum(),
         name=name,
         near=near,
-        near_cdf=near_cdf,
+        near_share=near_share,
         city_names=[str(c["name"]) for c in found],
         provinces=[str(c["province"]) for c in found],
         centre=first,
         utc_offset=np.rint(np.array([float(c["longitude"]) for c in found]) / 15).astype(np.int64),
     )
+
+
+def draw_column(share: np.ndarray, row: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """A column for each entry of ``row``, drawn with the probabilities share[row]; ``uniform`` in [0, 1)."""
+    cdf = np.cumsum(share, axis=1)
+    cdf /= cdf[:, -1:]
+    flat = (cdf + np.arange(len(share))[:, None]).ravel()
+    column = np.searchsorted(flat, row + uniform, side="right") - row * share.shape[1]
+    return np.clip(column, 0, share.shape[1] - 1)
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
@@ -256,17 +263,16 @@ def make_people(
     # Work: seen from home twice, so often in another district of the same city.
     work = home
     for _ in range(2):
-        column = (rng.random(users, dtype=np.float32)[:, None] > districts.near_cdf[work]).sum(axis=1)
-        work = districts.near[work, np.minimum(column, NEIGHBOURS - 1)]
+        work = districts.near[work, draw_column(districts.near_share, work, rng.random(users))]
     district = np.stack([home, work, districts.centre[districts.city[home]]], axis=1)
     lat, lon = scatter(rng, districts.lat[district], districts.lon[district], 0.6)
 
     age = rng.choice(len(AGE_GROUPS), users, p=[0.18, 0.26, 0.2, 0.16, 0.12, 0.08])
-    by_age = rng.dirichlet(np.full(ARCHETYPES, 0.3), len(AGE_GROUPS)).cumsum(axis=1)
-    taste = rng.dirichlet(np.full(leaves, 0.12), ARCHETYPES).cumsum(axis=1)
-    archetype = (rng.random((users, 2))[..., None] > by_age[age][:, None]).sum(axis=-1).clip(max=ARCHETYPES - 1)
+    by_age = rng.dirichlet(np.full(ARCHETYPES, 0.3), len(AGE_GROUPS))
+    taste = rng.dirichlet(np.full(leaves, 0.12), ARCHETYPES)
+    archetype = draw_column(by_age, np.repeat(age[:, None], 2, axis=1), rng.random((users, 2)))
     which = archetype[:, [0, 0, 1, 1]]  # two favourites of each of two kinds
-    favourites = (rng.random((users, FAVOURITES))[..., None] > taste[which]).sum(axis=-1).clip(max=leaves - 1)
+    favourites = draw_column(taste, which, rng.random((users, FAVOURITES)))
     # Habits: chains of the favourite leaves; where a leaf has few chains they repeat.
     by_leaf = np.argsort(places.brand_leaf, kind="stable")
     edges = np.searchsorted(places.brand_leaf[by_leaf], np.arange(leaves + 1))
