@@ -22,16 +22,16 @@ from .manifest import read_manifest
 _WINDOW = 4  # row groups that are shuffled together
 _FLAT = {
     "request": np.int64,
-    "user_row": np.int64,
+    "user_row": np.int32,
     "user_index": np.int64,
-    "item_row": np.int64,
+    "item_row": np.int32,
     "label": np.float32,
     "time": np.int64,
     "lat": np.float32,
     "lon": np.float32,
     "visits": np.int32,
 }
-_JAGGED = {"history": np.int64, "history_hours": np.float32}
+_JAGGED = {"history": np.int32, "history_hours": np.float32}
 
 T = TypeVar("T")
 
@@ -70,18 +70,18 @@ class _Rows:
         return _Rows(flat, np.concatenate([[0], np.cumsum(length)]), jagged)
 
     def batch(self, valid: int) -> SampleBatch:
-        flat = {n: torch.from_numpy(x) for n, x in self.flat.items()}
-        jagged = {n: torch.from_numpy(x) for n, x in self.jagged.items()}
-        one = torch.ones(len(flat["label"]), dtype=torch.int64)
+        flat = {n: torch.from_numpy(x) for n, x in self.flat.items() if n not in ("user_row", "item_row")}
+        values = (self.flat["user_row"], self.flat["item_row"], self.jagged["history"])
+        one = np.ones(len(self.offsets) - 1, np.int64)
         ids = KeyedJaggedTensor(
             keys=["user", "item", "history"],
-            values=torch.cat([flat["user_row"], flat["item_row"], jagged["history"]]),
-            lengths=torch.cat([one, one, torch.from_numpy(np.diff(self.offsets))]),
+            values=torch.from_numpy(np.concatenate(values, dtype=np.int64)),
+            lengths=torch.from_numpy(np.concatenate([one, one, np.diff(self.offsets)])),
         )
         names = ("label", "request", "user_index", "time", "lat", "lon", "visits")
         return SampleBatch(
             ids=ids,
-            history_hours=jagged["history_hours"],
+            history_hours=torch.from_numpy(self.jagged["history_hours"]),
             probability=flat.get("probability"),
             valid=valid,
             **{n: flat[n] for n in names},
