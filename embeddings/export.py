@@ -1,0 +1,288 @@
+"""Tables of a checkpoint as files for serving, in row blocks: peak memory follows the block, not the table.
+
+For a table ``item`` in format
+
+    parquet       item.parquet: ``id``, ``vector``. fp32, fp16: a list of fixed length. int8, int4: the packed row
+                  (``embeddings/quantize.py``) as binary of fixed length. A row group a block.
+    safetensors   item.safetensors: tensor ``vector`` [rows, width]; item.ids.parquet: ``id``
+    npy           item.npy [rows, width]; item.ids.parquet: ``id``
+    faiss         item.faiss: inner product, fp32 or fp16; labels are the ids where they are integers, else row numbers
+                  of item.ids.parquet. FAISS builds and writes an index as a whole, so here memory holds the table.
+                  item.oov.npy [dim]: the vector of row 0, which the index leaves out.
+
+Rows stand in the order of the table. Row 0 is the one of unknown values and has the id null; only a table without
+vocabulary (the hours of the week) has an id in every row. ``width`` counts elements of a packed row.
+"""
+
+import json
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from .quantize import DTYPES, pack, packed_layout
+from .shards import CheckpointTables
+
+FORMATS = ("parquet", "safetensors", "npy", "faiss")
+
+
+@dataclass(frozen=True)
+class RawIds:
+    """The raw id of each row of a table: a column of a Parquet file, or, without a file, the row's number.
+
+    Attributes:
+        rows: how many there are.
+        file, column: where they stand, in row order.
+    """
+
+    rows: int
+    file: Path | None = None
+    column: str = "value"
+
+    @classmethod
+    def read(cls, file: Path, column: str = "value") -> Self:
+        """The ids in a column of a Parquet file.
+
+        Raises:
+            FileNotFoundError, ValueError: no such file or column.
+        """
+        with pq.ParquetFile(file) as f:
+            if column not in f.schema_arrow.names:
+                raise ValueError(f"{file} has no column {column!r}; it has {', '.join(f.schema_arrow.names)}")
+            return cls(f.metadata.num_rows, file, column)
+
+    @property
+    def type(self) -> pa.DataType:
+        return pa.int64() if self.file is None else pq.read_schema(self.file).field(self.column).type
+
+    def blocks(self, block_rows: int) -> Iterator[pa.Array]:
+        """The ids in blocks of ``block_rows`` (the last may have fewer)."""
+        if self.file is None:
+            for start in range(0, self.rows, block_rows):
+                yield pa.array(np.arange(start, min(start + block_rows, self.rows)))
+            return
+        held: list[pa.Array] = []
+        count = 0
+        with pq.ParquetFile(self.file) as f:
+            for batch in f.iter_batches(block_rows, columns=[self.column]):
+                held.append(batch.column(0))
+                count += len(batch)
+                if count >= block_rows:
+                    whole = pa.concat_arrays(held)
+                    yield whole.slice(0, block_rows)
+                    held, count = [whole.slice(block_rows)], count - block_rows
+        if count:
+            yield pa.concat_arrays(held)
+
+
+class _Writer(ABC):
+    """Takes a table block by block: ``add`` for each, then ``close``; a context manager that closes."""
+
+    def __init__(self, file: Path, rows: int, dim: int, dtype: str, ids: pa.DataType) -> None:
+        self.kind, self.width = packed_layout(dim, dtype)
+        self.rows, self.dim, self.dtype = rows, dim, dtype
+        self.open(file, ids)
+
+    @abstractmethod
+    def open(self, file: Path, ids: pa.DataType) -> None: ...
+
+    @abstractmethod
+    def add(self, start: int, ids: pa.Array, block: Tensor) -> None:
+        """Rows ``start`` on: their ids and vectors, float32 [n, dim]."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _ParquetWriter(_Writer):
+    def open(self, file: Path, ids: pa.DataType) -> None:
+        if self.kind == np.uint8:
+            self.vector = pa.binary(self.width)
+        else:
+            element = pa.from_numpy_dtype(self.kind)
+            self.vector = pa.list_(pa.field("element", element, nullable=False), self.width)
+        self.schema = pa.schema([pa.field("id", ids), pa.field("vector", self.vector, nullable=False)])
+        self.writer = pq.ParquetWriter(
+            file,
+            self.schema,
+            use_dictionary=False,
+            compression={"id": "zstd", "vector": "none"},
+            write_statistics=["id"],
+        )
+
+    def add(self, start: int, ids: pa.Array, block: Tensor) -> None:
+        packed = np.ascontiguousarray(pack(block, self.dtype))
+        if self.kind == np.uint8:
+            vector = pa.FixedSizeBinaryArray.from_buffers(self.vector, len(packed), [None, pa.py_buffer(packed)])
+        else:
+            vector = pa.FixedSizeListArray.from_arrays(pa.array(packed.reshape(-1)), type=self.vector)
+        self.writer.write_batch(pa.record_batch([ids, vector], schema=self.schema), row_group_size=max(len(ids), 1))
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _IdsFile:
+    """``<table>.ids.parquet`` beside a format that has no place for ids."""
+
+    def __init__(self, file: Path, ids: pa.DataType) -> None:
+        self.writer = pq.ParquetWriter(
+            file.with_suffix(".ids.parquet"), pa.schema([pa.field("id", ids)]), compression="zstd"
+        )
+
+    def add(self, ids: pa.Array) -> None:
+        self.writer.write_table(pa.table({"id": ids}))
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _FlatWriter(_Writer):
+    """A header, then rows: npy and safetensors."""
+
+    def open(self, file: Path, ids: pa.DataType) -> None:
+        self.ids = _IdsFile(file, ids)
+        self.file = open(file, "wb", buffering=0)  # noqa: SIM115  closed by close()
+        self.header()
+
+    @abstractmethod
+    def header(self) -> None: ...
+
+    def add(self, start: int, ids: pa.Array, block: Tensor) -> None:
+        rest = np.ascontiguousarray(pack(block, self.dtype)).data.cast("B")
+        while rest:  # a raw file may take less than it is given
+            rest = rest[self.file.write(rest) :]
+        self.ids.add(ids)
+
+    def close(self) -> None:
+        self.file.close()
+        self.ids.close()
+
+
+class _NpyWriter(_FlatWriter):
+    def header(self) -> None:
+        shape = (self.rows, self.width)
+        description = {"descr": self.kind.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self.file, description)
+
+
+class _SafetensorsWriter(_FlatWriter):
+    def header(self) -> None:
+        kind = {"f4": "F32", "f2": "F16", "u1": "U8"}[self.kind.str[1:]]
+        end = self.rows * self.width * self.kind.itemsize
+        vector = {"dtype": kind, "shape": [self.rows, self.width], "data_offsets": [0, end]}
+        text = json.dumps({"__metadata__": {"placerank_dtype": self.dtype}, "vector": vector}).encode()
+        text += b" " * (-len(text) % 8)
+        self.file.write(struct.pack("<Q", len(text)) + text)
+
+
+class _FaissWriter(_Writer):
+    def open(self, file: Path, ids: pa.DataType) -> None:
+        import faiss  # here: it starts a thread pool of its own
+
+        self.path = file
+        self.ids = _IdsFile(file, ids)
+        if self.dtype == "fp32":
+            flat: faiss.Index = faiss.IndexFlatIP(self.dim)
+        else:
+            flat = faiss.IndexScalarQuantizer(self.dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+        self.index = faiss.IndexIDMap2(flat)
+        self.save = faiss.write_index
+
+    def add(self, start: int, ids: pa.Array, block: Tensor) -> None:
+        self.ids.add(ids)
+        vectors = block.numpy()
+        labels: NDArray[np.int64] = np.arange(start, start + len(ids))
+        if start == 0 and ids[0].as_py() is None:
+            np.save(self.path.with_suffix(".oov.npy"), vectors[0])
+            ids, vectors, labels = ids[1:], vectors[1:], labels[1:]
+        if pa.types.is_integer(ids.type):
+            labels = ids.to_numpy(zero_copy_only=False).astype(np.int64)
+        pack(block, self.dtype)  # tells values that fp16 can't hold
+        self.index.add_with_ids(np.ascontiguousarray(vectors), labels)
+
+    def close(self) -> None:
+        self.save(self.index, str(self.path))
+        self.ids.close()
+
+
+_WRITERS: dict[str, type[_Writer]] = {
+    "parquet": _ParquetWriter,
+    "safetensors": _SafetensorsWriter,
+    "npy": _NpyWriter,
+    "faiss": _FaissWriter,
+}
+
+
+def check_format(format: str, dtype: str) -> None:
+    """Raises ValueError for an unknown format or dtype, or a pair that does not go together."""
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+    if format == "faiss" and dtype not in ("fp32", "fp16"):
+        raise ValueError(f"dtype={dtype!r}: a FAISS index takes fp32 or fp16; choose one of them, or another format")
+
+
+def export_tables(
+    tables: CheckpointTables,
+    ids: dict[str, RawIds],
+    folder: Path,
+    format: str = "parquet",
+    dtype: str = "fp32",
+    block_rows: int = 65_536,
+) -> dict[str, Any]:
+    """Write tables of a checkpoint into an existing folder.
+
+    Args:
+        tables: where they are.
+        ids: the tables to write, and the raw ids of their rows.
+        folder: gets one file a table, and one of ids where the format has no place for them.
+        format: parquet, safetensors, npy or faiss; see above.
+        dtype: fp32, fp16, int8 or int4 (faiss: fp32, fp16).
+        block_rows: rows in memory at a time.
+
+    Returns:
+        For the manifest: table name -> rows, dim, format, dtype, file (relative to the folder).
+
+    Raises:
+        ValueError: a table that is not there, or with another number of rows than ids; nothing is written then.
+        OSError: the disk is full; remove the folder.
+    """
+    check_format(format, dtype)
+    if block_rows < 1:
+        raise ValueError(f"block_rows={block_rows}: expected at least 1")
+    written: dict[str, Any] = {}
+    for name, raw in ids.items():
+        rows, dim = tables.shape(name)
+        if raw.rows != rows:
+            source = raw.file or "the range of its rows"
+            raise ValueError(f"table {name!r} has {rows} rows, {source} {raw.rows} ids; use the data it was trained on")
+        packed_layout(dim, dtype)
+        written[name] = {"rows": rows, "dim": dim, "format": format, "dtype": dtype, "file": f"{name}.{format}"}
+    with tqdm(total=sum(t["rows"] for t in written.values()), unit="row", unit_scale=True, disable=None) as bar:
+        for name, table in written.items():
+            bar.set_description(name)
+            file = folder / table["file"]
+            with _WRITERS[format](file, table["rows"], table["dim"], dtype, ids[name].type) as writer:
+                start = 0
+                for raw_ids, block in zip(ids[name].blocks(block_rows), tables.blocks(name, block_rows), strict=True):
+                    writer.add(start, raw_ids, block)
+                    start += len(block)
+                    bar.update(len(block))
+    return written

@@ -1,0 +1,146 @@
+"""A ranker outside of training: exported tables, the exported dense part, and the catalog.
+
+An export folder holds all that scoring needs:
+
+    manifest.json      versions, what it was made from, tables with rows, dim, format and dtype, hashes of all files
+    features.json      which table serves which feature, in the order in which the dense part takes them
+    catalog.parquet    attributes of items by row; column item_id
+    users.parquet      attributes of users by row; column user_id
+    tables/            one file a table, keyed by raw ids: see ``embeddings/export.py``
+    scorer.pt2         the dense part; ``torch.export.load`` reads it without placerank
+
+``scorer.pt2`` takes six tensors, for B candidates with T history entries in all, and gives logits float32 [B]; the
+click probability is their sigmoid. B and T are free, T may be 0.
+
+    query     float32 [B, D]   for each of ``sequence`` in features.json the candidate's row of the table, side by side
+    keys      float32 [T, D]   the same of each history entry, oldest first
+    offsets   int64   [B+1]    the history of candidate b is keys[offsets[b]:offsets[b+1]]
+    gaps      float32 [T, 2]   log(1 + hours since the visit), log(1 + km from that place to the candidate)
+    pooled    float32 [B, P]   for each of ``pooled`` the sum of the candidate's rows of the table, side by side
+    dense     float32 [B, F]   for each of ``dense``: distance gives log(1 + km) (0 if unknown) and 1 if known else 0;
+                               visits gives log(1 + the user's earlier visits to the candidate)
+
+``ExportedRanker`` does all of it from samples.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn import functional as F
+from torchrec.sparse.jagged_tensor import JaggedTensor
+
+from ..data.batch import SampleBatch
+from ..data.catalog import Catalog
+from ..data.features import HISTORY_GAPS, Features, Table
+from ..data.manifest import read_manifest, write_json
+from ..embeddings.reader import EmbeddingTable, open_table
+from .ranker import Scorer
+
+FEATURES, SCORER, TABLES = "features.json", "scorer.pt2", "tables"
+
+
+def save_features(features: Features, file: Path) -> None:
+    """Write a description of features as JSON."""
+    write_json(file, asdict(features))
+
+
+def load_features(file: Path) -> Features:
+    """The description that ``save_features`` wrote."""
+    plain = json.loads(file.read_text())
+    tables = lambda key: tuple(Table(**{**t, "features": tuple(t["features"])}) for t in plain[key])  # noqa: E731
+    return Features(tables("sequence"), tables("pooled"), tuple(plain["dense"]))
+
+
+def export_scorer(scorer: Scorer, features: Features, file: Path) -> None:
+    """Write the dense part as a program of its own, for any number of candidates and history entries.
+
+    Raises:
+        ValueError: the tower does something that ``torch.export`` can't take.
+    """
+    samples, entries = 3, 5
+    example = (
+        torch.zeros(samples, features.query_dim),
+        torch.zeros(entries, features.query_dim),
+        torch.tensor([0, 2, 2, entries]),
+        torch.zeros(entries, HISTORY_GAPS),
+        torch.zeros(samples, features.pooled_dim),
+        torch.zeros(samples, features.dense_dim),
+    )
+    B, T = Dim("samples", min=0), Dim("entries", min=0)
+    # Without deferred checks a single sample, or no history at all, would be refused.
+    try:
+        with torch.no_grad():
+            program = torch.export.export(
+                scorer.eval(),
+                example,
+                dynamic_shapes=({0: B}, {0: T}, {0: B + 1}, {0: T}, {0: B}, {0: B}),
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+    except Exception as error:
+        raise ValueError(f"torch.export can't take the tower {type(scorer.tower).__name__}: {error}") from error
+    torch.export.save(program, file)
+
+
+class ExportedRanker:
+    """Scores samples on the CPU from an export folder alone.
+
+    Args:
+        features: which tables serve which features.
+        catalog: attributes by row.
+        tables: exported tables by name.
+        scorer: the loaded dense part.
+    """
+
+    def __init__(
+        self, features: Features, catalog: Catalog, tables: dict[str, EmbeddingTable], scorer: nn.Module
+    ) -> None:
+        self.features, self.catalog, self.tables, self.scorer = features, catalog, tables, scorer
+
+    @classmethod
+    def load(cls, folder: Path, verify: bool = False) -> Self:
+        """Read an export folder; ``verify`` compares every file with its hash first.
+
+        Raises:
+            FileNotFoundError, ValueError: not an export folder, or not a whole one.
+        """
+        folder = Path(folder)
+        exported: dict[str, Any] = read_manifest(folder, "export", verify)["tables"]
+        features = load_features(folder / FEATURES)
+        tables = {name: open_table(folder / TABLES, name, table) for name, table in exported.items()}
+        scorer = torch.export.load(folder / SCORER).module()
+        return cls(features, Catalog.load(folder, features), tables, scorer)
+
+    @torch.no_grad()
+    def score(self, sample: SampleBatch) -> Tensor:
+        """Logits of samples, float32 [B].
+
+        Raises:
+            ValueError: a table that the ranker needs was not exported.
+        """
+        missing = [t.name for t in self.features.tables if t.name not in self.tables]
+        if missing:
+            raise ValueError(
+                f"scoring needs the tables {', '.join(missing)}, which this export leaves out; export all tables"
+            )
+        batch = self.catalog.expand(sample)
+        sequence, pooled = batch.sequence.to_dict(), batch.pooled.to_dict()
+        lookup = lambda table, key: self.tables[table.name].vectors(sequence[key].values())  # noqa: E731
+        logits: Tensor = self.scorer(
+            torch.cat([lookup(t, t.features[0]) for t in self.features.sequence], dim=1),
+            torch.cat([lookup(t, t.features[1]) for t in self.features.sequence], dim=1),
+            sequence[self.features.history_keys[0]].offsets().long(),
+            batch.history_gaps,
+            torch.cat([self._sum(t, pooled[t.features[0]]) for t in self.features.pooled], dim=1),
+            batch.dense,
+        )
+        return logits
+
+    def _sum(self, table: Table, rows: JaggedTensor) -> Tensor:
+        vectors = self.tables[table.name].vectors(rows.values())
+        members = torch.arange(len(vectors))
+        return F.embedding_bag(members, vectors, rows.offsets().long(), mode="sum", include_last_offset=True)

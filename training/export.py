@@ -1,0 +1,122 @@
+"""From a run to a folder that serves: tables keyed by raw ids, the dense part, and what both need."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.features import HOURS_PER_WEEK, Features, build_features
+from ..data.manifest import MANIFEST, read_manifest, sha256_file, whole_folder, write_manifest
+from ..embeddings.export import RawIds, check_format, export_tables
+from ..embeddings.shards import CheckpointTables
+from ..rankers.exported import FEATURES, SCORER, TABLES, export_scorer, save_features
+from ..rankers.ranker import RankerConfig, Scorer
+from .checkpoint import load, verify
+from .inference import find_checkpoint, read_config
+from .model import check_signature, signature
+
+
+@dataclass(kw_only=True)
+class ExportConfig:
+    """Export a trained ranker for serving."""
+
+    run: Path
+    """Folder of the run."""
+    out: Path
+    """Folder to write; see placerank/rankers/exported.py for what it holds."""
+    data: Path | None = None
+    """The prepared folder that the run was trained on, where it has moved since."""
+    checkpoint: str = "best"
+    """best (by validation AUC), latest, or a step number."""
+    tables: list[str] | None = None
+    """Tables to export; default: all. Scoring from the folder needs all."""
+    format: str = "parquet"
+    """parquet, safetensors, npy or faiss."""
+    dtype: str = "fp32"
+    """fp32, fp16, int8 or int4 (row-wise scale and bias); faiss: fp32 or fp16."""
+    block_rows: int = 65_536
+    """Rows of a table in memory at a time (faiss holds the whole table)."""
+    overwrite: bool = False
+    """Replace the folder if it exists."""
+
+    def __post_init__(self) -> None:
+        check_format(self.format, self.dtype)
+        if self.block_rows < 1:
+            raise ValueError(f"block_rows={self.block_rows}: expected at least 1")
+        if self.tables is not None and (not self.tables or len(set(self.tables)) != len(self.tables)):
+            raise ValueError(f"tables={self.tables}: expected one or more names, each once")
+
+
+def export(config: ExportConfig) -> Path:
+    """Write the export folder; returns it. One process is enough, whatever number of ranks trained.
+
+    Raises:
+        FileNotFoundError: no such run, checkpoint or data.
+        FileExistsError: the folder exists and ``overwrite`` is not set.
+        ValueError: an unknown table, a damaged checkpoint, or data that is not what the run was trained on.
+        OSError: the disk is full. On every error the folder is as it was before.
+    """
+    trained = read_config(config.run)
+    data = config.data or trained.data
+    prepared = read_manifest(data, "prepared")
+    features = build_features(trained.features, prepared["tables"], prepared["user_columns"])
+    checkpoint = find_checkpoint(config.run, config.checkpoint)
+    saved = verify(checkpoint)
+    check_signature(saved["signature"], signature(features, trained.ranker), f"checkpoint {checkpoint}")
+    if saved["data"] != prepared["content_hash"]:
+        raise ValueError(
+            f"{checkpoint} was trained on other data (content {saved['data'][:12]}, {data} has "
+            f"{prepared['content_hash'][:12]}): its rows belong to other ids; pass the data it was trained on"
+        )
+    ids = raw_ids(data, features, config.tables)
+    with whole_folder(config.out, config.overwrite) as folder:
+        (folder / TABLES).mkdir()
+        tables = export_tables(
+            CheckpointTables(checkpoint), ids, folder / TABLES, config.format, config.dtype, config.block_rows
+        )
+        export_scorer(load_dense(checkpoint, features, trained.ranker), features, folder / SCORER)
+        save_features(features, folder / FEATURES)
+        for name in ("catalog.parquet", "users.parquet"):
+            shutil.copyfile(data / name, folder / name)
+        made_from = {"checkpoint": sha256_file(checkpoint / MANIFEST), "prepared": prepared["content_hash"]}
+        write_manifest(folder, "export", config, made_from, step=saved["step"], tables=tables)
+    return config.out
+
+
+def raw_ids(data: Path, features: Features, wanted: list[str] | None = None) -> dict[str, RawIds]:
+    """Where the raw ids of each table's rows stand in a prepared folder.
+
+    Args:
+        data: the prepared folder.
+        features: the tables.
+        wanted: names of tables; default: all.
+
+    Raises:
+        ValueError: a name that is no table of these features.
+    """
+    names = [t.name for t in features.tables]
+    for name in wanted or ():
+        if name not in names:
+            raise ValueError(f"tables: got {name!r}, this ranker has {', '.join(names)}")
+
+    def ids(name: str) -> RawIds:
+        if name == "hour":
+            return RawIds(HOURS_PER_WEEK)
+        if name == "item":
+            return RawIds.read(data / "catalog.parquet", "item_id")
+        if name == "user":
+            return RawIds.read(data / "users.parquet", "user_id")
+        vocabulary = "category" if name == "category_path" else name
+        return RawIds.read(data / "vocab" / f"{vocabulary}.parquet")
+
+    return {name: ids(name) for name in names if wanted is None or name in wanted}
+
+
+def load_dense(checkpoint: Path, features: Features, config: RankerConfig) -> Scorer:
+    """The dense part of a checkpoint, without its tables, in a single process.
+
+    Raises:
+        ValueError: the checkpoint holds another dense part.
+    """
+    scorer = Scorer(features, config)
+    load(checkpoint, {"model": {"scorer": scorer.state_dict()}})
+    return scorer.eval()
