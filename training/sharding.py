@@ -9,8 +9,15 @@ from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
-from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
+from torchrec.distributed.planner import EmbeddingShardingPlanner
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import (
+    KernelConfig,
+    ParameterConstraints,
+    PlannerError,
+    TopologyFactory,
+    TrainerConfig,
+)
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
 from ..data.features import Features, Table
@@ -18,6 +25,8 @@ from .runtime import Runtime
 
 CPU_TYPES = ("table_wise", "row_wise", "column_wise")
 CUDA_TYPES = (*CPU_TYPES, "table_row_wise", "table_column_wise", "grid_shard")
+FREE_SHARE = 0.2
+"""Of each rank's memory, kept for batches, activations and the dense part."""
 BAG_ONLY = ("table_row_wise", "table_column_wise", "grid_shard")
 """Types that TorchRec has for pooled tables only, not for those that target and history share."""
 
@@ -107,15 +116,18 @@ def make_plan(
         )
         for t in features.tables
     }
-    memory = psutil.virtual_memory().total // runtime.local_world_size
+    cuda = device == "cuda"
     planner = EmbeddingShardingPlanner(
-        topology=Topology(
-            world_size=runtime.world_size,
-            local_world_size=runtime.local_world_size,
-            compute_device=device,
-            hbm_cap=torch.cuda.get_device_properties(runtime.device).total_memory if device == "cuda" else None,
-            ddr_cap=memory,
+        topology=TopologyFactory.create_topology(
+            TrainerConfig(
+                world_size=runtime.world_size,
+                local_world_size=runtime.local_world_size,
+                hbm_cap_bytes=torch.cuda.get_device_properties(runtime.device).total_memory if cuda else 0,
+                ddr_cap_bytes=psutil.virtual_memory().total // runtime.local_world_size,
+            ),
+            kernel_config=KernelConfig(compute_device=device),
         ),
+        storage_reservation=FixedPercentageStorageReservation(FREE_SHARE),
         batch_size=batch_size,
         constraints=constraints,
     )

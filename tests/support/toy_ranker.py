@@ -1,0 +1,107 @@
+"""A ranker of a few dozen rows and random batches for it, for tests on several ranks."""
+
+from typing import Any
+
+import torch
+from placerank.data.batch import RankingBatch
+from placerank.data.features import Features, Table
+from placerank.rankers.ranker import Ranker, RankerConfig
+from placerank.training.model import OptimizerConfig
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torchrec.distributed.types import ShardedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+FEATURES = Features(
+    sequence=(
+        Table("item", 101, 8, ("item", "history")),
+        Table("category", 13, 8, ("item_category", "history_category")),
+    ),
+    pooled=(Table("user", 57, 8, ("user",)), Table("category_path", 13, 8, ("category_path",))),
+    dense=("distance",),
+)
+OPTIMIZER = OptimizerConfig(table_lr=0.1, dense_lr=1e-2)
+RANKER = RankerConfig(mlp=[8])
+BATCH = 7
+
+
+def make_batch(seed: int) -> RankingBatch:
+    g = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(0, 5, (BATCH,), generator=g)
+    lengths[0] = lengths[-1] = 0
+    total, ones = int(lengths.sum()), torch.ones(BATCH, dtype=torch.int64)
+    rows = lambda high, n: torch.randint(0, high, (n,), generator=g)  # noqa: E731
+    paths = torch.randint(0, 4, (BATCH,), generator=g)
+    return RankingBatch(
+        sequence=KeyedJaggedTensor(
+            keys=["item", "history", "item_category", "history_category"],
+            values=torch.cat([rows(101, BATCH), rows(101, total), rows(13, BATCH), rows(13, total)]),
+            lengths=torch.cat([ones, lengths, ones, lengths]),
+        ),
+        pooled=KeyedJaggedTensor(
+            keys=["user", "category_path"],
+            values=torch.cat([rows(57, BATCH), rows(13, int(paths.sum()))]),
+            lengths=torch.cat([ones, paths]),
+        ),
+        dense=torch.rand(BATCH, 2, generator=g),
+        history_gaps=torch.rand(total, 2, generator=g),
+        label=rows(2, BATCH).float(),
+    )
+
+
+def initial_ranker() -> Ranker:
+    torch.manual_seed(7)
+    return Ranker(FEATURES, RANKER, device="cpu")
+
+
+def fill(model: Any, weights: dict[str, Tensor]) -> None:
+    """Copy whole tensors into a model whose tables may be sharded."""
+    state = model.state_dict()
+    for name, target in state.items():
+        if isinstance(target, ShardedTensor):
+            for shard in target.local_shards():
+                (r, c), (h, w) = shard.metadata.shard_offsets, shard.metadata.shard_sizes
+                shard.tensor.copy_(weights[name][r : r + h, c : c + w])
+        else:
+            target.copy_(weights[name])
+    model.load_state_dict(state)
+
+
+def local_pieces(state: dict[str, Any], prefix: str = "") -> dict[str, tuple[torch.Size, list[tuple[list[int], Tensor]]]]:
+    """Every tensor of a nested state as its size and the pieces (offsets, values) that this rank holds."""
+    out: dict[str, Any] = {}
+    for key, value in state.items():
+        name = prefix + key
+        if isinstance(value, dict):
+            out |= local_pieces(value, f"{name}.")
+        elif isinstance(value, ShardedTensor):
+            shards = [(list(s.metadata.shard_offsets), s.tensor.clone()) for s in value.local_shards()]
+            out[name] = (value.size(), shards)
+        else:
+            out[name] = (value.size(), [([0] * value.dim(), value.clone())])
+    return out
+
+
+def put_together(ranks: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Whole tensors from what ``local_pieces`` gave on each rank."""
+    out: dict[str, Tensor] = {}
+    for pieces in ranks:
+        for name, (size, shards) in pieces.items():
+            target = out.setdefault(name, torch.full(size, torch.nan))
+            for offsets, values in shards:
+                target[tuple(slice(o, o + n) for o, n in zip(offsets, values.shape, strict=True))] = values
+    return out
+
+
+def train_steps(trainee: Any, rank: int, first: int, count: int) -> list[Tensor]:
+    """Steps on batches that depend on step and rank alone; the logits of each."""
+    outputs = []
+    for step in range(first, first + count):
+        batch = make_batch(100 * step + rank)
+        logits = trainee.model(batch)
+        outputs.append(logits.detach())
+        trainee.optimizer.zero_grad()
+        binary_cross_entropy_with_logits(logits, batch.label).backward()
+        trainee.optimizer.step()
+        trainee.scheduler.step()
+    return outputs

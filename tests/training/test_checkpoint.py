@@ -1,0 +1,154 @@
+"""Checkpoints: equal at any number of ranks, whole or not at all, damage told."""
+
+import logging
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from placerank.training.checkpoint import Checkpointer, load, newest_whole, saved_steps
+from placerank.training.model import Trainee, assemble, average_buffers, check_signature
+from placerank.training.runtime import Runtime, runtime
+from placerank.training.sharding import ShardingConfig
+from toy_ranker import BATCH, FEATURES, OPTIMIZER, RANKER, fill, initial_ranker, local_pieces, put_together, train_steps
+
+AnyRanks = Callable[..., list[Any]]
+
+
+def new_trainee(kind: str, rt: Runtime, column_shards: int = 2) -> Trainee:
+    sharding = ShardingConfig(default=kind, column_shards=column_shards)
+    return assemble(FEATURES, RANKER, sharding, OPTIMIZER, rt, BATCH, 2.0)
+
+
+def save_some(folder: Path, kind: str, steps: int) -> dict[str, Any]:
+    with runtime(0) as rt:
+        trainee = new_trainee(kind, rt)
+        fill(trainee.model, initial_ranker().state_dict())
+        checkpoints = Checkpointer(folder, keep=2, group=rt.background)
+        for step in range(steps):
+            train_steps(trainee, rt.rank, step, 1)
+            average_buffers(trainee.model)
+            checkpoints.save(step + 1, trainee.state(), {"signature": {}})
+        before = local_pieces(trainee.state())
+        train_steps(trainee, rt.rank, steps, 1)  # while the last one is written: it must not see this step
+        checkpoints.wait()
+        return before
+
+
+def load_newest(folder: Path, kind: str, column_shards: int = 2) -> dict[str, Any]:
+    with runtime(1) as rt:
+        trainee = new_trainee(kind, rt, column_shards)
+        found = newest_whole(folder)
+        assert found is not None
+        state = trainee.state()
+        load(found[0], state)
+        trainee.load_state(state)
+        return local_pieces(trainee.state())
+
+
+@pytest.mark.parametrize("kind", ["table_wise", "row_wise", "column_wise"])
+def test_saved_at_two_ranks_loads_at_any_number(kind: str, tmp_path: Path, ranks: AnyRanks) -> None:
+    saved = put_together(ranks(2, save_some, tmp_path, kind, 3))
+    assert saved_steps(tmp_path) == [2, 3], "the newest two are kept"
+    momentum = [name for name in saved if name.endswith("momentum1")]
+    assert len(momentum) == 4 and all(saved[name].any() for name in momentum)
+    assert any(name.endswith("exp_avg_sq") for name in saved)
+    for world_size in (1, 2, 4):
+        loaded = put_together(ranks(world_size, load_newest, tmp_path, kind))
+        assert loaded.keys() == saved.keys()
+        for name in saved:
+            assert torch.equal(loaded[name], saved[name]), name
+
+
+def test_loads_under_another_sharding(tmp_path: Path, ranks: AnyRanks) -> None:
+    """Tables stay equal; a row's Adagrad state is the mean over its column pieces, or is repeated for each."""
+    saved = put_together(ranks(2, save_some, tmp_path, "column_wise", 2))
+    for kind, pieces in (("row_wise", 1), ("column_wise", 1), ("table_wise", 1)):
+        loaded = put_together(ranks(2, load_newest, tmp_path, kind, pieces))
+        for name, value in saved.items():
+            want = value.view(2, -1).mean(0) if name.endswith("momentum1") else value
+            torch.testing.assert_close(loaded[name], want, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "manifest"])
+def test_a_damaged_newest_one_is_told_and_the_one_before_used(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_some(tmp_path, "table_wise", 2)
+    newest = tmp_path / "step-00000002"
+    file = max(newest.glob("*.distcp"), key=lambda p: p.stat().st_size)
+    content = bytearray(file.read_bytes())
+    if damage == "truncated":
+        file.write_bytes(content[:-100])
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    elif damage == "missing":
+        file.unlink()
+    else:
+        (newest / "manifest.json").write_text('{"kind": "check')
+    with runtime(0), caplog.at_level(logging.WARNING):
+        found = newest_whole(tmp_path)
+    assert found is not None and found[1]["step"] == 1
+    assert "checkpoint of step 2 is damaged" in caplog.text and "trying the one before" in caplog.text
+    (tmp_path / "step-00000001" / ".metadata").write_bytes(b"")
+    with runtime(0), pytest.raises(ValueError, match="every checkpoint in .* is damaged: .*train again without --resume"):
+        newest_whole(tmp_path)
+
+
+def save_on_a_full_disk(folder: Path) -> str:
+    with runtime(0) as rt:
+        trainee = new_trainee("row_wise", rt)
+        checkpoints = Checkpointer(folder, keep=2, group=rt.background)
+        checkpoints.save(1, trainee.state(), {})
+        checkpoints.wait()
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, unlimited[1]))  # a disk that takes no more
+        checkpoints.save(2, trainee.state(), {})
+        with pytest.raises(OSError) as error:
+            checkpoints.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        return str(error.value)
+
+
+def test_a_full_disk_is_told_and_leaves_no_partial_checkpoint(tmp_path: Path, ranks: AnyRanks) -> None:
+    for message in ranks(2, save_on_a_full_disk, tmp_path):
+        assert "checkpoint of step 2 could not be written" in message
+        assert "File too large" in message
+        assert "the newest whole checkpoint is step 1" in message
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    with runtime(0):
+        assert newest_whole(tmp_path) is None
+
+
+def test_a_protected_checkpoint_stays(tmp_path: Path) -> None:
+    with runtime(0) as rt:
+        checkpoints = Checkpointer(tmp_path, keep=1, group=rt.background)
+        checkpoints.protected = {1}
+        for step in (1, 2, 3):
+            checkpoints.save(step, {"x": torch.zeros(3)}, {})
+        checkpoints.wait()
+    assert saved_steps(tmp_path) == [1, 3]
+
+
+def test_another_config_is_told(tmp_path: Path) -> None:
+    saved = {"tables": {"item": {"rows": 5, "dim": 16}}, "ranker": {"tower": "din"}}
+    wanted = {"tables": {"item": {"rows": 5, "dim": 32}}, "ranker": {"tower": "din"}}
+    with pytest.raises(ValueError, match=r"runs/a was made with another config; tables.item.dim: saved 16, now 32"):
+        check_signature(saved, wanted, "runs/a")
+    with runtime(0) as rt:
+        checkpoints = Checkpointer(tmp_path, keep=1, group=rt.background)
+        checkpoints.save(1, {"model": {"w": torch.zeros(3)}}, {})
+        checkpoints.wait()
+        path = tmp_path / "step-00000001"
+        with pytest.raises(ValueError, match=r"'model.w' has shape \(3,\), this config makes \(4,\)"):
+            load(path, {"model": {"w": torch.zeros(4)}})
+        with pytest.raises(ValueError, match=r"has no 'model.v': it was saved with another config"):
+            load(path, {"model": {"v": torch.zeros(3)}})
