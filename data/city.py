@@ -27,7 +27,7 @@ from .city_words import (
 
 KM_PER_DEGREE = 111.195  # of latitude, for the mean Earth radius 6371.0088 km
 STYLES = 6  # latent dimensions of style, beside the categories
-FAVOURITES = 4  # leaf categories that a person likes most
+FAVOURITES = 3  # leaf categories that a person likes most
 HABITS = 3  # chains that a person is used to
 ARCHETYPES = 24  # kinds of people: categories that go together
 NEIGHBOURS = 8  # districts that people of a district see
@@ -271,7 +271,7 @@ def make_people(
     by_age = rng.dirichlet(np.full(ARCHETYPES, 0.3), len(AGE_GROUPS))
     taste = rng.dirichlet(np.full(leaves, 0.12), ARCHETYPES)
     archetype = draw_column(by_age, np.repeat(age[:, None], 2, axis=1), rng.random((users, 2)))
-    which = archetype[:, [0, 0, 1, 1]]  # two favourites of each of two kinds
+    which = archetype[:, [0, 0, 1]]  # favourites of two kinds
     favourites = draw_column(taste, which, rng.random((users, FAVOURITES)))
     # Habits: chains of the favourite leaves; where a leaf has few chains they repeat.
     by_leaf = np.argsort(places.brand_leaf, kind="stable")

@@ -38,9 +38,9 @@ WEEKDAYS = np.array([9, 9, 9, 10, 12, 14, 11], float)
 FAVOURITE, SIBLING = 3.4, 0.9  # a favourite leaf category; another leaf of the same coarse one
 HABIT = 1.0
 DISTANCE = 1.8
-PRICE = 0.4
+PRICE = 0.35
 QUALITY = 0.65
-STYLE = 0.5
+STYLE = 0.4
 HOUR = 0.3
 
 
