@@ -62,10 +62,10 @@ class Reach:
         low, high = bands * self.band - 90, (bands + 1) * self.band - 90
         nearest = np.deg2rad(np.clip(lat, low, high) - lat)
         cosine = np.maximum(np.minimum(np.cos(np.deg2rad(low)), np.cos(np.deg2rad(high))), 1e-12)
-        chord = np.sin(self.radius / 2) ** 2 - np.sin(nearest / 2) ** 2
+        chord = np.sin(self.radius / 2) ** 2 - np.sin(nearest / 2) ** 2 + 1e-14  # a metre wider: a cover, not the disc
         ratio = np.clip(chord / (cosine * np.maximum(np.cos(np.deg2rad(lat)), 1e-12)), 0, 1)
-        width = np.minimum(np.rad2deg(2 * np.arcsin(np.sqrt(ratio))) * (1 + 1e-9) + 1e-7, 180)
-        width = np.where(chord > -1e-15, width, -1)  # the band lies outside of the disc
+        width = np.minimum(np.rad2deg(2 * np.arcsin(np.sqrt(ratio))) + 1e-7, 180)
+        width = np.where(chord > 0, width, -1)  # the band lies outside of the disc
         west, east = lon - width, lon + width
         pieces = [(np.maximum(west, -180), np.minimum(east, 180), bands)]
         wraps = (west < -180) | (east > 180)
@@ -128,7 +128,9 @@ class Reach:
         """Draw, keep what is in the disc and new; also says for which places that gave ``k``."""
         upto = np.cumsum(length, 1)
         ticket = (rng.random((len(unit), attempts)) * upto[:, -1:]).astype(np.int64)
-        run = (ticket[:, :, None] >= upto[:, None, :]).sum(2) if upto.shape[1] <= 16 else _run_of(ticket, upto)
+        run = np.zeros_like(ticket)
+        for end in upto.T:
+            run += ticket >= end[:, None]
         offset = np.take_along_axis(start - (upto - length), run, 1)
         item = self.order[ticket + offset]
         keep = self._near(unit[:, None, :], item) & (item != exclude[:, None])
@@ -160,10 +162,3 @@ class Reach:
         out = np.full((len(unit), k), -1, np.int64)
         out[place[rank < k], rank[rank < k]] = item[rank < k]
         return out
-
-
-def _run_of(ticket: NDArray[np.int64], upto: NDArray[np.int64]) -> NDArray[np.int64]:
-    run = np.zeros_like(ticket)
-    for column in upto.T:
-        run += ticket >= column[:, None]
-    return run
