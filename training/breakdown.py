@@ -39,6 +39,7 @@ PERIODS = (("breakfast", 5), ("lunch", 10), ("afternoon", 14), ("dinner", 17), (
 CITIES_SHOWN = 20
 MIN_ROWS, MIN_OF_A_CLASS = 100, 10  # below, a slice has counts but no metrics
 UNKNOWN = "unknown"
+_IN_SLICES = tuple(name for name in RANKING_METRICS if name != "request_auc")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +143,8 @@ def _periods(p: Predictions, items: ItemFacts) -> tuple[Codes, Sequence[str]]:
 
 
 def _cities(p: Predictions, items: ItemFacts) -> tuple[Codes, Sequence[str]]:
-    return items.city[p.item_row], items.cities
+    city = items.city[p.item_row]
+    return np.where(city == 0, len(items.cities), city) - 1, [*items.cities[1:], UNKNOWN]
 
 
 def _distances(p: Predictions, items: ItemFacts) -> tuple[Codes, Sequence[str]]:
@@ -200,34 +202,42 @@ def slice_metrics(
     """
     rows = np.bincount(slicing.code[slicing.code >= 0], minlength=len(slicing.labels))
     shown = np.sort(np.argsort(-rows, kind="stable")[: slicing.shown])
+    request = np.unique(predictions.request, return_inverse=True)[1]
     found = []
     for i in shown[rows[shown] > 0]:
         inside = slicing.code == i
         positives = int(np.count_nonzero(predictions.label[inside]))
         counts = {"label": slicing.labels[i], "rows": int(rows[i]), "positives": positives}
         if rows[i] < MIN_ROWS or min(positives, rows[i] - positives) < MIN_OF_A_CLASS:
-            nothing = dict.fromkeys((*RANKING_METRICS, "auc_standard_error"))
+            nothing = dict.fromkeys((*_IN_SLICES, "auc_standard_error"))
             found.append(counts | nothing | {"note": "too few"})
         else:
-            found.append(counts | _measure(inside, predictions, score, probability))
+            found.append(counts | _measure(inside, predictions, request, score, probability))
     return found
 
 
 def _measure(
-    inside: NDArray[np.bool_], p: Predictions, score: NDArray[Any], probability: NDArray[np.float64] | None
+    inside: NDArray[np.bool_],
+    p: Predictions,
+    request: Codes,
+    score: NDArray[Any],
+    probability: NDArray[np.float64] | None,
 ) -> dict[str, float | None]:
+    """All metrics of one slice; ``request`` counts the requests without gaps."""
     summary = summarize(
         label=p.label[inside],
         score=score[inside],
         user=p.user_index[inside],
-        request=p.request[inside],
+        request=request[inside],
         probability=None if probability is None else probability[inside],
-        metrics=("auc", "gauc", "request_auc", *PROBABILITY_METRICS),
+        metrics=("auc", "gauc", *PROBABILITY_METRICS),
     )
     # the slice's positives among all the negatives of their requests
     wanted = inside & (p.label == 1)
-    rows = np.flatnonzero(np.isin(p.request, p.request[wanted]) & (wanted | (p.label == 0)))
-    ranking = request_ranking(p.request[rows], p.label[rows], score[rows])
+    listed = np.zeros(request.max() + 1, bool)
+    listed[request[wanted]] = True
+    rows = np.flatnonzero(listed[request] & (wanted | (p.label == 0)))
+    ranking = request_ranking(request[rows], p.label[rows], score[rows])
     del ranking["requests"]
     error = auc_standard_error(summary.values["auc"], summary.positives, summary.rows - summary.positives)
     return {n: nan_to_none(v) for n, v in (summary.values | ranking).items()} | {"auc_standard_error": error}

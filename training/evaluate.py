@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -171,13 +172,14 @@ def _notes(names: list[str]) -> list[str]:
 def print_summary(metrics: dict[str, Any]) -> None:
     """A table on the terminal: the model beside the baselines and the oracle."""
     scorers = metrics["scorers"]
-    table = Table(title=f"{metrics['split']}: {metrics['rows']:,} rows, {metrics['positives']:,} positives")
+    title = f"{metrics['split']}: {metrics['rows']:,} rows, {metrics['positives']:,} positives"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("")
     for title in COLUMNS.values():
         table.add_column(title, justify="right")
-    for scorer in scorers.values():
+    for name, scorer in scorers.items():
         cells = ["" if scorer.get(c) is None else f"{scorer[c]:.4f}" for c in COLUMNS]
-        table.add_row(scorer["title"], *cells, style="bold" if scorer is scorers["model"] else None)
+        table.add_row(name, *cells, style="bold" if name == "model" else None)
     console = Console()
     console.print(table)
     for name, reason in scorers["model"]["undefined"].items():

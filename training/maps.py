@@ -6,8 +6,9 @@ points draw the city themselves.
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -15,11 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 from numpy.typing import NDArray
 
 from ..kernels.haversine import EARTH_RADIUS_KM
 from .breakdown import ItemFacts
-from .pictures import FONT
+from .pictures import draw_ladder, draw_valid_auc
 from .predictions import Predictions
 
 GROUND, PALE, FAINT = "#0e1420", "#dfe5ee", "#5b6778"
@@ -28,10 +30,8 @@ MIN_SEEN = 5  # items with fewer candidates in the split have no error to speak 
 LABELLED_CITIES = 8
 _KM_PER_DEGREE = math.pi * EARTH_RADIUS_KM / 180
 _LIGHTS = LinearSegmentedColormap.from_list("lights", ["#2b4a7a", "#3f8fb5", "#7fd0b0", "#ffe08a", "#fff7e0"])
-_ERROR = LinearSegmentedColormap.from_list("error", ["#3fa7ff", "#5a7fa8", "#4a505c", "#b3744a", "#ff8a3d"])
-_STYLE = {
-    "font.family": "sans-serif",
-    "font.sans-serif": FONT,
+_ERROR = LinearSegmentedColormap.from_list("error", ["#3fa7ff", "#6f9cc4", "#8a92a0", "#d09a70", "#ff8a3d"])
+_STYLE: Any = {
     "text.color": PALE,
     "axes.labelcolor": PALE,
     "xtick.color": PALE,
@@ -70,6 +70,13 @@ class Frame:
     def shape(self) -> float:
         """Height / width on the ground."""
         return (self.north - self.south) / ((self.east - self.west) * self.stretch)
+
+    def widened(self, shape: float) -> "Frame":
+        """The smallest window around this one with the given height / width on the ground."""
+        height = max(self.north - self.south, (self.east - self.west) * self.stretch * shape)
+        dlat = (height - (self.north - self.south)) / 2
+        dlon = (height / shape / self.stretch - (self.east - self.west)) / 2
+        return Frame(west=self.west - dlon, east=self.east + dlon, south=self.south - dlat, north=self.north + dlat)
 
     def holds(self, lat: NDArray[np.float64], lon: NDArray[np.float64]) -> NDArray[np.bool_]:
         return (lat >= self.south) & (lat <= self.north) & (lon >= self.west) & (lon <= self.east)
@@ -162,7 +169,7 @@ def _map(
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, location="bottom", shrink=0.5, aspect=40, pad=0.02)
     bar.set_ticks(ticks[0], labels=ticks[1])
     bar.set_label(label)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     return figure
 
 
@@ -182,7 +189,7 @@ def draw_points(
     strength = np.abs(norm(value[rows]) - norm(0.0)) / max(1 - float(norm(0.0)), 1e-9)
     order = np.argsort(strength, kind="stable")
     rows, strength = rows[order], np.clip(strength[order], 0, 1)
-    size = min(max(9_000 / max(len(rows), 1), 0.6), 9.0)
+    size = min(max(20_000 / max(len(rows), 1), 0.8), 12.0)
     ax.scatter(
         items.lon[rows],
         items.lat[rows],
@@ -195,6 +202,7 @@ def draw_points(
     )
     ax.set(xlim=(window.west, window.east), ylim=(window.south, window.north), xticks=[], yticks=[])
     ax.set_aspect(1 / window.stretch)
+    ax.set_facecolor(GROUND)
     ax.spines[:].set_visible(False)
     _scale_bar(ax, window)
 
@@ -205,9 +213,13 @@ def _scale_bar(ax: Axes, window: Frame) -> None:
     unit = 10 ** math.floor(math.log10(width / 4))
     km = max(m * unit for m in (1, 2, 5) if m * unit <= width / 4)
     share = km / width
-    for x, y in (([0.03, 0.03 + share], [0.03, 0.03]), ([0.03, 0.03], [0.025, 0.04]), ([0.03 + share] * 2, [0.025, 0.04])):
+    for x, y in (
+        ([0.03, 0.03 + share], [0.03, 0.03]),
+        ([0.03, 0.03], [0.025, 0.04]),
+        ([0.03 + share] * 2, [0.025, 0.04]),
+    ):
         ax.plot(x, y, color=PALE, linewidth=1.2, transform=ax.transAxes)
-    ax.text(0.03 + share / 2, 0.045, f"{km:g} km", transform=ax.transAxes, ha="center", va="bottom", size=9)
+    ax.text(0.03 + share / 2, 0.045, f"{km:g} km", transform=ax.transAxes, ha="center", va="bottom", size=9, color=PALE)
 
 
 def _label_cities(ax: Axes, items: ItemFacts) -> None:
@@ -232,6 +244,26 @@ def _label_cities(ax: Axes, items: ItemFacts) -> None:
 def _outline(ax: Axes, window: Frame) -> None:
     x = [window.west, window.east, window.east, window.west, window.west]
     ax.plot(x, [window.south, window.south, window.north, window.north, window.south], color=PALE, linewidth=0.8)
+
+
+def overview(metrics: dict[str, Any], lines: Sequence[dict[str, Any]], items: ItemFacts) -> Figure:
+    """For a README: the largest city at night, the model beside what needs no model, and how it learned."""
+    windows = frames(items)
+    figure = Figure(figsize=(12, 5.2), layout="constrained")
+    halves = GridSpec(1, 2, figure=figure, width_ratios=[1 if windows else 0.01, 1.25])
+    if windows:
+        ax = figure.add_subplot(halves[0])
+        value = np.log10(1 + items.positives)
+        norm = Normalize(0, max(float(value.max()), 1.0))
+        draw_points(ax, windows[-1].widened(0.95), items, np.arange(1, len(items)), value, norm, _LIGHTS)
+        ax.set_title(f"{len(items) - 1:,} items" + (f", here {items.cities[1]}" if len(windows) > 1 else ""))
+    cells = halves[1].subgridspec(2, 1)
+    upper, lower = figure.add_subplot(cells[0]), figure.add_subplot(cells[1])
+    draw_ladder(upper, metrics["scorers"])
+    upper.set_title(f"AUC on {metrics['rows']:,} candidates of the {metrics['split']} split")
+    upper.set_xlabel("")
+    draw_valid_auc(lower, lines, None)
+    return figure
 
 
 def png(draw: Callable[[], Figure], dpi: int = 110) -> bytes:

@@ -27,10 +27,7 @@ THEME = {
     "visits": "#3f7fd1",
     "nearest": "#d0605e",
 }
-FONT = ["Inter", "Segoe UI", "Helvetica Neue", "Arial", "DejaVu Sans"]
-_STYLE: dict[str, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # for measuring; the page's own font is drawn
+_STYLE: Any = {
     "font.size": 10,
     "text.color": THEME["ink"],
     "axes.labelcolor": THEME["muted"],
@@ -61,13 +58,13 @@ def themed_svg(draw: Callable[[], Figure]) -> str:
     svg = svg[svg.index("<svg") :]
     for name, colour in THEME.items():
         svg = svg.replace(colour, f"var(--{name})")
-    svg = re.sub(r"font: ([^;\"]*?)(\d+(?:\.\d+)?px)[^;\"]*", r"font-size: \2", svg)  # the family comes from the page
-    return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1)
+    svg = re.sub(r" ?font-family: [^;\"]*;?", "", svg)  # the page's own
+    return re.sub(r'^<svg([^>]*?) width="[^"]*" height="[^"]*"|^<svg([^>]*?) height="[^"]*"', r"<svg\1\2", svg)
 
 
 def save_png(draw: Callable[[], Figure], path: Any, dpi: int = 150) -> None:
     """The same figure on a white ground, for a README."""
-    with rc_context(_STYLE | {"font.sans-serif": FONT, "figure.facecolor": "white"}):
+    with rc_context(_STYLE | {"figure.facecolor": "white"}):
         draw().savefig(path, dpi=dpi, bbox_inches="tight", pad_inches=0.25, metadata={"Software": "placerank"})
 
 
@@ -84,6 +81,7 @@ def ladder(scorers: dict[str, dict[str, Any]]) -> Figure:
 
 
 def draw_ladder(ax: Axes, scorers: dict[str, dict[str, Any]]) -> None:
+    """The ladder into given axes."""
     known = {name: s for name, s in scorers.items() if s["auc"] is not None}
     names = sorted(known, key=lambda name: known[name]["auc"])
     for y, name in enumerate(names):
@@ -126,6 +124,7 @@ def _series(lines: Sequence[dict[str, Any]], split: str, *names: str) -> tuple[l
 
 
 def draw_loss(ax: Axes, lines: Sequence[dict[str, Any]], best_step: int | None) -> None:
+    """Loss of the training steps and of the validations."""
     ax.plot(*_series(lines, "train", "loss"), color=THEME["muted"], linewidth=1.2, label="training")
     ax.plot(
         *_series(lines, "valid", "loss", "log_loss"), color=THEME["model"], marker="o", markersize=4, label="validation"
@@ -136,6 +135,7 @@ def draw_loss(ax: Axes, lines: Sequence[dict[str, Any]], best_step: int | None) 
 
 
 def draw_valid_auc(ax: Axes, lines: Sequence[dict[str, Any]], best_step: int | None) -> None:
+    """AUC of the validations; the value at ``best_step`` is written beside its point."""
     steps, values = _series(lines, "valid", "auc")
     ax.plot(steps, values, color=THEME["model"], marker="o", markersize=4)
     ax.set(title="Validation AUC", xlabel="step")
@@ -153,15 +153,6 @@ def _mark_step(ax: Axes, step: int | None) -> None:
         ax.axvline(step, color=THEME["line"], linewidth=1.5, zorder=0)
 
 
-def overview(metrics: dict[str, Any], lines: Sequence[dict[str, Any]]) -> Figure:
-    """For a README: the ladder, the validation AUC over the steps, and AUC by popularity of the item."""
-    figure, axes = _figure(12, 3.4, 2, width_ratios=[1.25, 1])
-    draw_ladder(axes[0], metrics["scorers"])
-    axes[0].set_title("Model against scores that need no model")
-    draw_valid_auc(axes[1], lines, None)
-    return figure
-
-
 def slices(parts: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
     """AUC of every slice: a bar for the model, marks for the others, one block for each slicing.
 
@@ -174,7 +165,9 @@ def slices(parts: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
     lowest, highest, y = 0.5, 0.6, 0.0
     transform = ax.get_yaxis_transform()
     for part in parts:
-        ax.text(0, y, part["title"], transform=transform, weight="bold", va="center")
+        ax.annotate(
+            part["title"], (0.5, y), xytext=(4, 0), textcoords="offset points", weight="bold", va="center", zorder=5
+        )
         y += 1.0
         for i, bar in enumerate(part["scorers"]["model"]):
             ax.text(-0.012, y, bar["label"], transform=transform, ha="right", va="center")
@@ -182,11 +175,14 @@ def slices(parts: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
                 1.01, y, f"{bar['rows']:,}", transform=transform, ha="left", va="center", color=THEME["muted"], size=9
             )
             if bar["auc"] is None:
-                ax.text(0.505, y, bar.get("note", "undefined"), va="center", color=THEME["muted"], style="italic", size=9)
+                ax.text(
+                    0.505, y, bar.get("note", "undefined"), va="center", color=THEME["muted"], style="italic", size=9
+                )
             else:
-                ax.barh(y, bar["auc"] - 0.5, left=0.5, height=0.62, color=THEME["model"], alpha=0.9)
+                ax.barh(y, bar["auc"] - 0.5, left=0.5, height=0.62, color=THEME["model"], alpha=0.28, linewidth=0)
+                ax.plot([bar["auc"]] * 2, [y - 0.31, y + 0.31], color=THEME["model"], linewidth=2.5)
                 error = 1.96 * bar["auc_standard_error"]
-                ax.plot([bar["auc"] - error, bar["auc"] + error], [y, y], color=THEME["ink"], linewidth=1.2)
+                ax.plot([bar["auc"] - error, bar["auc"] + error], [y, y], color=THEME["model"], linewidth=1.2)
             for name in names:
                 value = part["scorers"][name][i]["auc"]
                 if value is None:
@@ -197,7 +193,7 @@ def slices(parts: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
             y += 1.0
         y += 0.45
     ax.set_ylim(y - 0.6, -0.8)
-    ax.set_xlim(max(lowest - 0.02, 0), min(highest + 0.03, 1.005))
+    ax.set_xlim(0.5 if lowest == 0.5 else max(lowest - 0.02, 0), min(highest + 0.03, 1.005))
     ax.axvline(0.5, color=THEME["muted"], linewidth=1)
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
@@ -225,20 +221,22 @@ def calibration(curve: dict[str, Sequence[float]], predicted: np.ndarray, label:
         linewidth=1.4,
         elinewidth=1,
     )
-    ax.set(title="Reliability", xlabel="predicted probability", ylabel="share of positives", xlim=(0, top), ylim=(0, top))
+    ax.set(
+        title="Reliability", xlabel="predicted probability", ylabel="share of positives", xlim=(0, top), ylim=(0, top)
+    )
     ax.set_aspect("equal", adjustable="box")
     ax = axes[1]
     bins = np.linspace(0, max(math.ceil(predicted.max() * 20) / 20, 0.05), 41)
     for kind, colour, name in ((label == 0, "muted", "negatives"), (label == 1, "model", "positives")):
         if kind.any():
             weights = np.full(int(kind.sum()), 1 / kind.sum())
-            ax.hist(predicted[kind], bins=bins, weights=weights, color=THEME[colour], alpha=0.55, label=name)
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+            ax.hist(predicted[kind], bins=list(bins), weights=weights, color=THEME[colour], alpha=0.55, label=name)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set(title="Spread of the predictions", xlabel="predicted probability", ylabel="share of the class")
     ax.legend(loc="upper right")
     for ax in axes:
-        ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+        ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         ax.grid(axis="y", linewidth=0.6)
         ax.set_axisbelow(True)
-    axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     return figure

@@ -9,6 +9,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
+
 from . import maps, pictures
 from .breakdown import ItemFacts
 from .predictions import Predictions
@@ -61,7 +63,7 @@ def write_report(
     )
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
-    pictures.save_png(lambda: pictures.overview(metrics, log), folder / "overview.png")
+    pictures.save_png(lambda: maps.overview(metrics, log, items), folder / "overview.png")
     return path
 
 
@@ -130,10 +132,10 @@ def _comparison(metrics: dict[str, Any]) -> str:
     model = scorers["model"]
     coverage = "" if model["gauc_coverage"] is None else f" ({model['gauc_coverage']:.0%} of the rows)"
     lead = (
-        "All score the same rows. AUC is the chance that a random positive is put above a random negative; GAUC is that "
-        f"within each user who has both{coverage}. NDCG and Hit@K ask how high a request's positives stand among its "
-        f"candidates ({model['requests']:,} requests with both). Calibration is predicted over true positives: 1 is right. "
-        "The best without the oracle is in colour."
+        "All score the same rows. AUC is the chance that a random positive is put above a random negative; GAUC is "
+        f"that within each user who has both{coverage}. NDCG and Hit@K ask how high a request's positives stand among "
+        f"its candidates ({model['requests']:,} requests with both). Calibration is predicted over true positives: "
+        "1 is right. The best without the oracle is in colour."
     )
     notes = "".join(f'<p class="muted">{html.escape(note)}</p>' for note in metrics["notes"])
     picture = ""
@@ -158,8 +160,8 @@ def _maps(folder: Path, predictions: Predictions, items: ItemFacts) -> str:
         "<h3>Where the model is wrong</h3>"
         '<p class="lead">Predicted minus true positives of each item, in standard deviations of what pure chance would '
         "leave. Orange: the model promises too much; blue: too little; grey: within chance. If every prediction were "
-        f"right, one item in twenty would still lie beyond ±2. Items with fewer than {maps.MIN_SEEN} candidates are left "
-        f"out: {int((error == error).sum()):,} of {len(items) - 1:,} are shown.</p>"
+        f"right, one item in twenty would still lie beyond ±2. Items with fewer than {maps.MIN_SEEN} candidates are "
+        f"left out: {np.count_nonzero(~np.isnan(error)):,} of {len(items) - 1:,} are shown.</p>"
     )
     body += _image(maps.png(lambda: maps.error_map(predictions, items)), "map of the items by error of the prediction")
     lead = "Every point is an item; the brighter and larger, the more positives it had in training."
@@ -172,9 +174,8 @@ def _slices(metrics: dict[str, Any]) -> str:
     if not parts:
         return ""
     legend = "".join(
-        f'<span><i style="color:var(--{name})">{_MARKS.get(name, "▬")}</i>{html.escape(metrics["scorers"][name]["title"])}'
-        "</span>"
-        for name in names
+        f'<span><i style="color:var(--{name})">{_MARKS.get(name, "▬")}</i>{html.escape(scorer["title"])}</span>'
+        for name, scorer in metrics["scorers"].items()
     )
     lead = (
         "AUC among the rows of each slice alone, positives and negatives; the line on a bar is its 95 % interval for "
@@ -182,7 +183,9 @@ def _slices(metrics: dict[str, Any]) -> str:
         "training, mid the next 40 %, tail the rest; local time comes from the item's longitude."
     )
     picture = pictures.themed_svg(lambda: pictures.slices(parts, names))
-    return _section("Where it is good, and where not", lead, f'<div class="legend">{legend}</div><figure>{picture}</figure>')
+    return _section(
+        "Where it is good, and where not", lead, f'<div class="legend">{legend}</div><figure>{picture}</figure>'
+    )
 
 
 def _learning_curve(log: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> str:
@@ -197,9 +200,9 @@ def _learning_curve(log: Sequence[dict[str, Any]], best: dict[str, Any] | None) 
 def _calibration(metrics: dict[str, Any], predictions: Predictions) -> str:
     error = _number("ece", metrics["scorers"]["model"]["ece"])
     lead = (
-        "Left: candidates in bins of equal size by predicted probability; on the dashed line, a prediction of 20 % comes "
-        "true one time in five. Above it the model promises too little, below too much. Right: how far the predictions of "
-        f"positives stand from those of negatives. Expected calibration error: {error}."
+        "Left: candidates in bins of equal size by predicted probability; on the dashed line, a prediction of 20 % "
+        "comes true one time in five. Above it the model promises too little, below too much. Right: how far the "
+        f"predictions of positives stand from those of negatives. Expected calibration error: {error}."
     )
     picture = pictures.themed_svg(
         lambda: pictures.calibration(metrics["reliability"], predictions.predicted(), predictions.label)
@@ -225,4 +228,6 @@ def _what_was_run(metrics: dict[str, Any], run: Path) -> str:
         body += f"<details><summary>config</summary><pre>{html.escape(json.dumps(config, indent=2))}</pre></details>"
     numbers = {k: v for k, v in metrics.items() if k not in ("slices", "reliability")}
     body += f"<details><summary>all numbers</summary><pre>{html.escape(json.dumps(numbers, indent=2))}</pre></details>"
-    return _section("What was run", "predictions.parquet and metrics.json beside this page hold the rows and numbers.", body)
+    return _section(
+        "What was run", "predictions.parquet and metrics.json beside this page hold the rows and numbers.", body
+    )
