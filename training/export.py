@@ -39,6 +39,7 @@ class ExportConfig:
     """Replace the folder if it exists."""
 
     def __post_init__(self) -> None:
+        self.run, self.out = Path(self.run), Path(self.out)
         check_format(self.format, self.dtype)
         if self.block_rows < 1:
             raise ValueError(f"block_rows={self.block_rows}: expected at least 1")
