@@ -29,9 +29,10 @@ def launch(command: list[str], nproc: int) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_rank(len(os.sched_getaffinity(0)), nproc)))
     # A rank that fails has printed its own error; torchrun's summary of it would bury that.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    flags = ["--standalone", f"--nproc-per-node={nproc}", "--module", "placerank.cli", *command]
+    args = torchrun.parse_args(["--standalone", f"--nproc-per-node={nproc}", "--module", "placerank.cli"])
+    args.training_script_args = command  # not parsed with the rest: it would take our --run for its --run-path
     try:
-        torchrun.run(torchrun.parse_args(flags))
+        torchrun.run(args)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:

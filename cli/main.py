@@ -7,6 +7,7 @@ import difflib
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from .. import __version__
@@ -65,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(COMMANDS)}"
         complain(f"no command {name!r}; {hint}")
         return 2
+    # What torch and torchrec say to each other about their next versions is nothing that a user can act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     try:
         code: int = importlib.import_module(f".{name}", __package__).main(rest)
         return code
