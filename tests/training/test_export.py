@@ -34,11 +34,6 @@ BATCH = 97
 MIXED = {"item": "row_wise", "category": "column_wise", "user": "row_wise", "hour": "column_wise"}
 
 
-def make_data(folder: Path, seed: int = 0) -> Path:
-    city = SimulateConfig(out=folder / "raw", items=200, users=90, requests=400, candidates=8, cities=3, seed=seed)
-    return prepare(PrepareConfig(input=simulate(city), out=folder / "data"))
-
-
 def train_run(data: Path, run: Path) -> None:
     train(
         TrainConfig(
@@ -69,12 +64,13 @@ def exported_scores(data: Path, folder: Path) -> Tensor:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """``data``, ``run`` (one rank), ``logits`` of the test split, ``out`` (a fp32 Parquet export)."""
+    """``raw``, ``data``, ``run`` (one rank), ``logits`` of the test split, ``out`` (a fp32 Parquet export)."""
     folder = tmp_path_factory.mktemp("trained")
-    data, run = make_data(folder), folder / "run"
+    raw = simulate(SimulateConfig(out=folder / "raw", items=200, users=90, requests=400, candidates=8, cities=3))
+    data, run = prepare(PrepareConfig(input=raw, out=folder / "data")), folder / "run"
     train_run(data, run)
     out = export(ExportConfig(run=run, out=folder / "export", block_rows=64))
-    return SimpleNamespace(data=data, run=run, logits=trainer_scores(data, run), out=out)
+    return SimpleNamespace(raw=raw, data=data, run=run, logits=trainer_scores(data, run), out=out)
 
 
 def assert_same_scores(got: Tensor, want: Tensor) -> None:
@@ -150,9 +146,7 @@ def test_some_tables(trained: SimpleNamespace, tmp_path: Path) -> None:
     ]
     assert torch.equal(load_table(out, "item").vectors(), load_table(trained.out, "item").vectors())
     ranker = ExportedRanker.load(out)
-    with pytest.raises(
-        ValueError, match=r"scoring needs the tables .*hour.*, which this export leaves out; export all"
-    ):
+    with pytest.raises(ValueError, match=r"needs the tables .*hour.*, which this export leaves out; export all"):
         ranker.score(next(iter(SampleLoader(trained.data, "test", 3))))
 
 
@@ -228,9 +222,10 @@ def test_bad_input_is_told(trained: SimpleNamespace, tmp_path: Path) -> None:
     told(FileNotFoundError, r"expected a folder that `placerank train` made", run=tmp_path)
     told(FileNotFoundError, r"has no checkpoint of step 99999; it has ", checkpoint="99999")
     told(FileExistsError, r"exists; choose another folder, or pass --overwrite", out=trained.out)
-    told(
-        ValueError, r"was (trained on other data|made with another config)", data=make_data(tmp_path / "other", seed=5)
-    )
+    other = prepare(PrepareConfig(input=trained.raw, out=tmp_path / "other", seed=1))
+    told(ValueError, r"was trained on other data .*; pass the data it was trained on", data=other)
+    other = prepare(PrepareConfig(input=trained.raw, out=tmp_path / "fewer", min_user_positives=3))
+    told(ValueError, r"was made with another config; tables.user.rows: saved ", data=other)
     run = tmp_path / "run"
     shutil.copytree(trained.run, run)
     for file in run.glob("checkpoints/*/*.distcp"):
