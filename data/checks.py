@@ -21,8 +21,8 @@ class BadRows:
 
     Args:
         policy: ``"error"`` or ``"skip"``.
-        folder: where ``skip`` writes ``<file>.parquet`` for each file with bad rows: columns ``row`` (0-based in
-            that file), ``column``, ``reason``, then the row as it was.
+        folder: where ``skip`` writes ``<file>.parquet`` for each file with bad rows: columns ``row`` (0-based in that
+            that file; of a text file the line, from 1), ``column``, ``reason``, then the row as it was.
 
     Use it as a context manager (or call ``close``) so that the files are finished. ``counts`` maps
     (file, column, reason) to a number of rows.
@@ -177,10 +177,26 @@ def _broken(array: pa.ChunkedArray, column: Column) -> np.ndarray | None:
 
 
 class Block:
-    """Rows of one file in normal form, with the first fault of each row."""
+    """Rows of one file in normal form, with the first fault of each row.
 
-    def __init__(self, file: Path, raw: pa.Table, first_row: int, columns: Sequence[Column]) -> None:
-        self.file, self.raw, self.first_row = file, raw, first_row
+    Args:
+        raw: the rows as they are in the file.
+        rows: what each is called in messages: 0-based rows of a Parquet file, or 1-based lines of a text file.
+        unit: "row" or "line".
+        parsed: for text formats, the same columns with their text made numbers, times and lists, null where that
+            failed.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        raw: pa.Table,
+        rows: np.ndarray,
+        columns: Sequence[Column],
+        unit: Literal["row", "line"] = "row",
+        parsed: pa.Table | None = None,
+    ) -> None:
+        self.file, self.raw, self.rows, self.unit = file, raw, rows, unit
         self.fault = np.zeros(raw.num_rows, np.int32)  # 1 + index into faults; 0 = good
         self.faults: list[tuple[str, str]] = []  # column, expected
         self.notes: dict[int, str] = {}  # row -> more about what was got there
@@ -189,13 +205,16 @@ class Block:
             if column.name not in raw.column_names:
                 self.columns[column.name] = pa.chunked_array([pa.nulls(raw.num_rows, column.type)])
                 continue
+            source = raw if parsed is None else parsed
             try:
-                array = _cast(raw[column.name], column)
+                array = _cast(source[column.name], column)
             except pa.ArrowInvalid as error:
                 raise DataError(
                     f"{file}: column '{column.name}': got type {raw[column.name].type}, expected values that fit "
                     f"{column.type} ({error}); write large ids as strings"
                 ) from error
+            if parsed is not None:
+                self.mark(column.name, column.expected, as_mask(array.is_null()) & as_mask(raw[column.name].is_valid()))
             if not column.nullable and array.null_count:
                 self.mark(column.name, f"{column.expected}, not null", as_mask(array.is_null()))
             broken = _broken(array, column)
@@ -219,7 +238,7 @@ class Block:
             more = f" ({len(bad):,} rows of this block are bad)" if len(bad) > 1 else ""
             got = repr(self.raw[column][row].as_py()) + self.notes.get(row, "")
             raise DataError(
-                f"{self.file}: row {self.first_row + row}, column '{column}': got {got}, expected {expected}; "
+                f"{self.file}: {self.unit} {self.rows[row]}, column '{column}': got {got}, expected {expected}; "
                 f"correct the row, or set bad rows aside with --on-bad-rows skip{more}"
             )
         good = pa.table(self.columns)
@@ -227,7 +246,7 @@ class Block:
             aside = self.raw.take(pa.array(bad))
             code = pa.array(self.fault[bad] - 1)
             added = {
-                "row": pa.array(bad + self.first_row, pa.int64()),
+                "row": pa.array(self.rows[bad], pa.int64()),
                 "column": pa.array([c for c, _ in self.faults]).take(code),
                 "reason": pa.array([f"expected {e}" for _, e in self.faults]).take(code),
             }

@@ -104,12 +104,12 @@ def _read_whole(source: pq.ParquetFile, file: Path, columns: Sequence[Column], w
     if source.metadata.num_rows == 0:
         raise DataError(f"{file}: the file has no rows, expected at least one; check the step that wrote it")
     try:
-        return Block(file, source.read(columns=wanted), 0, columns)
+        return Block(file, source.read(columns=wanted), np.arange(source.metadata.num_rows), columns)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(_unreadable(file, error)) from error
 
 
-def _mark_duplicates(block: Block, key: str) -> None:
+def mark_duplicates(block: Block, key: str) -> None:
     """Of rows with the same id, all good ones after the first are bad."""
     good = np.flatnonzero(block.fault == 0)
     ids = block.columns[key].take(pa.array(good)).combine_chunks()
@@ -123,7 +123,7 @@ def _mark_duplicates(block: Block, key: str) -> None:
         bad[good[first]] = False
         row = int(np.flatnonzero(bad)[0])
         earlier = int(good[first[codes[np.searchsorted(good, row)]]])
-        block.notes[row] = f", which row {earlier} has too"
+        block.notes[row] = f", which {block.unit} {block.rows[earlier]} has too"
         block.mark(key, f"a {key} that no earlier row has", bad)
 
 
@@ -145,7 +145,7 @@ def read_items(path: Path, bad_rows: BadRows | None = None) -> pa.Table:
     file = path / "items.parquet" if path.is_dir() else path
     source = open_parquet(file)
     block = _read_whole(source, file, ITEMS, _wanted(source, ITEMS, bad_rows))
-    _mark_duplicates(block, "item_id")
+    mark_duplicates(block, "item_id")
     table = block.finish(ITEMS, bad_rows, file.stem)
     _not_all_bad(file, table.num_rows)
     return table
@@ -180,7 +180,7 @@ def read_users(path: Path, bad_rows: BadRows | None = None) -> pa.Table | None:
         if pa.types.is_dictionary(field.type):
             array = array.cast(field.type.value_type)
         block.columns[field.name] = array.cast(pa.string())
-    _mark_duplicates(block, "user_id")
+    mark_duplicates(block, "user_id")
     table = block.finish(columns, bad_rows, file.stem)
     _not_all_bad(file, table.num_rows)
     return table
@@ -228,13 +228,11 @@ def iter_interactions(
                 raise DataError(_unreadable(file, error)) from error
             if batch is None:
                 break
-            block = Block(file, pa.Table.from_batches([batch]), first_row, INTERACTIONS)
+            block = Block(
+                file, pa.Table.from_batches([batch]), np.arange(first_row, first_row + batch.num_rows), INTERACTIONS
+            )
             first_row += batch.num_rows
-            index = pc.index_in(block.columns["item_id"], value_set=item_ids)
-            unknown = as_mask(index.is_null()) & as_mask(block.columns["item_id"].is_valid())
-            block.mark("item_id", "an item_id that is in the items table", unknown)
-            _mark_half_places(block)
-            block.columns["item_index"] = index
+            mark_interactions(block, item_ids)
             table = block.finish(INTERACTIONS, bad_rows, name)
             total += batch.num_rows
             good += table.num_rows
@@ -260,8 +258,12 @@ def _check_families(file: Path, schema: pa.Schema, types: dict[str, pa.DataType]
             )
 
 
-def _mark_half_places(block: Block) -> None:
-    """A place has a latitude and a longitude, or neither."""
+def mark_interactions(block: Block, item_ids: pa.ChunkedArray) -> None:
+    """Rules beyond single columns: known items (adds ``item_index``), and places whole or not at all."""
+    index = pc.index_in(block.columns["item_id"], value_set=item_ids)
+    block.columns["item_index"] = index
+    unknown = as_mask(index.is_null()) & as_mask(block.columns["item_id"].is_valid())
+    block.mark("item_id", "an item_id that is in the items table", unknown)
     lat, lon = as_mask(block.columns["user_lat"].is_valid()), as_mask(block.columns["user_lon"].is_valid())
     for name, other, bad in (("user_lat", "user_lon", ~lat & lon), ("user_lon", "user_lat", lat & ~lon)):
         if bad.any() and name not in block.raw.column_names:
