@@ -99,7 +99,7 @@ def draw_ladder(ax: Axes, scorers: dict[str, dict[str, Any]]) -> None:
     ax.set_yticks(range(len(names)), [known[name]["title"] for name in names])
     ax.tick_params(axis="y", length=0, labelcolor=THEME["ink"])
     values = [s["auc"] for s in known.values()]
-    ax.set_xlim(min(0.5, *values, 0.5) - 0.004, max(*values, 0.6) * 1.06 - 0.02)
+    ax.set_xlim(min([0.5, *values]) - 0.004, max([0.6, *values]) * 1.06 - 0.02)
     ax.axvline(0.5, color=THEME["muted"], linewidth=1)
     ax.set_xlabel("AUC (0.5 = chance)")
     ax.spines["left"].set_visible(False)
@@ -189,7 +189,15 @@ def slices(parts: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
                     continue
                 lowest, highest = min(lowest, value), max(highest, value)
                 if name != "model":
-                    ax.plot(value, y, _MARKERS[name], color=THEME[name], markersize=5.5, markeredgecolor="none")
+                    ax.plot(
+                        value,
+                        y,
+                        _MARKERS[name],
+                        color=THEME[name],
+                        markersize=5.5,
+                        markeredgecolor=THEME[name],
+                        markeredgewidth=0,
+                    )
             y += 1.0
         y += 0.45
     ax.set_ylim(y - 0.6, -0.8)

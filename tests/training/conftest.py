@@ -65,11 +65,25 @@ def make_predictions(catalog: pa.Table, requests: int, rng: np.random.Generator)
     )
 
 
+def write_split(folder: Path, predictions: Predictions) -> None:
+    """The rows as a split of a prepared folder, each with an empty history, in small row groups."""
+    folder.mkdir()
+    columns = {name: column for name, column in predictions.columns().items() if name != "logit"}
+    columns["label"] = columns["label"].astype(np.int8)
+    empty = np.zeros(len(predictions) + 1, np.int32)
+    for name, kind in (("history", pa.int32()), ("history_hours", pa.float32())):
+        columns[name] = pa.ListArray.from_arrays(pa.array(empty), pa.array([], kind))
+    pq.write_table(pa.table(columns), folder / "part-00000.parquet", row_group_size=1_000)
+
+
 @pytest.fixture(scope="session")
 def fabricated(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """``data`` (a prepared folder with the catalog alone) and ``predictions`` (20,000 scored rows)."""
+    """``data``, a prepared folder with a catalog and a test split, and its rows scored: ``predictions`` (20,000)."""
     rng = np.random.default_rng(7)
     data = tmp_path_factory.mktemp("prepared")
     catalog = write_catalog(data, 400, rng)
-    write_manifest(data, "prepared", {})
-    return SimpleNamespace(data=data, predictions=make_predictions(catalog, 2_000, rng))
+    predictions = make_predictions(catalog, 2_000, rng)
+    write_split(data / "test", predictions)
+    splits = {"test": {"rows": len(predictions)}}
+    write_manifest(data, "prepared", {}, splits=splits)
+    return SimpleNamespace(data=data, predictions=predictions)

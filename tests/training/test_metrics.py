@@ -137,9 +137,7 @@ def test_standard_error_of_auc_is_the_spread_over_samples():
     assert math.isnan(m.auc_standard_error(0.5, 0, 10))
 
 
-@pytest.mark.parametrize(
-    ("label", "reason"), [([], "no rows"), ([0, 0], "no positives"), ([1, 1], "no negatives")]
-)
+@pytest.mark.parametrize(("label", "reason"), [([], "no rows"), ([0, 0], "no positives"), ([1, 1], "no negatives")])
 def test_what_the_rows_do_not_define_is_nan_with_a_reason(label, reason):
     label = np.array(label, dtype=float)
     some = np.arange(len(label))
