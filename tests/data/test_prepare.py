@@ -324,7 +324,8 @@ def test_check_ins_against_loops(tmp_path: Path, seed: int) -> None:
             own = items[positive["item_row"]]
             user, time = users[positive["user_index"]], positive["time"]
             positives.append((user, own["item_id"], time))
-            first_is_positive.append(group[0]["label"])
+            if split != "train":
+                first_is_positive.append(group[0]["label"])
             assert len({(r["user_index"], r["time"], str(r["lat"]), str(r["lon"])) for r in group}) == 1
             before = [(t, i) for u, i, t, _ in rows if u == user and time - hours * 3600 <= t < time]
             latest = {i for t, i in before if t == max(before)[0]}
@@ -345,7 +346,7 @@ def test_check_ins_against_loops(tmp_path: Path, seed: int) -> None:
     told = read_manifest(folder, "prepared")
     assert told["check_ins"] == {"requests": len(rows) - lonely, "known_place": known, "no_negatives": lonely}
     assert told["source"] == "check-ins" and known and placed
-    assert 0.1 < np.mean(first_is_positive) < 0.6  # where a candidate stands does not tell its label
+    assert 0.05 < np.mean(first_is_positive) < 0.4  # where a candidate stands does not tell its label
 
 
 def test_given_places(tmp_path: Path) -> None:
