@@ -22,7 +22,7 @@ class BadRows:
     Args:
         policy: ``"error"`` or ``"skip"``.
         folder: where ``skip`` writes ``<file>.parquet`` for each file with bad rows: columns ``row`` (0-based in that
-            that file; of a text file the line, from 1), ``column``, ``reason``, then the row as it was.
+            file; of a text file the line, from 1), ``column``, ``reason``, then the row as it was.
 
     Use it as a context manager (or call ``close``) so that the files are finished. ``counts`` maps
     (file, column, reason) to a number of rows.
@@ -147,8 +147,12 @@ def _cast(array: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
 # --- rows ------------------------------------------------------------------------------------------------------
 
 
-def as_mask(array: pa.ChunkedArray) -> np.ndarray:
-    return array.fill_null(False).to_numpy() if array.null_count else array.to_numpy()
+def as_mask(array: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Booleans as NumPy, null as False."""
+    array = array.fill_null(False) if array.null_count else array
+    if isinstance(array, pa.ChunkedArray):
+        return array.to_numpy()
+    return array.to_numpy(zero_copy_only=False)
 
 
 def _broken(array: pa.ChunkedArray, column: Column) -> np.ndarray | None:
