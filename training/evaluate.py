@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -54,8 +53,9 @@ class EvaluateConfig:
 def evaluate(config: EvaluateConfig) -> Path:
     """Score a split and write predictions.parquet, metrics.json, report.html and pictures; returns their folder.
 
-    Under torchrun all ranks call it: each scores its share of the samples, rank 0 measures and writes. The
-    result does not depend on the number of ranks.
+    Under torchrun all ranks call it: each scores its share of the samples, rank 0 measures and writes. Every row
+    counts once, whatever the number of ranks; logits of other batches may differ in their last bits, as
+    matrix products do.
 
     Raises:
         FileExistsError: the folder exists and ``overwrite`` is False.
@@ -173,7 +173,7 @@ def print_summary(metrics: dict[str, Any]) -> None:
     """A table on the terminal: the model beside the baselines and the oracle."""
     scorers = metrics["scorers"]
     title = f"{metrics['split']}: {metrics['rows']:,} rows, {metrics['positives']:,} positives"
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("")
     for title in COLUMNS.values():
         table.add_column(title, justify="right")

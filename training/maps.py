@@ -270,5 +270,7 @@ def png(draw: Callable[[], Figure], dpi: int = 110) -> bytes:
     """The figure as PNG bytes on its dark ground."""
     buffer = io.BytesIO()
     with rc_context(_STYLE):
-        draw().savefig(buffer, format="png", dpi=dpi, metadata={"Software": "placerank"})
+        draw().savefig(
+            buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.15, metadata={"Software": "placerank"}
+        )
     return buffer.getvalue()

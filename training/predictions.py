@@ -86,7 +86,7 @@ class Predictions:
 
     def predicted(self) -> NDArray[np.float64]:
         """[N] float64, sigmoid of the logit: the predicted probability of a positive."""
-        p: NDArray[np.float64] = torch.from_numpy(self.logit).double().sigmoid().numpy()
+        p: NDArray[np.float64] = torch.from_numpy(self.logit.astype(np.float64)).sigmoid().numpy()
         return p
 
     def take(self, rows: NDArray[Any]) -> "Predictions":
