@@ -70,7 +70,7 @@ def interaction_files(path: Path) -> list[Path]:
             raise DataError(f"{path}: got both {single.name} and {parts.name}/, expected one of them; remove the other")
         if single.is_file() or parts.is_dir():
             return interaction_files(single if single.is_file() else parts)
-        files = sorted(path.glob("*.parquet"))
+        files = [] if (path / "items.parquet").exists() else sorted(path.glob("*.parquet"))
         if not files:
             raise FileNotFoundError(
                 f"{path}: got no interactions, expected interactions.parquet or interactions/*.parquet"
@@ -124,7 +124,7 @@ def mark_duplicates(block: Block, key: str) -> None:
         row = int(np.flatnonzero(bad)[0])
         earlier = int(good[first[codes[np.searchsorted(good, row)]]])
         block.notes[row] = f", which {block.unit} {block.rows[earlier]} has too"
-        block.mark(key, f"a {key} that no earlier row has", bad)
+        block.mark(key, "an id that no earlier row has", bad)
 
 
 def _not_all_bad(file: Path, rows: int) -> None:
