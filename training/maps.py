@@ -233,7 +233,7 @@ def _label_cities(ax: Axes, items: ItemFacts) -> None:
             ax.annotate(
                 items.cities[city],
                 at,
-                xytext=(0, 9),
+                xytext=(0, 13),
                 textcoords="offset points",
                 ha="center",
                 size=9,
