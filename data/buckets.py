@@ -127,8 +127,10 @@ class Bucket:
         self.users = encoded.dictionary.take(pa.array(by_id))
         column = {name: table[name].to_numpy() for name in table.column_names if name != "user"}
         user = rank[encoded.indices.to_numpy()]
-        ties = tuple(column[n] for n in ("probability", "lon", "lat", "label", "item"))
-        order = np.lexsort((*ties, column["request"], column["time"], user))
+        keys = (column["label"], column["item"], column["request"], column["time"], user)
+        order = np.lexsort(keys)
+        if not starts_run(*(key[order] for key in keys)).all():  # rows that differ in their floats alone, if at all
+            order = np.lexsort((*(column[n] for n in ("probability", "lon", "lat")), *keys))
         self.user = user[order]
         self.item, self.time, self.label = (column[n][order] for n in ("item", "time", "label"))
         self.lat, self.lon, self.probability = (column[n][order] for n in ("lat", "lon", "probability"))

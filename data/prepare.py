@@ -22,8 +22,9 @@ from tqdm import tqdm
 from .buckets import Bucket, BucketWriter
 from .checks import BadRows, OnBadRows
 from .columns import DataError
-from .manifest import MANIFEST, sha256_file, whole_folder, write_manifest
+from .manifest import MANIFEST, read_manifest, sha256_file, whole_folder, write_manifest
 from .negatives import Reach
+from .readers import convert
 from .samples import SPLITS, CheckIns, SplitWriter, check_ins, impressions, user_blocks
 from .schema import has_column, interaction_files, iter_interactions, open_parquet, read_items, read_users
 from .vocabulary import item_vocabularies, rows_of, vocabulary
@@ -137,10 +138,13 @@ def prepare(config: PrepareConfig) -> Path:
     if not config.input.exists():
         raise FileNotFoundError(f"prepare.input={config.input} not found; check the path")
     with whole_folder(config.out, config.overwrite) as folder:
-        raw = _raw_folder(config, folder)
+        (folder / _BUCKETS).mkdir()
         with BadRows(config.on_bad_rows, folder / "rejected" if config.on_bad_rows == "skip" else None) as bad_rows:
-            items = read_items(raw, bad_rows)
-            items = items.sort_by("item_id")
+            raw, left_out = config.input, {}
+            if config.format != "parquet":
+                raw = convert(config.input, config.format, config.columns, folder / _BUCKETS / "raw", bad_rows)
+                left_out = read_manifest(raw, "raw")["left_out"]
+            items = read_items(raw, bad_rows).sort_by("item_id")
             users = read_users(raw, bad_rows)
             buckets, seen = _spill(raw, items, bad_rows, folder / _BUCKETS)
         job = _Job(config, folder, items, users, seen, has_column(raw, "probability"))
@@ -151,18 +155,9 @@ def prepare(config: PrepareConfig) -> Path:
         extra = job.finish()
         shutil.rmtree(folder / _BUCKETS)
         made_from = {"raw": _fingerprint(config.input)}
-        write_manifest(folder, "prepared", config, made_from, rejected=bad_rows.summary(), **extra)
+        told = {"rejected": bad_rows.summary(), "left_out": left_out}
+        write_manifest(folder, "prepared", config, made_from, **told, **extra)
     return config.out
-
-
-def _raw_folder(config: PrepareConfig, folder: Path) -> Path:
-    """The input in our schema: itself, or what its reader makes of it in the unfinished folder."""
-    (folder / _BUCKETS).mkdir()
-    if config.format == "parquet":
-        return config.input
-    from .readers import convert
-
-    return convert(config.input, config.format, config.columns, folder / _BUCKETS / "raw")
 
 
 def _fingerprint(path: Path) -> str:

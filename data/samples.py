@@ -236,15 +236,8 @@ class SplitWriter:
                 table.schema,
                 compression="zstd",
                 compression_level=1,
-                use_dictionary=[
-                    "user_row",
-                    "user_index",
-                    "item_row",
-                    "label",
-                    "visits",
-                    "request",
-                    "history.list.element",
-                ],
+                use_dictionary=["label", "visits"],
+                column_encoding={f"{n}.list.element": "BYTE_STREAM_SPLIT" for n in ("history", "history_hours")},
             )
             self._files += 1
         self._writer.write_table(table, row_group_size=self.row_group_rows)

@@ -538,3 +538,24 @@ def test_manifest_says_what_it_was_made_from(tmp_path: Path) -> None:
     (raw / "manifest.json").write_text(json.dumps({"content_hash": "abc"}))
     assert read_manifest(run(raw), "prepared")["made_from"] == {"raw": "abc"} != first
     assert not (tmp_path / "out" / "buckets").exists()
+
+
+def test_public_formats_and_csv(tmp_path: Path) -> None:
+    """Read through ``convert``: lines that the reader sets aside and leaves out are told in one place."""
+    lines = [
+        f"{u}\t2010-10-{d:02}T10:00:00Z\t{50 + p / 100}\t4.0\tp{p}"
+        for u in "ab"
+        for d in range(1, 29)
+        for p in (d % 5,)
+    ]
+    (tmp_path / "loc-gowalla_totalCheckins.txt").write_text(
+        "\n".join([*lines, "a\t2010-10-01T10:00:00Z\t95\t4\tp7", ""])
+    )
+    source = tmp_path / "loc-gowalla_totalCheckins.txt"
+    with pytest.raises(DataError, match=r"line \d+, column 'lat': got '95'"):
+        run(source, format="gowalla")
+    folder = run(source, format="gowalla", on_bad_rows="skip")
+    told = read_manifest(folder, "prepared")
+    assert told["left_out"] == {"check-ins without a location": 0} and sum(r["rows"] for r in told["rejected"]) == 1
+    assert sum(s["positives"] for s in told["splits"].values()) == 56 and told["tables"]["item"] == 6
+    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["rejected", "test", "train", "valid", "vocab"]
