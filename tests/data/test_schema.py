@@ -236,7 +236,7 @@ def test_missing_columns(tmp_path: Path) -> None:
         f"{tmp_path / 'items.parquet'}: column 'lat' is missing; found ['item_id', 'name', 'category', 'lon', 'latt']; "
         "did you mean 'latt'? Rename it to 'lat'"
     )
-    with pytest.raises(DataError, match="column 'label' is missing; found .*; add 'label'"):
+    with pytest.raises(DataError, match=r"column 'label' is missing; found .*; add 'label'"):
         read(raw(tmp_path, visits_=visits(label=None)))
     with pytest.raises(DataError, match="column 'user_lon' is missing, but 'user_lat' is there; add it, or drop both"):
         read(raw(tmp_path, visits_=visits(user_lat=[1.0, 2.0, 3.0])))
@@ -284,7 +284,7 @@ def test_damage_inside_a_file_is_told(tmp_path: Path) -> None:
     data = bytearray(file.read_bytes())
     data[20:4000] = b"\xff" * 3980
     file.write_bytes(data)
-    with pytest.raises(DataError, match="interactions.parquet: not a whole Parquet file"):
+    with pytest.raises(DataError, match=r"interactions.parquet: not a whole Parquet file"):
         read(folder)
 
 
@@ -301,7 +301,7 @@ def test_everything_set_aside_is_an_error(tmp_path: Path) -> None:
 def test_folder_of_parts(tmp_path: Path) -> None:
     folder = raw(tmp_path / "raw")
     (folder / "interactions").mkdir()
-    with pytest.raises(DataError, match="got both interactions.parquet and interactions/, expected one of them"):
+    with pytest.raises(DataError, match=r"got both interactions.parquet and interactions/, expected one of them"):
         read(folder)
     (folder / "interactions.parquet").unlink()
     for number in range(3):
