@@ -1,0 +1,112 @@
+"""Loader throughput: prepared Parquet to batches, rows a second, of one process and one Arrow thread.
+
+    python benchmarks/bench_loader.py                   # a simulated city of about 280,000 samples, made and removed here
+    python benchmarks/bench_loader.py --data PREPARED   # the training split of your own
+    python benchmarks/bench_loader.py --save            # also writes results/loader.csv
+
+A figure is a whole epoch after the first one (files in the page cache), every batch taken and dropped. The sides take
+turns, so that a slow minute of the machine hits all of them.
+"""
+
+import argparse
+import csv
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from placerank.data.loader import SampleLoader
+from placerank.data.manifest import environment, read_manifest
+from placerank.data.prepare import PrepareConfig, prepare
+from placerank.data.simulate import SimulateConfig, simulate
+
+RESULTS = Path(__file__).parent / "results" / "loader.csv"
+
+
+def simulated(folder: Path) -> Path:
+    """A prepared city with full histories."""
+    raw = simulate(SimulateConfig(out=folder / "raw", users=400, requests=20_000))
+    return prepare(PrepareConfig(input=raw, out=folder / "prepared"))
+
+
+def loader_side(data: Path, batch_size: int, shuffle: bool, prefetch: int) -> Callable[[], float]:
+    """One epoch of batches; returns rows a second."""
+    loader = SampleLoader(data, "train", batch_size, shuffle=shuffle, prefetch=prefetch)
+
+    def epoch() -> float:
+        start = time.perf_counter()
+        rows = sum(len(batch) for batch in loader)
+        return rows / (time.perf_counter() - start)
+
+    return epoch
+
+
+def sides(data: Path, batch_size: int) -> dict[str, Callable[[], float]]:
+    """What is compared: name to a function that runs it once and returns rows a second."""
+    return {
+        "loader, shuffled": loader_side(data, batch_size, shuffle=True, prefetch=0),
+        "loader, shuffled, read ahead": loader_side(data, batch_size, shuffle=True, prefetch=8),
+        "loader, in file order": loader_side(data, batch_size, shuffle=False, prefetch=0),
+    }
+
+
+def measure(data: Path, batch_size: int, repeats: int) -> list[dict[str, Any]]:
+    """Rows of the table: one a side."""
+    functions = sides(data, batch_size)
+    figures: dict[str, list[float]] = {name: [] for name in functions}
+    for repeat in range(repeats + 1):
+        for name, function in functions.items():
+            figure = function()
+            if repeat:  # the first is to warm up
+                figures[name].append(figure)
+    manifest, about = read_manifest(data, "prepared"), environment()
+    split = manifest["splits"]["train"]
+    return [
+        {
+            "side": name,
+            "rows_per_s": round(statistics.median(values)),
+            "slowest": round(min(values)),
+            "fastest": round(max(values)),
+            "repeats": repeats,
+            "batch_size": batch_size,
+            "rows": split["rows"],
+            "mean_history": round(split["mean_history"], 1),
+            "device": about["device"],
+            "versions": " ".join(f"{k}={v}" for k, v in about["packages"].items()),
+            "commit": about["commit"],
+            "date": datetime.now(UTC).date().isoformat(),
+        }
+        for name, values in figures.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="a prepared folder; default: a simulated city")
+    parser.add_argument("--batch-size", type=int, default=4096)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
+    args = parser.parse_args()
+    pa.set_cpu_count(1)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        lines = measure(args.data or simulated(Path(folder)), args.batch_size, args.repeats)
+    for line in lines:
+        print(f"{line['side']:<30} {line['rows_per_s']:>12,} rows/s  ({line['slowest']:,} to {line['fastest']:,})")
+    print(f"{lines[0]['rows']:,} samples, mean history {lines[0]['mean_history']}, batches of {args.batch_size:,}")
+    if args.save:
+        RESULTS.parent.mkdir(exist_ok=True)
+        with open(RESULTS, "w", newline="") as f:
+            writer = csv.DictWriter(f, lines[0].keys())
+            writer.writeheader()
+            writer.writerows(lines)
+
+
+if __name__ == "__main__":
+    main()
