@@ -4,10 +4,10 @@
     python benchmarks/throughput/bench_throughput.py --quick        # one case, 2 rounds
     python benchmarks/throughput/bench_throughput.py --peers fuxictr --cases full-4096
 
-Each side is a process in an environment of its own (made here, under --cache), on the same arrays, with the same batch,
-widths, history length, table sizes and threads. The processes stay alive and take turns: one is timed at a time, A, B, C,
-..., A, B, C, ..., so that a slow minute of the machine hits all. A figure is training steps on batches in memory, no
-loader; "fit" is each side's own loop with its own loader, where it has one here.
+Each side is a process in an environment of its own (made here, under --cache), on the same arrays, with the same
+batch, widths, history length, table sizes and threads. The processes stay alive and take turns: one is timed at a time,
+A, B, C, ..., A, B, C, ..., so that a slow minute of the machine hits all. A figure is training steps on batches in
+memory, no loader; "fit" is an epoch of each side's own loop with its own loader.
 
 Every peer gets what is best for it: Adam fused=True, its regularizers off, its own default activations.
 """
@@ -103,7 +103,9 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             tail = "\n".join(self.log.read_text().splitlines()[-20:])
-            raise RuntimeError(f"the worker of {self.name} ended, code {self.process.wait()}; its log {self.log}:\n{tail}")
+            raise RuntimeError(
+                f"the worker of {self.name} ended, code {self.process.wait()}; its log {self.log}:\n{tail}"
+            )
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -172,7 +174,9 @@ def conditions(threads: int) -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists():
-        models = [line.split(":", 1)[1].strip() for line in information.read_text().splitlines() if "model name" in line]
+        models = [
+            line.split(":", 1)[1].strip() for line in information.read_text().splitlines() if "model name" in line
+        ]
         cpu = models[0] if models else cpu
     return {
         "device": f"{cpu}, {os.cpu_count()} CPUs",
@@ -200,7 +204,9 @@ def show(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [case.name for case in CASES]
-    parser.add_argument("--quick", action="store_true", help="first case only, 2 short rounds, no fit(), nothing written")
+    parser.add_argument(
+        "--quick", action="store_true", help="first case only, 2 short rounds, no fit(), nothing written"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
     parser.add_argument("--seconds", type=float, default=4.0, help="at least so long a turn")
     parser.add_argument("--warm", type=int, default=12, help="untimed steps before the first turn")

@@ -38,9 +38,8 @@ def _power_law(rng: np.random.Generator, rows: int, exponent: float, shape: tupl
 def make_dataset(folder: Path, config: DatasetConfig) -> Path:
     """Write the arrays of `config` under `folder`, or keep what is there when it was made by the same config.
 
-    Files: user, item int64 [rows]; label float32 [rows]; length int64 [rows]; history int64 [rows, history], full to the
-    end (a case with skewed lengths looks at the first `length` of a row only); category int64 [items], the category of
-    each item, 0 for item 0.
+    Files: user, item, length int64 [rows]; label float32 [rows]; history int64 [rows, history], full to the end (a
+    case with skewed lengths looks at the first `length` of a row only); category int64 [items], 0 for item 0.
     """
     stamp = folder / "dataset.json"
     if stamp.exists() and json.loads(stamp.read_text()) == asdict(config):

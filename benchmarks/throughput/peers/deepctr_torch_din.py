@@ -62,7 +62,9 @@ def make(case: Case, arrays: Arrays, scratch: Path) -> Side:
         version=deepctr_torch.__version__,
         settings="its DIN, the body of its fit(); Adam fused=True instead of its plain Adam; its default l2 on "
         "embeddings turned off; Dice in attention, ReLU in the MLP (its DIN cannot run with Dice there)",
-        batches=[(torch.from_numpy(wide[rows]), torch.from_numpy(arrays.label[rows])) for rows in arrays.slices(case.batch)],
+        batches=[
+            (torch.from_numpy(wide[rows]), torch.from_numpy(arrays.label[rows])) for rows in arrays.slices(case.batch)
+        ],
         step=step,
         fit=fit,
         parameters=sum(value.numel() for value in model.parameters()),

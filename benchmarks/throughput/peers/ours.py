@@ -1,7 +1,7 @@
-"""placerank's DIN: what the trainer steps (sharded tables on one gloo rank, fused row-wise Adagrad, AdamW), on the same arrays.
+"""placerank's DIN on the same arrays: what the trainer steps (sharded tables on one gloo rank, fused row-wise Adagrad).
 
-The step starts from the samples that the loader yields, so it holds the catalog's lookups (category of every item, hours
-and kilometres of every visit) which the peers find done in their batches, or don't have.
+The step starts from the samples that the loader yields, so it holds the catalog's lookups (category of every item,
+hours and kilometres of every visit), which the peers find done in their batches, or don't have.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -22,6 +23,8 @@ from worker import ATTENTION, LEARNING_RATE, MLP, Arrays, Case, Side, serve
 from placerank.data.batch import SampleBatch
 from placerank.data.catalog import Catalog
 from placerank.data.features import FeatureConfig, Features, build_features
+from placerank.data.loader import SampleLoader
+from placerank.data.manifest import write_manifest
 from placerank.rankers.din import DIN
 from placerank.rankers.ranker import RankerConfig
 from placerank.rankers.tower import register_tower
@@ -53,7 +56,7 @@ def _sample(arrays: Arrays, rows: slice, hours: np.ndarray) -> SampleBatch:
     ids = KeyedJaggedTensor(
         keys=["user", "item", "history"],
         values=torch.from_numpy(values),
-        lengths=torch.from_numpy(np.concatenate([one, one, lengths])).int(),
+        lengths=torch.from_numpy(np.concatenate([one, one, lengths])),
     )
     return SampleBatch(
         ids=ids,
@@ -68,6 +71,32 @@ def _sample(arrays: Arrays, rows: slice, hours: np.ndarray) -> SampleBatch:
         probability=None,
         valid=size,
     )
+
+
+def _prepared(folder: Path, arrays: Arrays, hours: np.ndarray) -> Path:
+    """The training split of a prepared folder, as the loader reads it."""
+    samples = len(arrays.user)
+    there = np.arange(arrays.history.shape[1])[None, :] < arrays.length[:, None]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(arrays.length)]).astype(np.int32))
+    nowhere = np.full(samples, np.nan, dtype=np.float32)
+    columns = {
+        "request": np.arange(samples),
+        "user_row": arrays.user.astype(np.int32),
+        "user_index": arrays.user,
+        "item_row": arrays.item.astype(np.int32),
+        "label": arrays.label.astype(np.int8),
+        "time": np.zeros(samples, dtype=np.int64),
+        "lat": nowhere,
+        "lon": nowhere,
+        "visits": np.zeros(samples, dtype=np.int32),
+        "history": pa.ListArray.from_arrays(offsets, pa.array(arrays.history[there].astype(np.int32))),
+        "history_hours": pa.ListArray.from_arrays(offsets, pa.array(hours[there])),
+    }
+    (folder / "train").mkdir(parents=True, exist_ok=True)
+    path = folder / "train" / "part-00000.parquet"
+    pq.write_table(pa.table(columns), path, compression="zstd", row_group_size=65_536)
+    write_manifest(folder, "prepared", {}, splits={"train": {"rows": samples}})
+    return folder
 
 
 def make(rt: Runtime, case: Case, arrays: Arrays, scratch: Path) -> Side:
@@ -92,6 +121,8 @@ def make(rt: Runtime, case: Case, arrays: Arrays, scratch: Path) -> Side:
     catalog = _catalog(case, arrays, features)
     hours = np.random.default_rng(1).exponential(200.0, arrays.history.shape).astype(np.float32)
 
+    loader = SampleLoader(_prepared(scratch / "prepared", arrays, hours), "train", case.batch, shuffle=True)
+
     def step(sample: SampleBatch) -> torch.Tensor:
         ids = sample.ids  # a batch is used many times here and once in training: drop what it cached about its offsets
         sample.ids = KeyedJaggedTensor(keys=ids.keys(), values=ids.values(), lengths=ids.lengths())
@@ -103,6 +134,10 @@ def make(rt: Runtime, case: Case, arrays: Arrays, scratch: Path) -> Side:
         trainee.scheduler.step()
         return loss
 
+    def fit() -> None:
+        for sample in loader:
+            step(sample)
+
     try:
         release = version("placerank")
     except PackageNotFoundError:
@@ -113,7 +148,7 @@ def make(rt: Runtime, case: Case, arrays: Arrays, scratch: Path) -> Side:
         "Dice in attention and MLP; catalog lookups and history gaps included in the step",
         batches=[_sample(arrays, rows, hours) for rows in arrays.slices(case.batch)],
         step=step,
-        fit=None,
+        fit=fit,
         parameters=sum(t.rows * t.dim for t in features.tables)
         + sum(value.numel() for name, value in trainee.model.named_parameters() if name.startswith("scorer.")),
     )

@@ -3,8 +3,8 @@
 Its dataset needs files: a tiny interaction file, and user and item files that give the tables their sizes. The samples
 are then set as its own `Interaction`, which is what its loader slices.
 
-RecBole builds the attention unit with the sizes of the MLP; the worker builds it again, with its own `SequenceAttLayer`, with
-the attention sizes that all sides have here.
+RecBole builds the attention unit with the sizes of the MLP; the worker builds it again, from its own
+`SequenceAttLayer`, with the attention sizes that all sides have here.
 """
 
 from __future__ import annotations

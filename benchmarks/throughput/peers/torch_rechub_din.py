@@ -48,7 +48,9 @@ def make(case: Case, arrays: Arrays, scratch: Path) -> Side:
         version=version("torch-rechub"),
         settings="its DIN, its train_one_epoch on a list of batches; Adam fused=True without weight decay instead of "
         "its plain Adam with; one attention per history feature (its design); Dice in attention and MLP (its defaults)",
-        batches=[({name: value[rows] for name, value in inputs.items()}, label[rows]) for rows in arrays.slices(case.batch)],
+        batches=[
+            ({name: value[rows] for name, value in inputs.items()}, label[rows]) for rows in arrays.slices(case.batch)
+        ],
         step=lambda batch: trainer.train_one_epoch([batch]),
         fit=fit,
         parameters=sum(value.numel() for value in model.parameters()),

@@ -4,7 +4,7 @@ A worker is a process in its own environment. It reads one command a line from s
 
     warm N      N training steps, untimed
     step S      training steps for at least S seconds, batches already in memory -> samples_per_s, loss
-    fit         one epoch of the side's own loop with its own loader -> samples_per_s (null when it has none here)
+    fit         one epoch of the side's own loop with its own loader -> samples_per_s (null where it has none here)
     quit
 
 Nothing here imports placerank or a peer: NumPy and torch only.
