@@ -1,6 +1,6 @@
 """Loader throughput: prepared Parquet to batches, rows a second, of one process and one Arrow thread.
 
-    python benchmarks/bench_loader.py                   # a simulated city of about 280,000 samples, made and removed here
+    python benchmarks/bench_loader.py                   # a simulated city, about 280,000 samples, made and removed here
     python benchmarks/bench_loader.py --data PREPARED   # the training split of your own
     python benchmarks/bench_loader.py --save            # also writes results/loader.csv
 

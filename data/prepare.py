@@ -149,9 +149,10 @@ def prepare(config: PrepareConfig) -> Path:
             buckets, seen = _spill(raw, items, bad_rows, folder / _BUCKETS)
         job = _Job(config, folder, items, users, seen, has_column(raw, "probability"))
         job.cut(buckets)
-        for number, path in enumerate(tqdm(buckets, desc="samples", unit="bucket", disable=None)):
-            job.bucket(number, path)
-            path.unlink()
+        with tqdm(total=seen.rows, desc="samples", unit="row", unit_scale=True, disable=None) as progress:
+            for number, path in enumerate(buckets):
+                job.bucket(number, path, progress)
+                path.unlink()
         extra = job.finish()
         shutil.rmtree(folder / _BUCKETS)
         made_from = {"raw": _fingerprint(config.input)}
@@ -254,7 +255,7 @@ class _Job:
         if config.valid_fraction == 0:
             self.starts[0] = self.starts[1]
 
-    def bucket(self, number: int, path: Path) -> None:
+    def bucket(self, number: int, path: Path, progress: tqdm) -> None:
         """Samples, counts and users of one bucket."""
         b = Bucket(path, each_row_a_request=self.how is not None)
         split = np.searchsorted(self.starts, b.time, "right")
@@ -272,6 +273,7 @@ class _Job:
                 mine = np.flatnonzero(of == i)
                 mixed = np.argsort(key[mine]) if i == 0 else np.lexsort((key[mine], samples.request[mine]))
                 writer.write(samples, mine[mixed], user_row, self.user_count, self.request_count)
+            progress.update(rows.stop - rows.start)
         self.user_count += len(b.users)
         self.request_count += int(b.request[-1]) + 1
 

@@ -51,6 +51,7 @@ class CheckIns:
         place_seconds: how old a visit may be to say where the user is.
         skipped: requests left out because nothing else is within reach.
         known: requests with a known place, of those kept.
+        given: requests for which the source gives a place.
         own_place: requests whose given place is the positive's own place.
     """
 
