@@ -1,6 +1,7 @@
 """From a run to a folder that serves: tables keyed by raw ids, the dense part, and what both need."""
 
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,5 +120,7 @@ def load_dense(checkpoint: Path, features: Features, config: RankerConfig) -> Sc
         ValueError: the checkpoint holds another dense part.
     """
     scorer = Scorer(features, config)
-    load(checkpoint, {"model": {"scorer": scorer.state_dict()}})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process is what is meant
+        load(checkpoint, {"model": {"scorer": scorer.state_dict()}})
     return scorer.eval()
