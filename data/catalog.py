@@ -19,7 +19,7 @@ _MONDAY = 4 * 24 * _HOUR  # 1970-01-01 was a Thursday; hours of the week start o
 
 
 def _tensor(column: pa.ChunkedArray, dtype: Any) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(column.to_numpy(), dtype=dtype))
+    return torch.from_numpy(column.to_numpy().astype(dtype))
 
 
 class Catalog:

@@ -38,8 +38,8 @@ class Dice(nn.Module):
         z = nn.functional.batch_norm(
             s, self.running_mean, self.running_var, training=batch_statistics, momentum=self.momentum, eps=self.eps
         )
-        p = torch.sigmoid(z)
-        return s * torch.lerp(self.alpha, torch.ones_like(self.alpha), p)
+        gate = torch.addcmul(self.alpha, torch.sigmoid(z), 1 - self.alpha)  # p + (1 - p) alpha
+        return s * gate
 
 
 class DIN(InterestTower):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import runpy
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -10,6 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from placerank.data.prepare import PrepareConfig, prepare
+from placerank.data.simulate import SimulateConfig, simulate
+
+torch.set_num_threads(1)  # toy sizes: threads would only wait for each other
 
 _RUNNER = str(Path(__file__).with_name("rank_main.py"))
 
@@ -23,7 +28,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torchrec", "placerank.training.train"])
 
-    def run(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
+    def run(
+        world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120, killed: bool = False
+    ) -> list[Any]:
         out = tmp_path_factory.mktemp("ranks")
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
@@ -45,7 +52,18 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
         codes = [p.exitcode for p in processes]
         for p in processes:
             p.kill()
+        if killed:
+            assert codes == [-signal.SIGKILL] * world_size, f"ranks ended with {codes}, they were to kill themselves"
+            return []
         assert codes == [0] * world_size, f"ranks ended with {codes} (None: still running after {timeout} s)"
         return [torch.load(out / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small simulated city, prepared; do not write into it."""
+    folder = tmp_path_factory.mktemp("city")
+    simulate(SimulateConfig(out=folder / "raw", cities=2, items=300, users=200, requests=700, days=30))
+    return prepare(PrepareConfig(input=folder / "raw", out=folder / "data", history_length=10))

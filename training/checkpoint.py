@@ -56,9 +56,8 @@ class _WholeFolderWriter(FileSystemWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Any:
         written = super().write_data(plan, planner)
         names = {r.storage_data.relative_path for r in written.wait()}
-        hashes = {n: {"bytes": (self.partial / n).stat().st_size, "sha256": sha256_file(self.partial / n)} for n in names}
-        rank = dist.get_rank()
-        write_json(self.partial / f"hashes-{rank:05d}.json", hashes)
+        hashes = {n: _describe(self.partial / n) for n in names}
+        write_json(self.partial / f"hashes-{dist.get_rank():05d}.json", hashes)
         return written
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:

@@ -85,7 +85,9 @@ def check_signature(saved: dict[str, Any], wanted: dict[str, Any], where: str) -
     differences = [f"{k}: saved {a.get(k)}, now {b.get(k)}" for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
     if differences:
         raise ValueError(
-            f"{where} was made with another config; " + "; ".join(differences) + ". Use the saved config or another run folder"
+            f"{where} was made with another config; "
+            + "; ".join(differences)
+            + ". Use the saved config or another run folder"
         )
 
 
@@ -116,7 +118,8 @@ def assemble(
         weight_decay=optimizer.weight_decay,
         fused=True,
     )
-    for parameter in dense_parameters.values():  # AdamW would make its state at the first step; a resumed run needs it before
+    # AdamW would make its state at the first step; a resumed run needs it before, to load into
+    for parameter in dense_parameters.values():
         dense.state[parameter] = {
             "step": torch.zeros((), device=parameter.device),
             "exp_avg": torch.zeros_like(parameter),

@@ -25,6 +25,8 @@ from .runtime import Runtime
 
 CPU_TYPES = ("table_wise", "row_wise", "column_wise")
 CUDA_TYPES = (*CPU_TYPES, "table_row_wise", "table_column_wise", "grid_shard")
+LARGE = 1 << 22
+"""Numbers in a table from which on "auto" lets the planner cut it by rows; below, exchanging ids costs more than it saves."""
 FREE_SHARE = 0.2
 """Of each rank's memory, kept for batches, activations and the dense part."""
 BAG_ONLY = ("table_row_wise", "table_column_wise", "grid_shard")
@@ -36,7 +38,7 @@ class ShardingConfig:
     """How tables are spread over ranks."""
 
     default: str = "auto"
-    """Sharding of every table not named below: auto (the planner picks table- or row-wise), table_wise, row_wise,
+    """Sharding of every table not named below: auto (small tables table_wise, for large ones the planner also tries row_wise), table_wise, row_wise,
     column_wise; on CUDA, for pooled tables, also table_row_wise, table_column_wise and grid_shard."""
     tables: dict[str, str] = field(default_factory=dict)
     """Sharding of single tables, by name."""
@@ -67,7 +69,7 @@ def sharders() -> list[ModuleSharder[nn.Module]]:
 def _types(table: Table, pooled: bool, config: ShardingConfig, world_size: int, device: str) -> list[str]:
     wanted = config.tables.get(table.name, config.default)
     if wanted == "auto":
-        return ["table_wise"] if table.rows < world_size else ["table_wise", "row_wise"]
+        return ["table_wise"] if table.rows * table.dim < LARGE or world_size == 1 else ["table_wise", "row_wise"]
     where = f"sharding of table {table.name!r} as {wanted}"
     if device == "cpu" and wanted not in CPU_TYPES:
         raise ValueError(f"{where}: needs CUDA; on the CPU choose one of {', '.join(CPU_TYPES)}")

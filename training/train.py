@@ -101,12 +101,16 @@ def train(config: TrainConfig) -> Path:
         _open_run_folder(config, rt)
         catalog = Catalog.load(config.data, features, rt.device)
         loader = SampleLoader(
-            config.data, "train", config.batch_size, rank=rt.rank, world_size=rt.world_size, seed=config.seed, shuffle=True
+            config.data,
+            "train",
+            config.batch_size,
+            rank=rt.rank,
+            world_size=rt.world_size,
+            seed=config.seed,
+            shuffle=True,
         )
         history = manifest["splits"]["train"]["mean_history"]
-        trainee = assemble(
-            features, config.ranker, config.sharding, config.optimizer, rt, config.batch_size, history
-        )
+        trainee = assemble(features, config.ranker, config.sharding, config.optimizer, rt, config.batch_size, history)
         if rt.is_first:
             (config.run / "plan.txt").write_text(str(trainee.plan))
         identity = {"signature": signature(features, config.ranker), "data": manifest["content_hash"]}
@@ -150,43 +154,51 @@ class _Loop:
         self.checkpoints = Checkpointer(config.run / "checkpoints", config.keep_checkpoints, rt.background)
         self.step = 0
         self.validation = SampleLoader(
-            config.data, "valid", config.batch_size, rank=rt.rank, world_size=rt.world_size, seed=config.seed, shuffle=False
+            config.data,
+            "valid",
+            config.batch_size,
+            rank=rt.rank,
+            world_size=rt.world_size,
+            seed=config.seed,
+            shuffle=False,
         )
         self.position = loader.state_dict()
         self.best: dict[str, Any] = {"step": 0, "auc": -math.inf, "without_gain": 0}
-        self.window = torch.zeros(2, dtype=torch.float64)  # sum of losses, steps
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=rt.device)  # since the last line of metrics.jsonl
+        self.loss_steps = 0
         self.window_start = time.perf_counter()
 
     def run(self) -> None:
-        config, loader = self.config, self.loader
-        per_epoch = loader.steps_per_epoch
-        with tqdm(total=config.epochs * per_epoch, initial=self.step, unit="step", disable=self._quiet) as bar:
+        config = self.config
+        total = config.epochs * self.loader.steps_per_epoch
+        with tqdm(total=total, initial=self.step, unit="step", disable=None if self.rt.is_first else True) as bar:
             while self.position["epoch"] < config.epochs and not self._stopped():
-                for loss in self._steps(loader):
+                epoch = self.position["epoch"]
+                for loss in self._steps():
                     self.step += 1
                     self.trainee.scheduler.step()
-                    self.window += torch.tensor([loss.detach().double(), 1.0])
+                    self.loss_sum += loss.detach()
+                    self.loss_steps += 1
                     bar.update()
                     if self.step % config.log_every == 0:
                         bar.set_postfix(loss=f"{self._log_train():.4f}")
-                    if config.validate_every and self.step % config.validate_every == 0:
+                    ended = self.position["epoch"] > epoch
+                    if self.step % config.validate_every == 0 if config.validate_every else ended:
                         self._validate()
                         if self._stopped():
                             break
                     elif config.checkpoint_every and self.step % config.checkpoint_every == 0:
                         self._save()
-                if not config.validate_every:
-                    self._validate()
         self._save()
         self.checkpoints.wait()
 
-    def _steps(self, loader: SampleLoader) -> Iterator[Tensor]:
+    def _steps(self) -> Iterator[Tensor]:
         """Losses of the rest of this epoch; ``position`` follows the steps done, not the batches read ahead."""
         positions: deque[dict[str, Any]] = deque()
 
         def batches() -> Iterator[RankingBatch]:
-            for sample in loader:
-                positions.append(loader.state_dict())
+            for sample in self.loader:
+                positions.append(self.loader.state_dict())
                 yield self.catalog.expand(sample)
 
         self.trainee.model.train()
@@ -234,23 +246,23 @@ class _Loop:
 
     def _log_train(self) -> float:
         """Write the mean loss of all ranks since the last line; returns it."""
-        total = self.window.clone()
-        dist.all_reduce(total)
-        loss = (total[0] / total[1]).item()
+        dist.all_reduce(self.loss_sum)
+        loss = self.loss_sum.item() / (self.loss_steps * self.rt.world_size)
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss} at step {self.step}; lower optimizer.dense_lr or optimizer.table_lr, "
                 "or look for extreme values in the data"
             )
         seconds = time.perf_counter() - self.window_start
-        samples = self.window[1].item() * self.config.batch_size * self.rt.world_size
+        samples = self.loss_steps * self.config.batch_size * self.rt.world_size
         self._write("train", loss=loss, lr=self.trainee.scheduler.get_last_lr()[0], samples_per_s=samples / seconds)
-        self.window.zero_()
+        self.loss_sum.zero_()
+        self.loss_steps = 0
         self.window_start = time.perf_counter()
         return loss
 
     def _validate(self) -> None:
-        if self.window[1] > 0:
+        if self.loss_steps:
             self._log_train()
         average_buffers(self.trainee.model)
         self.trainee.model.eval()
@@ -271,7 +283,7 @@ class _Loop:
         return 0 < self.config.patience <= self.best["without_gain"]
 
     def _save(self) -> None:
-        if self.window[1] > 0:
+        if self.loss_steps:
             self._log_train()
         average_buffers(self.trainee.model)
         trainer = {
@@ -325,10 +337,6 @@ class _Loop:
         if self.rt.is_first and path.exists():
             kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
             path.write_text("".join(f"{line}\n" for line in kept))
-
-    @property
-    def _quiet(self) -> bool | None:
-        return None if self.rt.is_first else True
 
     def _write(self, split: str, **values: float) -> None:
         """One line of metrics.jsonl, and the same to TensorBoard."""

@@ -1,0 +1,177 @@
+"""Training runs: killed and resumed, at other numbers of ranks, early stopping, and what is told."""
+
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from placerank.data.features import FeatureConfig
+from placerank.data.prepare import PrepareConfig, prepare
+from placerank.rankers.ranker import RankerConfig
+from placerank.training import train as train_module
+from placerank.training.checkpoint import saved_steps
+from placerank.training.inference import find_checkpoint, load_scorer, read_config
+from placerank.training.model import OptimizerConfig
+from placerank.training.runtime import runtime
+from placerank.training.sharding import ShardingConfig
+from placerank.training.train import TrainConfig, train
+
+AnyRanks = Callable[..., list[Any]]
+
+
+def small(data: Path, run: Path, **changes: Any) -> TrainConfig:
+    config = TrainConfig(
+        data=data,
+        run=run,
+        features=FeatureConfig(embedding_dim=8, pooled_dim=4),
+        ranker=RankerConfig(mlp=[8]),
+        batch_size=256,
+        epochs=2,
+        checkpoint_every=7,
+        log_every=1,
+        patience=0,
+    )
+    return replace(config, **changes)
+
+
+def metrics(run: Path, split: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "samples_per_s"} for line in lines if line["split"] == split]
+
+
+def train_here(config: TrainConfig) -> None:
+    train(config)
+
+
+def train_and_die(config: TrainConfig, last_step: int) -> None:
+    """Train, and be killed in the middle of the step after ``last_step``, on every rank."""
+    step = train_module._Loop._plain
+    done = 0
+
+    def plain(self: Any, batches: Any) -> Any:
+        nonlocal done
+        if done == last_step:
+            self.checkpoints.wait()  # else the kill may come before the newest checkpoint is on disk
+            os.kill(os.getpid(), signal.SIGKILL)
+        done += 1
+        return step(self, batches)
+
+    train_module._Loop._plain = plain  # type: ignore[method-assign]
+    train(config)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_killed_and_resumed_has_the_losses_of_an_undisturbed_run(
+    world_size: int, prepared: Path, tmp_path: Path, ranks: AnyRanks
+) -> None:
+    whole, broken = small(prepared, tmp_path / "whole"), small(prepared, tmp_path / "broken")
+    ranks(world_size, train_here, whole)
+    ranks(world_size, train_and_die, broken, 16, killed=True)
+    assert saved_steps(broken.run / "checkpoints")[-1] == 14
+    assert metrics(broken.run, "train")[-1]["step"] == 16
+    ranks(world_size, train_here, replace(broken, resume=True))
+    for split in ("train", "valid"):
+        assert metrics(broken.run, split) == metrics(whole.run, split)
+    assert json.loads((broken.run / "best.json").read_text()) == json.loads((whole.run / "best.json").read_text())
+
+
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_a_run_of_two_ranks_goes_on_with_another_number(
+    world_size: int, prepared: Path, tmp_path: Path, ranks: AnyRanks
+) -> None:
+    config = small(prepared, tmp_path, sharding=ShardingConfig(tables={"item": "row_wise", "user": "row_wise"}))
+    ranks(2, train_and_die, config, 16, killed=True)
+    manifest = json.loads((tmp_path / "checkpoints/step-00000014/manifest.json").read_text())
+    left = sum(b - a for a, b in manifest["loader"]["remaining"])
+    ranks(world_size, train_here, replace(config, resume=True))
+    steps = [line["step"] for line in metrics(tmp_path, "train")]
+    assert steps == list(range(1, len(steps) + 1))
+    rows = json.loads((prepared / "manifest.json").read_text())["splits"]["train"]["rows"]
+    assert left + 14 * 2 * 256 == rows, "14 steps of two ranks are done"
+    per_step = world_size * 256
+    assert len(steps) == 14 + -(-left // per_step) + -(-rows // per_step), "the rest of epoch 0 and all of epoch 1"
+
+
+def test_training_learns_and_stops_early(prepared: Path, tmp_path: Path) -> None:
+    config = small(prepared, tmp_path / "run", epochs=40, patience=2, checkpoint_every=0, keep_checkpoints=1)
+    train(replace(config, optimizer=OptimizerConfig(table_lr=0.1, dense_lr=0.01)))
+    losses = [line["loss"] for line in metrics(config.run, "train")]
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    aucs = [line["auc"] for line in metrics(config.run, "valid")]
+    best = json.loads((config.run / "best.json").read_text())
+    assert len(aucs) < 40 and best["auc"] == max(aucs) == aucs[-3], "stopped two validations after the best"
+    assert saved_steps(config.run / "checkpoints")[0] == best["step"], "the best is kept besides the newest"
+    assert find_checkpoint(config.run, "best").name.endswith(f"{best['step']:08d}")
+    assert read_config(config.run).batch_size == 256
+
+
+def score_all(run: Path) -> torch.Tensor:
+    from placerank.data.loader import SampleLoader
+
+    config = read_config(run)
+    with runtime(0) as rt:
+        score, _, _ = load_scorer(run, rt)
+        loader = SampleLoader(config.data, "valid", 100, rank=rt.rank, world_size=rt.world_size)
+        return torch.cat([score(batch)[: batch.valid] for batch in loader])
+
+
+def test_scores_do_not_depend_on_the_number_of_ranks(prepared: Path, tmp_path: Path, ranks: AnyRanks) -> None:
+    train(small(prepared, tmp_path, epochs=1))
+    alone = torch.cat(ranks(1, score_all, tmp_path))
+    for world_size in (2, 3):
+        torch.testing.assert_close(torch.cat(ranks(world_size, score_all, tmp_path)), alone, rtol=1e-5, atol=1e-6)
+
+
+def test_what_does_not_fit_is_told(prepared: Path, tmp_path: Path) -> None:
+    config = small(prepared, tmp_path / "run", epochs=1)
+    train(config)
+    with pytest.raises(FileExistsError, match="holds a run; pass --resume to go on with it, or --overwrite"):
+        train(config)
+    with pytest.raises(ValueError, match=r"tables.item.dim: saved 8, now 12"):
+        train(replace(config, resume=True, features=FeatureConfig(embedding_dim=12, pooled_dim=4)))
+    raw = Path(json.loads((prepared / "manifest.json").read_text())["config"]["input"])
+    other = prepare(PrepareConfig(input=raw, out=tmp_path / "other", history_length=5))
+    with pytest.raises(ValueError, match=r"was trained on other data .*prepare the same data again"):
+        train(replace(config, resume=True, data=other))
+    with pytest.raises(FileNotFoundError, match=r"has no checkpoint of step 3; it has"):
+        find_checkpoint(config.run, "3")
+    with pytest.raises(ValueError, match=r"checkpoint='newest': expected best, latest or a step number"):
+        find_checkpoint(config.run, "newest")
+    with pytest.raises(ValueError, match="precision=bf16 needs CUDA, this rank runs on cpu; use fp32"):
+        train(replace(config, run=tmp_path / "bf16", precision="bf16"))
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+; lower optimizer.dense_lr"):
+        train(replace(config, run=tmp_path / "nan", optimizer=OptimizerConfig(table_lr=1e30, dense_lr=1e30)))
+
+
+def test_settings_are_checked() -> None:
+    paths = {"data": Path("d"), "run": Path("r")}
+    for change, message in [
+        ({"batch_size": 0}, "batch_size=0: expected at least 1"),
+        ({"patience": -1}, "patience=-1: expected 0 or more"),
+        ({"precision": "fp16"}, "precision='fp16': expected fp32 or bf16"),
+        ({"resume": True, "overwrite": True}, "resume and overwrite are both set; choose one"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            TrainConfig(**paths, **change)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"features.embedding_dim=10: fbgemm needs a positive multiple of 4"):
+        FeatureConfig(embedding_dim=10)
+    with pytest.raises(ValueError, match=r"optimizer.table_lr=0: expected a positive number"):
+        OptimizerConfig(table_lr=0)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(
+    prepared: Path, tmp_path: Path, ranks: AnyRanks, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = small(prepared, tmp_path, epochs=1)
+    ranks(1, train_and_die, config, 3, killed=True)
+    with caplog.at_level(logging.INFO):
+        train(replace(config, resume=True))
+    assert "has no checkpoint yet: starting at step 0" in caplog.text
+    steps = [line["step"] for line in metrics(tmp_path, "train")]
+    assert steps == list(range(1, len(steps) + 1))
