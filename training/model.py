@@ -22,9 +22,9 @@ from .sharding import ShardingConfig, make_plan, sharders
 class OptimizerConfig:
     """Row-wise Adagrad for tables, fused into their backward; AdamW with StepLR for the dense part."""
 
-    table_lr: float = 0.02
+    table_lr: float = 0.1
     """Learning rate of the tables."""
-    dense_lr: float = 1e-3
+    dense_lr: float = 2e-3
     """Learning rate of the dense part at the start."""
     weight_decay: float = 1e-5
     """AdamW's weight decay, dense part only."""

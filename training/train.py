@@ -51,7 +51,7 @@ class TrainConfig:
     """How tables are spread over ranks."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Learning rates."""
-    batch_size: int = 2048
+    batch_size: int = 1024
     """Samples a step and rank."""
     epochs: int = 5
     """Passes over the training split, at most."""
@@ -323,7 +323,7 @@ class _Loop:
         self.trainee.load_state(state)
         self.trainee.load_scheduler(saved["scheduler"])
         self.loader.load_state_dict(saved["loader"])
-        self.position = saved["loader"]
+        self.position = self.loader.state_dict()
         self.step, self.best = saved["step"], saved["best"]
         self.checkpoints.protected = {self.best["step"]}
         for name, value in rng.items():
