@@ -1,8 +1,8 @@
 """Jagged rows: B segments laid end to end in T rows, segment b being rows offsets[b] to offsets[b+1].
 
-``expand`` (a row for each segment to a row for each member) and the segment sum are each other's transpose, so
-each one's backward is the other's forward. Written so, neither scatters: PyTorch's own backward of a gather
-adds row by row with atomics or in one thread, and took 10 to 50 times as long as the gather on 2 CPU cores.
+Repeating each segment's row for its members and summing over segments are each other's transpose, so each one's
+backward is the other's forward. Written so, neither scatters: PyTorch's own backward of a gather adds row by row with
+atomics or in one thread, and took 10 to 50 times as long as the gather on 2 CPU cores.
 """
 
 from typing import Any
@@ -27,48 +27,23 @@ def segment_sum_reference(values: Tensor, weights: Tensor, offsets: Tensor) -> T
     return torch.stack(rows) if rows else values.new_zeros(0, values.shape[1])
 
 
-def _bag_sum(values: Tensor, offsets: Tensor, weights: Tensor | None = None) -> Tensor:
+def segment_sum(values: Tensor, offsets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Sum over each segment of values [T, D], times weights [T] if given; [B, D]. Has no backward of its own."""
     rows = torch.arange(values.shape[0], device=values.device)
     return F.embedding_bag(rows, values, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
-
-
-class _Expand(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, offsets: Tensor, segments: Tensor) -> Tensor:
-        ctx.save_for_backward(offsets)
-        return rows.index_select(0, segments)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (offsets,) = ctx.saved_tensors
-        return _bag_sum(grad.contiguous(), offsets), None, None
 
 
 class _WeightedSegmentSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, weights: Tensor, offsets: Tensor, segments: Tensor) -> Tensor:
         ctx.save_for_backward(values, weights, segments)
-        return _bag_sum(values, offsets, weights)
+        return segment_sum(values, offsets, weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
         values, weights, segments = ctx.saved_tensors
         expanded = grad.index_select(0, segments)
         return expanded * weights[:, None], torch.linalg.vecdot(expanded, values), None, None
-
-
-def expand(rows: Tensor, offsets: Tensor, segments: Tensor) -> Tensor:
-    """Repeat each segment's row for each of its members.
-
-    Args:
-        rows: [B, D], any floating dtype.
-        offsets: int64 [B+1], offsets[0] = 0, offsets[B] = T.
-        segments: ``segment_ids(offsets, T)``, int64 [T].
-
-    Returns:
-        [T, D], differentiable in ``rows``.
-    """
-    return _Expand.apply(rows, offsets, segments)  # type: ignore[no-any-return]
 
 
 def weighted_segment_sum(values: Tensor, weights: Tensor, offsets: Tensor, segments: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ Zhou et al., Deep Interest Network for Click-Through Rate Prediction, KDD 2018 (
 import torch
 from torch import Tensor, nn
 
-from ..kernels.jagged import expand, segment_ids, weighted_segment_sum
+from ..kernels.attention_unit import attention_unit
+from ..kernels.jagged import segment_ids, weighted_segment_sum
 from .tower import History, InterestTower
 
 
@@ -69,8 +70,6 @@ class DIN(InterestTower):
         """query [B, D] and history to interest [B, D]."""
         keys, offsets, gaps = history
         segments = segment_ids(offsets, keys.shape[0])
-        q = expand(torch.cat([query, self.from_query(query)], dim=1), offsets, segments)
-        q_TD, from_q_TH = q.split([self.dim, q.shape[1] - self.dim], dim=1)
-        unit = self.from_visit(torch.cat([keys, q_TD * keys, gaps], dim=1)) + from_q_TH
+        unit = attention_unit(query, self.from_query(query), keys, gaps, self.from_visit.weight, offsets, segments)
         weights = self.rest(self.first_activation(unit)).squeeze(1)
         return weighted_segment_sum(keys, weights, offsets, segments)

@@ -13,6 +13,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from ..data.features import Features
+from ..embeddings.cpu_lookup import use_sorted_lookup
 from ..rankers.ranker import Ranker, RankerConfig
 from .runtime import Runtime
 from .sharding import ShardingConfig, make_plan, sharders
@@ -111,6 +112,7 @@ def assemble(
     apply_optimizer_in_backward(RowWiseAdagrad, module.embeddings.parameters(), {"lr": optimizer.table_lr, "eps": 1e-8})
     plan = make_plan(module, features, sharding, batch_size, history, runtime)
     model = DistributedModelParallel(module, device=runtime.device, plan=plan, sharders=sharders())
+    use_sorted_lookup(model)
     dense_parameters = {n: p for n, p in model.named_parameters() if n.startswith("scorer.")}
     dense = torch.optim.AdamW(
         dense_parameters.values(),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from placerank.kernels.jagged import expand, segment_ids, segment_sum_reference, weighted_segment_sum
+from placerank.kernels.jagged import segment_ids, segment_sum_reference, weighted_segment_sum
 
 LENGTHS = [[], [0], [1], [0, 0, 3], [5, 0, 1, 0], [2, 7, 0, 31, 1]]
 
@@ -17,14 +17,6 @@ def test_sum_equals_the_loop(lengths: list[int], dim: int) -> None:
     torch.testing.assert_close(got, segment_sum_reference(values, weights, offsets))
 
 
-@pytest.mark.parametrize("lengths", LENGTHS)
-def test_expand_repeats_each_row(lengths: list[int]) -> None:
-    offsets = torch.tensor([0, *lengths]).cumsum(0)
-    rows = torch.randn(len(lengths), 3)
-    got = expand(rows, offsets, segment_ids(offsets, sum(lengths)))
-    torch.testing.assert_close(got, rows.repeat_interleave(torch.tensor(lengths, dtype=torch.long), dim=0))
-
-
 @pytest.mark.parametrize("lengths", LENGTHS[2:])
 def test_gradients(lengths: list[int]) -> None:
     offsets = torch.tensor([0, *lengths]).cumsum(0)
@@ -32,6 +24,4 @@ def test_gradients(lengths: list[int]) -> None:
     ids = segment_ids(offsets, total)
     values = torch.randn(total, 3, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(total, dtype=torch.float64, requires_grad=True)
-    rows = torch.randn(len(lengths), 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v, w: weighted_segment_sum(v, w, offsets, ids), (values, weights))
-    assert torch.autograd.gradcheck(lambda r: expand(r, offsets, ids), (rows,))
