@@ -81,7 +81,8 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, **limits, "CUDA_VISIBLE_DEVICES": ""},
+                # waits that spin starve the other thread on machines with as many threads as cores, for every side
+                env={**os.environ, **limits, "OMP_WAIT_POLICY": "passive", "CUDA_VISIBLE_DEVICES": ""},
             )
         self.hello = self._answer()
 
