@@ -27,8 +27,8 @@ from .city_words import (
 
 KM_PER_DEGREE = 111.195  # of latitude, for the mean Earth radius 6371.0088 km
 STYLES = 6  # latent dimensions of style, beside the categories
-FAVOURITES = 3  # leaf categories that a person likes most
-HABITS = 3  # chains that a person is used to
+FAVOURITES = 2  # leaf categories that a person likes most, one from each of two archetypes
+HABITS = 2  # chains that a person is used to, one in each favourite leaf
 ARCHETYPES = 24  # kinds of people: categories that go together
 NEIGHBOURS = 8  # districts that people of a district see
 ITEMS_PER_DISTRICT = 40
@@ -257,7 +257,7 @@ def make_places(rng: np.random.Generator, districts: Districts, items: int, star
 def make_people(
     rng: np.random.Generator, districts: Districts, places: Places, users: int, start: int, end: int
 ) -> People:
-    """Homes, work places, tastes from a mixture of archetypes that depends on age, habits of chains, activity."""
+    """Homes, work places, tastes of two archetypes that depend on age, habits of chains, activity."""
     leaves = len(LEAVES)
     home = rng.choice(len(districts.city), users, p=districts.weight)
     # Work: seen from home twice, so often in another district of the same city.
@@ -270,9 +270,8 @@ def make_people(
     age = rng.choice(len(AGE_GROUPS), users, p=[0.18, 0.26, 0.2, 0.16, 0.12, 0.08])
     by_age = rng.dirichlet(np.full(ARCHETYPES, 0.3), len(AGE_GROUPS))
     taste = rng.dirichlet(np.full(leaves, 0.12), ARCHETYPES)
-    archetype = draw_column(by_age, np.repeat(age[:, None], 2, axis=1), rng.random((users, 2)))
-    which = archetype[:, [0, 0, 1]]  # favourites of two kinds
-    favourites = draw_column(taste, which, rng.random((users, FAVOURITES)))
+    archetype = draw_column(by_age, np.repeat(age[:, None], FAVOURITES, axis=1), rng.random((users, FAVOURITES)))
+    favourites = draw_column(taste, archetype, rng.random((users, FAVOURITES)))
     # Habits: chains of the favourite leaves; where a leaf has few chains they repeat.
     by_leaf = np.argsort(places.brand_leaf, kind="stable")
     edges = np.searchsorted(places.brand_leaf[by_leaf], np.arange(leaves + 1))
@@ -289,7 +288,7 @@ def make_people(
         habits=habits.astype(np.int32),
         thrift=(rng.normal(size=users) + 0.3 * (age - 2)).astype(np.float32),
         style=_unit(rng.normal(size=(users, STYLES))),
-        radius=rng.lognormal(np.log(1.5), 0.4, users).astype(np.float32),
+        radius=rng.lognormal(np.log(1.5), 0.3, users).astype(np.float32),
         activity=activity,
         joined=np.where(late, rng.integers(start, end, users), 0),
         age=age,

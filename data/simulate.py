@@ -35,12 +35,12 @@ HOURS = np.array([2, 1, 1, 1, 1, 2, 4, 7, 9, 9, 9, 11, 13, 12, 10, 10, 11, 13, 1
 WEEKDAYS = np.array([9, 9, 9, 10, 12, 14, 11], float)
 
 # Weights of the click's logit. Taste decides most; distance and quality alone are far from enough.
-FAVOURITE, SIBLING = 3.4, 0.9  # a favourite leaf category; another leaf of the same coarse one
+FAVOURITE, SIBLING = 3.6, 0.6  # a favourite leaf category; another leaf of the same coarse one
 HABIT = 1.0
-DISTANCE = 1.8
+DISTANCE = 2.0
 PRICE = 0.35
 QUALITY = 0.65
-STYLE = 0.4
+STYLE = 0.3
 HOUR = 0.3
 
 

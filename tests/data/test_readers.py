@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -69,13 +70,13 @@ def test_brightkite_without_locations(tmp_path: Path) -> None:
     assert interactions(out)["item_id"].to_pylist() == ["22847", "420315", "22847", "abc"]
 
 
-BUSINESS = [
+BUSINESS: list[dict[str, Any]] = [
     {"business_id": "b1", "name": "Ramen Ya", "categories": "Sushi Bars, Restaurants, Japanese", "latitude": 36.1,
      "longitude": -115.1, "city": "Las Vegas", "state": "NV", "attributes": {"RestaurantsPriceRange2": "u'2'", "X": 1}},
     {"business_id": "b2", "name": "Nowhere", "categories": None, "latitude": 36.2, "longitude": -115.2, "city": None,
      "state": "NV", "attributes": None, "hours": {"Monday": "9:0-17:0"}},
 ]  # fmt: skip
-REVIEW = [
+REVIEW: list[dict[str, Any]] = [
     {
         "review_id": "r1",
         "user_id": "u1",
@@ -102,7 +103,7 @@ def yelp(folder: Path, business: str, review: str) -> Path:
     return folder
 
 
-def lines(rows: list[dict[str, object]]) -> str:
+def lines(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(r) + "\n" for r in rows)
 
 

@@ -3,6 +3,7 @@
 import filecmp
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from placerank.data.schema import iter_interactions, read_items, read_users
 from placerank.data.simulate import SimulateConfig, simulate
 from placerank.kernels.haversine import haversine_km
 
-SMALL = {"items": 600, "users": 400, "requests": 4_000, "cities": 2, "days": 60}
+SMALL: dict[str, Any] = {"items": 600, "users": 400, "requests": 4_000, "cities": 2, "days": 60}
 
 
 @pytest.fixture(scope="module")
