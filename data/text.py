@@ -15,7 +15,10 @@ from .columns import Column, DataError
 
 BLOCK_BYTES = 8 << 20
 _NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
-_ISO = r"^\s*(?P<day>\d{4}-\d\d-\d\d)(?:[ T](?P<clock>\d\d:\d\d(?::\d\d)?)(?:\.\d+)?\s*(?P<zone>Z|UTC|[-+]\d\d:?\d\d)?)?\s*$"
+_ISO = (
+    r"^\s*(?P<day>\d{4}-\d\d-\d\d)"
+    r"(?:[ T](?P<clock>\d\d:\d\d(?::\d\d)?)(?:\.\d+)?\s*(?P<zone>Z|UTC|[-+]\d\d:?\d\d)?)?\s*$"
+)
 
 
 def _blocks(file: Path) -> Iterator[tuple[int, bytes]]:

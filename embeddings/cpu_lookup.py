@@ -27,13 +27,15 @@ class _Lookup(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, ids: Tensor, weights: Tensor, states: Tensor, lr: float, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, anchor: Tensor, ids: Tensor, weights: Tensor, states: Tensor, lr: float, eps: float
+    ) -> Tensor:
         ctx.save_for_backward(ids)
         ctx.step = weights, states, lr, eps
         return weights.index_select(0, ids)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
         (ids,) = ctx.saved_tensors
         weights, states, lr, eps = ctx.step
         ordered, order = ids.sort()

@@ -41,7 +41,7 @@ class _AttentionUnit(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, keys, product, gaps, weight, offsets, segments = ctx.saved_tensors
         dim = keys.shape[1]
         of_key, of_product, of_gaps = weight.split([dim, dim, gaps.shape[1]], dim=1)
@@ -70,4 +70,4 @@ def attention_unit(
     Returns:
         [T, H], differentiable in query, bias, keys, gaps and weight.
     """
-    return _AttentionUnit.apply(query, bias, keys, gaps, weight, offsets, segments)  # type: ignore[no-any-return]
+    return _AttentionUnit.apply(query, bias, keys, gaps, weight, offsets, segments)

@@ -40,7 +40,7 @@ class _WeightedSegmentSum(torch.autograd.Function):
         return segment_sum(values, offsets, weights)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         values, weights, segments = ctx.saved_tensors
         expanded = grad.index_select(0, segments)
         return expanded * weights[:, None], torch.linalg.vecdot(expanded, values), None, None
@@ -58,4 +58,4 @@ def weighted_segment_sum(values: Tensor, weights: Tensor, offsets: Tensor, segme
     Returns:
         [B, D], differentiable in ``values`` and ``weights``.
     """
-    return _WeightedSegmentSum.apply(values, weights, offsets, segments)  # type: ignore[no-any-return]
+    return _WeightedSegmentSum.apply(values, weights, offsets, segments)

@@ -3,6 +3,8 @@
 Zhou et al., Deep Interest Network for Click-Through Rate Prediction, KDD 2018 (arXiv 1706.06978).
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ from .tower import History, InterestTower
 
 
 class Dice(nn.Module):
-    """Data adaptive activation (equation 3): f(s) = p(s) s + (1 - p(s)) alpha s, p(s) = sigmoid((s - E[s]) / sqrt(Var[s] + eps)).
+    """Data adaptive activation, equation 3: f(s) = p s + (1 - p) alpha s, p = sigmoid((s - E[s]) / sqrt(Var[s] + eps)).
 
     E and Var are those of the batch while training (each rank its own) and running averages otherwise; alpha is
     learned per column. Rows are samples or jagged history entries: padding never enters the statistics. A batch of
@@ -44,11 +46,12 @@ class Dice(nn.Module):
 
 
 class DIN(InterestTower):
-    """Activation unit on each visit, then the weighted sum of the keys (figure 2, equation 2); weights are not normalised.
+    """Activation unit on each visit, then the weighted sum of the keys (figure 2, equation 2).
 
-    The unit of the paper is an MLP on [q, k, q - k, q * k]. Its first layer is linear in q and k, so the difference adds
-    nothing that separate maps of q, k and q * k do not have: those are what is learned here, and the map of q is
-    computed once a sample instead of once a visit. The gaps (hours and km, log scale) join the unit's input.
+    The weights are not normalised. The unit of the paper is an MLP on [q, k, q - k, q * k]. Its first layer is linear
+    in q and k, so the difference adds nothing that separate maps of q, k and q * k do not have: those are what is
+    learned here, and the map of q is computed once a sample instead of once a visit. The gaps (hours and km, log
+    scale) join the unit's input.
 
     Args:
         dim, gaps: see InterestTower.
@@ -62,7 +65,7 @@ class DIN(InterestTower):
         self.from_visit = nn.Linear(2 * dim + gaps, hidden[0], bias=False)
         self.first_activation = Dice(hidden[0])
         layers: list[nn.Module] = []
-        for a, b in zip(hidden, hidden[1:], strict=False):
+        for a, b in pairwise(hidden):
             layers += [nn.Linear(a, b), Dice(b)]
         self.rest = nn.Sequential(*layers, nn.Linear(hidden[-1], 1))
 

@@ -78,6 +78,6 @@ class Ranker(nn.Module):
     def forward(self, batch: RankingBatch) -> Tensor:
         """Logits float32 [B]."""
         embedded: Embedded = self.embeddings(batch)
-        return self.scorer(  # type: ignore[no-any-return]
+        return self.scorer(
             embedded.query, embedded.keys, embedded.offsets, batch.history_gaps, embedded.pooled, batch.dense
         )

@@ -81,5 +81,6 @@ def build_tower(name: str, dim: int, gaps: int) -> InterestTower:
             raise ValueError(f"tower {name!r}: {error}; expected package.module:Class that can be imported") from error
         return tower(dim, gaps)
     if name not in TOWERS:
-        raise ValueError(f"tower {name!r} does not exist; there are {', '.join(sorted(TOWERS))}, or package.module:Class")
+        known = ", ".join(sorted(TOWERS))
+        raise ValueError(f"tower {name!r} does not exist; there are {known}, or package.module:Class")
     return TOWERS[name](dim, gaps)

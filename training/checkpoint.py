@@ -81,7 +81,7 @@ class _Snapshot:
     PyTorch's own stager can't copy a ShardedTensor (it asks it for a data pointer).
     """
 
-    should_synchronize_after_execute = False
+    should_synchronize_after_execute = _synchronize_after_execute = False
 
     def stage(self, state_dict: Any, **_: Any) -> Any:
         def copied(x: Any) -> Any:
@@ -236,7 +236,7 @@ def newest_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     dist.broadcast_object_list(found, src=0)
     if found[1] is not None:
         raise ValueError(found[1])
-    return found[0]  # type: ignore[no-any-return]
+    return found[0]
 
 
 def load(path: Path, state: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ def read_config(run: Path) -> TrainConfig:
     path = run / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: expected a folder that `placerank train` made")
-    return _from_plain(TrainConfig, json.loads(path.read_text()))  # type: ignore[no-any-return]
+    return _from_plain(TrainConfig, json.loads(path.read_text()))
 
 
 def _from_plain(cls: Any, values: dict[str, Any]) -> Any:

@@ -26,7 +26,7 @@ from .runtime import Runtime
 CPU_TYPES = ("table_wise", "row_wise", "column_wise")
 CUDA_TYPES = (*CPU_TYPES, "table_row_wise", "table_column_wise", "grid_shard")
 LARGE = 1 << 22
-"""Numbers in a table from which on "auto" lets the planner cut it by rows; below, exchanging ids costs more than it saves."""
+"""Numbers in a table from which on "auto" lets the planner cut it by rows; a smaller one is not worth the exchange."""
 FREE_SHARE = 0.2
 """Of each rank's memory, kept for batches, activations and the dense part."""
 BAG_ONLY = ("table_row_wise", "table_column_wise", "grid_shard")
@@ -38,8 +38,8 @@ class ShardingConfig:
     """How tables are spread over ranks."""
 
     default: str = "auto"
-    """Sharding of every table not named below: auto (small tables table_wise, for large ones the planner also tries row_wise), table_wise, row_wise,
-    column_wise; on CUDA, for pooled tables, also table_row_wise, table_column_wise and grid_shard."""
+    """Sharding of every table not named below: auto (table_wise; the planner may cut large ones row_wise), table_wise,
+    row_wise, column_wise; on CUDA, for pooled tables, also table_row_wise, table_column_wise and grid_shard."""
     tables: dict[str, str] = field(default_factory=dict)
     """Sharding of single tables, by name."""
     column_shards: int = 2
@@ -63,7 +63,7 @@ class RowWiseEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):
 
 def sharders() -> list[ModuleSharder[nn.Module]]:
     """The sharders of both collections."""
-    return [EmbeddingCollectionSharder(), RowWiseEmbeddingBagCollectionSharder()]  # type: ignore[list-item]
+    return [EmbeddingCollectionSharder(), RowWiseEmbeddingBagCollectionSharder()]
 
 
 def _types(table: Table, pooled: bool, config: ShardingConfig, world_size: int, device: str) -> list[str]:

@@ -255,7 +255,9 @@ class _Loop:
             )
         seconds = time.perf_counter() - self.window_start
         samples = self.loss_steps * self.config.batch_size * self.rt.world_size
-        self._write("train", loss=loss, lr=self.trainee.scheduler.get_last_lr()[0], samples_per_s=samples / seconds)
+        self._write(
+            "train", loss=loss, lr=float(self.trainee.scheduler.get_last_lr()[0]), samples_per_s=samples / seconds
+        )
         self.loss_sum.zero_()
         self.loss_steps = 0
         self.window_start = time.perf_counter()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from placerank.kernels.attention_unit import attention_unit, attention_unit_reference
 from placerank.kernels.jagged import segment_ids
 
@@ -21,9 +22,7 @@ def test_equals_the_reference(lengths: list[int], gaps: int) -> None:
     fast, slow = attention_unit(*tensors, offsets, segments), attention_unit_reference(*tensors, segments)
     torch.testing.assert_close(fast, slow)
     grad = torch.randn_like(fast)
-    for a, b in zip(
-        torch.autograd.grad(fast, tensors, grad), torch.autograd.grad(slow, tensors, grad), strict=True
-    ):
+    for a, b in zip(torch.autograd.grad(fast, tensors, grad), torch.autograd.grad(slow, tensors, grad), strict=True):
         torch.testing.assert_close(a, b)
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from placerank.kernels.haversine import EARTH_RADIUS_KM, haversine_km, unit_vectors, unit_vectors_km
 
 HALF = math.pi * EARTH_RADIUS_KM

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from placerank.kernels.jagged import segment_ids, segment_sum_reference, weighted_segment_sum
 
 LENGTHS = [[], [0], [1], [0, 0, 3], [5, 0, 1, 0], [2, 7, 0, 31, 1]]

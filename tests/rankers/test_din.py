@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from placerank.rankers.din import DIN, Dice
 from placerank.rankers.tower import TOWERS, History, build_tower, register_tower
-from torch import Tensor
 
 D, G = 8, 2
 
@@ -22,12 +23,12 @@ def make_tower(name: str = "din", seed: int = 0) -> torch.nn.Module:
     return tower
 
 
-def make_history(lengths: list[int], seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, History]:
+def make_history(lengths: list[int], seed: int = 0) -> tuple[Tensor, History]:
     g = torch.Generator().manual_seed(seed)
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     total = sum(lengths)
-    query = torch.randn(len(lengths), D, generator=g, dtype=dtype)
-    return query, History(torch.randn(total, D, generator=g, dtype=dtype), offsets, torch.rand(total, G, generator=g, dtype=dtype))
+    query = torch.randn(len(lengths), D, generator=g)
+    return query, History(torch.randn(total, D, generator=g), offsets, torch.rand(total, G, generator=g))
 
 
 def din_by_hand(tower: DIN, query: Tensor, history: History) -> Tensor:

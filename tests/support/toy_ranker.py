@@ -3,14 +3,15 @@
 from typing import Any
 
 import torch
-from placerank.data.batch import RankingBatch
-from placerank.data.features import Features, Table
-from placerank.rankers.ranker import Ranker, RankerConfig
-from placerank.training.model import OptimizerConfig
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.distributed.types import ShardedTensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from placerank.data.batch import RankingBatch
+from placerank.data.features import Features, Table
+from placerank.rankers.ranker import Ranker, RankerConfig
+from placerank.training.model import OptimizerConfig
 
 FEATURES = Features(
     sequence=(
@@ -67,7 +68,7 @@ def fill(model: Any, weights: dict[str, Tensor]) -> None:
     model.load_state_dict(state)
 
 
-def local_pieces(state: dict[str, Any], prefix: str = "") -> dict[str, tuple[torch.Size, list[tuple[list[int], Tensor]]]]:
+def local_pieces(state: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Every tensor of a nested state as its size and the pieces (offsets, values) that this rank holds."""
     out: dict[str, Any] = {}
     for key, value in state.items():

@@ -2,17 +2,30 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from placerank.rankers.ranker import Ranker, RankerConfig
-from placerank.training.model import assemble
-from placerank.training.runtime import Runtime, runtime
-from placerank.training.sharding import ShardingConfig, make_plan
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
-from toy_ranker import BATCH, FEATURES, OPTIMIZER, RANKER, fill, initial_ranker, local_pieces, make_batch, put_together, train_steps
+from toy_ranker import (
+    BATCH,
+    FEATURES,
+    OPTIMIZER,
+    RANKER,
+    fill,
+    initial_ranker,
+    local_pieces,
+    make_batch,
+    put_together,
+    train_steps,
+)
+
+from placerank.rankers.ranker import Ranker, RankerConfig
+from placerank.training.model import assemble
+from placerank.training.runtime import runtime
+from placerank.training.sharding import ShardingConfig, make_plan
 
 STEPS = 4
 
@@ -86,8 +99,11 @@ def test_plan_that_cannot_serve_is_told() -> None:
 
 
 def test_too_many_ranks_for_a_row_wise_table_is_told() -> None:
-    rt = Runtime(rank=0, world_size=64, local_world_size=64, device=torch.device("cpu"), background=None)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="table 'category' as row_wise: 13 rows can't be cut for 64 ranks; choose table_wise"):
+    with runtime(0) as alone:
+        rt = replace(alone, world_size=64, local_world_size=64)
+    with pytest.raises(
+        ValueError, match="'category' as row_wise: 13 rows can't be cut for 64 ranks; choose table_wise"
+    ):
         make_plan(Ranker(FEATURES, RankerConfig()), FEATURES, ShardingConfig(default="row_wise"), BATCH, 2.0, rt)
 
 

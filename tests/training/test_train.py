@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from placerank.data.features import FeatureConfig
 from placerank.data.prepare import PrepareConfig, prepare
 from placerank.rankers.ranker import RankerConfig
