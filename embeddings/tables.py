@@ -14,7 +14,7 @@ from ..data.batch import RankingBatch
 from ..data.features import Features
 
 INIT_RANGE = 0.05
-"""Rows start uniform in +-INIT_RANGE. TorchRec's default, sqrt(1/rows), makes small tables far louder than large ones."""
+"""Rows start uniform in +-INIT_RANGE. TorchRec's default, sqrt(1/rows), makes small tables far louder."""
 
 
 class Embedded(NamedTuple):
