@@ -30,7 +30,7 @@ $(STAMP): requirements/common.txt requirements/$(LOCK).txt setup.py
 demo: $(STAMP) ## a simulated city, all the way: simulate, prepare, train on two ranks, evaluate, export; in runs/demo
 	$(BIN)/placerank simulate --out runs/demo/raw --overwrite
 	$(BIN)/placerank prepare --input runs/demo/raw --out runs/demo/data --overwrite
-	$(BIN)/placerank train --data runs/demo/data --run runs/demo/din --nproc 2 --overwrite
+	$(BIN)/placerank train --data runs/demo/data --run runs/demo/din --nproc 2 --epochs 2 --overwrite
 	$(BIN)/placerank evaluate --run runs/demo/din --overwrite
 	$(BIN)/placerank export --run runs/demo/din --out runs/demo/export --overwrite
 

@@ -13,7 +13,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from ..data.batch import RankingBatch
 from ..data.features import Features
 
-INIT_RANGE = 0.05
+INIT_RANGE = 0.1
 """Rows start uniform in +-INIT_RANGE. TorchRec's default, sqrt(1/rows), makes small tables far louder."""
 
 

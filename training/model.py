@@ -25,7 +25,7 @@ class OptimizerConfig:
 
     table_lr: float = 0.1
     """Learning rate of the tables."""
-    dense_lr: float = 2e-3
+    dense_lr: float = 3e-3
     """Learning rate of the dense part at the start."""
     weight_decay: float = 1e-5
     """AdamW's weight decay, dense part only."""
