@@ -43,8 +43,10 @@ check: $(STAMP) ## lint, format, types, and that imports between folders run one
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(STAMP) ## the quick benchmarks
-	@set -e; for script in $$(find benchmarks -name 'bench_*.py' | sort); do echo "== $$script"; $(BIN)/python $$script; done
+bench: $(STAMP) ## quick runs of the benchmarks; their figures in benchmarks/results come from longer ones
+	$(BIN)/python benchmarks/bench_loader.py
+	$(BIN)/python benchmarks/bench_export.py
+	$(BIN)/python benchmarks/throughput/bench_throughput.py --quick
 
 clean: ## removes .venv, caches and builds, not runs/
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,11 +1,12 @@
-"""Loader throughput: prepared Parquet to batches, rows a second, of one process and one Arrow thread.
+"""Loader throughput beside the trainer's: rows a second of one process with one thread.
 
     python benchmarks/bench_loader.py                   # a simulated city, about 280,000 samples, made and removed here
     python benchmarks/bench_loader.py --data PREPARED   # the training split of your own
     python benchmarks/bench_loader.py --save            # also writes results/loader.csv
 
 A figure is a whole epoch after the first one (files in the page cache), every batch taken and dropped. The sides take
-turns, so that a slow minute of the machine hits all of them.
+turns, so that a slow minute of the machine hits all of them. The trainer's side is the training step (DIN, default
+settings) on batches in memory: what the loader has to keep up with.
 """
 
 import argparse
@@ -15,17 +16,26 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
 
+from placerank.data.catalog import Catalog
+from placerank.data.features import FeatureConfig, build_features
 from placerank.data.loader import SampleLoader
 from placerank.data.manifest import environment, read_manifest
 from placerank.data.prepare import PrepareConfig, prepare
 from placerank.data.simulate import SimulateConfig, simulate
+from placerank.rankers.ranker import RankerConfig
+from placerank.training.model import OptimizerConfig, assemble
+from placerank.training.runtime import Runtime, runtime
+from placerank.training.sharding import ShardingConfig
 
+TRAINER = "trainer"
 RESULTS = Path(__file__).parent / "results" / "loader.csv"
 
 
@@ -47,18 +57,41 @@ def loader_side(data: Path, batch_size: int, shuffle: bool, prefetch: int) -> Ca
     return epoch
 
 
-def sides(data: Path, batch_size: int) -> dict[str, Callable[[], float]]:
+def trainer_side(data: Path, batch_size: int, rt: Runtime, steps: int = 40) -> Callable[[], float]:
+    """Some training steps on samples in memory, catalog lookups included; returns rows a second."""
+    manifest = read_manifest(data, "prepared")
+    features = build_features(FeatureConfig(), manifest["tables"], manifest["user_columns"])
+    history = manifest["splits"]["train"]["mean_history"]
+    trainee = assemble(features, RankerConfig(), ShardingConfig(), OptimizerConfig(), rt, batch_size, history)
+    catalog = Catalog.load(data, features, rt.device)
+    samples = list(islice(SampleLoader(data, "train", batch_size, shuffle=True, prefetch=0), steps))
+
+    def run() -> float:
+        start = time.perf_counter()
+        for sample in samples:
+            batch = catalog.expand(sample)
+            loss = binary_cross_entropy_with_logits(trainee.model(batch), batch.label)
+            trainee.optimizer.zero_grad()
+            loss.backward()
+            trainee.optimizer.step()
+        return sum(map(len, samples)) / (time.perf_counter() - start)
+
+    return run
+
+
+def sides(data: Path, batch_size: int, rt: Runtime) -> dict[str, Callable[[], float]]:
     """What is compared: name to a function that runs it once and returns rows a second."""
     return {
         "loader, shuffled": loader_side(data, batch_size, shuffle=True, prefetch=0),
         "loader, shuffled, read ahead": loader_side(data, batch_size, shuffle=True, prefetch=8),
         "loader, in file order": loader_side(data, batch_size, shuffle=False, prefetch=0),
+        TRAINER: trainer_side(data, batch_size, rt),
     }
 
 
-def measure(data: Path, batch_size: int, repeats: int) -> list[dict[str, Any]]:
+def measure(data: Path, batch_size: int, repeats: int, rt: Runtime) -> list[dict[str, Any]]:
     """Rows of the table: one a side."""
-    functions = sides(data, batch_size)
+    functions = sides(data, batch_size, rt)
     figures: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(repeats + 1):
         for name, function in functions.items():
@@ -71,6 +104,7 @@ def measure(data: Path, batch_size: int, repeats: int) -> list[dict[str, Any]]:
         {
             "side": name,
             "rows_per_s": round(statistics.median(values)),
+            "times_trainer": round(statistics.median(values) / statistics.median(figures[TRAINER]), 2),
             "slowest": round(min(values)),
             "fastest": round(max(values)),
             "repeats": repeats,
@@ -95,10 +129,11 @@ def main() -> None:
     args = parser.parse_args()
     pa.set_cpu_count(1)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        lines = measure(args.data or simulated(Path(folder)), args.batch_size, args.repeats)
+    with tempfile.TemporaryDirectory() as folder, runtime(seed=0) as rt:
+        lines = measure(args.data or simulated(Path(folder)), args.batch_size, args.repeats, rt)
     for line in lines:
-        print(f"{line['side']:<30} {line['rows_per_s']:>12,} rows/s  ({line['slowest']:,} to {line['fastest']:,})")
+        spread = f"({line['slowest']:,} to {line['fastest']:,})"
+        print(f"{line['side']:<30} {line['rows_per_s']:>12,} rows/s  {spread}, {line['times_trainer']} x the trainer's")
     print(f"{lines[0]['rows']:,} samples, mean history {lines[0]['mean_history']}, batches of {args.batch_size:,}")
     if args.save:
         RESULTS.parent.mkdir(exist_ok=True)
