@@ -146,11 +146,15 @@ def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     On an error it is removed and ``path`` is as it was.
 
     Raises:
-        FileExistsError: ``path`` exists and ``overwrite`` is False.
+        FileExistsError: ``path`` exists and ``overwrite`` is False, or is no folder that placerank wrote.
     """
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; choose another folder, or pass --overwrite to replace it")
+    if path.exists() and not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(
+            f"{path} was not written by placerank (no {MANIFEST}), so it is not replaced; choose another"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.partial-{os.getpid()}")
     shutil.rmtree(tmp, ignore_errors=True)

@@ -111,28 +111,32 @@ def train(config: TrainConfig) -> Path:
         )
         history = manifest["splits"]["train"]["mean_history"]
         trainee = assemble(features, config.ranker, config.sharding, config.optimizer, rt, config.batch_size, history)
-        if rt.is_first:
-            (config.run / "plan.txt").write_text(str(trainee.plan))
         identity = {"signature": signature(features, config.ranker), "data": manifest["content_hash"]}
         loop = _Loop(config, rt, catalog, loader, trainee, identity)
         if config.resume:
             loop.resume()
+        if rt.is_first:  # not before: a config that doesn't fit must not replace the run's own
+            write_json(config.run / "config.json", config)
+            write_json(config.run / "environment.json", {**environment(), "world_size": rt.world_size})
+            (config.run / "plan.txt").write_text(str(trainee.plan))
         loop.run()
     return config.run
 
 
 def _open_run_folder(config: TrainConfig, rt: Runtime) -> None:
-    if rt.is_first:
-        if config.overwrite:
-            shutil.rmtree(config.run, ignore_errors=True)
-        config.run.mkdir(parents=True, exist_ok=True)
+    """Make the run folder, or empty it if it holds a run and ``overwrite`` says so."""
+    run = config.run
+    holds_run = (run / "config.json").exists()
+    if holds_run and not config.resume and not config.overwrite:
+        raise FileExistsError(f"{run} holds a run; pass --resume to go on with it, or --overwrite to start anew")
+    if not holds_run and run.exists() and any(run.iterdir()) and not config.resume:
+        raise FileExistsError(f"{run} holds files that are no run; choose another folder for --run")
     dist.barrier()
-    if (config.run / "config.json").exists() and not config.resume:
-        raise FileExistsError(f"{config.run} holds a run; pass --resume to go on with it, or --overwrite to start anew")
-    dist.barrier()
     if rt.is_first:
-        write_json(config.run / "config.json", config)
-        write_json(config.run / "environment.json", {**environment(), "world_size": rt.world_size})
+        if config.overwrite and holds_run:
+            shutil.rmtree(run)
+        run.mkdir(parents=True, exist_ok=True)
+    dist.barrier()
 
 
 class _Loop:
@@ -163,7 +167,7 @@ class _Loop:
             shuffle=False,
         )
         self.position = loader.state_dict()
-        self.best: dict[str, Any] = {"step": 0, "auc": -math.inf, "without_gain": 0}
+        self.best: dict[str, Any] = {"step": 0, "auc": None, "without_gain": 0}
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=rt.device)  # since the last line of metrics.jsonl
         self.loss_steps = 0
         self.window_start = time.perf_counter()
@@ -270,8 +274,9 @@ class _Loop:
         self.trainee.model.eval()
         metrics = validate(scorer(self.trainee.model, self.catalog), self.validation, self.config.run / ".validation")
         self._write("valid", **metrics)
-        if metrics["auc"] > self.best["auc"]:
-            self.best = {"step": self.step, "auc": metrics["auc"], "without_gain": 0}
+        auc, best = metrics["auc"], self.best["auc"]
+        if best is None or auc > best or self.best["step"] == 0:
+            self.best = {"step": self.step, "auc": auc if math.isfinite(auc) else None, "without_gain": 0}
         else:
             self.best["without_gain"] += 1
         self.checkpoints.protected = {self.best["step"]}

@@ -134,8 +134,13 @@ def test_what_does_not_fit_is_told(prepared: Path, tmp_path: Path) -> None:
     train(config)
     with pytest.raises(FileExistsError, match="holds a run; pass --resume to go on with it, or --overwrite"):
         train(config)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match="holds files that are no run; choose another folder"):
+        train(replace(config, run=tmp_path / "mine", overwrite=True))
     with pytest.raises(ValueError, match=r"tables.item.dim: saved 8, now 12"):
         train(replace(config, resume=True, features=FeatureConfig(embedding_dim=12, pooled_dim=4)))
+    assert read_config(config.run).features.embedding_dim == 8, "the run keeps its own config"
     raw = Path(json.loads((prepared / "manifest.json").read_text())["config"]["input"])
     other = prepare(PrepareConfig(input=raw, out=tmp_path / "other", history_length=5))
     with pytest.raises(ValueError, match=r"was trained on other data .*prepare the same data again"):

@@ -1,0 +1,76 @@
+"""Folders are whole or not there; a manifest tells what is missing or changed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from placerank.data.manifest import environment, read_manifest, whole_folder, write_json, write_manifest
+
+
+def make(path: Path, text: str = "abc", overwrite: bool = False) -> None:
+    with whole_folder(path, overwrite) as folder:
+        (folder / "part").mkdir()
+        (folder / "part" / "a.txt").write_text(text)
+        write_manifest(folder, "raw", {"seed": 1}, {"source": "123"}, rows=3)
+
+
+def test_a_manifest_says_what_is_there(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    manifest = read_manifest(tmp_path / "a", "raw", verify=True)
+    assert manifest["rows"] == 3 and manifest["config"] == {"seed": 1} and manifest["made_from"] == {"source": "123"}
+    assert manifest["files"]["part/a.txt"]["bytes"] == 3
+    assert manifest["environment"]["packages"]["torch"] == environment()["packages"]["torch"]
+    make(tmp_path / "b")
+    assert read_manifest(tmp_path / "b", "raw")["content_hash"] == manifest["content_hash"]
+    make(tmp_path / "c", "abd")
+    assert read_manifest(tmp_path / "c", "raw")["content_hash"] != manifest["content_hash"]
+
+
+def test_what_is_wrong_with_a_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"manifest.json not found: expected a finished 'raw' folder"):
+        read_manifest(tmp_path, "raw")
+    make(tmp_path / "a")
+    with pytest.raises(ValueError, match="holds 'raw', expected 'prepared'; check the path"):
+        read_manifest(tmp_path / "a", "prepared")
+    file = tmp_path / "a" / "part" / "a.txt"
+    file.write_text("abd")
+    with pytest.raises(ValueError, match="content differs from what was written"):
+        read_manifest(tmp_path / "a", "raw", verify=True)
+    file.write_text("ab")
+    with pytest.raises(ValueError, match="2 bytes, the manifest says 3 bytes; make the folder again"):
+        read_manifest(tmp_path / "a", "raw")
+    file.unlink()
+    with pytest.raises(ValueError, match="missing, the manifest says 3 bytes"):
+        read_manifest(tmp_path / "a", "raw")
+
+
+def test_an_error_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "a", overwrite=True) as folder:
+        (folder / "half").touch()
+        raise RuntimeError
+    assert read_manifest(tmp_path / "a", "raw", verify=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_nothing_of_somebody_else_is_replaced(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    with pytest.raises(FileExistsError, match="exists; choose another folder, or pass --overwrite"):
+        make(tmp_path / "a")
+    make(tmp_path / "a", "new", overwrite=True)
+    assert (tmp_path / "a" / "part" / "a.txt").read_text() == "new"
+    (tmp_path / "mine").mkdir()
+    make(tmp_path / "mine", overwrite=True)  # an empty folder is nobody's loss
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "a.tex").touch()
+    with pytest.raises(FileExistsError, match="was not written by placerank .* so it is not replaced"):
+        make(tmp_path / "thesis", overwrite=True)
+
+
+def test_json_is_replaced_whole(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"path": Path("x"), "list": (1, 2)})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"path": "x", "list": [1, 2]}
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"bad": {1, 2}})
+    assert json.loads((tmp_path / "a.json").read_text())["list"] == [1, 2]
