@@ -53,7 +53,7 @@ def _quieten() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("placerank").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

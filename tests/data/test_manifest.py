@@ -64,7 +64,7 @@ def test_nothing_of_somebody_else_is_replaced(tmp_path: Path) -> None:
     make(tmp_path / "mine", overwrite=True)  # an empty folder is nobody's loss
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "a.tex").touch()
-    with pytest.raises(FileExistsError, match="was not written by placerank .* so it is not replaced"):
+    with pytest.raises(FileExistsError, match=r"was not written by placerank .* so it is not replaced"):
         make(tmp_path / "thesis", overwrite=True)
 
 
