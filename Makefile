@@ -46,7 +46,7 @@ check: $(STAMP) ## lint, format, types, and that imports between folders run one
 bench: $(STAMP) ## quick runs of the benchmarks; their figures in benchmarks/results come from longer ones
 	$(BIN)/python benchmarks/bench_loader.py
 	$(BIN)/python benchmarks/bench_export.py
-	$(BIN)/python benchmarks/throughput/bench_throughput.py --quick
+	$(BIN)/python benchmarks/bench_throughput.py --quick
 
 clean: ## removes .venv, caches and builds, not runs/
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

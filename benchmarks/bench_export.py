@@ -15,10 +15,8 @@ and resident in all (VmRSS: adds pages of mapped files, which the system can tak
 """
 
 import argparse
-import csv
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -27,7 +25,6 @@ import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +35,13 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
+from results_file import save
 from torch.distributed._shard.sharded_tensor import init_from_local_shards
 from torch.distributed._shard.sharded_tensor.shard import Shard
 
-from placerank.data.manifest import package_versions, source_commit
 from placerank.embeddings.export import RawIds, export_tables
 from placerank.embeddings.shards import CheckpointTables
 
-RESULTS = Path(__file__).parent / "results" / "export.csv"
 KEY = "model.embeddings.sequence.embeddings.item.weight"
 MB = 1e6
 
@@ -198,14 +194,6 @@ def measure(folder: Path, rounds: int) -> dict[Case, list[dict[str, float]]]:
 
 def summary(measured: dict[Case, list[dict[str, float]]], rows: int, dim: int) -> list[dict[str, Any]]:
     """One line a case: medians over rounds, and the range of the seconds."""
-    versions = package_versions()
-    about = {
-        "device": f"{platform.machine()} cpu, {os.cpu_count()} cores",
-        "torch": torch.__version__,
-        "pyarrow": versions["pyarrow"],
-        "commit": source_commit(),
-        "date": datetime.now(UTC).date().isoformat(),
-    }
     table_bytes = rows * dim * 4
     lines = []
     for case, runs in measured.items():
@@ -229,7 +217,6 @@ def summary(measured: dict[Case, list[dict[str, float]]], rows: int, dim: int) -
                 "block_mb": f"{min(case.block_rows, rows) * dim * 4 / MB:.0f}",
                 "peak_anonymous_mb": f"{mid['anonymous'] / MB:.0f}",
                 "peak_resident_mb": f"{mid['resident'] / MB:.0f}",
-                **about,
             }
         )
     return lines
@@ -259,11 +246,7 @@ def main() -> None:
             f"peak memory {line['peak_anonymous_mb']} MB (block {line['block_mb']} MB)"
         )
     if args.full:
-        RESULTS.parent.mkdir(exist_ok=True)
-        with open(RESULTS, "w", newline="") as f:
-            writer = csv.DictWriter(f, lines[0].keys())
-            writer.writeheader()
-            writer.writerows(lines)
+        save("export.csv", lines)
 
 
 if __name__ == "__main__":

@@ -10,24 +10,23 @@ settings) on batches in memory: what the loader has to keep up with.
 """
 
 import argparse
-import csv
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
+from results_file import save
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from placerank.data.catalog import Catalog
 from placerank.data.features import FeatureConfig, build_features
 from placerank.data.loader import SampleLoader
-from placerank.data.manifest import environment, read_manifest
+from placerank.data.manifest import read_manifest
 from placerank.data.prepare import PrepareConfig, prepare
 from placerank.data.simulate import SimulateConfig, simulate
 from placerank.rankers.ranker import RankerConfig
@@ -36,7 +35,6 @@ from placerank.training.runtime import Runtime, runtime
 from placerank.training.sharding import ShardingConfig
 
 TRAINER = "trainer"
-RESULTS = Path(__file__).parent / "results" / "loader.csv"
 
 
 def simulated(folder: Path) -> Path:
@@ -98,8 +96,7 @@ def measure(data: Path, batch_size: int, repeats: int, rt: Runtime) -> list[dict
             figure = function()
             if repeat:  # the first is to warm up
                 figures[name].append(figure)
-    manifest, about = read_manifest(data, "prepared"), environment()
-    split = manifest["splits"]["train"]
+    split = read_manifest(data, "prepared")["splits"]["train"]
     return [
         {
             "side": name,
@@ -111,10 +108,6 @@ def measure(data: Path, batch_size: int, repeats: int, rt: Runtime) -> list[dict
             "batch_size": batch_size,
             "rows": split["rows"],
             "mean_history": round(split["mean_history"], 1),
-            "device": about["device"],
-            "versions": " ".join(f"{k}={v}" for k, v in about["packages"].items()),
-            "commit": about["commit"],
-            "date": datetime.now(UTC).date().isoformat(),
         }
         for name, values in figures.items()
     ]
@@ -125,7 +118,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a prepared folder; default: a simulated city")
     parser.add_argument("--batch-size", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
+    parser.add_argument("--save", action="store_true", help="write results/loader.csv")
     args = parser.parse_args()
     pa.set_cpu_count(1)
     torch.set_num_threads(1)
@@ -136,11 +129,7 @@ def main() -> None:
         print(f"{line['side']:<30} {line['rows_per_s']:>12,} rows/s  {spread}, {line['times_trainer']} x the trainer's")
     print(f"{lines[0]['rows']:,} samples, mean history {lines[0]['mean_history']}, batches of {args.batch_size:,}")
     if args.save:
-        RESULTS.parent.mkdir(exist_ok=True)
-        with open(RESULTS, "w", newline="") as f:
-            writer = csv.DictWriter(f, lines[0].keys())
-            writer.writeheader()
-            writer.writerows(lines)
+        save("loader.csv", lines)
 
 
 if __name__ == "__main__":

@@ -9,20 +9,17 @@ for each dataset, part of the test split, scorer and seed. Baselines don't depen
 """
 
 import argparse
-import csv
 import json
 import shutil
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-from placerank.data.manifest import environment
+from results_file import save
 
-RESULTS = Path(__file__).parent / "results" / "real_data.csv"
 METRICS = ("auc", "gauc", "ndcg@10", "hit@1", "hit@10")
 PARTS = {"all": None, "first visits": ("visit", "first visit"), "repeat visits": ("visit", "repeat")}
 
@@ -84,7 +81,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
     parser.add_argument("--nproc", type=int, default=2, help="ranks (default: 2)")
     parser.add_argument("--work", type=Path, default=Path("runs/real_data"), help="where runs are kept")
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
+    parser.add_argument("--save", action="store_true", help="write results/real_data.csv")
     args = parser.parse_args()
 
     lines = [
@@ -95,18 +92,7 @@ def main() -> None:
     ]
     print(summary(lines))
     if args.save:
-        env = environment()
-        packages = " ".join(f"{n} {v}" for n, v in env["packages"].items() if n in ("placerank", "torch", "torchrec"))
-        stamp = {
-            "device": env["device"],
-            "versions": packages,
-            "commit": env["commit"],
-            "date": date.today().isoformat(),
-        }
-        with open(RESULTS, "w", newline="") as f:
-            writer = csv.DictWriter(f, [*lines[0], *stamp])
-            writer.writeheader()
-            writer.writerows(line | stamp for line in lines)
+        save("real_data.csv", lines)
 
 
 if __name__ == "__main__":

@@ -100,19 +100,10 @@ def train(config: TrainConfig) -> Path:
     with runtime(config.seed) as rt:
         _open_run_folder(config, rt)
         catalog = Catalog.load(config.data, features, rt.device)
-        loader = SampleLoader(
-            config.data,
-            "train",
-            config.batch_size,
-            rank=rt.rank,
-            world_size=rt.world_size,
-            seed=config.seed,
-            shuffle=True,
-        )
         history = manifest["splits"]["train"]["mean_history"]
         trainee = assemble(features, config.ranker, config.sharding, config.optimizer, rt, config.batch_size, history)
         identity = {"signature": signature(features, config.ranker), "data": manifest["content_hash"]}
-        loop = _Loop(config, rt, catalog, loader, trainee, identity)
+        loop = _Loop(config, rt, catalog, trainee, identity)
         if config.resume:
             loop.resume()
         if rt.is_first:  # not before: a config that doesn't fit must not replace the run's own
@@ -147,26 +138,27 @@ class _Loop:
         config: TrainConfig,
         rt: Runtime,
         catalog: Catalog,
-        loader: SampleLoader,
         trainee: Trainee,
         identity: dict[str, Any],
     ) -> None:
         if config.precision == "bf16" and rt.device.type != "cuda":
             raise ValueError(f"precision=bf16 needs CUDA, this rank runs on {rt.device}; use fp32")
-        self.config, self.rt, self.catalog, self.loader, self.trainee = config, rt, catalog, loader, trainee
-        self.identity = identity
+        self.config, self.rt, self.catalog, self.trainee, self.identity = config, rt, catalog, trainee, identity
+        self.loader, self.validation = (
+            SampleLoader(
+                config.data,
+                split,
+                config.batch_size,
+                rank=rt.rank,
+                world_size=rt.world_size,
+                seed=config.seed,
+                shuffle=split == "train",
+            )
+            for split in ("train", "valid")
+        )
         self.checkpoints = Checkpointer(config.run / "checkpoints", config.keep_checkpoints, rt.background)
         self.step = 0
-        self.validation = SampleLoader(
-            config.data,
-            "valid",
-            config.batch_size,
-            rank=rt.rank,
-            world_size=rt.world_size,
-            seed=config.seed,
-            shuffle=False,
-        )
-        self.position = loader.state_dict()
+        self.position = self.loader.state_dict()
         self.best: dict[str, Any] = {"step": 0, "auc": None, "without_gain": 0}
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=rt.device)  # since the last line of metrics.jsonl
         self.loss_steps = 0

@@ -1,8 +1,8 @@
 """Training throughput of DIN: placerank against FuxiCTR, DeepCTR-Torch, RecBole and torch-rechub from PyPI.
 
-    python benchmarks/throughput/bench_throughput.py                # all cases, 5 rounds
-    python benchmarks/throughput/bench_throughput.py --quick        # one case, 2 rounds
-    python benchmarks/throughput/bench_throughput.py --peers fuxictr --cases full-4096
+    python benchmarks/bench_throughput.py                # all cases, 5 rounds
+    python benchmarks/bench_throughput.py --quick        # one case, 2 rounds
+    python benchmarks/bench_throughput.py --peers fuxictr --cases full-4096
 
 Each side is a process in an environment of its own (made here, under --cache), on the same arrays, with the same
 batch, widths, history length, table sizes and threads. The processes stay alive and take turns: one is timed at a time,
@@ -15,11 +15,8 @@ Every peer gets what is best for it: Adam fused=True, its regularizers off, its 
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -27,12 +24,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from dataset import DatasetConfig, make_dataset
-from environments import PEERS, environment
+from results_file import save
+from throughput.dataset import DatasetConfig, make_dataset
+from throughput.environments import PEERS, environment
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "throughput.csv"
+ROOT = Path(__file__).resolve().parents[1]
+HERE = ROOT / "benchmarks" / "throughput"
 OURS = "placerank"
 PERCENTILES = (20, 50, 80)
 
@@ -162,29 +159,10 @@ def run_case(
                 "parameters": worker.hello["parameters"],
                 "torch": worker.hello["torch"],
                 "settings": worker.hello["settings"],
+                "threads": arguments.threads,
             }
         )
     return rows
-
-
-def conditions(threads: int) -> dict[str, Any]:
-    """Device, commit and date, for every row."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=10"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    cpu = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        models = [
-            line.split(":", 1)[1].strip() for line in information.read_text().splitlines() if "model name" in line
-        ]
-        cpu = models[0] if models else cpu
-    return {
-        "device": f"{cpu}, {os.cpu_count()} CPUs",
-        "threads": threads,
-        "commit": git.stdout.strip() or "unknown",
-        "date": datetime.date.today().isoformat(),
-    }
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -216,7 +194,6 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=names, default=names)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "peers", help="environments, data, logs")
-    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rounds, arguments.seconds, arguments.warm, arguments.fits = 2, 2.0, 4, 0
@@ -229,15 +206,9 @@ def main() -> None:
     for case in CASES:
         if case.name in arguments.cases:
             rows += run_case(case, pythons, data, config, arguments)
-    where = conditions(arguments.threads)
-    rows = [{**row, **where} for row in rows]
     if not arguments.quick:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        with open(arguments.out, "w", newline="") as f:
-            writer = csv.DictWriter(f, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        print(f"wrote {arguments.out}", file=sys.stderr)
+        path = save("throughput.csv", rows)
+        print(f"wrote {path}", file=sys.stderr)
     show(rows)
 
 
