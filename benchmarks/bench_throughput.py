@@ -97,15 +97,14 @@ class Worker:
         self.process.wait()
 
     def _answer(self) -> dict[str, Any]:
+        """The next line that is JSON; a peer may print other things (DeepCTR-Torch tells of newer versions)."""
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            tail = "\n".join(self.log.read_text().splitlines()[-20:])
-            raise RuntimeError(
-                f"the worker of {self.name} ended, code {self.process.wait()}; its log {self.log}:\n{tail}"
-            )
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+        tail = "\n".join(self.log.read_text().splitlines()[-20:])
+        raise RuntimeError(f"the worker of {self.name} ended, code {self.process.wait()}; its log {self.log}:\n{tail}")
 
 
 def run_case(

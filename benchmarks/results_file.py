@@ -33,7 +33,7 @@ def save(name: str, lines: list[dict[str, Any]]) -> Path:
     about = conditions()
     RESULTS.mkdir(exist_ok=True)
     with open(RESULTS / name, "w", newline="") as f:
-        writer = csv.DictWriter(f, [*lines[0], *about])
+        writer = csv.DictWriter(f, [*lines[0], *about], lineterminator="\n")
         writer.writeheader()
         writer.writerows(line | about for line in lines)
     return RESULTS / name
