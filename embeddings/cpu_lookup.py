@@ -44,7 +44,8 @@ class _Lookup(torch.autograd.Function):
         row_grad = segment_sum(grad.index_select(0, order), offsets)
         state = states.index_select(0, rows) + row_grad.square().mean(dim=1)
         states.index_copy_(0, rows, state)
-        weights.index_add_(0, rows, row_grad * (-lr / (state.sqrt() + eps))[:, None])
+        step = row_grad.mul_((-lr / (state.sqrt() + eps))[:, None])
+        weights.index_copy_(0, rows, step.add_(weights.index_select(0, rows)))
         return None, None, None, None, None, None
 
 
