@@ -34,6 +34,8 @@ class FeatureConfig:
             value = getattr(self, name)
             if value < 4 or value % 4:
                 raise ValueError(f"features.{name}={value}: fbgemm needs a positive multiple of 4")
+        if self.pooled is not None and not self.pooled:
+            raise ValueError("features.pooled is empty: name one or more, such as user, or leave it out for all")
         for name, allowed in (("history_attributes", ITEM_ATTRIBUTES), ("dense", tuple(DENSE_WIDTHS))):
             for value in getattr(self, name):
                 if value not in allowed:

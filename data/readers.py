@@ -306,7 +306,7 @@ def _renamed(
         elif column.required:
             raise DataError(
                 f"{file}: column '{column.name}' is missing; found {table.column_names}; "
-                f"name the column that holds it: --columns {column.name}=THEIR_NAME"
+                f"name the column that holds it: --columns {column.name} THEIR_NAME"
             )
     return pa.table(chosen)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from placerank.data.features import FeatureConfig
+from placerank.data.loader import SampleLoader
 from placerank.data.prepare import PrepareConfig, prepare
 from placerank.rankers.ranker import RankerConfig
 from placerank.training import train as train_module
@@ -113,8 +114,6 @@ def test_training_learns_and_stops_early(prepared: Path, tmp_path: Path) -> None
 
 
 def score_all(run: Path) -> torch.Tensor:
-    from placerank.data.loader import SampleLoader
-
     config = read_config(run)
     with runtime(0) as rt:
         score, _, _ = load_scorer(run, rt)
@@ -167,6 +166,8 @@ def test_settings_are_checked() -> None:
             TrainConfig(**paths, **change)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"features.embedding_dim=10: fbgemm needs a positive multiple of 4"):
         FeatureConfig(embedding_dim=10)
+    with pytest.raises(ValueError, match=r"features.pooled is empty: name one or more, such as user"):
+        FeatureConfig(pooled=[])
     with pytest.raises(ValueError, match=r"optimizer.table_lr=0: expected a positive number"):
         OptimizerConfig(table_lr=0)
 
