@@ -163,11 +163,16 @@ class _Loop:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=rt.device)  # since the last line of metrics.jsonl
         self.loss_steps = 0
         self.window_start = time.perf_counter()
+        self.board: SummaryWriter | None = None  # open while training, on the first rank
 
     def run(self) -> None:
         config = self.config
         total = config.epochs * self.loader.steps_per_epoch
-        with tqdm(total=total, initial=self.step, unit="step", disable=None if self.rt.is_first else True) as bar:
+        board = SummaryWriter(str(config.run / "tensorboard"), purge_step=self.step + 1) if self.rt.is_first else None
+        with (
+            tqdm(total=total, initial=self.step, unit="step", disable=None if self.rt.is_first else True) as bar,
+            board or nullcontext() as self.board,
+        ):
             while self.position["epoch"] < config.epochs and not self._stopped():
                 epoch = self.position["epoch"]
                 for loss in self._steps():
@@ -185,7 +190,7 @@ class _Loop:
                             break
                     elif config.checkpoint_every and self.step % config.checkpoint_every == 0:
                         self._save()
-        self._save()
+            self._save()
         self.checkpoints.wait()
 
     def _steps(self) -> Iterator[Tensor]:
@@ -339,14 +344,13 @@ class _Loop:
 
     def _write(self, split: str, **values: float) -> None:
         """One line of metrics.jsonl, and the same to TensorBoard."""
-        if not self.rt.is_first:
+        if self.board is None:
             return
         with open(self.config.run / "metrics.jsonl", "a") as f:
             line = {k: v if math.isfinite(v) else None for k, v in values.items()}
             f.write(json.dumps({"step": self.step, "epoch": self.position["epoch"], "split": split, **line}) + "\n")
-        with SummaryWriter(str(self.config.run / "tensorboard")) as board:
-            for name, value in values.items():
-                board.add_scalar(f"{split}/{name}", value, self.step)
+        for name, value in values.items():
+            self.board.add_scalar(f"{split}/{name}", value, self.step)
 
 
 def scorer(model: torch.nn.Module, catalog: Catalog) -> Callable[[SampleBatch], Tensor]:

@@ -103,6 +103,7 @@ def test_a_run_of_two_ranks_goes_on_with_another_number(
 def test_training_learns_and_stops_early(prepared: Path, tmp_path: Path) -> None:
     config = small(prepared, tmp_path / "run", epochs=40, patience=2, checkpoint_every=0, keep_checkpoints=1)
     train(replace(config, optimizer=OptimizerConfig(table_lr=0.1, dense_lr=0.01)))
+    assert len(list((config.run / "tensorboard").iterdir())) == 1, "one file of events a start"
     losses = [line["loss"] for line in metrics(config.run, "train")]
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
     aucs = [line["auc"] for line in metrics(config.run, "valid")]
