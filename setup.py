@@ -57,6 +57,8 @@ setup(
     entry_points={"console_scripts": ["placerank=placerank.cli.main:main"]},
     install_requires=[
         TORCH,
+        "triton>=3.6; platform_system == 'Linux'",
+        "numba>=0.65",
         "numpy>=2",
         "pyarrow>=20",
         "faiss-cpu>=1.10",

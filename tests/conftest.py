@@ -1,6 +1,7 @@
 """Fixtures that tests of several folders share."""
 
 import multiprocessing
+import os
 import runpy
 import signal
 import socket
@@ -12,10 +13,23 @@ from typing import Any
 import pytest
 import torch
 
+# Without a GPU the Triton kernels are interpreted; read when they are imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from placerank.data.prepare import PrepareConfig, prepare
 from placerank.data.simulate import SimulateConfig, simulate
 
 torch.set_num_threads(1)  # toy sizes: threads would only wait for each other
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
 
 _RUNNER = str(Path(__file__).with_name("rank_main.py"))
 
