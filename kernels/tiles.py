@@ -1,0 +1,178 @@
+"""Points on the sphere in tiles of near ones, so that a kernel can skip tiles that are out of reach.
+
+Order the points along a space-filling curve, cut the order into runs of ``tile`` points, give each run a ball that
+holds it: two tiles whose balls are further apart than the radius hold no pair within it. Distances here are chords,
+straight lines through the sphere of radius 1, as everywhere in the kernels: 2 sin(km / 2R) for a great-circle distance.
+Plain PyTorch, on any device, without a wait for the device but where the number of pairs has to be known.
+"""
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from .haversine import EARTH_RADIUS_KM
+
+BITS = 21  # an axis: three of them fill an int64, and float32 holds no more of a point in a country
+LEVELS = 3  # of the curve that one look-up takes; divides BITS
+PAIRS = 1 << 21  # pairs of tiles whose distances are in memory at once
+
+
+def chord_of_km(km: float | Tensor) -> float | Tensor:
+    """Chord of a great-circle distance on the unit sphere: 2 sin(km / 2R); a tensor keeps its shape, dtype and device.
+
+    From half the circumference on (pi R, 20,015 km) the chord is infinite: rounded unit vectors of antipodes are more
+    than 2 apart, and everything is within such a radius. A negative or NaN distance gives NaN: nothing is within.
+    """
+    if isinstance(km, Tensor):
+        half = km.double() / (2 * EARTH_RADIUS_KM)
+        chord = torch.where(half >= math.pi / 2, torch.inf, 2 * torch.sin(half))
+        return torch.where(half >= 0, chord, torch.nan).to(km.dtype)
+    half_angle = km / (2 * EARTH_RADIUS_KM)
+    if not half_angle >= 0:
+        return math.nan
+    return math.inf if half_angle >= math.pi / 2 else 2 * math.sin(half_angle)
+
+
+def curve_order(places: Tensor) -> Tensor:
+    """Permutation that puts near points near each other: order along a Hilbert curve through the points' own box.
+
+    Args:
+        places: unit vectors [N, 3], float32 or float64; a row with NaN or infinity is no place.
+
+    Returns:
+        int64 [N], ``places[order]`` is sorted; equal points keep their order, what is no place comes last.
+
+    The curve has 2^21 steps along the longest side of the box of the finite points, so the order is spatial within a
+    street as well as around the globe. Rows of 64 points of a city have about a quarter fewer tiles in reach than on a
+    Morton curve, whose jumps make some tiles huge. Curve: C. Hamilton, Compact Hilbert Indices, Dalhousie CS-2006-07.
+    """
+    if places.dim() != 2 or places.shape[1] != 3 or places.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"places: got {list(places.shape)} {places.dtype}, expected unit vectors [N, 3] in float32 or float64; "
+            "unit_vectors(lat, lon) makes them"
+        )
+    if len(places) == 0:
+        return torch.zeros(0, dtype=torch.int64, device=places.device)
+    known = places.isfinite().all(1)
+    low = places.masked_fill(~known[:, None], torch.inf).amin(0)
+    side = (places.masked_fill(~known[:, None], -torch.inf).amax(0) - low).amax()
+    cell = (places - low) * (((1 << BITS) - 2) / side.clamp(min=torch.finfo(places.dtype).tiny * 2**BITS))
+    # The last cell of an axis stays free, so the last step of the curve does too: it is for what is no place.
+    cell = torch.where(known[:, None], cell, 0).long().clamp_(0, (1 << BITS) - 2)
+    key = _hilbert(_interleave(cell)).masked_fill_(~known, torch.iinfo(torch.int64).max)
+    return torch.argsort(key, stable=True)
+
+
+def _interleave(cell: Tensor) -> Tensor:
+    """Morton index [N] of cells [N, 3]: bit b of axis a becomes bit 3 b + a. Spreads the bits by halves."""
+    x = cell
+    for shift, mask in (
+        (32, 0x1F00000000FFFF),
+        (16, 0x1F0000FF0000FF),
+        (8, 0x100F00F00F00F00F),
+        (4, 0x10C30C30C30C30C3),
+        (2, 0x1249249249249249),
+    ):
+        x = (x | (x << shift)) & mask
+    return x[:, 0] | (x[:, 1] << 1) | (x[:, 2] << 2)
+
+
+def _hilbert(morton: Tensor) -> Tensor:
+    """Hilbert index [N] of Morton indices [N], LEVELS levels of the curve at a time."""
+    table = _hilbert_table().to(morton.device)
+    width = 3 * LEVELS
+    mask = (1 << width) - 1
+    index, state = torch.zeros_like(morton), torch.zeros_like(morton)
+    for shift in range(3 * BITS - width, -1, -width):
+        found = table[(state << width) | ((morton >> shift) & mask)]
+        index, state = (index << width) | (found & mask), found >> width
+    return index
+
+
+@functools.cache
+def _hilbert_table() -> Tensor:
+    """For each state of the curve and each cell below it: (state there << 3 LEVELS) | step of the curve in the cell.
+
+    A state is the corner where the curve enters a cube and the axis that it leaves along (Hamilton, section 2).
+    """
+
+    def rotate(bits: int, by: int) -> int:
+        by %= 3
+        return ((bits << by) | (bits >> (3 - by))) & 7
+
+    def trailing_ones(i: int) -> int:
+        return (~i & (i + 1)).bit_length() - 1
+
+    def descend(state: int, cell: int) -> tuple[int, int]:
+        corner, axis = state % 8, state // 8
+        gray = rotate(cell ^ corner, -(axis + 1))
+        step = gray ^ (gray >> 1) ^ (gray >> 2)
+        entered = 2 * ((step - 1) // 2) if step else 0
+        corner ^= rotate(entered ^ (entered >> 1), axis + 1)
+        turn = trailing_ones(step if step % 2 else step - 1) if step else 0
+        return corner + 8 * ((axis + turn + 1) % 3), step
+
+    table = []
+    for state in range(24):
+        for cells in range(1 << 3 * LEVELS):
+            at, index = state, 0
+            for level in reversed(range(LEVELS)):
+                at, step = descend(at, (cells >> 3 * level) & 7)
+                index = index << 3 | step
+            table.append(at << 3 * LEVELS | index)
+    return torch.tensor(table)
+
+
+def tile_bounds(places: Tensor, tile: int) -> tuple[Tensor, Tensor]:
+    """Ball around each run of ``tile`` points.
+
+    Args:
+        places: points [N, 3] in the order of ``curve_order``, float32 or float64.
+        tile: points in a run; the last may be short.
+
+    Returns:
+        centres [n, 3], the middle of the run's box, which lies inside the sphere, and radii [n], n = ceil(N / tile),
+        as chords, rounded up: no finite point of the run is outside. A run without one has radius -inf: nothing
+        reaches it.
+    """
+    if tile < 1:
+        raise ValueError(f"tile: got {tile}, expected at least 1 point")
+    n = -(-len(places) // tile)
+    runs = torch.nn.functional.pad(places, (0, 0, 0, n * tile - len(places)), value=torch.nan).view(n, tile, 3)
+    known = runs.isfinite().all(2, keepdim=True)
+    low, high = (runs.masked_fill(~known, -sign * torch.inf).mul(sign).amax(1) * sign for sign in (-1, 1))
+    centres = torch.where(known.any(1), (low + high) / 2, 0)
+    away = torch.linalg.vector_norm(runs - centres[:, None], dim=2).masked_fill(~known[..., 0], -torch.inf)
+    limits = torch.finfo(places.dtype)
+    return centres, away.amax(1) * (1 + 8 * limits.eps) + limits.tiny**0.5  # squares below tiny vanish
+
+
+def reachable_tiles(
+    centres_a: Tensor, radii_a: Tensor, centres_b: Tensor, radii_b: Tensor, chord: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Tiles of b that a tile of a has to look at: those that can hold a point within the chord of one of its own.
+
+    Args:
+        centres_a, radii_a, centres_b, radii_b: what ``tile_bounds`` gave, [na, 3], [na], [nb, 3], [nb].
+        chord: largest chord, from ``chord_of_km``; one for all or [na].
+
+    Returns:
+        offsets int64 [na + 1] and tiles int64, ascending: row i has ``tiles[offsets[i]:offsets[i + 1]]``. Rounding only
+        ever adds a tile, also that of a kernel which compares squared float32 chords. Memory: na x nb in pieces of 2M.
+    """
+    na, nb = len(centres_a), len(centres_b)
+    reach = radii_a + torch.as_tensor(chord, dtype=radii_a.dtype, device=radii_a.device)
+    slack = 1 + 32 * torch.finfo(radii_a.dtype).eps
+    counts, found = [], []
+    for start in range(0, na, max(1, PAIRS // max(nb, 1))):
+        rows = slice(start, start + max(1, PAIRS // max(nb, 1)))
+        apart = torch.linalg.vector_norm(centres_a[rows, None] - centres_b, dim=2)
+        near = apart <= (reach[rows, None] + radii_b) * slack
+        counts.append(near.sum(1))
+        found.append(near.nonzero()[:, 1])
+    offsets = torch.zeros(na + 1, dtype=torch.int64, device=radii_a.device)
+    if na:
+        torch.cumsum(torch.cat(counts), 0, out=offsets[1:])
+    return offsets, torch.cat(found) if found else offsets[:0]
