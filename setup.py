@@ -23,6 +23,7 @@ from setuptools import setup
 
 HERE = Path(__file__).resolve().parent
 TORCH, FBGEMM = "torch==2.13.0", "1.8.0"
+FILES = ("html", "js", "css", "json", "toml", "csv", "md", "png")  # kinds that belong to the package beside its code
 
 
 def packages() -> list[str]:
@@ -53,7 +54,7 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=packages(),
-    package_data={"": ["py.typed", "**/*.html", "**/*.js", "**/*.css", "**/*.json", "**/*.toml"]},
+    package_data={"": ["py.typed", *(f"**/*.{kind}" for kind in FILES), "peers/*.py"]},
     entry_points={"console_scripts": ["placerank=placerank.cli.main:main"]},
     install_requires=[
         TORCH,

@@ -35,10 +35,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
-from results_file import save
 from torch.distributed._shard.sharded_tensor import init_from_local_shards
 from torch.distributed._shard.sharded_tensor.shard import Shard
 
+from placerank.benchmarks.results_file import save
 from placerank.embeddings.export import RawIds, export_tables
 from placerank.embeddings.shards import CheckpointTables
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from results_file import save
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from placerank.benchmarks.results_file import save
 from placerank.data.catalog import Catalog
 from placerank.data.features import FeatureConfig, build_features
 from placerank.data.loader import SampleLoader

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from results_file import save
+from placerank.benchmarks.results_file import save
 
 METRICS = ("auc", "gauc", "ndcg@10", "hit@1", "hit@10")
 PARTS = {"all": None, "first visits": ("visit", "first visit"), "repeat visits": ("visit", "repeat")}

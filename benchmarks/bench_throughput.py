@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from results_file import save
-from throughput.dataset import DatasetConfig, make_dataset
-from throughput.environments import PEERS, environment
+
+from placerank.benchmarks.results_file import save
+from placerank.benchmarks.throughput.dataset import DatasetConfig, make_dataset
+from placerank.benchmarks.throughput.environments import PEERS, environment
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "benchmarks" / "throughput"

@@ -1,0 +1,1 @@
+"""What placerank measures: one script a question, figures in ``results/``."""

@@ -1,0 +1,1 @@
+"""Training throughput of DIN here and in other packages."""
