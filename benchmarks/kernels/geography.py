@@ -7,8 +7,8 @@ from torch import Tensor
 from placerank.data.city import cities_of, scatter
 
 CENTRE = (31.2222, 121.4581)  # the city and the block stand in Shanghai
-CITY_KM = 7.0  # deviation of the city's districts from its centre: 19 places of 20 are within 20 km
-CITIES = 600  # of the country, the largest ones; the last has 100,000 people
+CITY_KM = 10.0  # deviation of the city's districts from its centre: 19 places of 20 are within 20 km
+CITIES = 600  # of the country, the largest ones; the last has 118,000 people
 
 
 def city(n: int, seed: int) -> tuple[Tensor, Tensor]:
