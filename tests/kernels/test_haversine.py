@@ -2,8 +2,10 @@
 
 import math
 
+import mpmath
 import pytest
 import torch
+from torch import Tensor
 
 from placerank.kernels.haversine import EARTH_RADIUS_KM, haversine_km, unit_vectors, unit_vectors_km
 
@@ -27,6 +29,47 @@ def test_known_distances(a: tuple[float, float], b: tuple[float, float], km: flo
     vectors = unit_vectors(p[0], p[1]), unit_vectors(q[0], q[1])
     for got in (haversine_km(p[0], p[1], q[0], q[1]), unit_vectors_km(*vectors)):
         assert abs(got.item() - km) <= tolerance
+
+
+def exact_km(lat1: float, lon1: float, lat2: float, lon2: float) -> mpmath.mpf:
+    """Vincenty's formula on the sphere, to 40 digits."""
+    with mpmath.workdps(40):
+        a, b, c, d = (mpmath.radians(mpmath.mpf(x)) for x in (lat1, lon1, lat2, lon2))
+        across = mpmath.cos(c) * mpmath.sin(d - b)
+        along = mpmath.cos(a) * mpmath.sin(c) - mpmath.sin(a) * mpmath.cos(c) * mpmath.cos(d - b)
+        ahead = mpmath.sin(a) * mpmath.sin(c) + mpmath.cos(a) * mpmath.cos(c) * mpmath.cos(d - b)
+        return mpmath.mpf(EARTH_RADIUS_KM) * mpmath.atan2(mpmath.hypot(across, along), ahead)
+
+
+def pairs(degrees: float, where: str, dtype: torch.dtype) -> list[Tensor]:
+    """40 pairs about so many degrees apart: anywhere, around a pole, or that far from each other's antipode."""
+    g = torch.Generator().manual_seed(0)
+    u = torch.rand(4, 40, generator=g, dtype=torch.float64)
+    lat, lon = (90 - degrees * u[0] if where == "pole" else u[0] * 140 - 70), u[1] * 360 - 180
+    lat2 = 90 - degrees * u[2] if where == "pole" else lat + degrees * (u[2] - 0.5)
+    lon2 = u[3] * 360 - 180 if where == "pole" else lon + degrees * (u[3] - 0.5)
+    if where == "antipode":
+        lat2, lon2 = -lat2, lon2 + 180
+    return [x.to(dtype) for x in (lat, lon, lat2, (lon2 + 180) % 360 - 180)]
+
+
+@pytest.mark.parametrize("where", ["anywhere", "pole", "antipode"])
+@pytest.mark.parametrize("degrees", [1e-7, 1e-3, 0.5])  # 1 cm to 50 km
+def test_error_against_forty_digits(degrees: float, where: str) -> None:
+    for dtype, absolute, relative in ((torch.float64, 1e-11, 1e-14), (torch.float32, 4e-3, 2e-6)):
+        points = pairs(degrees, where, dtype)
+        got = haversine_km(*points).tolist()
+        for km, *point in zip(got, *(x.tolist() for x in points), strict=True):
+            exact = exact_km(*point)
+            error = float(abs(mpmath.mpf(km) - exact))
+            assert error <= absolute
+            assert where != "anywhere" or error <= relative * exact
+
+
+def test_a_turn_more_is_the_same_place() -> None:
+    lon = torch.tensor([180.0, 179.75, -300.0, 540.0])
+    km = haversine_km(torch.full((4,), 10.0), lon, torch.full((4,), 10.0), torch.tensor([-180.0, -180.25, 60.0, 180.0]))
+    assert km.tolist() == [0, 0, 0, 0]
 
 
 def test_both_forms_agree_everywhere() -> None:
