@@ -17,9 +17,6 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from placerank.data.prepare import PrepareConfig, prepare
-from placerank.data.simulate import SimulateConfig, simulate
-
 torch.set_num_threads(1)  # toy sizes: threads would only wait for each other
 
 
@@ -79,6 +76,10 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small simulated city, prepared; do not write into it."""
+    # Imported here, so that the kernels' tests run where there is nothing but what kernels need.
+    from placerank.data.prepare import PrepareConfig, prepare
+    from placerank.data.simulate import SimulateConfig, simulate
+
     folder = tmp_path_factory.mktemp("city")
     simulate(SimulateConfig(out=folder / "raw", cities=2, items=300, users=200, requests=700, days=30))
     return prepare(PrepareConfig(input=folder / "raw", out=folder / "data", history_length=10))
