@@ -1,0 +1,196 @@
+"""Prompts: what an item is and where it is, as text, and the two parts apart.
+
+LGSID's prompt is P_i = [content_i, location_i] (arXiv 2511.14221, section 4.1.1 and equation 1). The reward model asks
+how well content_i goes with location_j, so the parts are kept apart and joined when they are needed.
+
+The default template has no word of any language: values in the paper's order, joined by marks. Whoever wants words
+gives them as settings, for example ``content_template="{name}: {category}"`` or ``labels={"price": "price"}``.
+"""
+
+import string
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+CONTENT_FIELDS = ("name", "category", "brand", "price", "description")
+LOCATION_FIELDS = ("province", "city", "district", "lat", "lon")
+
+
+@dataclass(kw_only=True)
+class PromptConfig:
+    """How an item becomes text. A field that an item does not have is left out, with its label and its mark."""
+
+    content: tuple[str, ...] = ("name", "category", "brand", "price")
+    """Fields of the content, in order: name, category, brand, price, description."""
+    location: tuple[str, ...] = ("province", "city", "district")
+    """Fields of the location, in order: province, city, district, lat, lon."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Words before fields, by field: labels {price: "price"} makes "price: 12.5"."""
+    separator: str = ", "
+    """Between the fields of a part."""
+    path_separator: str = " > "
+    """Between the levels of a category path."""
+    part_separator: str = " | "
+    """Between content and location."""
+    content_template: str | None = None
+    """Instead of content, labels and separator: a text with {name} and so on; a missing field is empty."""
+    location_template: str | None = None
+    """Instead of location, labels and separator, in the same way."""
+    unknown: str = "?"
+    """Text of an item that has none: an encoder needs at least one token."""
+
+    def __post_init__(self) -> None:
+        self.content, self.location = tuple(self.content), tuple(self.location)
+        for part, allowed in (("content", CONTENT_FIELDS), ("location", LOCATION_FIELDS)):
+            fields = getattr(self, part)
+            strange = [name for name in fields if name not in allowed]
+            if strange or len(set(fields)) != len(fields):
+                raise ValueError(f"prompts.{part}={list(fields)}: expected each at most once of {', '.join(allowed)}")
+            template = getattr(self, f"{part}_template")
+            if template is not None:
+                _parse(template, f"prompts.{part}_template", allowed)
+        strange = sorted(set(self.labels) - {*CONTENT_FIELDS, *LOCATION_FIELDS})
+        if strange:
+            raise ValueError(
+                f"prompts.labels has {strange}: expected some of {', '.join((*CONTENT_FIELDS, *LOCATION_FIELDS))}"
+            )
+        if not self.unknown.strip():
+            raise ValueError(f"prompts.unknown={self.unknown!r}: expected a text that is not blank")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Contents and locations of N items as text, to be joined in any combination.
+
+    Attributes:
+        content, location: string [N], empty where an item has none.
+        separator: between the two.
+        unknown: stands for a prompt without any text.
+    """
+
+    content: pa.Array
+    location: pa.Array
+    separator: str
+    unknown: str
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+    def texts(self, content: NDArray[np.int64] | None = None, location: NDArray[np.int64] | None = None) -> list[str]:
+        """Prompts [content_i, location_j] for rows i and j [n]; of all items without rows, of ``content`` twice
+        with the first alone."""
+        rows = np.arange(len(self)) if content is None else np.asarray(content)
+        left = self.content.take(pa.array(rows))
+        right = self.location.take(pa.array(rows if location is None else np.asarray(location)))
+        joined = _join([_null_if_empty(left), _null_if_empty(right)], self.separator)
+        return list(_if_empty(joined, self.unknown).to_pylist())
+
+    @cached_property
+    def location_codes(self) -> NDArray[np.int64]:
+        """A number for each location text, [N]: items with the same text share it; 0 is the first text seen."""
+        codes: NDArray[np.int64] = self.location.dictionary_encode().indices.to_numpy().astype(np.int64)
+        return codes
+
+
+def build_prompts(items: pa.Table, config: PromptConfig) -> Prompts:
+    """Prompts of a table of items in placerank's schema; columns may be missing.
+
+    Raises:
+        ValueError: no item has any text.
+    """
+    content = _part(items, config.content, config.content_template, config)
+    location = _part(items, config.location, config.location_template, config)
+    if not any(pc.any(pc.not_equal(part, "")).as_py() for part in (content, location)):
+        raise ValueError(
+            f"none of the {len(items):,} items has any text in {[*config.content, *config.location]}; "
+            "give names or categories, or derive districts from coordinates"
+        )
+    return Prompts(content, location, config.part_separator, config.unknown)
+
+
+def _part(items: pa.Table, names: tuple[str, ...], template: str | None, config: PromptConfig) -> pa.Array:
+    """One part of all prompts, string [N]; empty where nothing is known."""
+    if template is None:
+        columns = []
+        for name in names:
+            text = _field(items, name, config)
+            label = config.labels.get(name)
+            columns.append(pc.binary_join_element_wise(label, text, ": ") if label else text)
+        return _if_empty(_join(columns, config.separator), "") if columns else pa.array([""] * len(items))
+    pieces: list[str | pa.Array] = []
+    known = pa.array(np.zeros(len(items), bool))
+    for literal, field_name in _parse(template, "template", (*CONTENT_FIELDS, *LOCATION_FIELDS)):
+        pieces.append(literal)
+        if field_name is not None:
+            text = _field(items, field_name, config)
+            known = pc.or_(known, pc.is_valid(text))
+            pieces.append(pc.fill_null(text, ""))
+    whole = pc.utf8_trim_whitespace(pc.binary_join_element_wise(*pieces, ""))
+    return pc.if_else(known, whole, "")  # a template's own words say nothing about an item
+
+
+def _field(items: pa.Table, name: str, config: PromptConfig) -> pa.Array:
+    """A column as text, null where it is missing or blank."""
+    if name not in items.column_names:
+        return pa.nulls(len(items), pa.string())
+    column = items[name].combine_chunks()
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if name == "category" and not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        # A null or empty level would null the path: put them away first.
+        flat, parents = pc.list_flatten(column), pc.list_parent_indices(column)
+        good = pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(flat), ""), False)
+        parents, flat = pc.filter(parents, good).to_numpy(), pc.filter(flat, good)
+        offsets = np.searchsorted(parents, np.arange(len(items) + 1))
+        levels = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat.cast(pa.string()))
+        text = pc.binary_join(levels, config.path_separator)
+    elif name == "price":
+        text = pa.array([None if x is None or x != x else f"{x:g}" for x in column.to_pylist()], pa.string())
+    elif name in ("lat", "lon"):
+        text = pa.array([None if x is None or x != x else f"{x:.4f}" for x in column.to_pylist()], pa.string())
+    else:
+        text = column.cast(pa.string())
+    text = pc.utf8_trim_whitespace(text)
+    return _null_if_empty(text)
+
+
+def _join(columns: list[pa.Array], separator: str) -> pa.Array:
+    """The values that are not null, joined; null where all are.
+
+    Not by ``null_handling="skip"``, which leaves out rows in which all are null (pyarrow 26).
+    """
+    joined, *rest = columns
+    for column in rest:
+        joined = pc.coalesce(pc.binary_join_element_wise(joined, column, separator), joined, column)
+    return joined
+
+
+def _null_if_empty(text: pa.Array) -> pa.Array:
+    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+
+
+def _if_empty(text: pa.Array, instead: str) -> pa.Array:
+    return pc.fill_null(_null_if_empty(text), instead)
+
+
+def _parse(template: str, where: str, allowed: tuple[str, ...]) -> list[tuple[str, str | None]]:
+    """A template as pairs of literal text and the field after it.
+
+    Raises:
+        ValueError: a field that is not allowed, or with a conversion or format.
+    """
+    try:
+        pieces = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"{where}={template!r}: {error}; write {{{{ and }}}} for braces") from None
+    for _, field_name, spec, conversion in pieces:
+        if field_name is not None and (field_name not in allowed or spec or conversion):
+            raise ValueError(
+                f"{where}={template!r}: got {{{field_name}}}, expected plain {{field}} of {', '.join(allowed)}"
+            )
+    if all(name is None for _, name, _, _ in pieces):
+        raise ValueError(f"{where}={template!r}: expected at least one of {', '.join(allowed)} in braces")
+    return [(literal, name) for literal, name, _, _ in pieces]
