@@ -108,6 +108,14 @@ def _pairwise_within(queries: Tensor, candidates: Tensor | None, limits: Tensor)
     return pairwise_within_cpu(queries.detach().contiguous(), others, limits.contiguous())
 
 
+@_pairwise_within.register_kernel("cuda")
+def _(queries: Tensor, candidates: Tensor | None, limits: Tensor) -> tuple[Tensor, Tensor]:
+    from .pairwise_within_triton import pairwise_within_triton  # triton only where it can run
+
+    others = None if candidates is None else candidates.detach().contiguous()
+    return pairwise_within_triton(queries.detach().contiguous(), others, limits.contiguous())
+
+
 @_pairwise_within.register_fake
 def _(queries: Tensor, candidates: Tensor | None, limits: Tensor) -> tuple[Tensor, Tensor]:
     pairs = torch.library.get_ctx().new_dynamic_size()

@@ -31,7 +31,18 @@ def on_cpu(plan: Callable[..., object]) -> Path:
     return path
 
 
+def interpreted(queries: Tensor, candidates: Tensor | None, km: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The Triton path on CPU tensors."""
+    from placerank.kernels.pairwise_within_triton import pairwise_within_triton
+
+    return pairwise_within_triton(
+        queries, candidates, _limits(queries, queries if candidates is None else candidates, km)
+    )
+
+
 PATHS: dict[str, Path] = {"all": on_cpu(cpu._all), "near": on_cpu(cpu._near)}
+if not torch.cuda.is_available():  # where there is a device, the last test compares with it
+    PATHS["triton"] = interpreted
 
 
 def places(n: int, degrees: float, seed: int, dtype: torch.dtype = torch.float32, lat0: float = 52.0) -> Tensor:
@@ -60,7 +71,7 @@ def test_paths_agree_on_sizes(path: str, b: int, m: int | None, dtype: torch.dty
 
 @pytest.mark.parametrize("path", PATHS)
 def test_paths_agree_on_ugly_places(path: str) -> None:
-    block = places(1, 0.0, 0).expand(150, 3)  # everyone at one point
+    block = places(1, 0.0, 0).repeat(150, 1)  # everyone at one point
     same(path, block, None, 0.0)
     assert PATHS[path](block, None, 0.0)[1].numel() == 150**2
     poles = torch.cat([places(70, 0.01, 1, lat0=90.0), places(70, 0.01, 2, lat0=-90.0)])
@@ -183,3 +194,14 @@ def test_compiles_and_exports(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (compiled, exported):
         got = module(points, km)
         assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("b", "m", "km"), [(1, 1, 1.0), (300, None, 5.0), (9000, 257, 3.0), (5000, None, INF)])
+def test_the_same_on_a_gpu(b: int, m: int | None, km: float, dtype: torch.dtype) -> None:
+    queries, candidates = places(b, 0.1, 0, dtype), None if m is None else places(m, 0.1, 1, dtype)
+    queries[b // 2] = NAN
+    expected = pairwise_within(queries, candidates, km)
+    got = pairwise_within(queries.cuda(), None if candidates is None else candidates.cuda(), km)
+    assert torch.equal(got[0].cpu(), expected[0]) and torch.equal(got[1].cpu(), expected[1])
