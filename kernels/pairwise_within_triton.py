@@ -112,7 +112,7 @@ def pairwise_within_triton(queries: Tensor, candidates: Tensor | None, limits: T
 
 _POINTERS = ("queries", "limits", "candidates"), ("order", "starts", "listed", "offsets", "indices")
 VARIANTS = {
-    f"{'fill' if fill else 'count'} {dtype} {block_q} queries": Variant(
+    f"{'fill' if fill else 'count'}-{dtype}-{block_q}": Variant(
         kernel=_pairwise_within_kernel,
         signature={
             **{f"{name}_ptr": f"*{dtype}" for name in _POINTERS[0]},
