@@ -1,0 +1,292 @@
+"""Loops of ``hard_negatives`` on the CPU.
+
+Workers draw runs of ``ROWS`` queries that lie together. For each run the candidates in reach come in chunks: one matrix
+product writes their cosines into a buffer that fits the core's own cache, one loop looks there for negatives, one for
+positives. A tile of 64 candidates that holds nothing better than a row's k-th so far costs that row two vector
+comparisons per 8 candidates: only the few tiles that pass are looked at one candidate at a time.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numba as nb
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .places import TILE, Search
+from .threads import jit
+from .tiles import reachable_tiles, tile_bounds
+from .workers import run_on_workers
+
+# Queries in a run, a multiple of TILE, and tiles in a chunk: the buffer is 1 MiB, half a core's level-2 cache here.
+# 128 x 32 was as fast, 64 x 32 a fifth slower in the product.
+ROWS, CHUNK = 256, 16
+
+
+@jit()
+def _uniform(key: int, candidate: int) -> np.floating:
+    """``hard_negatives.random_scores``."""
+    x = nb.uint32(nb.uint32(key) ^ nb.uint32(nb.uint32(candidate) * nb.uint32(0x9E3779B9)))
+    x = nb.uint32(nb.uint32(x ^ (x >> nb.uint32(16))) * nb.uint32(0x85EBCA6B))
+    x = nb.uint32(nb.uint32(x ^ (x >> nb.uint32(13))) * nb.uint32(0xC2B2AE35))
+    x = nb.uint32(x ^ (x >> nb.uint32(16)))
+    return nb.float32(nb.int32(x >> nb.uint32(8))) * nb.float32(2.0**-24)
+
+
+@jit()
+def _draw(scores: np.ndarray, pieces: np.ndarray, keys: np.ndarray, c_rows: np.ndarray) -> None:
+    """scores [R, CHUNK, TILE] of random negatives."""
+    for r in range(keys.size):
+        tile = 0
+        for piece in range(len(pieces)):
+            for at in range(pieces[piece, 0], pieces[piece, 1]):
+                for t in range(TILE):
+                    scores[r, tile, t] = _uniform(keys[r], c_rows[at, t])
+                tile += 1
+
+
+@jit()
+def _scan_negatives(
+    scores: np.ndarray,
+    pieces: np.ndarray,
+    q_positions: np.ndarray,
+    q_items: np.ndarray,
+    q_categories: np.ndarray,
+    limits: np.ndarray,
+    reach: np.ndarray,
+    c_rows: np.ndarray,
+    c_positions: np.ndarray,
+    c_items: np.ndarray,
+    c_categories: np.ndarray,
+    centres: np.ndarray,
+    radii: np.ndarray,
+    different: bool,
+    best: np.ndarray,
+    found: np.ndarray,
+) -> None:
+    """Put each query's best candidates of these pieces into best, found [R, k], kept in order.
+
+    Args:
+        scores: [R, CHUNK, TILE]; the pieces' tiles one after the other.
+        pieces: [P, 2], first tile and the one after the last.
+        reach: [R], largest chord, rounded up.
+        c_*: [..., tiles, TILE].
+        different: candidates of the query's category and of none are not eligible.
+    """
+    k = best.shape[1]
+    for r in range(q_items.size):
+        x, y, z = q_positions[0, r], q_positions[1, r], q_positions[2, r]
+        item, limit = q_items[r], limits[r]
+        if not limit >= 0:
+            continue
+        category = q_categories[r] if different else nb.int32(-2)  # -2 is nobody's
+        lowest = nb.int32(0) if different else nb.int32(-1)
+        worst = best[r, k - 1]
+        tile = -1
+        for piece in range(len(pieces)):
+            for at in range(pieces[piece, 0], pieces[piece, 1]):
+                tile += 1
+                dx, dy, dz = x - centres[at, 0], y - centres[at, 1], z - centres[at, 2]
+                far = reach[r] + radii[at]
+                if not dx * dx + dy * dy + dz * dz <= far * far:
+                    continue
+                hit = nb.int32(0)  # no early exit and no branch, so that the compiler vectorises
+                for t in range(TILE):
+                    hit |= (scores[r, tile, t] >= worst) & (c_categories[at, t] != category)
+                if not hit:
+                    continue
+                for t in range(TILE):
+                    score = scores[r, tile, t]
+                    if score < worst or c_categories[at, t] == category or c_categories[at, t] < lowest:
+                        continue
+                    dx, dy, dz = x - c_positions[0, at, t], y - c_positions[1, at, t], z - c_positions[2, at, t]
+                    if not dx * dx + dy * dy + dz * dz <= limit or c_items[at, t] == item:
+                        continue
+                    row = c_rows[at, t]
+                    if score == worst and row > found[r, k - 1]:
+                        continue
+                    e = k - 1
+                    while e > 0 and (score > best[r, e - 1] or (score == best[r, e - 1] and row < found[r, e - 1])):
+                        best[r, e], found[r, e] = best[r, e - 1], found[r, e - 1]
+                        e -= 1
+                    best[r, e], found[r, e] = score, row
+                    worst = best[r, k - 1]
+
+
+@jit()
+def _scan_positives(
+    scores: np.ndarray,
+    pieces: np.ndarray,
+    q_positions: np.ndarray,
+    q_items: np.ndarray,
+    groups: np.ndarray,
+    limits: np.ndarray,
+    keys: np.ndarray,
+    c_rows: np.ndarray,
+    c_positions: np.ndarray,
+    c_items: np.ndarray,
+    offsets: np.ndarray,
+    members: np.ndarray,
+    best: np.ndarray,
+    found: np.ndarray,
+) -> None:
+    """Lower best, found [R] to the lowest score among the candidates of each query's group in these pieces.
+
+    A group is a category or a brand: far fewer than all candidates, so its members are listed, not searched for.
+
+    Args:
+        scores, pieces: as in ``_scan_negatives``, scores as [R, CHUNK * TILE].
+        keys: [R], draw at random instead of reading scores; empty: don't.
+        c_*: [..., candidates].
+        offsets, members: group g has the candidates members[offsets[g] : offsets[g + 1]], ascending.
+    """
+    for r in range(q_items.size):
+        group = groups[r]
+        if group < 0 or not limits[r] >= 0:
+            continue
+        x, y, z = q_positions[0, r], q_positions[1, r], q_positions[2, r]
+        lowest, next_, end, column = best[r], offsets[group], offsets[group + 1], 0
+        for piece in range(len(pieces)):
+            first, stop = pieces[piece, 0] * TILE, pieces[piece, 1] * TILE
+            high = end
+            while next_ < high:  # first member of this piece, by bisection
+                middle = (next_ + high) >> 1
+                if members[middle] < first:
+                    next_ = middle + 1
+                else:
+                    high = middle
+            while next_ < end and members[next_] < stop:
+                at = members[next_]
+                next_ += 1
+                score = _uniform(keys[r], c_rows[at]) if keys.size else scores[r, column + at - first]
+                if score > lowest:
+                    continue
+                dx, dy, dz = x - c_positions[0, at], y - c_positions[1, at], z - c_positions[2, at]
+                if not dx * dx + dy * dy + dz * dz <= limits[r] or c_items[at] == q_items[r]:
+                    continue
+                if score < lowest or c_rows[at] < found[r]:
+                    lowest, found[r] = score, c_rows[at]
+            column += stop - first
+        best[r] = lowest
+
+
+def _groups(numbers: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Starts [count + 1] and members of the groups 0 .. count of candidates with equal numbers."""
+    ordered, members = numbers.sort(stable=True)
+    starts = torch.searchsorted(ordered, torch.arange(count + 1, dtype=torch.int32))
+    return starts.numpy(), members.int().numpy()
+
+
+def _pieces(offsets: Tensor, tiles: Tensor) -> tuple[np.ndarray, list[int], list[int]]:
+    """Pieces of consecutive tiles, in chunks of at most CHUNK tiles of a run.
+
+    Args:
+        offsets, tiles: what ``reachable_tiles`` gave.
+
+    Returns:
+        pieces int64 [P, 2], first tile and the one after the last. Chunk i has the pieces chunks[i] : chunks[i + 1],
+        run i has the chunks runs[i] : runs[i + 1].
+    """
+    counts = offsets.diff()
+    within = torch.arange(len(tiles)) - offsets[:-1].repeat_interleave(counts)
+    chunk = within % CHUNK == 0
+    piece = chunk | (tiles != F.pad(tiles[:-1], (1, 0)) + 1)
+    starts = piece.nonzero()[:, 0]
+    stops = tiles[F.pad(starts[1:], (0, 1), value=len(tiles)) - 1] + 1 if len(tiles) else tiles
+    chunks = chunk[starts].nonzero()[:, 0].tolist()
+    runs = F.pad((-(-counts // CHUNK)).cumsum(0), (1, 0)).tolist()
+    return torch.stack([tiles[starts], stops], dim=1).numpy(), [*chunks, len(starts)], runs
+
+
+def _search_runs(
+    search: Search,
+    draw: Iterator[int],
+    pieces: np.ndarray,
+    chunks: list[int],
+    runs: list[int],
+    reach: np.ndarray,
+    bounds: tuple[np.ndarray, np.ndarray],
+    groups: list[tuple[np.ndarray, np.ndarray]],
+    best: np.ndarray,
+    found: np.ndarray,
+    lowest: np.ndarray,
+    positives: np.ndarray,
+) -> None:
+    """The runs of queries that this worker draws."""
+    q, c, different = search.queries, search.candidates, search.different_category
+    _, q_positions, _, q_items, q_categories, q_brands = (tensor.numpy() for tensor in q)
+    c_rows, c_positions, _, c_items, c_categories, _ = (tensor.numpy() for tensor in c)
+    tiled = [array.reshape(*array.shape[:-1], -1, TILE) for array in (c_rows, c_positions, c_items, c_categories)]
+    limits = search.negative_limits.numpy(), search.positive_limits.numpy()
+    negative_keys, positive_keys = (
+        np.empty(0, np.int64) if keys is None else keys.numpy() for keys in (search.negative_keys, search.positive_keys)
+    )
+    all_random = bool(negative_keys.size and positive_keys.size)
+    cosines = torch.empty(ROWS, CHUNK * TILE)
+    cosines_array = cosines.numpy()
+    scores = np.empty_like(cosines_array) if negative_keys.size else cosines_array
+    for run in draw:
+        this = slice(run * ROWS, min((run + 1) * ROWS, len(q.rows)))
+        n = this.stop - this.start
+        own, own_embeddings = (q_positions[:, this], q_items[this]), q.embeddings[this]
+        this_cosines, this_scores = cosines[:n], scores[:n].reshape(n, CHUNK, TILE)
+        of_negatives: tuple[Any, ...] = (
+            *own,
+            q_categories[this],
+            limits[0][this],
+            reach[this],
+            *tiled,
+            *bounds,
+            different,
+        )
+        of_positives: list[tuple[Any, ...]] = [
+            (*own, numbers[this], limits[1][this], positive_keys[this], c_rows, c_positions, c_items, *lists)
+            for numbers, lists in zip((q_categories, q_brands), groups, strict=True)
+        ]
+        for chunk in range(runs[run], runs[run + 1]):
+            part = pieces[chunks[chunk] : chunks[chunk + 1]]
+            column = 0
+            for first, stop in [] if all_random else part.tolist():
+                wide = (stop - first) * TILE
+                theirs = c.embeddings[first * TILE : stop * TILE].t()
+                torch.mm(own_embeddings, theirs, out=this_cosines[:, column : column + wide])
+                column += wide
+            if negative_keys.size:
+                _draw(this_scores, part, negative_keys[this], tiled[0])
+            _scan_negatives(this_scores, part, *of_negatives, best[this], found[this])
+            for group in of_positives:
+                _scan_positives(cosines_array, part, *group, lowest[this], positives[this])
+
+
+def hard_negatives_cpu(search: Search) -> tuple[Tensor, Tensor]:
+    """Rows of candidates, -1 where there is none: negatives int32 [N, k] in order, positives int32 [N].
+
+    Memory: the results and their scores, and ``ROWS * CHUNK * TILE`` numbers a thread (twice that if negatives are
+    random).
+    """
+    q, c = search.queries, search.candidates
+    rows = len(q.rows)
+    best, found = torch.full((rows, search.k), -torch.inf), torch.full((rows, search.k), -1, dtype=torch.int32)
+    lowest, positives = torch.full((rows,), torch.inf), torch.full((rows,), -1, dtype=torch.int32)
+    if rows and len(c.rows):
+        slack = 1 + 32 * torch.finfo(torch.float32).eps
+        reach, far = (
+            limits.sqrt().nan_to_num(-torch.inf, posinf=torch.inf) * slack
+            for limits in (search.negative_limits, search.positive_limits)
+        )
+        furthest = F.pad(torch.maximum(reach, far), (0, -rows % ROWS), value=-torch.inf).view(-1, ROWS).amax(1)
+        bounds = tile_bounds(c.positions.t(), TILE)
+        offsets, tiles = reachable_tiles(*tile_bounds(q.positions.t(), ROWS), *bounds, furthest)
+        groups = [
+            _groups(numbers, int(1 + max(a.max(), numbers.max())))
+            for a, numbers in ((q.categories, c.categories), (q.brands, c.brands))
+        ]
+        draw = iter(range(len(furthest)))  # shared: the next run goes to whoever is free
+        run_on_workers(
+            _search_runs, search, draw, *_pieces(offsets, tiles), reach.numpy(),
+            [bound.numpy() for bound in bounds], groups, best.numpy(), found.numpy(), lowest.numpy(),
+            positives.numpy(), most=len(furthest),
+        )  # fmt: skip
+    return found, positives

@@ -1,0 +1,162 @@
+"""A batch of places as the sampler is given it, and the same batch along a space-filling curve for its fast paths."""
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from .tiles import curve_order
+
+TILE = 64  # places that are skipped or looked at together
+
+
+class Places(NamedTuple):
+    """B items, one row each; all tensors on one device.
+
+    Attributes:
+        items: int64 [B], ids of any value; rows with equal ids are the same item.
+        positions: float32 [B, 3], unit vectors (``haversine.unit_vectors``); a row with NaN is a place that is not
+            known: it is never selected and selects nothing.
+        embeddings: [B, D], float32, float16 or bfloat16, of any length; NaN as in positions.
+        categories: int32 or int64 [B], negative: not known.
+        brands: int32 or int64 [B], negative: none.
+    """
+
+    items: Tensor
+    positions: Tensor
+    embeddings: Tensor
+    categories: Tensor
+    brands: Tensor
+
+    def known(self) -> Tensor:
+        """bool [B]: rows whose position and embedding are finite."""
+        return self.positions.isfinite().all(1) & self.embeddings.isfinite().all(1)
+
+
+class SortedPlaces(NamedTuple):
+    """Places along the curve, in whole tiles of ``TILE``: N rows, of which those past the batch are not known places.
+
+    Attributes:
+        rows: int32 [N], row in the batch.
+        positions: float32 [3, N], NaN where not known.
+        embeddings: float32 [N, D] of length 1, or 0 where not known or zero.
+        items, categories, brands: int32 [N], numbers that are equal where the ids are; -1 for negative categories and
+            brands.
+    """
+
+    rows: Tensor
+    positions: Tensor
+    embeddings: Tensor
+    items: Tensor
+    categories: Tensor
+    brands: Tensor
+
+
+def check_places(places: Places, name: str) -> None:
+    """ValueError unless shapes and types are those of ``Places``."""
+    integers, floats = (torch.int32, torch.int64), (torch.float32, torch.float16, torch.bfloat16)
+    rows, dim = len(places.items), places.embeddings.shape[-1]
+    for field, shape, dtypes in (
+        ("items", (rows,), (torch.int64,)),
+        ("positions", (rows, 3), (torch.float32,)),
+        ("embeddings", (rows, dim), floats),
+        ("categories", (rows,), integers),
+        ("brands", (rows,), integers),
+    ):
+        tensor = getattr(places, field)
+        if tensor.shape != shape or tensor.dtype not in dtypes:
+            names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            hint = ": haversine.unit_vectors(lat, lon) makes them" if field == "positions" else ""
+            raise ValueError(
+                f"{name}.{field}: got {tensor.dtype} {list(tensor.shape)}, expected {names} {list(shape)}{hint}"
+            )
+
+
+def gather_places(places: Places, group: dist.ProcessGroup | None = None) -> Places:
+    """The places of all ranks, in the order of the ranks; no gradient flows back.
+
+    Args:
+        places: this rank's; the number of rows may differ between ranks, types and D may not.
+        group: the ranks; None for all.
+
+    Returns:
+        Places with the rows of all ranks; row i of rank r is at the sum of the rows of ranks before r, plus i.
+
+    One row's fields travel as one string of bytes, so this is one exchange of sizes and one of rows, padded to the
+    longest rank: (36 + D x element size) bytes a row with 64-bit categories and brands.
+    """
+    fields = [tensor.detach().contiguous() for tensor in places]
+    widths = [field.shape[1:].numel() * field.element_size() for field in fields]
+    rows = torch.cat(
+        [f.flatten().view(torch.uint8).view(len(f), w) for f, w in zip(fields, widths, strict=True)], dim=1
+    )
+    ranks = dist.get_world_size(group)
+    size = torch.tensor([len(rows)], device=rows.device)
+    sizes = [torch.empty_like(size) for _ in range(ranks)]
+    dist.all_gather(sizes, size, group=group)
+    counts = torch.cat(sizes).tolist()
+    padded = F.pad(rows, (0, 0, 0, max(counts) - len(rows)))
+    parts = [torch.empty_like(padded) for _ in range(ranks)]
+    dist.all_gather(parts, padded, group=group)
+    whole = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    columns = zip(whole.split(widths, dim=1), fields, strict=True)
+    return Places(*(c.flatten().view(field.dtype).view(len(whole), *field.shape[1:]) for c, field in columns))
+
+
+def sort_places(queries: Places, candidates: Places | None) -> tuple[SortedPlaces, SortedPlaces]:
+    """Both batches sorted, with item, category and brand numbers that can be compared between them."""
+    batches = [queries] if candidates is None else [queries, candidates]
+    columns = []
+    for ids in ("items", "categories", "brands"):
+        both = torch.cat([getattr(places, ids).long() for places in batches])
+        numbers = _numbers(both)
+        if ids != "items":
+            numbers = numbers.masked_fill_(both < 0, -1)
+        columns.append(numbers.split([len(places.items) for places in batches]))
+    made = [_sort(places, *numbers) for places, *numbers in zip(batches, *columns, strict=True)]
+    return made[0], made[-1]
+
+
+def _numbers(ids: Tensor) -> Tensor:
+    """int32 numbers of ids, in the order of the ids: like torch.unique's inverse, without a wait for the device."""
+    values, rows = ids.sort()
+    steps = F.pad((values[1:] != values[:-1]).int(), (1 if len(ids) else 0, 0))
+    return torch.empty_like(steps).scatter_(0, rows, steps.cumsum(0, dtype=torch.int32))
+
+
+def _sort(places: Places, items: Tensor, categories: Tensor, brands: Tensor) -> SortedPlaces:
+    positions = places.positions.masked_fill(~places.known()[:, None], torch.nan)
+    order = curve_order(positions)
+    pad = -len(order) % TILE
+    embeddings = positions.new_zeros(len(order) + pad, places.embeddings.shape[1])
+    real = embeddings[: len(order)].copy_(places.embeddings[order])
+    F.normalize(real, out=real).nan_to_num_(0, 0, 0)
+    return SortedPlaces(
+        F.pad(order.int(), (0, pad)),
+        F.pad(positions[order].t(), (0, pad), value=torch.nan).contiguous(),
+        embeddings,
+        *(F.pad(numbers[order], (0, pad), value=-1) for numbers in (items, categories, brands)),
+    )
+
+
+class Search(NamedTuple):
+    """What is asked of a fast path; rows as in ``SortedPlaces``.
+
+    Attributes:
+        queries, candidates: sorted.
+        negative_limits, positive_limits: float32 [N], squared chords; NaN: nothing is within.
+        negative_keys, positive_keys: int64 [N], below 2^32, to draw at random from; None: the hardest.
+        k: negatives of a query.
+        different_category: whether a negative's category must be known to differ.
+    """
+
+    queries: SortedPlaces
+    candidates: SortedPlaces
+    negative_limits: Tensor
+    positive_limits: Tensor
+    negative_keys: Tensor | None
+    positive_keys: Tensor | None
+    k: int
+    different_category: bool
