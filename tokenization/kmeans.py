@@ -1,4 +1,4 @@
-"""k-means whose statistics are summed over ranks: Lloyd's on a sample, mini-batch on a stream, and dead centres re-seeded.
+"""k-means with statistics summed over ranks: Lloyd's on a sample, mini-batch on a stream, dead centres re-seeded.
 
 Every rank holds its own rows and the same ``seeds``, a few rows of the whole sample from which centres start. Random
 choices are made from the seeds with the same generator everywhere, so all ranks have the same centres at every step.
@@ -117,3 +117,19 @@ def minibatch_kmeans(
             centres += (sums - counts[:, None] * centres) / given.clamp(min=1)[:, None]
         _reseed(centres, given, seeds, generator)
     return centres
+
+
+def add_level(
+    books: Tensor | None,
+    x: Tensor,
+    seeds: Tensor,
+    count: int,
+    iterations: int,
+    generator: torch.Generator,
+    ranks: Ranks,
+) -> Tensor:
+    """Codebooks with one level more, [L + 1, K, D]: k-means on what the levels so far [L, K, D] leave over of x."""
+    if books is None:
+        return kmeans(x, seeds, count, iterations, generator, ranks)[None]
+    left, seeds_left = (rows - residual_lookup(residual_encode(rows, books), books) for rows in (x, seeds))
+    return torch.cat([books, kmeans(left, seeds_left, count, iterations, generator, ranks)[None]])

@@ -66,7 +66,7 @@ def joined(timeout: timedelta = timedelta(minutes=30)) -> Iterator[Ranks]:
 
 
 def rank_device(name: str) -> torch.device:
-    """"auto" is this rank's GPU where there is one, else the CPU; other names are torch's own.
+    """ "auto" is this rank's GPU where there is one, else the CPU; other names are torch's own.
 
     Raises:
         ValueError: a CUDA device on a machine without CUDA.
