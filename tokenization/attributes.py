@@ -5,9 +5,9 @@
 The paper makes discrete codes into "composite embeddings" with "fixed scaling factors", to avoid one-hot vectors, and
 says no more. Here each value becomes a fixed vector of 32 signs derived from a hash of its text: a random projection of
 the one-hot code, in which different values lie about equally far apart (a plain number would put province 3 near
-province 4). A level is hashed with the levels above it, so two districts of one name in two cities differ, and the vectors of an
-item's levels are added, scaled by fixed factors: items that share the province, then the city, then the district come
-closer and closer. Nothing is fitted to the values, so a value that was never seen has its vector too.
+province 4). A level is hashed with the levels above it, so two districts of one name in two cities differ, and the
+vectors of an item's levels are added, scaled by fixed factors: items that share the province, then the city, then the
+district come closer and closer. Nothing is fitted to the values, so a value that was never seen has its vector too.
 
 f_geo is the unit vector of the place on the sphere: no seam at the antimeridian, no stretch near the poles.
 

@@ -104,9 +104,11 @@ def test_a_short_or_missing_category_path_is_legal() -> None:
 
 
 def test_nothing_to_go_by_is_told() -> None:
-    with pytest.raises(ValueError, match="got columns .*name.* expected at least one of province, city, district, lat"):
+    with pytest.raises(
+        ValueError, match=r"got columns .*name.* expected at least one of province, city, district, lat"
+    ):
         AttributeFeatures.fit(table(name=["a", "b"]), EVEN)
-    with pytest.raises(ValueError, match="expected at least one of"):
+    with pytest.raises(ValueError, match=r"expected at least one of"):
         AttributeFeatures.fit(items(), dict.fromkeys(EVEN, 0.0))
 
 

@@ -75,7 +75,7 @@ def test_codes_and_reconstructions_have_their_shapes(name: str) -> None:
     tokenizer = make(name).fit(x, items)
     codes = tokenizer.encode(x, items)
     assert codes.shape == (ROWS, LEVELS) and codes.dtype == torch.int64
-    assert 0 <= int(codes.min()) and int(codes.max()) < CODES
+    assert set(codes.unique().tolist()) <= set(range(CODES))
     decoded = tokenizer.decode(codes)
     assert decoded.shape == (ROWS, DIM) and decoded.dtype == torch.float32
 
@@ -131,7 +131,7 @@ def test_a_damaged_codebook_is_told(name: str, tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(ValueError, match="codebooks.safetensors: content differs from what was written"):
+    with pytest.raises(ValueError, match=r"codebooks.safetensors: content differs from what was written"):
         load_tokenizer(tmp_path)
 
 
@@ -189,9 +189,9 @@ def test_more_codes_than_different_items_leave_codes_unused(name: str) -> None:
 @every
 def test_more_codes_than_items_is_told(name: str) -> None:
     x, items = world(10)
-    with pytest.raises(ValueError, match="codebook.codes=16 is more than the 10 items there are: expected at most 10"):
+    with pytest.raises(ValueError, match=r"codebook.codes=16 is more than the 10 items there are: expected at most 10"):
         make(name).fit(x, items)
-    with pytest.raises(ValueError, match="codebook.codes=16 is more than the 1 item there are"):
+    with pytest.raises(ValueError, match=r"codebook.codes=16 is more than the 1 item there are"):
         make(name).fit(x[:1], items[:1])
 
 
@@ -199,7 +199,7 @@ def test_more_codes_than_items_is_told(name: str) -> None:
 def test_one_item_can_be_tokenized(name: str) -> None:
     x, items = world(1)
     if name == "hgit":
-        with pytest.raises(ValueError, match="expected at least one of .* that differs between items"):
+        with pytest.raises(ValueError, match=r"expected at least one of .* that differs between items"):
             make(name, codes=1).fit(x, items)
         return
     tokenizer = make(name, codes=1).fit(x, items)
@@ -210,7 +210,7 @@ def test_one_item_can_be_tokenized(name: str) -> None:
 @every
 def test_all_embeddings_alike_is_told(name: str) -> None:
     x, items = world(50)
-    with pytest.raises(ValueError, match="the embeddings of all 50 items looked at are the same"):
+    with pytest.raises(ValueError, match=r"the embeddings of all 50 items looked at are the same"):
         make(name).fit(x[:1].expand(50, -1), items)
 
 
@@ -220,10 +220,10 @@ def test_numbers_that_are_not_finite_are_told(name: str, value: float, tmp_path:
     x, items = world(60)
     bad = x.clone()
     bad[41, 3] = value
-    with pytest.raises(ValueError, match="row 41 holds NaN or infinity"):
+    with pytest.raises(ValueError, match=r"row 41 holds NaN or infinity"):
         make(name, codes=4).fit(bad, items)
     tokenizer = make(name, codes=4).fit(x, items)
-    with pytest.raises(ValueError, match="row 41 holds NaN or infinity"):
+    with pytest.raises(ValueError, match=r"row 41 holds NaN or infinity"):
         tokenizer.encode(bad, items, rows=16)
 
 
@@ -233,16 +233,16 @@ def test_what_does_not_fit_is_told(name: str) -> None:
     tokenizer = make(name, codes=4)
     with pytest.raises(ValueError, match=f"this {name} has no codebooks yet: call fit"):
         tokenizer.encode(x, items)
-    with pytest.raises(ValueError, match="items: got 59 rows for 60 vectors"):
+    with pytest.raises(ValueError, match=r"items: got 59 rows for 60 vectors"):
         tokenizer.fit(x, items[:59])
     with pytest.raises(ValueError, match=r"vectors: got \(60,\) torch.float32, expected \[N, D\]"):
         tokenizer.fit(x[:, 0], items)
-    with pytest.raises(ValueError, match="vectors: got no rows"):
+    with pytest.raises(ValueError, match=r"vectors: got no rows"):
         tokenizer.fit(x[:0], items[:0])
     tokenizer.fit(x, items)
     with pytest.raises(ValueError, match=f"got 20 dimensions, this {name} was fitted on {DIM}"):
         tokenizer.encode(x[:, :20], items)
-    with pytest.raises(ValueError, match="codes: got 0 to 4, expected 0 to 3"):
+    with pytest.raises(ValueError, match=r"codes: got 0 to 4, expected 0 to 3"):
         tokenizer.decode(torch.tensor([[0, 4, 1]]))
     with pytest.raises(ValueError, match=r"codes: got \(1, 4\) torch.int64, expected int64 \[N, 1 to 3\]"):
         tokenizer.decode(torch.zeros(1, 4, dtype=torch.int64))
@@ -271,9 +271,9 @@ def test_killed_and_resumed_is_undisturbed(name: str, tmp_path: Path, ranks: Cal
     assert path.is_file()
     resumed = make(name).fit(x, items, checkpoint=path)
     assert all(torch.equal(undisturbed.state[k], resumed.state[k]) for k in undisturbed.state)
-    with pytest.raises(ValueError, match="fit.safetensors is of another fit"):
+    with pytest.raises(ValueError, match=r"fit.safetensors is of another fit"):
         make(name, seed=5).fit(x, items, checkpoint=path)
-    with pytest.raises(ValueError, match="fit.safetensors is of another fit"):
+    with pytest.raises(ValueError, match=r"fit.safetensors is of another fit"):
         make(name).fit(x * 2 + 1, items, checkpoint=path)
 
 
@@ -286,7 +286,7 @@ def fit_on_ranks(name: str) -> tuple[dict[str, Tensor], Tensor]:
 
 @every
 def test_ranks_agree_with_each_other_and_with_one(name: str, ranks: Callable[..., list[Any]]) -> None:
-    state, codes = fit_on_ranks(name)
+    _, codes = fit_on_ranks(name)
     (first, first_codes), (second, second_codes), (_, third_codes) = ranks(3, fit_on_ranks, name)
     assert all(torch.equal(first[k], second[k]) for k in first)
     assert torch.equal(first_codes, second_codes) and torch.equal(first_codes, third_codes)
@@ -300,7 +300,7 @@ def test_capacity_bounds_the_fullest_code(name: str) -> None:
     x, items = world(1000)
     x = torch.where(torch.rand(1000, 1, generator=g) < 0.7, x[:1] + 0.3 * torch.randn(1000, DIM, generator=g), x)
     if name == "unified_sid":
-        with pytest.raises(ValueError, match="capacity=1.5: unified_sid chooses by cosine"):
+        with pytest.raises(ValueError, match=r"capacity=1.5: unified_sid chooses by cosine"):
             make(name, codes=8, capacity=1.5).fit(x, items)
         return
     free, bound = (make(name, codes=8, capacity=c).fit(x, items) for c in (0, 1.5))
@@ -309,11 +309,11 @@ def test_capacity_bounds_the_fullest_code(name: str) -> None:
 
 
 def test_names_are_told_and_taken_once() -> None:
-    with pytest.raises(ValueError, match="tokenizer 'vq' does not exist; there are hgit, res_kmeans, rqvae"):
+    with pytest.raises(ValueError, match=r"tokenizer 'vq' does not exist; there are hgit, res_kmeans, rqvae"):
         tokenizer_type("vq")
-    with pytest.raises(ValueError, match="tokenizer 'hgit' is already registered"):
+    with pytest.raises(ValueError, match=r"tokenizer 'hgit' is already registered"):
         register_tokenizer(tokenizer_type("hgit"))
-    with pytest.raises(ValueError, match="hgit: got options KMeansOptions, expected HGITOptions"):
+    with pytest.raises(ValueError, match=r"hgit: got options KMeansOptions, expected HGITOptions"):
         tokenizer_type("hgit")(TokenizerConfig(), KMeansOptions())
     with pytest.raises(ValueError, match=r"codebook.capacity=0.5: expected more than 1"):
         TokenizerConfig(capacity=0.5)
