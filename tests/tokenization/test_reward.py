@@ -8,11 +8,11 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import ndcg_score, roc_auc_score
-from tiny_models import tiny_model
+from towns import town_encoder, towns
 
-from placerank.tokenization.encoders import Encoder, EncoderConfig, load_encoder
-from placerank.tokenization.locations import Lists, Locations
-from placerank.tokenization.prompts import PromptConfig, Prompts, build_prompts
+from placerank.tokenization.encoders import Encoder
+from placerank.tokenization.locations import Lists
+from placerank.tokenization.prompts import Prompts
 from placerank.tokenization.reward import (
     RewardConfig,
     RewardModel,
@@ -23,30 +23,10 @@ from placerank.tokenization.reward import (
 )
 from placerank.tokenization.reward_measures import list_measures
 
-TOWNS = ("ulm", "york", "oslo")
-
-
-def towns(n: int = 240) -> tuple[Prompts, Locations]:
-    """Three towns far from each other with two districts each; a name says its town."""
-    rng = np.random.default_rng(0)
-    town, side = rng.integers(0, 3, n), rng.integers(0, 2, n)
-    lat = 10.0 * town + 0.1 * side + rng.normal(0, 0.001, n)
-    kinds = np.array(["bar", "gym", "shop", "museum", "ramen"])[rng.integers(0, 5, n)]
-    table = pa.table(
-        {
-            "name": [f"{kind} {TOWNS[t]}" for kind, t in zip(kinds, town, strict=True)],
-            "city": [TOWNS[t] for t in town],
-            "district": [("north", "south")[s] for s in side],
-        }
-    )
-    prompts = build_prompts(table, PromptConfig())
-    return prompts, Locations(prompts, lat, np.zeros(n))
-
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    folder = tiny_model(tmp_path_factory.mktemp("bert"), "bert", initializer_range=0.3)
-    return load_encoder(EncoderConfig(model=str(folder)))
+    return town_encoder(tmp_path_factory.mktemp("bert"))
 
 
 def test_losses_by_hand() -> None:
