@@ -8,8 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ..kernels.attention_unit import attention_unit
-from ..kernels.jagged import segment_ids, weighted_segment_sum
+from ..kernels.target_attention import DiceLinear, target_attention, target_attention_reference
 from .tower import History, InterestTower
 
 
@@ -44,6 +43,12 @@ class Dice(nn.Module):
         gate = torch.addcmul(self.alpha, torch.sigmoid(z), 1 - self.alpha)  # p + (1 - p) alpha
         return s * gate
 
+    def follow(self, statistics: Tensor, rows: int) -> None:
+        """Move the running averages towards mean and (biased) variance of so many rows, [2, dim]."""
+        mean, variance = statistics
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_((variance * (rows / (rows - 1))).to(self.running_var.dtype), self.momentum)
+
 
 class DIN(InterestTower):
     """Activation unit on each visit, then the weighted sum of the keys (figure 2, equation 2).
@@ -72,7 +77,20 @@ class DIN(InterestTower):
     def forward(self, query: Tensor, history: History) -> Tensor:
         """query [B, D] and history to interest [B, D]."""
         keys, offsets, gaps = history
-        segments = segment_ids(offsets, keys.shape[0])
-        unit = attention_unit(query, self.from_query(query), keys, gaps, self.from_visit.weight, offsets, segments)
-        weights = self.rest(self.first_activation(unit)).squeeze(1)
-        return weighted_segment_sum(keys, weights, offsets, segments)
+        activations = [self.first_activation, *(m for m in self.rest if isinstance(m, Dice))]
+        linears = [m for m in self.rest if isinstance(m, nn.Linear)]
+        layers = [
+            DiceLinear(dice.alpha, torch.stack([dice.running_mean, dice.running_var]), linear.weight, linear.bias)
+            for dice, linear in zip(activations, linears, strict=True)
+        ]
+        visits = keys.shape[0]
+        batch_statistics = self.training and visits > 1
+        # an exported file must load without placerank, so it holds PyTorch's own operations
+        attend = target_attention_reference if torch.compiler.is_exporting() else target_attention
+        interest, statistics = attend(
+            query, self.from_query(query), keys, gaps, offsets, self.from_visit.weight, layers, batch_statistics
+        )
+        if batch_statistics:
+            for dice, used in zip(activations, statistics, strict=True):
+                dice.follow(used, visits)
+        return interest

@@ -1,0 +1,279 @@
+"""Target attention over jagged histories: the whole activation unit of DIN and its weighted sum as one operation.
+
+Zhou et al., Deep Interest Network for Click-Through Rate Prediction, KDD 2018 (arXiv 1706.06978), figure 2, equations 2
+and 3. For each visit k of a sample with target q, an MLP with Dice activations gives a weight from q, k, q * k and the
+gaps; the interest is the sum of weight times k. Nothing is padded.
+
+What it costs, for T visits of D columns and hidden widths H: as separate operations each layer writes and reads about
+eight [T, H] buffers forward and twice as many backward, besides [T, D] for q, q * k and w k: 4 KB a visit and step at
+D = 32, H = (32, 16). Here the layers before Dice alone are stored and all else lives in tiles: 0.9 KB a visit and step.
+Dice asks for mean and variance of a layer over all visits before it can be applied, so each layer is a pass forward and
+a pass backward, no fewer. A sample's q enters the first layer as a matrix of its own, weight_k + weight_qk * q: 2 D H
+operations a visit instead of 4 D H.
+
+CPU: float32 by compiled loops (``target_attention_cpu.py``), other dtypes by the reference. CUDA: Triton kernels
+(``target_attention_triton.py``), which have not run on a GPU yet: they are tested in Triton's interpreter and compiled
+ahead of time.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .jagged import segment_ids, weighted_segment_sum
+from .target_attention_cpu import target_attention_backward_cpu, target_attention_cpu
+
+
+class DiceLinear(NamedTuple):
+    """Dice, then a linear map: one layer of the unit after the first.
+
+    Attributes:
+        alpha: Dice's slope, [H].
+        statistics: mean and variance that Dice uses when it is not to take those of the batch, [2, H].
+        weight: [N, H]; N = 1 in the last layer.
+        bias: [N].
+    """
+
+    alpha: Tensor
+    statistics: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def target_attention_reference(
+    query: Tensor,
+    bias: Tensor,
+    keys: Tensor,
+    gaps: Tensor,
+    offsets: Tensor,
+    weight: Tensor,
+    layers: Sequence[DiceLinear],
+    batch_statistics: bool,
+    eps: float = 1e-8,
+) -> tuple[Tensor, list[Tensor]]:
+    """``target_attention`` in plain PyTorch."""
+    segments = segment_ids(offsets, keys.shape[0])
+    of_key, of_product, of_gaps = weight.split([keys.shape[1], keys.shape[1], gaps.shape[1]], dim=1)
+    z = F.linear(keys, of_key) + F.linear(query[segments] * keys, of_product) + F.linear(gaps, of_gaps) + bias[segments]
+    used = []
+    for layer in layers:
+        mean, variance = torch.var_mean(z, 0, correction=0)[::-1] if batch_statistics else layer.statistics
+        used.append(torch.stack([mean, variance]).detach())
+        gate = torch.sigmoid((z - mean) * (variance + eps).rsqrt())
+        z = F.linear(z * (layer.alpha + (1 - layer.alpha) * gate), layer.weight, layer.bias)
+    return weighted_segment_sum(keys, z.squeeze(1), offsets, segments), used
+
+
+@torch.library.custom_op("placerank::target_attention", mutates_args=())
+def _forward(
+    query: Tensor,
+    bias: Tensor,
+    keys: Tensor,
+    gaps: Tensor,
+    offsets: Tensor,
+    weight: Tensor,
+    alphas: list[Tensor],
+    statistics: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor],
+    batch_statistics: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """Interest [B, D], weights [T, 1], layers before Dice [T, H] each, statistics used [2, H] each."""
+    return target_attention_cpu(
+        query, bias, keys, gaps, offsets, weight, alphas, statistics, weights, biases, batch_statistics, eps
+    )
+
+
+@_forward.register_fake
+def _(
+    query: Tensor,
+    bias: Tensor,
+    keys: Tensor,
+    gaps: Tensor,
+    offsets: Tensor,
+    weight: Tensor,
+    alphas: list[Tensor],
+    statistics: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor],
+    batch_statistics: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    zs = [keys.new_empty(keys.shape[0], alpha.shape[0]) for alpha in alphas]
+    return (
+        query.new_empty(query.shape),
+        keys.new_empty(keys.shape[0], 1),
+        zs,
+        [s.new_empty(s.shape) for s in statistics],
+    )
+
+
+@torch.library.custom_op("placerank::target_attention_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    query: Tensor,
+    keys: Tensor,
+    gaps: Tensor,
+    offsets: Tensor,
+    weight: Tensor,
+    alphas: list[Tensor],
+    statistics: list[Tensor],
+    weights: list[Tensor],
+    of_visits: Tensor,
+    zs: list[Tensor],
+    batch_statistics: bool,
+    eps: float,
+    want_gaps: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    """Gradients of query, bias, keys, gaps ([0, G] if not wanted), weight, alphas, weights, biases."""
+    return target_attention_backward_cpu(
+        grad, query, keys, gaps, offsets, weight, alphas, statistics, weights, of_visits, zs, batch_statistics, eps,
+        want_gaps,
+    )  # fmt: skip
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor,
+    query: Tensor,
+    keys: Tensor,
+    gaps: Tensor,
+    offsets: Tensor,
+    weight: Tensor,
+    alphas: list[Tensor],
+    statistics: list[Tensor],
+    weights: list[Tensor],
+    of_visits: Tensor,
+    zs: list[Tensor],
+    batch_statistics: bool,
+    eps: float,
+    want_gaps: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    return (
+        query.new_empty(query.shape),
+        query.new_empty(query.shape[0], weight.shape[0]),
+        keys.new_empty(keys.shape),
+        gaps.new_empty(gaps.shape[0] if want_gaps else 0, gaps.shape[1]),
+        weight.new_empty(weight.shape),
+        [x.new_empty(x.shape) for x in alphas],
+        [x.new_empty(x.shape) for x in weights],
+        [x.new_empty(x.shape[0]) for x in weights],
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    query, _, keys, gaps, offsets, weight, alphas, _, weights, _, ctx.batch_statistics, ctx.eps = inputs
+    _, of_visits, zs, used = output
+    ctx.layers = len(weights)
+    ctx.save_for_backward(query, keys, gaps, offsets, weight, of_visits, *alphas, *used, *weights, *zs)
+    ctx.set_materialize_grads(False)
+
+
+def _grad(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    query, keys, gaps, offsets, weight, of_visits, *lists = ctx.saved_tensors
+    alphas, used, weights, zs = (lists[i * ctx.layers : (i + 1) * ctx.layers] for i in range(4))
+    grad = torch.zeros_like(query) if grad is None else grad.contiguous()
+    want_gaps = ctx.needs_input_grad[3]
+    *grads, of_alphas, of_weights, of_biases = _backward(
+        grad, query, keys, gaps, offsets, weight, alphas, used, weights, of_visits, zs, ctx.batch_statistics, ctx.eps,
+        want_gaps,
+    )  # fmt: skip
+    of_query, of_bias, of_keys, of_gaps, of_weight = grads
+    none = [None] * ctx.layers
+    return (
+        of_query, of_bias, of_keys, of_gaps if want_gaps else None, None, of_weight, of_alphas, none, of_weights,
+        of_biases, None, None,
+    )  # fmt: skip
+
+
+_forward.register_autograd(_grad, setup_context=_save)
+
+
+def target_attention(
+    query: Tensor,
+    bias: Tensor,
+    keys: Tensor,
+    gaps: Tensor,
+    offsets: Tensor,
+    weight: Tensor,
+    layers: Sequence[DiceLinear],
+    batch_statistics: bool,
+    eps: float = 1e-8,
+) -> tuple[Tensor, list[Tensor]]:
+    """Interest of B samples in their targets, from T visits in all.
+
+    The first layer is [k, q * k, gaps] @ weight.T + bias of the sample; then each of ``layers`` in turn; the last one's
+    single output w is the visit's weight, and the interest is the sum of w k over the sample's visits.
+
+    Args:
+        query: targets, [B, D]; float32 on CUDA also float16 or bfloat16, on the CPU any floating dtype.
+        bias: of the first layer, one row a sample, so that it can hold a map of the query, [B, H1].
+        keys: visits, [T, D].
+        gaps: [T, G].
+        offsets: int64 [B+1], offsets[0] = 0, offsets[B] = T; empty histories are legal.
+        weight: [H1, 2 D + G].
+        layers: one or more.
+        batch_statistics: take Dice's mean and variance over the T visits, not ``layers[i].statistics``.
+        eps: joins the variance, as in batch norm.
+
+    Returns:
+        Interest [B, D], zeros for an empty history, differentiable in all floating inputs but the statistics, of keys'
+        dtype or autocast's; mean and (biased) variance that each Dice used, [2, H] each.
+
+    Raises:
+        ValueError: shapes or dtypes don't fit together.
+    """
+    _check(query, bias, keys, gaps, offsets, weight, layers)
+    device = keys.device.type
+    if torch.is_autocast_enabled(device):
+        keys = keys.to(torch.get_autocast_dtype(device))
+    query, bias, gaps = query.to(keys.dtype), bias.to(keys.dtype), gaps.to(keys.dtype)
+    if device == "cpu" and keys.dtype != torch.float32:
+        with torch.autocast(device, enabled=False):
+            cast = [DiceLinear(*(x.to(keys.dtype) for x in layer)) for layer in layers]
+            return target_attention_reference(
+                query, bias, keys, gaps, offsets, weight.to(keys.dtype), cast, batch_statistics, eps
+            )
+    alphas, statistics, weights, biases = ([x.float() for x in column] for column in zip(*layers, strict=True))
+    interest, _, _, used = _forward(
+        query, bias, keys, gaps, offsets, weight.float(), alphas, statistics, weights, biases, batch_statistics, eps
+    )
+    return interest, [x.detach() for x in used]
+
+
+def _check(
+    query: Tensor,
+    bias: Tensor,
+    keys: Tensor,
+    gaps: Tensor,
+    offsets: Tensor,
+    weight: Tensor,
+    layers: Sequence[DiceLinear],
+) -> None:
+    (B, D), H = query.shape, weight.shape[0]
+    T, G = gaps.shape
+    expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {
+        "bias": (bias, (B, H)),
+        "keys": (keys, (T, D)),
+        "offsets": (offsets, (B + 1,)),
+        "weight": (weight, (H, 2 * D + G)),
+    }
+    if not layers:
+        raise ValueError("layers is empty: expected one DiceLinear or more, the last with one output")
+    for i, layer in enumerate(layers):
+        N = 1 if i + 1 == len(layers) else layer.weight.shape[0]
+        expected[f"layers[{i}].alpha"] = layer.alpha, (H,)
+        expected[f"layers[{i}].statistics"] = layer.statistics, (2, H)
+        expected[f"layers[{i}].weight"] = layer.weight, (N, H)
+        expected[f"layers[{i}].bias"] = layer.bias, (N,)
+        H = N
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != shape:
+            sizes = f"query {list(query.shape)} and gaps {list(gaps.shape)}"
+            raise ValueError(f"{name}: got {list(tensor.shape)}, expected {list(shape)} beside {sizes}")
+    if offsets.dtype != torch.int64 or not keys.is_floating_point():
+        raise ValueError(f"got offsets {offsets.dtype} and keys {keys.dtype}, expected int64 and a floating dtype")
