@@ -161,7 +161,7 @@ def category_labels(items: pa.Table, depth: int) -> tuple[Ints, list[str]]:
     path = pc.list_slice(items["category"].cast(pa.list_(pa.string())), 0, depth)
     joined = pc.binary_join(path, " > ")
     joined = pc.if_else(pc.equal(pc.list_value_length(items["category"]), 0), None, joined)
-    encoded = joined.combine_chunks().dictionary_encode() if isinstance(joined, pa.ChunkedArray) else joined
+    encoded = joined.combine_chunks().dictionary_encode()
     label = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     return label, encoded.dictionary.to_pylist()
 

@@ -185,6 +185,7 @@ class RQVAENgram(RQVAE):
     """
 
     name = "rqvae_ngram"
+    lookup = "prefix_ngrams"
 
 
 def prefix_ngrams(codes: Tensor, count: int) -> Tensor:

@@ -96,6 +96,8 @@ class Tokenizer(ABC):
     name: ClassVar[str]
     options_type: ClassVar[type]
     needs_items: ClassVar[bool] = False
+    lookup: ClassVar[str] = "codes"
+    """How rankers look the codes up: each level's code in a table of its own, or ``prefix_ngrams``."""
 
     def __init__(self, config: TokenizerConfig | None = None, options: Any = None) -> None:
         self.config = config or TokenizerConfig()

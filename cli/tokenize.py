@@ -1,0 +1,9 @@
+"""``placerank tokenize``: runs in this process, or on ``--nproc`` ranks."""
+
+from ..tokenization.tokenize import TokenizeConfig, tokenize
+from .step import run_step_on_ranks
+
+
+def main(argv: list[str]) -> int:
+    """Run the step with settings from defaults, file and flags; returns the exit code."""
+    return run_step_on_ranks("tokenize", TokenizeConfig, tokenize, argv)

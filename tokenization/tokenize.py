@@ -1,0 +1,323 @@
+"""``tokenize``: embeddings of items become semantic IDs, with their codebooks and a report.
+
+What it writes: ``semantic_ids.parquet`` (see ``semantic_ids``), ``tokenizer/`` (codebooks.safetensors and manifest,
+enough to encode new items), ``districts.parquet`` where districts were derived, ``measures.json``, ``report.html``,
+pictures and ``manifest.json``.
+
+While it runs, the state of the fit and the codes of each block of items lie in a folder beside the output, so that a
+run that was killed goes on with ``resume``: the result is the same. The output appears when it is whole.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ..data.manifest import MANIFEST, read_manifest, sha256_file, whole_folder, write_json, write_manifest
+from ..data.schema import read_items
+from .districts import DistrictConfig, Districts, with_districts
+from .ranks import Ranks, joined, rank_device
+from .report import ReportConfig, measure, write_report
+from .semantic_ids import FILE, KIND, SemanticIds
+from .store import EmbeddingStore
+from .tokenizers import (
+    HGITOptions,
+    KMeansOptions,
+    RQVAEOptions,
+    Tokenizer,
+    TokenizerConfig,
+    load_tokenizer,
+    tokenizer_type,
+)
+from .vectors import block
+
+log = logging.getLogger(__name__)
+_COLUMNS = ("item_id", "name", "category", "brand", "lat", "lon", "province", "city", "district")
+_DISTRICTS = "districts.parquet"
+
+
+@dataclass(kw_only=True)
+class TokenizeConfig:
+    """Turn item embeddings into semantic IDs."""
+
+    data: Path
+    """Folder that `placerank prepare` made, or one with items.parquet."""
+    embeddings: Path
+    """Embeddings of its items: the folder that `placerank align` made, or one that write_embeddings wrote."""
+    out: Path
+    """Folder to make; it appears when it is whole."""
+    tokenizer: str = "hgit"
+    """hgit, res_kmeans, rqvae, unified_sid or rqvae_ngram."""
+    codebook: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """Levels, codes and what else every tokenizer has."""
+    hgit: HGITOptions = field(default_factory=HGITOptions)
+    """Settings of hgit."""
+    kmeans: KMeansOptions = field(default_factory=KMeansOptions)
+    """Settings of res_kmeans."""
+    rqvae: RQVAEOptions = field(default_factory=RQVAEOptions)
+    """Settings of rqvae, unified_sid and rqvae_ngram."""
+    districts: DistrictConfig = field(default_factory=DistrictConfig)
+    """Districts from coordinates, where the items have none."""
+    report: ReportConfig = field(default_factory=ReportConfig)
+    """What is measured and drawn."""
+    add: Path | None = None
+    """Folder of tokens to go on from: its codebooks encode, its items keep their IDs, new ones get theirs."""
+    block_rows: int = 65_536
+    """Items encoded at a time: bounds memory, and is what a killed run loses."""
+    device: str = "auto"
+    """auto: this rank's GPU or the CPU; or a device by torch's name."""
+    resume: bool = False
+    """Go on with a run that was killed, if there is one."""
+    overwrite: bool = False
+    """Replace the output folder if it exists."""
+
+    def __post_init__(self) -> None:
+        self.data, self.embeddings, self.out = Path(self.data), Path(self.embeddings), Path(self.out)
+        tokenizer_type(self.tokenizer)
+        if self.block_rows < 1:
+            raise ValueError(f"block_rows={self.block_rows}: expected at least 1")
+
+    def options(self) -> Any:
+        """Settings of the tokenizer that was asked for."""
+        wanted = tokenizer_type(self.tokenizer).options_type
+        return next(o for o in (self.hgit, self.kmeans, self.rqvae) if isinstance(o, wanted))
+
+
+def tokenize(config: TokenizeConfig) -> Path:
+    """Fit or load a tokenizer, encode all items, write their IDs and a report; returns the folder.
+
+    Under torchrun all ranks call it: each learns from and encodes its part of the items.
+
+    Raises:
+        FileNotFoundError, FileExistsError: no data, embeddings or tokens there; the output exists.
+        ValueError: data, embeddings and tokens don't fit together, or the embeddings can't be tokenized (see
+            ``Tokenizer.fit``).
+    """
+    with joined() as ranks:
+        if config.out.exists() and not config.overwrite:
+            raise FileExistsError(f"{config.out} exists; choose another folder, or pass --overwrite to replace it")
+        job = _Job(config, ranks)
+        tokenizer = job.fit()
+        job.encode(tokenizer)
+        ranks.barrier()
+        if ranks.is_first:
+            job.finish(tokenizer)
+        ranks.barrier()
+    return config.out
+
+
+def items_of(data: Path, ids: pa.Array) -> pa.Table:
+    """Attributes of the items with these ids, in their order: columns of the schema, missing ones null.
+
+    Args:
+        data: a prepared folder, or one with items.parquet (or that file).
+
+    Raises:
+        ValueError: an id that the items don't have.
+    """
+    if (data / "catalog.parquet").is_file():
+        table = pq.read_table(data / "catalog.parquet").slice(1)  # row 0 stands for unknown items
+    else:
+        table = read_items(data)
+    table = table.select([name for name in _COLUMNS if name in table.column_names])
+    known = table["item_id"]
+    index = None if known.type != ids.type else pc.index_in(ids, value_set=known)
+    if index is None or index.null_count:
+        lost = ids if index is None else ids.filter(index.is_null())
+        raise ValueError(
+            f"{len(lost):,} of {len(ids):,} embeddings are of items that {data} does not have, the first is "
+            f"{lost[0].as_py()!r}: expected embeddings of these items; give the data that they were made from"
+        )
+    if len(known) > len(ids):
+        log.warning(f"{len(known) - len(ids):,} of {len(known):,} items have no embedding: they get no semantic ID")
+    return table.take(index).combine_chunks()
+
+
+def _identity(store: EmbeddingStore) -> str:
+    """Content hash of embeddings: the folder's own where it has one, else of its files."""
+    for folder in (store.folder, store.folder.parent):
+        if (folder / MANIFEST).is_file():
+            return str(json.loads((folder / MANIFEST).read_text())["content_hash"])
+    files = sorted(path for path in store.folder.iterdir() if path.is_file())
+    return hashlib.sha256("".join(f"{p.name}\0{sha256_file(p)}\n" for p in files).encode()).hexdigest()
+
+
+class _Job:
+    """One run of ``tokenize``, and its folder of unfinished work."""
+
+    def __init__(self, config: TokenizeConfig, ranks: Ranks) -> None:
+        self.config, self.ranks, self.device = config, ranks, rank_device(config.device)
+        self.store = EmbeddingStore.open(config.embeddings)
+        self.before = SemanticIds.read(config.add) if config.add else None
+        self.items, self.districts = self._items()
+        ids = self.store.ids
+        self.made_from = {"embeddings": _identity(self.store)}
+        if self.before is None:
+            self.new = np.arange(len(ids))
+        else:
+            if ids.type != self.before.ids.type:
+                raise ValueError(
+                    f"{config.embeddings}: item ids are {ids.type}, those of {config.add} are {self.before.ids.type}; "
+                    "expected the same"
+                )
+            self.new = np.flatnonzero(pc.index_in(ids, value_set=self.before.ids).is_null().to_numpy(False))
+            self.made_from["tokens"] = self.before.hash
+        self.work = config.out.with_name(f".{config.out.name}.work")
+        self._open_work()
+
+    def _items(self) -> tuple[pa.Table, Districts | None]:
+        items = items_of(self.config.data, self.store.ids)
+        if self.config.add is None:
+            somewhere = np.isfinite(items["lat"].to_numpy().astype(np.float64)).any()
+            return with_districts(items, self.config.districts) if somewhere else (items, None)
+        if not (self.config.add / _DISTRICTS).is_file():
+            return items, None
+        districts = Districts.load(self.config.add / _DISTRICTS)
+        column = districts.of(*(items[c].to_numpy().astype(np.float64) for c in ("lat", "lon")))
+        return items.set_column(items.column_names.index("district"), "district", column), districts
+
+    def _open_work(self) -> None:
+        """Make the work folder; with ``resume`` go on in the one that is there.
+
+        Raises:
+            ValueError: it is of a run with other settings or embeddings.
+        """
+        about = {k: v for k, v in asdict(self.config).items() if k not in ("resume", "overwrite", "device", "report")}
+        now = json.dumps({"config": about, "made_from": self.made_from}, sort_keys=True, default=str)
+        file = self.work / "started.json"
+        exists = file.is_file()
+        if exists and self.config.resume and file.read_text() != now:
+            raise ValueError(
+                f"{self.work} holds a run with other settings or embeddings: leave out --resume to start anew, or give "
+                "the settings it was started with"
+            )
+        self.ranks.barrier()
+        if not (exists and self.config.resume) and self.ranks.is_first:
+            shutil.rmtree(self.work, ignore_errors=True)
+            self.work.mkdir(parents=True)
+            file.write_text(now)
+        self.ranks.barrier()
+
+    def fit(self) -> Tokenizer:
+        """The tokenizer: of the tokens to go on from, or fitted; also if it was fitted before the run was killed."""
+        config, folder = self.config, self.work / "tokenizer"
+        if config.add is not None:
+            return self._loaded(config.add / "tokenizer")
+        if not (folder / MANIFEST).is_file():
+            tokenizer = tokenizer_type(config.tokenizer)(config.codebook, config.options())
+            tokenizer.fit(
+                self.store,
+                self.items,
+                checkpoint=self.work / "fit.safetensors",
+                device=self.device,
+                progress=self.ranks.is_first,
+            )
+            if self.ranks.is_first:
+                tokenizer.save(folder, self.made_from, encoder=self.store.made_from)
+            self.ranks.barrier()
+        return load_tokenizer(folder, self.device)
+
+    def _loaded(self, folder: Path) -> Tokenizer:
+        config, plain = self.config, TokenizeConfig(data=Path(), embeddings=Path("."), out=Path())
+        names = ("tokenizer", "codebook", "hgit", "kmeans", "rqvae")
+        idle = [name for name in names if getattr(config, name) != getattr(plain, name)]
+        if idle:
+            log.warning(f"{', '.join(idle)}: no effect, because the codebooks are those of {config.add}")
+        encoder = read_manifest(folder, "tokenizer")["encoder"]
+        if encoder and self.store.made_from and encoder != self.store.made_from:
+            was, now = encoder, self.store.made_from
+            differs = sorted(key for key in {*was, *now} if was.get(key) != now.get(key))
+            told = "; ".join(f"{key}: {was.get(key)!r}, now {now.get(key)!r}" for key in differs)
+            raise ValueError(
+                f"{config.embeddings} was not made as the embeddings that {config.add} was fitted on ({told}): "
+                "expected the same encoder; encode the items with it, or tokenize anew without --add"
+            )
+        return load_tokenizer(folder, self.device)
+
+    def _part(self, number: int) -> Path:
+        return self.work / f"codes-{number:05d}.npy"
+
+    def encode(self, tokenizer: Tokenizer) -> None:
+        """Codes of the new items, block by block, this rank's blocks; those that are there stay."""
+        config, starts = self.config, range(0, len(self.store), self.config.block_rows)
+        mine = [n for n in range(self.ranks.rank, len(starts), self.ranks.world) if not self._part(n).is_file()]
+        quiet = None if self.ranks.is_first else True
+        with tqdm(total=len(self.new), desc="encode", unit="item", disable=quiet) as bar:
+            for number in mine:
+                start, stop = starts[number], min(starts[number] + config.block_rows, len(self.store))
+                rows = self.new[slice(*np.searchsorted(self.new, [start, stop]))]
+                codes = np.zeros((0, tokenizer.config.levels), np.int32)
+                if len(rows):
+                    x = block(self.store, start, stop, self.device)[rows - start]
+                    codes = tokenizer.encode_block(x, self.items.take(pa.array(rows))).numpy().astype(np.int32)
+                tmp = self._part(number).with_suffix(".tmp")
+                with open(tmp, "wb") as f:
+                    np.save(f, codes)
+                os.replace(tmp, self._part(number))
+                bar.update(len(rows))
+
+    def finish(self, tokenizer: Tokenizer) -> None:
+        """Suffixes, files, measures and report."""
+        config, count = self.config, -(-len(self.store) // self.config.block_rows)
+        codes = np.concatenate([np.load(self._part(number)) for number in range(count)])
+        new_ids = self.store.ids.take(pa.array(self.new))
+        source = config.add / "tokenizer" if config.add else self.work / "tokenizer"
+        if self.before is None:
+            tokenizer_hash = read_manifest(source, "tokenizer")["content_hash"]
+            ids = SemanticIds.first(new_ids, codes, tokenizer.config.codes, tokenizer_hash)
+        else:
+            ids = self.before.added(new_ids, codes)
+        rows = pc.index_in(self.store.ids, value_set=ids.ids).to_numpy(zero_copy_only=False)
+        shown = ids.codes[rows].astype(np.int64), ids.suffixes[rows]
+        measures = measure(config.report, tokenizer, self.store, self.items, *shown)
+        with whole_folder(config.out, config.overwrite) as folder:
+            ids.write(folder / FILE)
+            shutil.copytree(source, folder / "tokenizer")
+            if self.districts is not None:
+                self.districts.save(folder / _DISTRICTS)
+            write_json(folder / "measures.json", measures)
+            write_report(folder, config.report, measures, self.store, self.items, shown[0])
+            write_manifest(
+                folder,
+                KIND,
+                config,
+                self.made_from,
+                semantic_ids_hash=ids.hash,
+                lineage=list(ids.lineage),
+                items=len(ids),
+                added=len(self.new),
+                levels=int(ids.codes.shape[1]),
+                codes=ids.codes_per_level,
+                suffixes=ids.suffix_count,
+                tokenizer=tokenizer.name,
+                lookup=tokenizer.lookup,
+            )
+        shutil.rmtree(self.work)
+
+
+def codes_of(ids: SemanticIds, wanted: pa.Array) -> NDArray[np.int64]:
+    """Codes and suffix of some items as one table int64 [n, L + 1].
+
+    Raises:
+        ValueError: an item without an ID.
+    """
+    rows = pc.index_in(wanted, value_set=ids.ids)
+    if rows.null_count:
+        lost = wanted.filter(rows.is_null())
+        raise ValueError(
+            f"{len(lost):,} of {len(wanted):,} items have no semantic ID, the first is {lost[0].as_py()!r}: add them "
+            "with placerank tokenize --add"
+        )
+    at = rows.to_numpy(zero_copy_only=False)
+    return np.column_stack([ids.codes[at].astype(np.int64), ids.suffixes[at]])
