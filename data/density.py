@@ -24,7 +24,7 @@ def nearest_km(lat: ArrayLike, lon: ArrayLike, k: int) -> np.ndarray:
         ValueError: k below 1, shapes that do not fit, NaN or infinity, with the first row of it.
 
     Exact: nearest by chord is nearest on the sphere, and chords come from float64 unit vectors (a micrometre). Equal
-    points are looked up once, so a mall of 100,000 places at one point costs no more than one. Memory: some 200 bytes a
+    points are looked up once, so a mall of 100,000 places at one point costs no more than one. Memory: some 220 bytes a
     place and 100 MB; all processors search.
     """
     lat, lon = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
