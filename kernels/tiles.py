@@ -3,20 +3,25 @@
 Order the points along a space-filling curve, cut the order into runs of ``tile`` points, give each run a ball that
 holds it: two tiles whose balls are further apart than the radius hold no pair within it. Distances here are chords,
 straight lines through the sphere of radius 1, as everywhere in the kernels: 2 sin(km / 2R) for a great-circle distance.
-Plain PyTorch, on any device, without a wait for the device but where the number of pairs has to be known.
+Plain PyTorch on any device, without a wait for the device but where the number of pairs has to be known; on the CPU the
+curve is a compiled loop.
 """
 
 import functools
 import math
 from typing import overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .haversine import EARTH_RADIUS_KM
+from .threads import jit
 
 BITS = 21  # an axis: three of them fill an int64, and float32 holds no more of a point in a country
+LAST = (1 << BITS) - 2  # cell of an axis: the one after it stays free, so the curve's last step is for what is no place
 LEVELS = 3  # of the curve that one look-up takes; divides BITS
+SPREAD = np.array([0, 1, 8, 9, 64, 65, 72, 73])  # three bits, two places apart
 PAIRS = 1 << 24  # pairs of tiles whose distances are in memory at once
 PAIRS_CPU = 1 << 17  # the same, so that they stay in the processor's cache
 
@@ -61,15 +66,47 @@ def curve_order(places: Tensor) -> Tensor:
         )
     if len(places) == 0:
         return torch.zeros(0, dtype=torch.int64, device=places.device)
+    on_cpu = places.device.type == "cpu"
+    keys = _keys_cpu(places.detach().contiguous().numpy(), _table().numpy()) if on_cpu else _keys(places)
+    return torch.argsort(torch.as_tensor(keys), stable=True)
+
+
+def _keys(places: Tensor) -> Tensor:
+    """Step of the curve that each place is at, int64 [N]; 2^63 - 1 for what is no place."""
     planes = places.T.contiguous()
     known = planes.isfinite().all(0)
     low = planes.masked_fill(~known, torch.inf).amin(1, keepdim=True)
     side = (planes.masked_fill(~known, -torch.inf).amax(1, keepdim=True) - low).amax()
-    cells = (planes - low) * (((1 << BITS) - 2) / side.clamp(min=torch.finfo(places.dtype).tiny * 2**BITS))
-    # The last cell of an axis stays free, so the last step of the curve does too: it is for what is no place.
-    cells = cells.masked_fill_(~known, 0).long().clamp_(0, (1 << BITS) - 2)
-    key = _hilbert(_interleave(cells)).masked_fill_(~known, torch.iinfo(torch.int64).max)
-    return torch.argsort(key, stable=True)
+    cells = (planes - low) * (LAST / side.clamp(min=torch.finfo(places.dtype).tiny * 2**BITS))
+    cells = cells.masked_fill_(~known, 0).long().clamp_(0, LAST)
+    return _hilbert(_interleave(cells)).masked_fill_(~known, torch.iinfo(torch.int64).max)
+
+
+@jit()
+def _keys_cpu(places: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """``_keys``, the same numbers, compiled: a fifth of the time."""
+    low, high = np.full(3, np.inf, places.dtype), np.full(3, -np.inf, places.dtype)
+    for i in range(len(places)):
+        if np.isfinite(places[i, 0]) and np.isfinite(places[i, 1]) and np.isfinite(places[i, 2]):
+            for axis in range(3):
+                low[axis] = min(low[axis], places[i, axis])
+                high[axis] = max(high[axis], places[i, axis])
+    side = max(high[0] - low[0], high[1] - low[1], high[2] - low[2], np.finfo(places.dtype).tiny * 2**BITS)
+    scale = places.dtype.type(LAST / side)
+    keys = np.empty(len(places), np.int64)
+    for i in range(len(places)):
+        keys[i] = np.iinfo(np.int64).max
+        if np.isfinite(places[i, 0]) and np.isfinite(places[i, 1]) and np.isfinite(places[i, 2]):
+            x = min(int((places[i, 0] - low[0]) * scale), LAST)
+            y = min(int((places[i, 1] - low[1]) * scale), LAST)
+            z = min(int((places[i, 2] - low[2]) * scale), LAST)
+            key, state = 0, 0
+            for shift in range(BITS - LEVELS, -1, -LEVELS):
+                cells = SPREAD[(x >> shift) & 7] | SPREAD[(y >> shift) & 7] << 1 | SPREAD[(z >> shift) & 7] << 2
+                found = table[state << 3 * LEVELS | cells]
+                key, state = key << 3 * LEVELS | (found & ((1 << 3 * LEVELS) - 1)), found >> 3 * LEVELS
+            keys[i] = key
+    return keys
 
 
 def _interleave(cells: Tensor) -> Tensor:
@@ -88,7 +125,7 @@ def _interleave(cells: Tensor) -> Tensor:
 
 def _hilbert(morton: Tensor) -> Tensor:
     """Hilbert index [N] of Morton indices [N], LEVELS levels of the curve at a time."""
-    table = _hilbert_table().to(morton.device)
+    table = _table().to(morton.device)
     width = 3 * LEVELS
     mask = (1 << width) - 1
     index, state = torch.zeros_like(morton), torch.zeros_like(morton)
@@ -99,7 +136,7 @@ def _hilbert(morton: Tensor) -> Tensor:
 
 
 @functools.cache
-def _hilbert_table() -> Tensor:
+def _table() -> Tensor:
     """For each state of the curve and each cell below it: (state there << 3 LEVELS) | step of the curve in the cell.
 
     A state is the corner where the curve enters a cube and the axis that it leaves along (Hamilton, section 2).

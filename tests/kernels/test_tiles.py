@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from placerank.kernels.haversine import EARTH_RADIUS_KM, unit_vectors
-from placerank.kernels.tiles import _hilbert, _interleave, chord_of_km, curve_order, reachable_tiles, tile_bounds
+from placerank.kernels.tiles import (
+    _hilbert,
+    _interleave,
+    _keys,
+    _keys_cpu,
+    _table,
+    chord_of_km,
+    curve_order,
+    reachable_tiles,
+    tile_bounds,
+)
 
 NAN = math.nan
 
@@ -47,6 +57,15 @@ def test_order_is_spatial_at_every_scale(degrees: float, dtype: torch.dtype) -> 
     step = (places[order][1:] - places[order][:-1]).norm(dim=1).mean()
     random_step = (places[1:] - places[:-1]).norm(dim=1).mean()
     assert step < random_step / 15
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("degrees", [80.0, 0.1, 1e-6, 0.0])
+def test_compiled_keys_are_the_same(degrees: float, dtype: torch.dtype) -> None:
+    places = spread(999, degrees, 0, dtype)
+    places[5, 0], places[77], places[100, 2] = NAN, NAN, -math.inf
+    for some in (places, places[:1], places[77:78]):
+        assert torch.equal(_keys(some), torch.from_numpy(_keys_cpu(some.numpy(), _table().numpy())))
 
 
 def test_order_is_stable_and_puts_what_is_no_place_last() -> None:
