@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
-_BASE32 = np.array(list("0123456789bcdefghjkmnpqrstuvwxyz"))
+from ..data.geohash import LONGEST, geohash_encode
+
 _EXACT_ITEMS = 20_000  # up to here plain k-means takes a second; beyond, mini-batches
 _MAX_DISTRICTS = 20_000
-_SHORTEST_NAME = 5  # letters: cells of 4.9 km
+_SHORTEST_NAME = 5  # letters: cells about 5 km across
 
 
 @dataclass(kw_only=True)
@@ -79,8 +80,8 @@ class Districts:
             means.fit(points)
         x, y, z = (means.cluster_centers_ / np.linalg.norm(means.cluster_centers_, axis=1, keepdims=True)).T
         lat, lon = np.degrees(np.arcsin(z.clip(-1, 1))), np.degrees(np.arctan2(y, x))
-        for letters in range(_SHORTEST_NAME, 13):
-            names = geohash(lat, lon, letters)
+        for letters in range(_SHORTEST_NAME, LONGEST + 1):
+            names = geohash_encode(lat, lon, letters)
             _, first = np.unique(names, return_index=True)  # also in the names' order, whatever k-means' order was
             if len(first) == len(names):
                 break
@@ -124,22 +125,6 @@ def with_districts(items: pa.Table, config: DistrictConfig) -> tuple[pa.Table, D
         items.append_column("district", column) if at is None else items.set_column(at, "district", column),
         districts,
     )
-
-
-def geohash(lat: NDArray[np.float64], lon: NDArray[np.float64], letters: int) -> NDArray[np.str_]:
-    """Geohashes of places in degrees [n]: the cell's name in base 32, longitude first (Niemeyer, 2008)."""
-    bits = 5 * letters
-    x_bits, y_bits = (bits + 1) // 2, bits // 2
-    x = ((np.mod(lon + 180, 360) / 360) * 2.0**x_bits).astype(np.int64).clip(0, 2**x_bits - 1)
-    y = (((lat + 90) / 180) * 2.0**y_bits).astype(np.int64).clip(0, 2**y_bits - 1)
-    names = np.zeros((len(x), letters), "<U1")
-    for letter in range(letters):
-        digit = np.zeros(len(x), np.int64)
-        for bit in range(5 * letter, 5 * letter + 5):
-            source, left = (x, x_bits - 1 - bit // 2) if bit % 2 == 0 else (y, y_bits - 1 - bit // 2)
-            digit = 2 * digit + ((source >> left) & 1)
-        names[:, letter] = _BASE32[digit]
-    return np.ascontiguousarray(names).view(f"<U{letters}").reshape(-1)
 
 
 def _on_sphere(lat: NDArray[np.float64], lon: NDArray[np.float64]) -> NDArray[np.float64]:

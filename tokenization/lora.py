@@ -3,6 +3,7 @@
 An adapter saves and loads as any peft adapter: ``peft.PeftModel.from_pretrained(base, folder)`` takes it.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,7 +93,9 @@ def add_adapter(encoder: Encoder, settings: LoraSettings, seed: int = 0) -> list
         bias="none",
     )
     device = encoder.device
-    with torch.random.fork_rng(devices=[]):  # peft draws on the CPU
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # peft draws on the CPU
+        # peft asks transformers about a name that transformers has changed.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         torch.manual_seed(seed)
         encoder.model = get_peft_model(encoder.model.cpu(), config).to(device)
     return [p for p in encoder.model.parameters() if p.requires_grad]

@@ -20,6 +20,7 @@ from placerank.tokenization.encoders import (
     load_encoder,
     pool,
 )
+from placerank.tokenization.ranks import joined
 from placerank.tokenization.store import EmbeddingStore
 
 TEXTS = [
@@ -141,8 +142,8 @@ def texts_of(rows: slice) -> list[str]:
     return [" ".join(words[(i * k) % 5] for k in range(1, 2 + i % 7)) for i in range(rows.start, rows.stop)]
 
 
-def fill(model: str, folder: str, die_after: int = 0) -> None:
-    """Encode 50 texts into a store; ``die_after`` shards the process kills itself."""
+def fill(model: str, folder: str, die_after: int = 0) -> int:
+    """Encode 50 texts into a store, killed after ``die_after`` shards; how many this rank has encoded."""
     import os
 
     encoder = load_encoder(EncoderConfig(model=model))
@@ -156,7 +157,9 @@ def fill(model: str, folder: str, die_after: int = 0) -> None:
         return texts_of(rows)
 
     made_from = {"model": "tiny"}
-    encode_to_store(encoder, texts, pa.array(range(50)), Path(folder), made_from=made_from, shard_rows=8)
+    with joined():
+        encode_to_store(encoder, texts, pa.array(range(50)), Path(folder), made_from=made_from, shard_rows=8)
+    return shards
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -170,8 +173,8 @@ def test_killed_resumed_and_on_two_ranks_the_same_bytes(tmp_path: Path, ranks: C
     assert len(contents(tmp_path / "killed")) == 4
     with pytest.raises(ValueError, match="4 of 7 shards are missing"):
         EmbeddingStore.open(tmp_path / "killed")
-    fill(model, str(tmp_path / "killed"))
-    ranks(2, fill, model, str(tmp_path / "two"))
+    assert fill(model, str(tmp_path / "killed")) == 4
+    assert ranks(2, fill, model, str(tmp_path / "two")) == [4, 3]
     expected = contents(tmp_path / "whole")
     assert contents(tmp_path / "killed") == expected == contents(tmp_path / "two")
     store = EmbeddingStore.open(tmp_path / "two")

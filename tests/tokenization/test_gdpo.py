@@ -25,6 +25,7 @@ from placerank.tokenization.gdpo import (
 )
 from placerank.tokenization.lora import LoraSettings, add_adapter
 from placerank.tokenization.pairs import PreferencePairs, collaborative_pairs, geographic_pairs
+from placerank.tokenization.ranks import joined
 from placerank.tokenization.reward import RewardConfig, RewardModel, train_reward
 
 FAST = OptimizerSettings(learning_rate=3e-3, checkpoint_every=3)
@@ -67,10 +68,12 @@ def run(world: str, folder: str, changes: dict[str, Any], dropout: float = 0.05,
             return original(step, steps, warmup)
 
         finetune_module.schedule = schedule_or_die
-    log = align_policy(
-        encoder, parameters, reward, prompts, places, pairs_of(config.pairs), config, Path(folder), {}, seed=1
-    )
-    return {"weights": [p.detach().clone() for p in parameters], "log": log, "vectors": encoder.encode(prompts.texts())}
+    with joined() as at:
+        log = align_policy(
+            encoder, parameters, reward, prompts, places, pairs_of(config.pairs), config, Path(folder), {}, seed=1
+        )
+    weights = [p.detach().clone() for p in parameters]
+    return {"weights": weights, "log": log, "vectors": encoder.encode(prompts.texts()), "world": at.world}
 
 
 def test_losses_by_hand() -> None:
@@ -150,6 +153,7 @@ def test_killed_and_resumed_is_undisturbed(world: Path, tmp_path: Path, ranks: C
 def test_two_ranks_do_what_one_does(world: Path, tmp_path: Path, ranks: Callable[..., list[Any]]) -> None:
     one = run(str(world), str(tmp_path / "one"), {"batch_pairs": 9}, dropout=0.0)
     two = ranks(2, run, str(world), str(tmp_path / "two"), {"batch_pairs": 9}, 0.0)
+    assert [x["world"] for x in (one, *two)] == [1, 2, 2]
     assert all(torch.equal(a, b) for a, b in zip(two[0]["weights"], two[1]["weights"], strict=True))
     torch.testing.assert_close(two[0]["vectors"], one["vectors"], rtol=1e-3, atol=1e-4)
     assert [x["loss"] for x in two[0]["log"]] == pytest.approx([x["loss"] for x in one["log"]], rel=1e-3)
