@@ -64,9 +64,11 @@ class HGITOptions:
     """Passes over the sample that train levels 2 and on; 0: k-means alone."""
     batch_rows: int = 8_192
     """Items a step."""
+    epoch_steps: int = 16
+    """Steps of an epoch, at least: a small sample is passed through more than once."""
     lr: float = 0.02
     """Adam's rate, in units of the residual's root mean square."""
-    lambda_reg: float = 0.01
+    lambda_reg: float = 0.05
     """Weight of the evenness of usage against the share of variance lost."""
     temperature: float = 0.05
     """Of the soft usage, in units of a level's mean squared error."""
@@ -79,7 +81,7 @@ class HGITOptions:
             value = getattr(self, name)
             if len(value) != count or not all(v >= 0 for v in value) or not any(value):
                 raise ValueError(f"hgit.{name}={value}: expected {count} numbers of 0 or more, not all 0")
-        for name in ("cluster_epochs", "iterations", "batch_rows"):
+        for name in ("cluster_epochs", "iterations", "batch_rows", "epoch_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"hgit.{name}={getattr(self, name)}: expected at least 1")
         if self.epochs < 0:
@@ -188,7 +190,7 @@ class HGIT(Tokenizer):
         optimizer = restore_adam({"levels": books}, state, lr=o.lr * scale)
         used = torch.zeros(books.shape[:2], dtype=torch.float64, device=self.device)
         variance = max(data.sample.variance, 1e-30)
-        for rows, total in batches(data.sample.total, o.batch_rows, generator, ranks):
+        for rows, total in batches(data.sample.total, o.batch_rows, o.epoch_steps, generator, ranks):
             r = x[rows]
             codes = residual_encode(r, books)
             loss = (r - residual_lookup(codes, books, deterministic=True)).square().sum() / (total * variance)

@@ -36,12 +36,16 @@ def step(loss: Tensor, parameters: Sequence[Tensor], optimizer: torch.optim.Opti
     optimizer.step()
 
 
-def batches(total: int, rows: int, generator: torch.Generator, ranks: Ranks) -> Iterator[tuple[Tensor, int]]:
+def batches(
+    total: int, rows: int, least: int, generator: torch.Generator, ranks: Ranks
+) -> Iterator[tuple[Tensor, int]]:
     """Row numbers of this rank's sample, batch by batch, in a new random order, and the batch's rows over all ranks.
+
+    One pass over the sample, or as many as make ``least`` batches.
 
     Row i of the whole sample is row i // W of rank i mod W (``draw_sample``), so batches hold the same rows whatever
     the number of ranks; a rank's share may be empty.
     """
-    for some in torch.randperm(total, generator=generator).split(rows):
-        mine = some[some % ranks.world == ranks.rank] // ranks.world
-        yield mine, len(some)
+    for _ in range(max(1, -(-least // -(-total // rows)))):
+        for some in torch.randperm(total, generator=generator).split(rows):
+            yield some[some % ranks.world == ranks.rank] // ranks.world, len(some)

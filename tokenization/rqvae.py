@@ -36,6 +36,8 @@ class RQVAEOptions:
     """Passes over the sample."""
     batch_rows: int = 1_024
     """Items a step."""
+    epoch_steps: int = 128
+    """Steps of an epoch, at least: a small sample is passed through more than once."""
     lr: float = 1e-3
     """Adam's rate."""
     beta: float = 0.25
@@ -46,7 +48,7 @@ class RQVAEOptions:
     def __post_init__(self) -> None:
         if not all(width >= 1 for width in self.hidden):
             raise ValueError(f"rqvae.hidden={self.hidden}: expected widths of at least 1")
-        for name in ("latent", "epochs", "batch_rows", "iterations"):
+        for name in ("latent", "epochs", "batch_rows", "epoch_steps", "iterations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rqvae.{name}={getattr(self, name)}: expected at least 1")
         if not self.lr > 0:
@@ -117,7 +119,7 @@ class RQVAE(Tokenizer):
         optimizer = restore_adam(learned, state, o.lr)
         now = state | learned
         used = torch.zeros(self.config.levels, count, dtype=torch.float64, device=self.device)
-        for rows, total in batches(data.sample.total, o.batch_rows, generator, ranks):
+        for rows, total in batches(data.sample.total, o.batch_rows, o.epoch_steps, generator, ranks):
             if len(rows):
                 loss, codes = self._loss(data.sample.x[rows], now)
                 for level in range(self.config.levels):

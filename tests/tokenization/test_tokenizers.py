@@ -29,9 +29,9 @@ from placerank.tokenization.tokenizers import (
 
 ROWS, DIM, LEVELS, CODES = 500, 24, 3, 16
 OPTIONS: dict[type, Any] = {
-    HGITOptions: HGITOptions(epochs=2, iterations=4, batch_rows=128),
+    HGITOptions: HGITOptions(epochs=2, iterations=4, batch_rows=128, epoch_steps=6),
     KMeansOptions: KMeansOptions(iterations=5),
-    RQVAEOptions: RQVAEOptions(hidden=[48], latent=12, epochs=15, batch_rows=50, lr=5e-3, iterations=3),
+    RQVAEOptions: RQVAEOptions(hidden=[48], latent=12, epochs=6, batch_rows=50, epoch_steps=25, lr=5e-3, iterations=3),
 }
 every = pytest.mark.parametrize("name", sorted(TOKENIZERS))
 
