@@ -51,9 +51,9 @@ section { padding: 24px 26px; margin-top: 20px; }
 th { color: var(--muted); font-size: 13px; } td { font-variant-numeric: tabular-nums; }
 th, td { padding: 7px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-figure { margin: 0 0 10px; } figure svg, figure img { display: block; width: 100%; height: auto; }
+figure { margin: 0 0 10px; } figure svg, figure img { display: block; height: auto; } figure svg { width: 100%; }
 figure.map { background: #0e1420; border-radius: 12px; padding: 10px; }
-figure.map img { width: auto; max-width: 100%; margin: 0 auto; }
+figure img { width: auto; max-width: 100%; margin: 0 auto; }
 pre { overflow-x: auto; background: var(--ground); border-radius: 8px; padding: 14px; font-size: 13px; }
 summary { cursor: pointer; color: var(--muted); }
 """

@@ -87,8 +87,7 @@ def category_bars(examples: Sequence[dict[str, Any]]) -> Figure:
             ax.barh(range(len(bars)), share, color=colours, height=0.7)
             ax.set_yticks(range(len(bars)), [name[:22] for name, _ in bars], size=8)
             ax.tick_params(axis="x", labelsize=8)
-            ax.invert_yaxis()
-            ax.set_xlim(0, 1)
+            ax.set(xlim=(0, 1), ylim=(max(len(bars), 5) - 0.5, -0.5))
             whole = ", ".join(map(str, mine[i]["prefix"])) + ", *" * (levels[-1] - level)
             ax.set_title(f"[{whole}] {mine[i]['items']:,} items", size=9)
     return figure

@@ -173,7 +173,7 @@ class _Job:
                 )
             self.new = np.flatnonzero(pc.index_in(ids, value_set=self.before.ids).is_null().to_numpy(False))
             self.made_from["tokens"] = self.before.hash
-        self.work = config.out.with_name(f".{config.out.name}.work")
+        self.work = config.out.with_name(f".{config.out.name}.partial")
         self._open_work()
 
     def _items(self) -> tuple[pa.Table, Districts | None]:
@@ -196,14 +196,19 @@ class _Job:
         about = {k: v for k, v in asdict(self.config).items() if k not in ("resume", "overwrite", "device", "report")}
         now = json.dumps({"config": about, "made_from": self.made_from}, sort_keys=True, default=str)
         file = self.work / "started.json"
-        exists = file.is_file()
-        if exists and self.config.resume and file.read_text() != now:
+        exists, config = file.is_file(), self.config
+        if exists and not config.resume and not config.overwrite:
+            raise FileExistsError(
+                f"{config.out} was begun and has not finished; pass --resume to go on with it, or --overwrite to start "
+                "anew"
+            )
+        if exists and config.resume and file.read_text() != now:
             raise ValueError(
-                f"{self.work} holds a run with other settings or embeddings: leave out --resume to start anew, or give "
-                "the settings it was started with"
+                f"{config.out} was begun with other settings or embeddings; set them as they were, or pass --overwrite "
+                "without --resume to start anew"
             )
         self.ranks.barrier()
-        if not (exists and self.config.resume) and self.ranks.is_first:
+        if not (exists and config.resume) and self.ranks.is_first:
             shutil.rmtree(self.work, ignore_errors=True)
             self.work.mkdir(parents=True)
             file.write_text(now)

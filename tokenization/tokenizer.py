@@ -207,8 +207,14 @@ class Tokenizer(ABC):
         return state
 
     def encode_block(self, x: Tensor, items: pa.Table | None = None) -> Tensor:
-        """Codes int64 [n, L] of embeddings [n, D] that fit in memory, on the CPU; nothing is refitted."""
+        """Codes int64 [n, L] of embeddings [n, D] that fit in memory, on the CPU; nothing is refitted.
+
+        Raises:
+            ValueError: another number of dimensions than was fitted, or items that don't fit.
+        """
         self._check_fitted()
+        self._check_items(items, len(x))
+        self._check_dim(x.shape[1])
         with torch.no_grad():
             return self._codes(x.to(self.device, torch.float32), items, self.state).cpu()
 
@@ -223,11 +229,7 @@ class Tokenizer(ABC):
         self._check_fitted()
         check_vectors(vectors)
         self._check_items(items, len(vectors))
-        if dim_of(vectors) != self.dim:
-            raise ValueError(
-                f"vectors: got {dim_of(vectors)} dimensions, this {self.name} was fitted on {self.dim}; expected "
-                "embeddings of the same encoder"
-            )
+        self._check_dim(dim_of(vectors))
         for first in range(start, len(vectors), rows):
             some = None if items is None else items.slice(first, rows)
             x = block(vectors, first, min(first + rows, len(vectors)), self.device)
@@ -277,6 +279,13 @@ class Tokenizer(ABC):
                 raise ValueError(f"{self.name} looks at the items' attributes: got no items, expected their table")
         elif len(items) != count:
             raise ValueError(f"items: got {len(items):,} rows for {count:,} vectors, expected one for each, in order")
+
+    def _check_dim(self, dim: int) -> None:
+        if dim != self.dim:
+            raise ValueError(
+                f"vectors: got {dim} dimensions, this {self.name} was fitted on {self.dim}; expected embeddings of the "
+                "same encoder"
+            )
 
     def _fingerprint(self, data: FitData) -> str:
         """Of what a checkpoint must agree with; the sample's mean stands for the embeddings."""
