@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+_VISIT = ("user_index", "item_row", "time", "user_row")
+
 
 @dataclass(frozen=True)
 class Histories:
@@ -22,12 +24,14 @@ class Histories:
         item: rows of the items table (catalog rows less one), int64 [V].
         time: seconds since 1970, int64 [V].
         items: how many items there are, N.
+        row: row of users.parquet of each visit's user, int64 [V]; 0 = one of those who share it.
     """
 
     user: NDArray[np.int64]
     item: NDArray[np.int64]
     time: NDArray[np.int64]
     items: int
+    row: NDArray[np.int64] | None = None
 
     def latest(self, most: int) -> "Histories":
         """The last ``most`` distinct items of each user, each at its last visit."""
@@ -63,15 +67,16 @@ def read_histories(prepared: Path, items: int) -> Histories:
     parts = []
     for path in files:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["user_index", "item_row", "time", "label"]):
+            for batch in file.iter_batches(columns=[*_VISIT, "label"]):
                 positive = batch["label"].to_numpy() == 1
-                columns = (batch[name].to_numpy()[positive] for name in ("user_index", "item_row", "time"))
+                columns = (batch[name].to_numpy()[positive] for name in _VISIT)
                 parts.append(np.stack([column.astype(np.int64) for column in columns]))
-    user, item, time = np.concatenate(parts, axis=1)
-    known = item > 0  # row 0 of the catalog stands for items that are not in it
-    user, item, time = user[known], item[known] - 1, time[known]
+    visits = np.concatenate(parts, axis=1)
+    user, item, time, _ = visits
     order = np.lexsort((item, time, user))
-    return Histories(user[order], item[order], time[order], items)
+    order = order[item[order] > 0]  # row 0 of the catalog stands for items that are not in it
+    user, item, time, row = visits[:, order]
+    return Histories(user, item - 1, time, items, row)
 
 
 def cooccurrence(

@@ -4,6 +4,8 @@ An adapter saves and loads as any peft adapter: ``peft.PeftModel.from_pretrained
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,12 +95,18 @@ def add_adapter(encoder: Encoder, settings: LoraSettings, seed: int = 0) -> list
         bias="none",
     )
     device = encoder.device
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # peft draws on the CPU
-        # peft asks transformers about a name that transformers has changed.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    with _quiet(), torch.random.fork_rng(devices=[]):  # peft draws on the CPU
         torch.manual_seed(seed)
         encoder.model = get_peft_model(encoder.model.cpu(), config).to(device)
     return [p for p in encoder.model.parameters() if p.requires_grad]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """peft asks transformers for a name that transformers has changed, which warns."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def train_adapter_only(encoder: Encoder) -> None:
@@ -128,7 +136,8 @@ def load_adapter(encoder: Encoder, folder: Path) -> None:
 
     if not (folder / "adapter_config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no adapter (adapter_config.json); check the path")
-    encoder.model = PeftModel.from_pretrained(encoder.model, str(folder)).eval()
+    with _quiet():
+        encoder.model = PeftModel.from_pretrained(encoder.model, str(folder)).eval()
 
 
 def merge_adapter(encoder: Encoder) -> None:

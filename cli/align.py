@@ -1,0 +1,9 @@
+"""``placerank align``: runs in this process, or on ``--nproc`` ranks."""
+
+from ..tokenization.align import AlignConfig, align
+from .step import run_step_on_ranks
+
+
+def main(argv: list[str]) -> int:
+    """Run the step with settings from defaults, file and flags; returns the exit code."""
+    return run_step_on_ranks("align", AlignConfig, align, argv)

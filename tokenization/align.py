@@ -1,0 +1,415 @@
+"""``align``: a language model learns where places are and who visits them, and encodes all items.
+
+The way: prompts of all items; their vectors by the encoder as it comes; an adapter learns what is visited together
+(``behaviour``, if asked for); a reward model learns which location goes with which content; the adapter learns from
+it by preferences (``gdpo``); vectors again; a report.
+
+What it writes: ``embeddings/`` and ``embeddings_before/`` (see ``store``), ``adapter/`` (as peft writes adapters),
+``reward.safetensors``, ``items.parquet`` (each item's content, location and district), ``districts.parquet`` where
+districts were derived, ``users/`` (their vectors, if users were anchors), ``report.json``, ``report.html`` with its
+pictures, the steps' ``metrics.jsonl`` and ``manifest.json``.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+from ..data.manifest import read_manifest, sha256_file, write_json, write_manifest
+from ..data.schema import read_items
+from . import behaviour as visits
+from .align_report import embedding_measures, write_align_report
+from .behaviour import BehaviourConfig, VisitPairs, align_behaviour
+from .districts import DistrictConfig, Districts, with_districts
+from .encoders import Encoder, EncoderConfig, encode_to_store, load_encoder
+from .finetune import METRICS, read_metrics
+from .gdpo import LADDER, GDPOConfig, align_policy, pair_counts
+from .histories import Histories, cooccurrence, read_histories
+from .locations import Locations
+from .lora import LoraSettings, add_adapter, load_adapter, save_adapter, target_modules
+from .pairs import PreferencePairs, collaborative_pairs, geographic_pairs
+from .prompts import PromptConfig, Prompts, build_prompts
+from .ranks import Ranks, joined, rank_device
+from .reward import RewardConfig, RewardModel, train_reward
+from .store import EmbeddingStore, EmbeddingWriter
+from .work import resumable_folder
+
+log = logging.getLogger(__name__)
+KIND = "align"
+Rung = Literal["g-dpo", "dpo-lrdms", "dpo-lrdm", "dpo-lrd", "dpo-lr", "dpo-pr", "none"]
+_COLUMNS = (
+    *("item_id", "name", "category", "brand", "price", "lat", "lon"),
+    *("province", "city", "district", "description", "image"),
+)
+_DISTRICTS = "districts.parquet"
+
+
+@dataclass(kw_only=True)
+class AlignConfig:
+    """Teach a language model where places are, and encode all items with it."""
+
+    data: Path
+    """Folder that `placerank prepare` made; or one with items.parquet, which has no visits to learn from."""
+    out: Path
+    """Folder to make; it appears when it is whole."""
+    items: Path | None = None
+    """Raw items (folder or file) for columns that prepared data leaves out: description, image."""
+    adapter: Path | None = None
+    """Folder of an earlier align: its encoder, prompts, districts and adapter encode these items; no training."""
+    rung: Rung = "g-dpo"
+    """How much of G-DPO: the paper's ladder from dpo-pr to g-dpo; none leaves the geographic alignment out."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """The language model."""
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    """How items become text."""
+    districts: DistrictConfig = field(default_factory=DistrictConfig)
+    """Districts from coordinates, where the items have none."""
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    """The adapter."""
+    behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
+    """What is visited together."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """What goes where."""
+    gdpo: GDPOConfig = field(default_factory=GDPOConfig)
+    """The alignment with distance."""
+    shard_rows: int = 8192
+    """Items a shard of embeddings: what a killed run encodes again."""
+    queries: int = 1_000
+    """Items whose neighbours are looked up for the report; 0: none."""
+    device: str = "auto"
+    """auto: this rank's GPU or the CPU; or a device by torch's name."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    resume: bool = False
+    """Go on with a run that was killed, if there is one."""
+    overwrite: bool = False
+    """Replace the output folder if it exists, and forget an unfinished one."""
+
+    def __post_init__(self) -> None:
+        self.data, self.out = Path(self.data), Path(self.out)
+        self.items = None if self.items is None else Path(self.items)
+        self.adapter = None if self.adapter is None else Path(self.adapter)
+        if self.rung != "none" and self.rung not in LADDER:
+            raise ValueError(f"rung={self.rung!r}: expected none, {', '.join(LADDER)}")
+        for name, least in (("shard_rows", 1), ("queries", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite are both set; choose one")
+        if self.adapter is not None:
+            plain = AlignConfig(data=self.data, out=self.out)
+            parts = ("rung", "encoder", "prompts", "districts", "lora", "behaviour", "reward", "gdpo")
+            idle = [name for name in parts if getattr(self, name) != getattr(plain, name)]
+            if idle:
+                raise ValueError(f"{', '.join(idle)}: set, and adapter={self.adapter} brings its own; drop one")
+
+
+def align(config: AlignConfig) -> Path:
+    """Run the step; returns the folder. Under torchrun, all ranks call it.
+
+    Killed and started again with ``resume``, it ends as it would have: each part is taken up where it was.
+
+    Raises:
+        FileNotFoundError, FileExistsError: no data or model there; the output exists.
+        ValueError: nothing to learn from (no text, one location, no pairs), an encoder without key and value
+            projections, or an unfinished run with other settings.
+    """
+    with joined() as ranks:
+        items, content_hash = read_catalog(config.data, config.items)
+        unlike = ("out", "resume", "overwrite", "device")
+        settings = {name: value for name, value in asdict(config).items() if name not in unlike}
+        identity = {"config": settings, "data": content_hash}
+        with resumable_folder(
+            config.out, identity, resume=config.resume, overwrite=config.overwrite, ranks=ranks
+        ) as folder:
+            job = _Job(config, items, folder, ranks)
+            report = job.encode_only() if config.adapter is not None else job.run()
+            if ranks.is_first:
+                job.finish(report, {"data": content_hash})
+    return config.out
+
+
+def read_catalog(data: Path, raw: Path | None = None) -> tuple[pa.Table, str]:
+    """The items of a prepared folder in catalog order (or of a raw one), and the content hash of the folder.
+
+    Args:
+        data: a prepared folder, or one with items.parquet.
+        raw: where to take columns from that are not in ``data``.
+    """
+    if (data / "catalog.parquet").is_file():
+        content_hash = str(read_manifest(data, "prepared")["content_hash"])
+        table = pq.read_table(data / "catalog.parquet").slice(1)  # row 0 stands for items that are not in it
+    else:
+        table = read_items(data)
+        file = data / "items.parquet" if data.is_dir() else data
+        content_hash = sha256_file(file)
+    if raw is not None:
+        more = read_items(raw)
+        at = pc.index_in(table["item_id"].combine_chunks(), value_set=more["item_id"].combine_chunks())
+        for name in more.column_names:
+            if name not in table.column_names:
+                table = table.append_column(name, more[name].take(at))
+    return table.select([name for name in _COLUMNS if name in table.column_names]).combine_chunks(), content_hash
+
+
+class _Job:
+    """One run, in its unfinished folder."""
+
+    def __init__(self, config: AlignConfig, items: pa.Table, folder: Path, ranks: Ranks) -> None:
+        self.config, self.folder, self.ranks = config, folder, ranks
+        self.steps = folder / "steps"  # what is not kept: vectors of training prompts, checkpoints
+        self.parts = _parts_of(config.adapter) if config.adapter else (config.encoder, config.prompts)
+        if config.adapter is None:
+            self.items, self.districts = with_districts(items, config.districts)
+        else:
+            self.items, self.districts = _placed(items, config.adapter)
+        self.prompts: Prompts = build_prompts(self.items, self.parts[1])
+        self.encoder: Encoder = load_encoder(self.parts[0], rank_device(config.device))
+        self.images: Callable[[slice], Sequence[str | None]] | None = None
+        if self.parts[0].images:
+            if "image" not in items.column_names:
+                raise ValueError("encoder.images is set, and the items have no column image; give --items the raw ones")
+            self.images = lambda rows: items["image"][rows].to_pylist()
+        self.first_reward, self.gdpo = (
+            (config.reward, config.gdpo) if config.rung == "none" else LADDER[config.rung](config.reward, config.gdpo)
+        )
+
+    def run(self) -> dict[str, Any]:
+        """Train and encode; the report's numbers."""
+        config, behaviour = self.config, self.config.behaviour
+        report: dict[str, Any] = {"items": len(self.items), "rung": config.rung}
+        if config.rung == "none" and behaviour.pairs == 0:
+            raise ValueError("rung is none and behaviour.pairs is 0: nothing to train; choose one of the two steps")
+        # What can't be trained is told before hours of encoding.
+        target_modules(self.encoder.model, config.lora.targets)
+        locations = self._locations() if config.rung != "none" else None
+        before = self._encode_items("embeddings_before", None)
+        parameters = add_adapter(self.encoder, config.lora, config.seed)
+        trained = sum(p.numel() for p in parameters)
+        whole = sum(p.numel() for p in self.encoder.model.parameters())
+        log.info("adapter: %s of %s weights train", f"{trained:,}", f"{whole:,}")
+        report["trained_weights"] = trained
+        histories = self._histories()
+        held_out: VisitPairs | None = None
+        if behaviour.pairs:
+            held_out = self._behaviour(histories, parameters, report)
+        if locations is not None:
+            self._geography(locations, histories, parameters, report)
+        if self.ranks.is_first:
+            save_adapter(self.encoder, self.folder / "adapter")
+        self.ranks.barrier()
+        after = self._encode_items("embeddings", _adapter_hash(parameters))
+        if held_out is not None:
+            report["behaviour"]["held_out"]["after"] = self._partners(after, held_out)
+        if behaviour.pairs and behaviour.users != "none":
+            self._users(histories, after)
+        if self.ranks.is_first:
+            report["embeddings"] = embedding_measures(before, after, self.items, config.queries, self.encoder.device)
+        return report
+
+    def encode_only(self) -> dict[str, Any]:
+        """Encode with the encoder and adapter of an earlier run; nothing is trained."""
+        assert self.config.adapter is not None
+        if (self.config.adapter / "adapter").is_dir():
+            load_adapter(self.encoder, self.config.adapter / "adapter")
+            if self.ranks.is_first:
+                shutil.copytree(self.config.adapter / "adapter", self.folder / "adapter", dirs_exist_ok=True)
+        made_from = EmbeddingStore.open(self.config.adapter).made_from
+        self._encode_items("embeddings", made_from.get("adapter"))
+        return {"items": len(self.items), "rung": "none", "encoded_with": str(self.config.adapter)}
+
+    def _made_from(self, adapter: str | None) -> dict[str, Any]:
+        """What decides an item's vector, whatever data it is in."""
+        encoder, prompts = (asdict(part) for part in self.parts)
+        how = {name: encoder[name] for name in ("model", "normalize", "max_tokens", "precision", "images")}
+        return {"encoder": how | {"pooling": self.encoder.pooling}, "prompts": prompts, "adapter": adapter}
+
+    def _encode_items(self, name: str, adapter: str | None) -> EmbeddingStore:
+        rows = np.arange(len(self.items))
+        return encode_to_store(
+            self.encoder,
+            lambda part: self.prompts.texts(rows[part]),
+            self.items["item_id"],
+            self.folder / name,
+            made_from=self._made_from(adapter),
+            images=self.images,
+            shard_rows=self.config.shard_rows,
+            title=name.replace("_", " "),
+        )
+
+    def _histories(self) -> Histories:
+        if (self.config.data / "catalog.parquet").is_file():
+            return read_histories(self.config.data, len(self.items))
+        empty = np.zeros(0, np.int64)
+        return Histories(empty, empty, empty, len(self.items), empty)
+
+    def _behaviour(
+        self, histories: Histories, parameters: list[nn.Parameter], report: dict[str, Any]
+    ) -> VisitPairs | None:
+        """Train on what is visited together; returns the pairs kept for the report."""
+        config, rng = self.config.behaviour, np.random.default_rng([self.config.seed, 5])
+        a, b, _ = cooccurrence(histories, config.cooccurrence_threshold)
+        users = round(config.pairs * config.user_share) if config.users != "none" else 0
+        aside = min(config.held_out_pairs, len(a) // 10)
+        pairs = visits.item_pairs(a, b, config.pairs - users + aside, config.history, rng)
+        held_out, pairs = pairs.take(slice(0, aside)), pairs.take(slice(aside, None))
+        if users:
+            more = visits.user_pairs(histories, users, config.history, rng)
+            pairs = VisitPairs(*(np.concatenate([getattr(p, n) for p in (pairs, more)]) for n in vars(pairs)))
+        measured = {}
+        if len(held_out):
+            measured["before"] = self._partners(EmbeddingStore.open(self.folder / "embeddings_before"), held_out)
+        curve = align_behaviour(
+            self.encoder, parameters, self.prompts, pairs, config, self.steps / "behaviour", self.config.seed
+        )
+        report["behaviour"] = {
+            "pairs": {"items": int((~pairs.is_user).sum()), "users": int(pairs.is_user.sum())},
+            "steps": len(curve),
+            "held_out": measured,
+        }
+        return held_out if len(held_out) else None
+
+    def _partners(self, store: EmbeddingStore, pairs: VisitPairs) -> dict[str, float]:
+        return visits.partner_measures(store, visits.anchor_vectors(None, self.prompts, store, pairs), pairs)
+
+    def _locations(self) -> Locations:
+        lat, lon = (self.items[name].to_numpy().astype(np.float64) for name in ("lat", "lon"))
+        return Locations(self.prompts, lat, lon)
+
+    def _geography(
+        self, locations: Locations, histories: Histories, parameters: list[nn.Parameter], report: dict[str, Any]
+    ) -> None:
+        """The reward model, then the preferences."""
+        seed, adapter = self.config.seed, _adapter_hash(parameters)
+        made_from = self._made_from(adapter)
+        done = self.folder / "reward.json"
+        if done.is_file():
+            reward = RewardModel.load(self.folder / "reward.safetensors")
+            report["reward"] = json.loads(done.read_text())
+        else:
+            reward, report["reward"] = train_reward(
+                self.encoder, self.prompts, locations, self.first_reward, self.steps / "reward", made_from, seed
+            )
+            self.ranks.barrier()
+            if self.ranks.is_first:
+                shutil.copy(self.steps / "reward" / "reward.safetensors", self.folder / "reward.safetensors")
+                write_json(done, report["reward"])
+        pairs = preference_pairs(histories, locations, self.gdpo, np.random.default_rng([seed, 6]))
+        report["gdpo"] = {"pairs": pair_counts(pairs), "steps": 0}
+        folder = self.steps / "gdpo"
+        align_policy(
+            self.encoder, parameters, reward, self.prompts, locations, pairs, self.gdpo, folder, made_from, seed
+        )
+        report["gdpo"]["steps"] = len(read_metrics(folder))
+
+    def _users(self, histories: Histories, items: EmbeddingStore) -> None:
+        """Vectors of the users of users.parquet, made as the anchors were in training."""
+        config = self.config.behaviour
+        users, places = visits.user_places(histories, config.history)
+        assert histories.row is not None
+        row = histories.row[np.searchsorted(histories.user, users)]
+        places, row = places[row > 0], row[row > 0]
+        ids = pq.read_table(self.config.data / "users.parquet", columns=["user_id"])["user_id"].take(pa.array(row))
+        writer = EmbeddingWriter(self.folder / "users", ids, self.encoder.dim, self.config.shard_rows)
+        for shard in writer.missing()[self.ranks.rank :: self.ranks.world]:
+            rows = writer.rows_of(shard)
+            count = rows.stop - rows.start
+            pairs = VisitPairs(places[rows], np.zeros(count, np.int64), np.ones(count, bool))
+            encoder = self.encoder if config.users == "text" else None
+            writer.write(shard, visits.anchor_vectors(encoder, self.prompts, items, pairs))
+        self.ranks.barrier()
+
+    def finish(self, report: dict[str, Any], made_from: dict[str, str]) -> None:
+        """Files beside the embeddings, the report and the manifest; what only a restart needs goes."""
+        if self.districts is not None:
+            self.districts.save(self.folder / _DISTRICTS)
+        texts = {"content": self.prompts.content, "location": self.prompts.location}
+        kept = {n: self.items[n] for n in self.items.column_names if n not in ("description", "image")}
+        pq.write_table(pa.table({**kept, **texts}), self.folder / "items.parquet", compression="zstd")
+        curves = {}
+        for name in ("behaviour", "gdpo"):
+            curves[name] = read_metrics(self.steps / name)
+            if curves[name]:
+                shutil.copy(self.steps / name / METRICS, self.folder / f"{name}_{METRICS}")
+        write_align_report(self.folder, report, curves)
+        shutil.rmtree(self.steps, ignore_errors=True)
+        (self.folder / "reward.json").unlink(missing_ok=True)  # the report holds it
+        encoder, prompts = self.parts
+        parts = {"encoder": asdict(encoder), "prompts": asdict(prompts)}
+        config = asdict(self.config)
+        write_manifest(self.folder, KIND, config, made_from, **parts, items=len(self.items))
+
+
+def preference_pairs(
+    histories: Histories, locations: Locations, config: GDPOConfig, rng: np.random.Generator
+) -> PreferencePairs:
+    """D_mix: collaborative pairs up to their share, as far as there are such, and geographic ones for the rest."""
+    parts = []
+    wanted = round(config.pairs * config.collaborative_share)
+    if wanted:
+        a, b, _ = cooccurrence(histories, config.cooccurrence_threshold)
+        parts.append(collaborative_pairs(a, b, locations, wanted, rng))
+        if len(parts[0]) < wanted:
+            log.warning(
+                "%s collaborative pairs, %s were wanted: geographic ones take the place of the others; a lower "
+                "gdpo.cooccurrence_threshold (%d) finds more",
+                f"{len(parts[0]):,}",
+                f"{wanted:,}",
+                config.cooccurrence_threshold,
+            )
+    parts.append(geographic_pairs(locations, config.pairs - sum(map(len, parts)), rng))
+    return PreferencePairs.join(*parts)
+
+
+def load_aligned(folder: Path, device: torch.device | str = "cpu") -> Encoder:
+    """The encoder of an align run with its adapter, ready to encode.
+
+    Raises:
+        FileNotFoundError, ValueError: no finished align run in ``folder``.
+    """
+    encoder = load_encoder(_parts_of(folder)[0], device)
+    if (folder / "adapter").is_dir():
+        load_adapter(encoder, folder / "adapter")
+    return encoder
+
+
+def encode_items(folder: Path, items: pa.Table, device: torch.device | str = "cpu") -> Tensor:
+    """Vectors [n, D] of items in placerank's schema by an align run: its prompts, districts, encoder and adapter."""
+    placed, _ = _placed(items, folder)
+    images = items["image"].to_pylist() if "image" in items.column_names and _parts_of(folder)[0].images else None
+    return load_aligned(folder, device).encode(build_prompts(placed, _parts_of(folder)[1]).texts(), images)
+
+
+def _parts_of(folder: Path) -> tuple[EncoderConfig, PromptConfig]:
+    """Encoder and prompts of a finished align run."""
+    manifest = read_manifest(folder, KIND)
+    return EncoderConfig(**manifest["encoder"]), PromptConfig(**manifest["prompts"])
+
+
+def _placed(items: pa.Table, folder: Path) -> tuple[pa.Table, Districts | None]:
+    """Items with the districts of an align run, if it derived them."""
+    if not (folder / _DISTRICTS).is_file():
+        return items, None
+    districts = Districts.load(folder / _DISTRICTS)
+    column = districts.of(*(items[name].to_numpy().astype(np.float64) for name in ("lat", "lon")))
+    if "district" in items.column_names:
+        return items.set_column(items.column_names.index("district"), "district", column), districts
+    return items.append_column("district", column), districts
+
+
+def _adapter_hash(parameters: list[nn.Parameter]) -> str:
+    digest = hashlib.sha256()
+    for parameter in parameters:
+        digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

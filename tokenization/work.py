@@ -1,0 +1,85 @@
+"""A step's folder that can be taken up again: unfinished beside its place, and under its name when it is whole."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..data.manifest import MANIFEST, write_json
+from .ranks import Ranks
+
+_IDENTITY, _WHOLE = "identity.json", "whole"
+
+
+def partial_of(out: Path) -> Path:
+    """Where an unfinished folder lies, with what identifies it: both go when it is whole."""
+    return out.with_name(f".{out.name}.partial")
+
+
+@contextmanager
+def resumable_folder(
+    out: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool, ranks: Ranks
+) -> Iterator[Path]:
+    """The unfinished folder of ``out``, which takes its name when the block ends without an error.
+
+    On an error, or when the process is killed, it stays as it is; the next start with ``resume`` gets it again. All
+    ranks enter and leave together; the first one makes, checks and renames.
+
+    Args:
+        identity: JSON-ready, but for paths: what decides the result. An unfinished folder of another is refused.
+        resume: go on with an unfinished folder, if there is one.
+        overwrite: replace ``out``, and forget an unfinished folder.
+
+    Raises:
+        FileExistsError: ``out`` exists, or was begun, and neither flag says what to do; or is none of placerank's.
+        ValueError: the unfinished folder was begun with other settings.
+    """
+    out, partial = Path(out), partial_of(Path(out))
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists; choose another folder, or pass --overwrite to replace it")
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(
+            f"{out} was not written by placerank (no {MANIFEST}), so it is not replaced; choose another"
+        )
+    if partial.exists() and not resume and not overwrite:
+        raise FileExistsError(
+            f"{out} was begun and has not finished; pass --resume to go on with it, or --overwrite to start anew"
+        )
+    wanted = json.loads(json.dumps(identity, default=str))
+    if partial.exists() and resume and (partial / _IDENTITY).is_file():
+        found = json.loads((partial / _IDENTITY).read_text())
+        differs = [f"{name}: {a!r}, now {b!r}" for name, a, b in _differences(found, wanted, "")]
+        if differs:
+            raise ValueError(
+                f"{out} was begun with other settings ({'; '.join(differs)}); set them as they were, or pass "
+                "--overwrite to start anew"
+            )
+    ranks.barrier()  # all have looked
+    if ranks.is_first:
+        if partial.exists() and not resume:
+            shutil.rmtree(partial)
+        (partial / _WHOLE).mkdir(parents=True, exist_ok=True)
+        write_json(partial / _IDENTITY, identity)
+    ranks.barrier()
+    yield partial / _WHOLE
+    ranks.barrier()
+    if ranks.is_first:
+        old = out.with_name(f".{out.name}.old-{os.getpid()}")
+        if out.exists():
+            os.rename(out, old)
+        os.rename(partial / _WHOLE, out)
+        for rest in (partial, old):
+            shutil.rmtree(rest, ignore_errors=True)
+    ranks.barrier()
+
+
+def _differences(a: Any, b: Any, at: str) -> Iterator[tuple[str, Any, Any]]:
+    """Where two JSON values differ, with dotted names."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for name in sorted({*a, *b}):
+            yield from _differences(a.get(name), b.get(name), f"{at}.{name}" if at else name)
+    elif a != b:
+        yield at, a, b
