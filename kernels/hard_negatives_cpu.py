@@ -215,7 +215,7 @@ def _search_runs(
     positives: np.ndarray,
 ) -> None:
     """The runs of queries that this worker draws."""
-    q, c, different = search.queries, search.candidates, search.different_category
+    q, c = search.queries, search.candidates
     _, q_positions, _, q_items, q_categories, q_brands = (tensor.numpy() for tensor in q)
     c_rows, c_positions, _, c_items, c_categories, _ = (tensor.numpy() for tensor in c)
     tiled = [array.reshape(*array.shape[:-1], -1, TILE) for array in (c_rows, c_positions, c_items, c_categories)]
@@ -232,17 +232,11 @@ def _search_runs(
         n = this.stop - this.start
         own, own_embeddings = (q_positions[:, this], q_items[this]), q.embeddings[this]
         this_cosines, this_scores = cosines[:n], scores[:n].reshape(n, CHUNK, TILE)
-        of_negatives: tuple[Any, ...] = (
-            *own,
-            q_categories[this],
-            limits[0][this],
-            reach[this],
-            *tiled,
-            *bounds,
-            different,
-        )
+        test: tuple[Any, ...] = limits[0][this], reach[this], *tiled, *bounds, search.different_category
+        of_negatives: tuple[Any, ...] = *own, q_categories[this], *test, best[this], found[this]
+        test = limits[1][this], positive_keys[this], c_rows, c_positions, c_items
         of_positives: list[tuple[Any, ...]] = [
-            (*own, numbers[this], limits[1][this], positive_keys[this], c_rows, c_positions, c_items, *lists)
+            (*own, numbers[this], *test, *lists, lowest[this], positives[this])
             for numbers, lists in zip((q_categories, q_brands), groups, strict=True)
         ]
         for chunk in range(runs[run], runs[run + 1]):
@@ -255,9 +249,9 @@ def _search_runs(
                 column += wide
             if negative_keys.size:
                 _draw(this_scores, part, negative_keys[this], tiled[0])
-            _scan_negatives(this_scores, part, *of_negatives, best[this], found[this])
-            for group in of_positives:
-                _scan_positives(cosines_array, part, *group, lowest[this], positives[this])
+            _scan_negatives(this_scores, part, *of_negatives)
+            for of_group in of_positives:
+                _scan_positives(cosines_array, part, *of_group)
 
 
 def hard_negatives_cpu(search: Search) -> tuple[Tensor, Tensor]:
