@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from ..kernels.codebook import residual_encode
 from .ranks import Ranks
 
-ROUNDS = 60
+ROUNDS, _LAST_ROUNDS = 40, 60
 _STEP = 0.1  # first step of a price, as a share of the mean squared distance
 
 
@@ -54,7 +54,7 @@ def fit_prices(z: Tensor, codebooks: Tensor, capacity: float, total: int, ranks:
         unit = float(error) / total
         now, best, fullest = prices[level].clone(), prices[level].clone(), float("inf")
         steps, before = torch.full_like(now, _STEP * unit), torch.zeros_like(now)
-        for _ in range(ROUNDS):
+        for step in range(ROUNDS + _LAST_ROUNDS):
             codes = residual_encode(*with_prices(residual, book, now[None]))[:, 0]
             counts = torch.bincount(codes, minlength=count).double()
             ranks.sum_(counts)
@@ -65,7 +65,10 @@ def fit_prices(z: Tensor, codebooks: Tensor, capacity: float, total: int, ranks:
                 break
             # Rprop: each code's step grows while it errs to the same side, and halves when it has crossed its limit.
             side = torch.where(share > 1, 1.0, -1.0).to(now)
-            steps = (steps * torch.where(side == before, 1.5, 0.5)).clamp(1e-4 * unit, 4 * unit)
+            steps = (steps * torch.where(side == before, 1.3, 0.5)).clamp(1e-3 * unit, 4 * unit)
+            if step >= ROUNDS:  # at last prices only rise, which leaves no code beyond its limit for others to circle
+                steps = steps.clamp(max=_STEP * unit / 10)
+                side = side.clamp(min=0)
             now, before = (now + side * steps).clamp(min=0), side
         prices[level] = best
         codes = residual_encode(*with_prices(residual, book, best[None]))[:, 0]
