@@ -62,14 +62,28 @@ class RewardConfig:
 
 
 class RewardModel(nn.Module):
-    """r = MLP(E): vectors [..., D] to scores [...]; the sigmoid is in the loss (LGSID, equation 2)."""
+    """r = MLP(E): vectors [..., D] to scores [...]; the sigmoid is in the loss (LGSID, equation 2).
+
+    Vectors are standardised by ``mean`` and ``scale`` [D] of the training prompts first. The numbers of a vector of
+    length 1 are small and share a large mean; left so, the first layer learns many times slower.
+    """
+
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(dim, hidden), nn.Linear(hidden, 1)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+
+    def standardise(self, vectors: Tensor) -> None:
+        """Take mean and scale from vectors [U, D]."""
+        self.mean.copy_(vectors.mean(0))
+        self.scale.copy_(vectors.std(0, correction=0).clamp(min=1e-6))
 
     def forward(self, vectors: Tensor) -> Tensor:
-        score: Tensor = self.second(nn.functional.gelu(self.first(vectors)))
+        score: Tensor = self.second(nn.functional.gelu(self.first((vectors - self.mean) / self.scale)))
         return score[..., 0]
 
     def save(self, file: Path) -> None:
@@ -207,6 +221,7 @@ def _fit(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = RewardModel(data.vectors.shape[1], config.hidden)
+    model.standardise(data.vectors)
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     labels = torch.from_numpy(data.lists.labels).float()
     rng = np.random.default_rng([seed, 2])
