@@ -1,8 +1,8 @@
 """Residual codebooks: nearest centres level by level, sums of the chosen centres, and how evenly centres are used.
 
-An item's semantic ID is the code of its vector at each level: ``residual_encode`` finds the nearest centre, subtracts it,
-and goes on with what is left (LGSID, arXiv 2511.14221; Res-KMeans; RQ-VAE). ``residual_lookup`` is the way back and
-carries gradients to the codebooks. ``soft_usage`` is the differentiable usage p of LGSID's entropy term
+An item's semantic ID is its vector's code at each level: ``residual_encode`` finds the nearest centre, subtracts it and
+goes on with what is left (LGSID, arXiv 2511.14221; Res-KMeans; RQ-VAE). ``residual_lookup`` is the way back and carries
+gradients to the codebooks. ``soft_usage`` is the differentiable usage p of LGSID's entropy term
 KL(p || uniform), which a count of codes has no gradient for.
 
 On CPUs the loops are in ``codebook_cpu.py``, on GPUs the kernels are in ``codebook_triton.py``, which have not run on a
@@ -158,7 +158,7 @@ _lookup_backward.register_autograd(
 
 
 def _soft_chunks(x: Tensor, centres: Tensor, temperature: float) -> Any:
-    """Chunks of rows: rows, exp(score - largest score) [n, K], its sums [n]. Score: (|x|^2 - |x - c|^2) / temperature."""
+    """Chunks of rows, exp(score - largest score) [n, K], its sums [n]; a score is (|x|^2 - |x - c|^2) / temperature."""
     numbers = _SOFT_NUMBERS_CUDA if x.is_cuda else _SOFT_NUMBERS_CPU
     offsets = centres.square().sum(dim=1).mul_(-1 / temperature)
     for rows in x.split(max(1, numbers // centres.shape[0])):

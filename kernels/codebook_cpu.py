@@ -27,6 +27,8 @@ MIN_ROWS = 64  # rows below which a second worker does not pay
 
 _LANES = 256  # rows whose running maxima stay in the level-1 cache
 _COLUMNS = 16  # float32 numbers in a cache line: two threads never add into the same one
+_GRAIN = 2**19  # additions below which a second thread does not pay: about 0.1 ms
+_STEP = 2**14  # rows of 16 bits that are widened at a time
 
 
 @jit()
@@ -74,24 +76,20 @@ def _running_argmax(
 
 
 @jit()
-def _subtract(source: np.ndarray, centres: np.ndarray, codes: np.ndarray, target: np.ndarray) -> None:
-    """target [n, D] = source - centres[codes]; a row of code -1 is left as it is."""
-    for i in range(source.shape[0]):
-        row, out = source[i], target[i]
-        if codes[i] < 0:
+def _subtract(rows: np.ndarray, centres: np.ndarray, codes: np.ndarray) -> None:
+    """rows [n, D] -= centres[codes]; a row of code -1 stays as it is."""
+    for i in range(rows.shape[0]):
+        if codes[i] >= 0:
+            row, centre = rows[i], centres[codes[i]]
             for d in range(row.size):
-                out[d] = row[d]
-        else:
-            centre = centres[codes[i]]
-            for d in range(row.size):
-                out[d] = row[d] - centre[d]
+                row[d] -= centre[d]
 
 
 @jit(fastmath={"reassoc"})
-def _norms(source: np.ndarray, centres: np.ndarray, codes: np.ndarray, norms: np.ndarray) -> None:
-    """norms [n] = |source - centres[codes]|, as ``_subtract`` without its result."""
-    for i in range(source.shape[0]):
-        row, total = source[i], np.float32(0)
+def _norms(rows: np.ndarray, centres: np.ndarray, codes: np.ndarray, norms: np.ndarray) -> None:
+    """norms [n] = |rows - centres[codes]|, as after ``_subtract``."""
+    for i in range(rows.shape[0]):
+        row, total = rows[i], np.float32(0)
         if codes[i] < 0:
             for d in range(row.size):
                 total += row[d] * row[d]
@@ -118,21 +116,21 @@ def _encode_chunks(
     scores = torch.empty(min(TILE_CENTRES, count), rows)
     best, winners = np.empty(rows, np.float32), np.empty(rows, np.int32)
     for start in starts:
-        chunk = x[start : start + rows].to(torch.float32).contiguous()  # no copy of float32 rows
+        chunk = x[start : start + rows]
         n = len(chunk)
+        chunk = residual[:n].copy_(chunk)
         for level in range(levels):
             best.fill(-np.inf)
             winners.fill(-1)
-            rounded = chunk if directions.dtype == chunk.dtype else chunk.to(directions.dtype).float()
+            factor = chunk if directions.dtype == chunk.dtype else chunk.to(directions.dtype).float()
             for k in range(0, count, TILE_CENTRES):
                 tile = directions[level, k : k + TILE_CENTRES].float()
-                tile_scores = torch.mm(tile, rounded.t(), out=scores[: len(tile), :n])
+                tile_scores = torch.mm(tile, factor.t(), out=scores[: len(tile), :n])
                 tile_half_norms = half_norms[level, k : k + TILE_CENTRES]
                 _running_argmax(tile_scores.numpy(), tile_half_norms.numpy(), k, best[:n], winners[:n])
             codes[start : start + n, level] = torch.from_numpy(winners[:n])
             if level < levels - 1:
-                _subtract(chunk.numpy(), centres[level].numpy(), winners, residual[:n].numpy())
-                chunk = residual[:n]
+                _subtract(chunk.numpy(), centres[level].numpy(), winners)
             elif norms.numel():
                 _norms(chunk.numpy(), centres[level].numpy(), winners, norms[start : start + n].numpy())
 
@@ -187,30 +185,44 @@ def residual_encode_cpu(
     return codes, norms
 
 
+# The two loops below count in unsigned numbers: a signed index could be negative, which numba has to look at each time,
+# and that keeps the additions from being vectorised. Inputs are flat for the same reason; sizes are L, K, D.
+
+
 @jit()
-def _sum_centres(start: int, stop: int, codes: np.ndarray, codebooks: np.ndarray, out: np.ndarray) -> None:
+def _sum_centres(
+    start: int, stop: int, codes: np.ndarray, codebooks: np.ndarray, out: np.ndarray, sizes: tuple[int, int, int]
+) -> None:
     """out[n] = sum over levels l of codebooks[l, codes[n, l]]."""
+    levels, count, width = sizes[0], sizes[1], np.uint64(sizes[2])
     for n in range(start, stop):
-        row = out[n]
-        row[:] = 0
-        for level in range(codes.shape[1]):
-            if codes[n, level] >= 0:
-                centre = codebooks[level, codes[n, level]]
-                for d in range(row.size):
-                    row[d] += centre[d]
+        to = np.uint64(n) * width
+        for d in range(width):
+            out[to + d] = 0
+        for level in range(levels):
+            code = codes[n * levels + level]
+            if code >= 0:
+                at = np.uint64(level * count + code) * width
+                for d in range(width):
+                    out[to + d] += codebooks[at + d]
 
 
 @jit()
-def _sum_rows(start: int, stop: int, codes: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+def _sum_rows(
+    start: int, stop: int, codes: np.ndarray, rows: np.ndarray, out: np.ndarray, sizes: tuple[int, int, int]
+) -> None:
     """out[l, codes[n, l]] += rows[n], in the columns of units start .. stop."""
-    first, last = start * _COLUMNS, min(stop * _COLUMNS, rows.shape[1])
-    for n in range(rows.shape[0]):
-        row = rows[n, first:last]
-        for level in range(codes.shape[1]):
-            if codes[n, level] >= 0:
-                total = out[level, codes[n, level], first:last]
-                for d in range(row.size):
-                    total[d] += row[d]
+    levels, count, dim = sizes[0], sizes[1], np.uint64(sizes[2])
+    first, last = np.uint64(start * _COLUMNS), np.uint64(min(stop * _COLUMNS, sizes[2]))
+    width = last - first
+    for n in range(codes.size // levels):
+        at = np.uint64(n) * dim + first
+        for level in range(levels):
+            code = codes[n * levels + level]
+            if code >= 0:
+                to = np.uint64(level * count + code) * dim + first
+                for d in range(width):
+                    out[to + d] += rows[at + d]
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -219,16 +231,19 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def residual_lookup_cpu(codes: Tensor, codebooks: Tensor) -> Tensor:
     """[N, D] in the codebooks' dtype, summed in float32 (float64 for float64)."""
-    if codes.numel() and int(codes.max()) >= codebooks.shape[1]:
-        raise ValueError(f"codes: got {int(codes.max())}, expected less than K = {codebooks.shape[1]}")
+    sizes = levels, count, dim = tuple(codebooks.shape)
+    if codes.numel() and int(codes.max()) >= count:
+        raise ValueError(f"codes: got {int(codes.max())}, expected less than K = {count}")
     table, codes = _wide(codebooks), codes.contiguous()
-    out = torch.empty(len(codes), codebooks.shape[2], dtype=codebooks.dtype)
-    step = max(len(codes), 1) if table.dtype == out.dtype else 2**14  # 16-bit rows by way of a small buffer
+    out = torch.empty(len(codes), dim, dtype=codebooks.dtype)
+    direct = out.dtype == table.dtype
+    step = max(len(codes), 1) if direct else _STEP  # 16-bit rows by way of a small buffer
     for first in range(0, len(codes), step):
         chunk, part = codes[first : first + step], out[first : first + step]
-        sums = part if table.dtype == out.dtype else torch.empty(part.shape, dtype=table.dtype)
-        parallel_rows(_sum_centres, len(chunk), chunk.numpy(), table.numpy(), sums.numpy(), grain=256)
-        if sums is not part:
+        sums = part if direct else torch.empty(part.shape, dtype=table.dtype)
+        arrays = (x.view(-1).numpy() for x in (chunk, table, sums))
+        parallel_rows(_sum_centres, len(chunk), *arrays, sizes, grain=_GRAIN // (levels * dim))
+        if not direct:
             part.copy_(sums)
     return out
 
@@ -239,12 +254,13 @@ def residual_lookup_backward_cpu(grad: Tensor, codes: Tensor, count: int) -> Ten
     Threads divide the columns, not the rows: nothing is sorted, nobody adds where another does, and each sum runs in
     the order of the rows whatever the number of threads.
     """
-    codes = codes.contiguous()
-    wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
-    out = torch.zeros(codes.shape[1], count, grad.shape[1], dtype=wide)
+    sizes = codes.shape[1], count, grad.shape[1]
+    wide, codes = torch.float64 if grad.dtype == torch.float64 else torch.float32, codes.contiguous()
+    out = torch.zeros(sizes, dtype=wide)
     units = -(-grad.shape[1] // _COLUMNS)
-    step = max(len(codes), 1) if grad.dtype == wide else 2**14
+    step = max(len(codes), 1) if grad.dtype == wide else _STEP
     for first in range(0, len(codes), step):
-        rows = _wide(grad[first : first + step])
-        parallel_rows(_sum_rows, units, codes[first : first + step].numpy(), rows.numpy(), out.numpy())
+        chunk, rows = codes[first : first + step], _wide(grad[first : first + step])
+        arrays = (x.view(-1).numpy() for x in (chunk, rows, out))
+        parallel_rows(_sum_rows, units, *arrays, sizes, grain=1 + units * _GRAIN // (chunk.numel() * grad.shape[1]))
     return out.to(grad.dtype)

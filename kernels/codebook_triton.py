@@ -1,10 +1,10 @@
 """Triton kernels of ``codebook``. They have not run on a GPU yet: interpreter and ahead-of-time compiles only.
 
 Encoding is matrix products of bfloat16 in either precision. A float32 number is the sum of three bfloat16 numbers, 24
-bits in all, so x . c is six products of such planes, summed in float32 (the three left out are below 2^-25 |x| |c|): as
-exact as float32 arithmetic, on the matrix units of NVIDIA and AMD alike. tf32x3 keeps 22 bits at the same peak rate,
-bfloat16 being twice as fast as tf32, and "ieee" leaves NVIDIA's matrix units unused. Planes are cut once a level, not
-once a tile, so the inner loop is loads and products and nothing else.
+bits in all, so x . c is six products of such planes, summed in float32; the three left out are below 2^-25 |x| |c|, and
+what remains is the rounding of the sum. That runs on the matrix units of NVIDIA and AMD alike. tf32x3 keeps 22 bits at
+the same peak rate, bfloat16 being twice as fast as tf32, and "ieee" leaves NVIDIA's matrix units unused. Planes are cut
+once a level, not once a tile, so the inner loop is loads and products and nothing else.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ def _residual(x_ptr, centres_ptr, codes_ptr, rows, cols, N, K, D, L, x_stride, l
         # codes: [N, L]
         code = tl.load(codes_ptr + rows * L + level, mask=rows < N, other=-1).to(tl.int32)
         # centres: [L, K, D]
-        level_ptr = centres_ptr + level * K.to(tl.int64) * D
+        level_ptr = centres_ptr + level * tl.cast(K, tl.int64) * D
         r -= tl.load(level_ptr + code[:, None] * D + cols[None, :], mask=mask & (code >= 0)[:, None], other=0.0)
     return r
 
@@ -65,7 +65,7 @@ def _residual_encode_fwd_kernel(  # type: ignore[no-untyped-def]
     C_PLANES: tl.constexpr = 0b00_01_00_01_10_00 if PLANES == 3 else 0
     chunks = tl.cdiv(D, BLOCK_D)
     padded_D = chunks * BLOCK_D
-    level_size = K.to(tl.int64) * padded_D
+    level_size = tl.cast(K, tl.int64) * padded_D
     rows = tl.arange(0, BLOCK_N)
     program = tl.program_id(0).to(tl.int64)
     # scratch: [programs, PLANES, BLOCK_N, padded_D]; planes: [PLANES, L, K, padded_D]
@@ -150,7 +150,7 @@ def _residual_lookup_fwd_kernel(  # type: ignore[no-untyped-def]
         code = tl.load(codes_ptr + first_row * L + rows * L + level, mask=in_rows, other=-1)
         found, code = (code >= 0) & (code < K), tl.where(code < K, code, K).to(tl.int32)
         # codebooks: [L, K, D]
-        level_ptr = codebooks_ptr + level * K.to(tl.int64) * D
+        level_ptr = codebooks_ptr + level * tl.cast(K, tl.int64) * D
         centre = tl.load(level_ptr + code[:, None] * D + cols[None, :], mask=found[:, None] & in_cols, other=0.0)
         total += tl.where((code < K)[:, None], centre.to(tl.float32), float("nan"))
     # out: [N, D]
@@ -174,7 +174,7 @@ def _residual_lookup_bwd_kernel(  # type: ignore[no-untyped-def]
         code = tl.load(codes_ptr + first_row * L + rows * L + level, mask=in_rows, other=-1)
         found, code = (code >= 0) & (code < K), code.to(tl.int32)
         # out: [L, K, D]
-        level_ptr = out_ptr + level * K.to(tl.int64) * D
+        level_ptr = out_ptr + level * tl.cast(K, tl.int64) * D
         tl.atomic_add(level_ptr + code[:, None] * D + cols[None, :], grad, mask=found[:, None] & in_cols, sem="relaxed")
 
 
@@ -212,9 +212,10 @@ _LOOKUP = {"BLOCK_N": 32, "BLOCK_D": 64, "num_warps": 4, "num_stages": 2}
 _NORMS = {"BLOCK_N": 32, "BLOCK_D": 64, "num_warps": 4, "num_stages": 2}
 
 
-def _programs(device: torch.device) -> int:
-    """Two for each multiprocessor: one computes while the other cuts planes or looks for maxima."""
-    return 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+def _programs(device: torch.device, warps: int) -> int:
+    """As many as registers leave room for at once: 8 warps a multiprocessor."""
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    return processors * 8 // warps
 
 
 def _planes(directions: Tensor, count: int, block_d: int) -> Tensor:
@@ -229,7 +230,7 @@ def _planes(directions: Tensor, count: int, block_d: int) -> Tensor:
 def residual_encode_triton(
     x: Tensor, centres: Tensor, directions: Tensor, half_norms: Tensor, with_norms: bool
 ) -> tuple[Tensor, Tensor]:
-    """As ``codebook_cpu.residual_encode_cpu``. Adds 12 bytes of scratch a number of 2 x 128 rows a multiprocessor."""
+    """As ``codebook_cpu.residual_encode_cpu``. Adds 2 or 6 bytes a number of 128 rows a multiprocessor."""
     (total, dim), (levels, count, _) = x.shape, centres.shape
     x = x if x.stride(1) == 1 else x.contiguous()
     codes = torch.empty(total, levels, dtype=torch.int64, device=x.device)
@@ -241,7 +242,11 @@ def residual_encode_triton(
     block_n, block_d = settings["BLOCK_N"], settings["BLOCK_D"]
     # Triton's interpreter multiplies bfloat16 as the integers that it keeps them in: there, planes are kept as float32.
     split = _planes(directions, planes, block_d).to(torch.bfloat16 if x.is_cuda else torch.float32)
-    programs = min(_programs(x.device), triton.cdiv(total, block_n))
+    if max(count * split.shape[3], block_n * x.stride(0)) >= 2**31:
+        raise ValueError(
+            f"K = {count} centres of D = {dim}, rows {x.stride(0)} apart: K D or a block of rows is over 2^31"
+        )
+    programs = min(_programs(x.device, settings["num_warps"]), triton.cdiv(total, block_n))
     scratch = torch.empty(programs, planes, block_n, split.shape[3], dtype=split.dtype, device=x.device)
     sizes = total, count, dim, levels, x.stride(0)
     _residual_encode_fwd_kernel[(programs,)](

@@ -1,5 +1,9 @@
 """Residual codebooks: reference = CPU = Triton, ties, rows that cannot be encoded, gradients."""
 
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +12,8 @@ from torch import Tensor
 
 from placerank.kernels import codebook_cpu
 from placerank.kernels.codebook import (
+    Metric,
+    Precision,
     _metrics,
     _prepare,
     residual_encode,
@@ -24,6 +30,8 @@ from placerank.kernels.codebook_triton import (
     residual_lookup_triton,
 )
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the Triton kernels run: on CPUs, interpreted
+
 # N, D, K, L: nothing, one, primes, one over a block of the CPU and of Triton, D that is and isn't a multiple of 16
 SHAPES = [(0, 5, 3, 2), (1, 1, 1, 1), (2, 3, 2, 8), (37, 16, 17, 3), (65, 33, 129, 2), (97, 129, 31, 2)]
 HALVES = [torch.float16, torch.bfloat16]
@@ -34,9 +42,24 @@ def integers(*shape: int, high: int = 4) -> Tensor:
     return torch.randint(-high, high + 1, shape).float()
 
 
-def triton_encode(x: Tensor, codebooks: Tensor, metric: str = "euclidean", precision: str = "fp32") -> Tensor:
-    prepared = _prepare(codebooks, _metrics(metric, len(codebooks)), precision, None)
-    return residual_encode_triton(x, *prepared, False)[0]
+def triton_encode(
+    x: Tensor,
+    codebooks: Tensor,
+    metric: Metric | list[Metric] = "euclidean",
+    precision: Precision = "fp32",
+    sizes: list[int] | None = None,
+) -> Tensor:
+    prepared = _prepare(codebooks.to(DEVICE), _metrics(metric, len(codebooks)), precision, sizes)
+    codes, _ = residual_encode_triton(x.to(DEVICE), *prepared, False)
+    return codes.cpu()
+
+
+def triton_lookup(codes: Tensor, codebooks: Tensor) -> Tensor:
+    return residual_lookup_triton(codes.to(DEVICE), codebooks.to(DEVICE)).cpu()
+
+
+def triton_lookup_backward(grad: Tensor, codes: Tensor, count: int, deterministic: bool) -> Tensor:
+    return residual_lookup_backward_triton(grad.to(DEVICE), codes.to(DEVICE), count, deterministic).cpu()
 
 
 def distances(x: Tensor, codebooks: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,12 +132,12 @@ def test_bf16_keeps_the_bound_it_states(path) -> None:  # type: ignore[no-untype
 
 
 @pytest.mark.parametrize("metric", ["cosine", ["cosine", "euclidean"], ["euclidean", "cosine"]])
-def test_cosine_levels(metric: str | list[str]) -> None:
+def test_cosine_levels(metric: Metric | list[Metric]) -> None:
     x, codebooks = torch.randn(97, 16), torch.randn(2, 67, 16) * torch.rand(2, 67, 1)
     codebooks[:, 5] = 0  # a centre of zeros has cosine 0
-    expected = residual_encode_reference(x, codebooks, metric=metric)  # type: ignore[arg-type]
-    torch.testing.assert_close(residual_encode(x, codebooks, metric=metric), expected)  # type: ignore[arg-type]
-    torch.testing.assert_close(triton_encode(x, codebooks, metric), expected)  # type: ignore[arg-type]
+    expected = residual_encode_reference(x, codebooks, metric=metric)
+    torch.testing.assert_close(residual_encode(x, codebooks, metric=metric), expected)
+    torch.testing.assert_close(triton_encode(x, codebooks, metric), expected)
     assert (expected != residual_encode_reference(x, codebooks)).any()
     scaled = residual_encode(x * torch.logspace(-3, 3, 97)[:, None], codebooks[:1], metric="cosine")
     if metric != ["euclidean", "cosine"]:
@@ -126,10 +149,8 @@ def test_levels_of_different_sizes() -> None:
     sizes = [40, 7, 1]
     expected = residual_encode_reference(x, codebooks, sizes=sizes)
     codebooks[1, 7:], codebooks[2, 1:] = x[:33], torch.nan  # padding may hold anything
-    got = residual_encode(x, codebooks, sizes=sizes)
-    prepared = _prepare(codebooks, ["euclidean"] * 3, "fp32", sizes)
-    for codes in (got, residual_encode_triton(x, *prepared, False)[0]):
-        torch.testing.assert_close(codes, expected, rtol=0, atol=0)
+    for path in (residual_encode, triton_encode):
+        torch.testing.assert_close(path(x, codebooks, sizes=sizes), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("path", [residual_encode, triton_encode, residual_encode_reference])
@@ -156,8 +177,8 @@ def test_quantize_returns_what_is_left() -> None:
     torch.testing.assert_close(got.reconstruction, residual_lookup_reference(expected, codebooks))
     norms = (x - got.reconstruction).norm(dim=1)
     torch.testing.assert_close(got.norms, norms, equal_nan=True)
-    prepared = _prepare(codebooks, ["euclidean"] * 3, "fp32", None)
-    torch.testing.assert_close(residual_encode_triton(x, *prepared, True)[1], norms, equal_nan=True)
+    prepared = _prepare(codebooks.to(DEVICE), ["euclidean"] * 3, "fp32", None)
+    torch.testing.assert_close(residual_encode_triton(x.to(DEVICE), *prepared, True)[1].cpu(), norms, equal_nan=True)
 
 
 def test_rows_of_any_layout() -> None:
@@ -195,7 +216,7 @@ def test_lookup_and_its_gradient(shape: tuple[int, int, int, int], dtype: torch.
     expected = residual_lookup_reference(codes, codebooks)
     out = residual_lookup(codes, codebooks)
     torch.testing.assert_close(out, expected)
-    torch.testing.assert_close(residual_lookup_triton(codes, codebooks.detach()), expected)
+    torch.testing.assert_close(triton_lookup(codes, codebooks.detach()), expected)
     # the reference in float32: autograd of a gather sums 16-bit gradients in 16 bits
     wide = codebooks.detach().float().requires_grad_()
     residual_lookup_reference(codes, wide).backward(grad.float())
@@ -203,7 +224,7 @@ def test_lookup_and_its_gradient(shape: tuple[int, int, int, int], dtype: torch.
     (got,) = torch.autograd.grad(out, codebooks, grad)
     torch.testing.assert_close(got, wide.grad.to(dtype))
     for deterministic in (False, True):
-        torch.testing.assert_close(residual_lookup_backward_triton(grad, codes, k, deterministic), wide.grad.to(dtype))
+        torch.testing.assert_close(triton_lookup_backward(grad, codes, k, deterministic), wide.grad.to(dtype))
 
 
 def test_lookup_gradient_is_the_same_on_any_number_of_threads() -> None:
@@ -226,10 +247,10 @@ def test_lookup_gradcheck() -> None:
 
 def test_triton_lookup_marks_a_code_out_of_range() -> None:
     codes, codebooks = torch.tensor([[0], [3]]), torch.randn(1, 3, 5)
-    out = residual_lookup_triton(codes, codebooks)
+    out = triton_lookup(codes, codebooks)
     assert out[0].equal(codebooks[0, 0]) and out[1].isnan().all()
     for deterministic in (False, True):
-        grad = residual_lookup_backward_triton(torch.ones(2, 5), codes, 3, deterministic)
+        grad = triton_lookup_backward(torch.ones(2, 5), codes, 3, deterministic)
         assert grad[0, 0].eq(1).all() and grad[0, 1:].eq(0).all()
 
 
@@ -322,15 +343,42 @@ def test_compile_and_export() -> None:
     torch.testing.assert_close(model.codebooks.grad, counts[..., None].expand(2, 5, 3).float())
 
 
+def calls(suite: Any, case: Any) -> Iterator[tuple[str, Any, Any]]:
+    """name, inputs, what is timed of each peer that is installed; torch.compile takes too long here."""
+    inputs = suite.setup(case, torch.device("cpu"))
+    for name, peer in suite.peers.items():
+        try:
+            call = None if name == "torch.compile" else peer(inputs)
+        except ImportError:
+            continue
+        if call is not None:
+            yield name, inputs, call
+
+
+def test_peers_of_the_benchmarks_agree() -> None:
+    encode = importlib.import_module("placerank.benchmarks.kernels.bench_residual_encode")
+    for name, inputs, call in calls(encode.SUITE, encode.CASES[0]):
+        (codes,) = call()
+        if name == "FAISS ResidualQuantizer":
+            codes = torch.from_numpy(importlib.import_module("faiss").unpack_bitstrings(codes, 3, 6).astype("int64"))
+        if name != "matrix product only":
+            torch.testing.assert_close(codes, residual_encode(inputs.rows, inputs.codebooks))
+    lookup = importlib.import_module("placerank.benchmarks.kernels.bench_residual_lookup")
+    for case in (lookup.CASES[0], lookup.CASES[4]):
+        for name, inputs, call in calls(lookup.SUITE, case):
+            if inputs.grad is None or name != "FBGEMM TBE":  # whose backward returns nothing
+                torch.testing.assert_close(call(), lookup.placerank(inputs)())
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("shape", [*SHAPES, (5000, 384, 512, 3), (300, 1024, 8192, 2)])
 def test_on_the_gpu(shape: tuple[int, int, int, int]) -> None:
     n, d, k, levels = shape
     x, codebooks = integers(n, d), integers(levels, k, d, high=1)
     expected = residual_encode_reference(x, codebooks)
-    for precision in ("fp32", "bf16"):
-        got = residual_encode(x.cuda(), codebooks.cuda(), precision=precision)  # type: ignore[arg-type]
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    for precision in precisions:
+        got = residual_encode(x.cuda(), codebooks.cuda(), precision=precision)
         torch.testing.assert_close(got.cpu(), expected, rtol=0, atol=0)
     x, codebooks = torch.randn(n, d), torch.randn(levels, k, d)
     found = residual_quantize(x.cuda(), codebooks.cuda())
