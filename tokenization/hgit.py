@@ -33,9 +33,9 @@ from .kmeans import SEEDS_PER_CENTRE, add_level, minibatch_kmeans, nearest, seed
 from .learning import PREFIX, batches, keep_adam, restore_adam, step
 from .ranks import Ranks
 from .tokenizer import FitData, Round, State, Tokenizer
-from .vectors import blocks
+from .vectors import block
 
-_BATCH_ROWS = 16_384  # of mini-batch k-means; 32 items a centre of 512
+_BATCH_ROWS = 4_096  # of mini-batch k-means, at least; 16 a centre where there are many
 _BLOCK_ROWS = 32_768
 _ATTRIBUTES = "attributes."
 
@@ -56,8 +56,8 @@ class HGITOptions:
     """Fixed factors of province, city, district within their block."""
     category_scale: list[float] = field(default_factory=lambda: [1.0, 1.0])
     """Fixed factors of primary and secondary category within their block."""
-    cluster_epochs: int = 3
-    """Passes of mini-batch k-means over all items' attributes."""
+    cluster_epochs: int = 10
+    """Passes of mini-batch k-means over the attributes of sample_rows items."""
     iterations: int = 10
     """Lloyd's iterations that each further level starts from."""
     epochs: int = 4
@@ -119,17 +119,19 @@ class HGIT(Tokenizer):
         return AttributeFeatures.from_state(kept)(items).to(self.device)
 
     def _cluster(self, state: State, data: FitData, generator: torch.Generator) -> State:
+        """Clusters of the attributes of as many random items as the sample has; their F, a few hundred bytes each, is
+        held by every rank."""
         assert data.items is not None
         o, config = self.options, self.config
-        features = AttributeFeatures.fit(data.items, o.weights, o.admin_scale, o.category_scale)
+        chosen = torch.randperm(len(data.items), generator=generator)[: config.sample_rows]
+        items = data.items.take(pa.array(chosen.numpy()))
+        features = AttributeFeatures.fit(items, o.weights, o.admin_scale, o.category_scale)
         state |= {_ATTRIBUTES + name: tensor.to(self.device) for name, tensor in features.state().items()}
-        items = data.items.combine_chunks()
-        take = lambda rows: features(items.take(pa.array(rows.numpy()))).to(self.device)  # noqa: E731
-        seeds = take(torch.randperm(len(items), generator=generator)[: SEEDS_PER_CENTRE * config.codes])
+        seen = features(items).to(self.device)
         state["clusters"] = minibatch_kmeans(
-            take,
-            len(items),
-            seeds,
+            lambda rows: seen[rows],
+            len(seen),
+            seen[: SEEDS_PER_CENTRE * config.codes],
             config.codes,
             epochs=o.cluster_epochs,
             batch_rows=max(_BATCH_ROWS, SEEDS_PER_CENTRE * config.codes),
@@ -146,9 +148,9 @@ class HGIT(Tokenizer):
             clusters = state["clusters"][None]
             state["cluster_prices"] = fit_prices(seen, clusters, self.config.capacity, data.sample.total, data.ranks)
         sums = torch.zeros(self.config.codes, self.dim + 1, dtype=torch.float64, device=self.device)
-        for number, (first, x) in enumerate(blocks(data.vectors, _BLOCK_ROWS, self.device)):
-            if number % data.ranks.world != data.ranks.rank:
-                continue
+        count = len(data.vectors)
+        for first in range(data.ranks.rank * _BLOCK_ROWS, count, data.ranks.world * _BLOCK_ROWS):
+            x = block(data.vectors, first, min(first + _BLOCK_ROWS, count), self.device)
             codes = self._first_codes(data.items.slice(first, len(x)), state)
             part, counts = sum_by_code(x, codes, self.config.codes)
             sums += torch.cat([part, counts[:, None]], dim=1)

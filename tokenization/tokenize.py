@@ -4,8 +4,8 @@ What it writes: ``semantic_ids.parquet`` (see ``semantic_ids``), ``tokenizer/`` 
 enough to encode new items), ``districts.parquet`` where districts were derived, ``measures.json``, ``report.html``,
 pictures and ``manifest.json``.
 
-While it runs, the state of the fit and the codes of each block of items lie in a folder beside the output, so that a
-run that was killed goes on with ``resume``: the result is the same. The output appears when it is whole.
+While it runs, the state of the fit and the codes of each block of items lie in the unfinished folder, so that a run
+that was killed goes on with ``resume``: the result is the same. The output appears when it is whole.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..data.manifest import MANIFEST, read_manifest, sha256_file, whole_folder, write_json, write_manifest
+from ..data.manifest import MANIFEST, read_manifest, sha256_file, write_json, write_manifest
 from ..data.schema import read_items
 from .districts import DistrictConfig, Districts, with_districts
 from .ranks import Ranks, joined, rank_device
@@ -41,10 +41,11 @@ from .tokenizers import (
     tokenizer_type,
 )
 from .vectors import block
+from .work import resumable_folder
 
 log = logging.getLogger(__name__)
 _COLUMNS = ("item_id", "name", "category", "brand", "lat", "lon", "province", "city", "district")
-_DISTRICTS = "districts.parquet"
+_DISTRICTS, _TOKENIZER = "districts.parquet", "tokenizer"
 
 
 @dataclass(kw_only=True)
@@ -105,15 +106,16 @@ def tokenize(config: TokenizeConfig) -> Path:
             ``Tokenizer.fit``).
     """
     with joined() as ranks:
-        if config.out.exists() and not config.overwrite:
-            raise FileExistsError(f"{config.out} exists; choose another folder, or pass --overwrite to replace it")
         job = _Job(config, ranks)
-        tokenizer = job.fit()
-        job.encode(tokenizer)
-        ranks.barrier()
-        if ranks.is_first:
-            job.finish(tokenizer)
-        ranks.barrier()
+        with resumable_folder(
+            config.out, job.identity, resume=config.resume, overwrite=config.overwrite, ranks=ranks
+        ) as folder:
+            job.open(folder)
+            tokenizer = job.fit()
+            job.encode(tokenizer)
+            ranks.barrier()
+            if ranks.is_first:
+                job.finish(tokenizer)
     return config.out
 
 
@@ -154,7 +156,7 @@ def _identity(store: EmbeddingStore) -> str:
 
 
 class _Job:
-    """One run of ``tokenize``, and its folder of unfinished work."""
+    """One run of ``tokenize``."""
 
     def __init__(self, config: TokenizeConfig, ranks: Ranks) -> None:
         self.config, self.ranks, self.device = config, ranks, rank_device(config.device)
@@ -173,8 +175,9 @@ class _Job:
                 )
             self.new = np.flatnonzero(pc.index_in(ids, value_set=self.before.ids).is_null().to_numpy(False))
             self.made_from["tokens"] = self.before.hash
-        self.work = config.out.with_name(f".{config.out.name}.partial")
-        self._open_work()
+        no_matter = ("resume", "overwrite", "device", "report", "out")  # to codes
+        settings = {name: value for name, value in asdict(config).items() if name not in no_matter}
+        self.identity = {"config": settings, "made_from": self.made_from}
 
     def _items(self) -> tuple[pa.Table, Districts | None]:
         items = items_of(self.config.data, self.store.ids)
@@ -187,38 +190,18 @@ class _Job:
         column = districts.of(*(items[c].to_numpy().astype(np.float64) for c in ("lat", "lon")))
         return items.set_column(items.column_names.index("district"), "district", column), districts
 
-    def _open_work(self) -> None:
-        """Make the work folder; with ``resume`` go on in the one that is there.
-
-        Raises:
-            ValueError: it is of a run with other settings or embeddings.
-        """
-        about = {k: v for k, v in asdict(self.config).items() if k not in ("resume", "overwrite", "device", "report")}
-        now = json.dumps({"config": about, "made_from": self.made_from}, sort_keys=True, default=str)
-        file = self.work / "started.json"
-        exists, config = file.is_file(), self.config
-        if exists and not config.resume and not config.overwrite:
-            raise FileExistsError(
-                f"{config.out} was begun and has not finished; pass --resume to go on with it, or --overwrite to start "
-                "anew"
-            )
-        if exists and config.resume and file.read_text() != now:
-            raise ValueError(
-                f"{config.out} was begun with other settings or embeddings; set them as they were, or pass --overwrite "
-                "without --resume to start anew"
-            )
-        self.ranks.barrier()
-        if not (exists and config.resume) and self.ranks.is_first:
-            shutil.rmtree(self.work, ignore_errors=True)
-            self.work.mkdir(parents=True)
-            file.write_text(now)
+    def open(self, folder: Path) -> None:
+        """Take the folder that becomes the output, and in it one for what only a restart needs."""
+        self.folder, self.work = folder, folder / "work"
+        if self.ranks.is_first:
+            self.work.mkdir(exist_ok=True)
         self.ranks.barrier()
 
     def fit(self) -> Tokenizer:
         """The tokenizer: of the tokens to go on from, or fitted; also if it was fitted before the run was killed."""
-        config, folder = self.config, self.work / "tokenizer"
+        config, folder = self.config, self.folder / _TOKENIZER
         if config.add is not None:
-            return self._loaded(config.add / "tokenizer")
+            return self._loaded(config.add / _TOKENIZER)
         if not (folder / MANIFEST).is_file():
             tokenizer = tokenizer_type(config.tokenizer)(config.codebook, config.options())
             tokenizer.fit(
@@ -277,38 +260,37 @@ class _Job:
         config, count = self.config, -(-len(self.store) // self.config.block_rows)
         codes = np.concatenate([np.load(self._part(number)) for number in range(count)])
         new_ids = self.store.ids.take(pa.array(self.new))
-        source = config.add / "tokenizer" if config.add else self.work / "tokenizer"
         if self.before is None:
-            tokenizer_hash = read_manifest(source, "tokenizer")["content_hash"]
+            tokenizer_hash = read_manifest(self.folder / _TOKENIZER, "tokenizer")["content_hash"]
             ids = SemanticIds.first(new_ids, codes, tokenizer.config.codes, tokenizer_hash)
         else:
+            assert config.add is not None
+            shutil.copytree(config.add / _TOKENIZER, self.folder / _TOKENIZER, dirs_exist_ok=True)
             ids = self.before.added(new_ids, codes)
         rows = pc.index_in(self.store.ids, value_set=ids.ids).to_numpy(zero_copy_only=False)
         shown = ids.codes[rows].astype(np.int64), ids.suffixes[rows]
         measures = measure(config.report, tokenizer, self.store, self.items, *shown)
-        with whole_folder(config.out, config.overwrite) as folder:
-            ids.write(folder / FILE)
-            shutil.copytree(source, folder / "tokenizer")
-            if self.districts is not None:
-                self.districts.save(folder / _DISTRICTS)
-            write_json(folder / "measures.json", measures)
-            write_report(folder, config.report, measures, self.store, self.items, shown[0])
-            write_manifest(
-                folder,
-                KIND,
-                config,
-                self.made_from,
-                semantic_ids_hash=ids.hash,
-                lineage=list(ids.lineage),
-                items=len(ids),
-                added=len(self.new),
-                levels=int(ids.codes.shape[1]),
-                codes=ids.codes_per_level,
-                suffixes=ids.suffix_count,
-                tokenizer=tokenizer.name,
-                lookup=tokenizer.lookup,
-            )
+        ids.write(self.folder / FILE)
+        if self.districts is not None:
+            self.districts.save(self.folder / _DISTRICTS)
+        write_json(self.folder / "measures.json", measures)
+        write_report(self.folder, config.report, measures, self.store, self.items, shown[0])
         shutil.rmtree(self.work)
+        write_manifest(
+            self.folder,
+            KIND,
+            config,
+            self.made_from,
+            semantic_ids_hash=ids.hash,
+            lineage=list(ids.lineage),
+            items=len(ids),
+            added=len(self.new),
+            levels=int(ids.codes.shape[1]),
+            codes=ids.codes_per_level,
+            suffixes=ids.suffix_count,
+            tokenizer=tokenizer.name,
+            lookup=tokenizer.lookup,
+        )
 
 
 def codes_of(ids: SemanticIds, wanted: pa.Array) -> NDArray[np.int64]:

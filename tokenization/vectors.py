@@ -98,16 +98,13 @@ def draw_sample(
     """
     order = torch.randperm(len(vectors), generator=generator)[:rows]
     mine, seed_rows = order[ranks.rank :: ranks.world], order[:seeds]
-    ascending, back = mine.sort()
-    read = embedding_rows(vectors, ascending) if len(mine) else torch.empty(0, dim_of(vectors))
-    check_finite(read, ascending, vectors)
-    x = torch.empty_like(read)
-    x[back] = read
+    wanted, back = torch.cat([mine, seed_rows]).unique(return_inverse=True)  # read once, in the order of the disk
+    read = check_finite(embedding_rows(vectors, wanted), wanted, vectors)
+    x, chosen = (read[at].to(device) for at in back.split([len(mine), len(seed_rows)]))
     del read
-    x = x.to(device)
-    sums = torch.cat([x.double().sum(0), x.double().square().sum().reshape(1)])
-    ranks.sum_(sums)
-    mean = sums[:-1] / len(order)
-    variance = max(float(sums[-1]) / len(order) - float(mean.square().sum()), 0.0)
-    chosen = embedding_rows(vectors, seed_rows).to(device)
-    return Sample(mine, x, seed_rows, chosen, len(order), mean.float(), variance)
+    mean = x.sum(0, dtype=torch.float64)
+    ranks.sum_(mean)
+    mean = (mean / len(order)).float()
+    squares = (x - mean).square().sum(dtype=torch.float64).reshape(1)
+    ranks.sum_(squares)
+    return Sample(mine, x, seed_rows, chosen, len(order), mean, float(squares) / len(order))

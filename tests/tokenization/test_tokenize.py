@@ -165,11 +165,10 @@ def test_killed_and_resumed_is_undisturbed(
     assert not config.out.exists()
     with pytest.raises(FileExistsError, match=r"t was begun and has not finished; pass --resume"):
         tokenize(config)
-    with pytest.raises(ValueError, match=r"t was begun with other settings or embeddings"):
+    with pytest.raises(ValueError, match=r"t was begun with other settings \(config.codebook.codes: 8, now 9\)"):
         tokenize(replace(config, resume=True, codebook=TokenizerConfig(levels=2, codes=9)))
     partial = tmp_path / ".t.partial"
-    times = {p: p.stat().st_mtime_ns for p in partial.glob("codes-*.npy")}
-    assert len(times) == max(blocks, 0)
+    assert len(list(partial.rglob("codes-*.npy"))) == max(blocks, 0)
     tokenize(replace(config, resume=True))
     assert files(config.out)["semantic_ids.parquet"] == files(made)["semantic_ids.parquet"]
     assert files(config.out)["tokenizer/codebooks.safetensors"] == files(made)["tokenizer/codebooks.safetensors"]
