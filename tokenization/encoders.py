@@ -304,7 +304,7 @@ def encode_to_store(
     *,
     made_from: dict[str, Any],
     images: Callable[[slice], Sequence[str | None]] | None = None,
-    shard_rows: int = 8192,
+    shard_rows: int = 2048,
     ranks: Ranks | None = None,
     title: str = "encode",
 ) -> EmbeddingStore:
