@@ -129,11 +129,17 @@ class Encoder(nn.Module):
         """
         self.model.eval()
         out = torch.empty(len(texts), self.dim)
-        ids = self.tokens(texts) if texts else []
         plain = np.array([images is None or images[i] is None for i in range(len(texts))], bool)
-        lengths = np.array([len(row) for row in ids])
-        for batch in length_batches(lengths, np.flatnonzero(plain), self.batch_tokens):
-            out[torch.from_numpy(batch)] = self([ids[i] for i in batch]).cpu()
+        numbers: dict[str, int] = {}  # of distinct texts: each is encoded once
+        which = np.array(
+            [numbers.setdefault(texts[i], len(numbers)) for i in map(int, np.flatnonzero(plain))], np.int64
+        )
+        ids = self.tokens(list(numbers)) if numbers else []
+        lengths = np.array([len(row) for row in ids], np.int64)
+        vectors = torch.empty(len(ids), self.dim)
+        for batch in length_batches(lengths, self.batch_tokens):
+            vectors[torch.from_numpy(batch)] = self([ids[i] for i in batch]).cpu()
+        out[torch.from_numpy(plain)] = vectors[torch.from_numpy(which)]
         for i in map(int, np.flatnonzero(~plain)):  # a picture is hundreds of tokens: a batch of its own
             assert images is not None
             out[i] = self._with_image(texts[i], str(images[i]))[0].cpu()
@@ -163,9 +169,9 @@ def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), at]
 
 
-def length_batches(lengths: NDArray[np.int64], rows: NDArray[np.int64], tokens: int) -> list[NDArray[np.int64]]:
+def length_batches(lengths: NDArray[np.int64], tokens: int) -> list[NDArray[np.int64]]:
     """Rows in batches of at most ``tokens`` tokens, padding included (or one row), longest first."""
-    ordered = rows[np.argsort(-lengths[rows], kind="stable")]
+    ordered = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(ordered):
         size = max(1, min(_LARGEST_BATCH, tokens // int(lengths[ordered[start]])))
