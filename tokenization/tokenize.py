@@ -180,15 +180,22 @@ class _Job:
         self.identity = {"config": settings, "made_from": self.made_from}
 
     def _items(self) -> tuple[pa.Table, Districts | None]:
-        items = items_of(self.config.data, self.store.ids)
-        if self.config.add is None:
-            somewhere = np.isfinite(items["lat"].to_numpy().astype(np.float64)).any()
-            return with_districts(items, self.config.districts) if somewhere else (items, None)
-        if not (self.config.add / _DISTRICTS).is_file():
+        """The items with their districts: of the tokens to go on from, as the encoder saw them, or derived now."""
+        items, config = items_of(self.config.data, self.store.ids), self.config
+        lat, lon = (items[name].to_numpy().astype(np.float64) for name in ("lat", "lon"))
+        if config.add is not None:
+            known = config.add / _DISTRICTS
+        elif config.districts.derive == "auto":
+            known = self.store.folder.parent / _DISTRICTS
+        else:
+            known = None
+        if known is not None and known.is_file():
+            districts = Districts.load(known)
+            at = items.column_names.index("district")
+            return items.set_column(at, "district", districts.of(lat, lon)), districts
+        if config.add is not None or not np.isfinite(lat).any():
             return items, None
-        districts = Districts.load(self.config.add / _DISTRICTS)
-        column = districts.of(*(items[c].to_numpy().astype(np.float64) for c in ("lat", "lon")))
-        return items.set_column(items.column_names.index("district"), "district", column), districts
+        return with_districts(items, config.districts)
 
     def open(self, folder: Path) -> None:
         """Take the folder that becomes the output, and in it one for what only a restart needs."""

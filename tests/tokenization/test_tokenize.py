@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -210,8 +211,6 @@ def test_adding_items_changes_nobodys_id(source: Any, made: Path, tmp_path: Path
 
 
 def test_adding_in_place(source: Any, made: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(made, tmp_path / "t")
     write_embeddings(tmp_path / "more", source[2][250:], embed(source[2][250:]))
     tokenize(small(source, tmp_path / "t", embeddings=tmp_path / "more", add=tmp_path / "t", overwrite=True))
@@ -231,6 +230,13 @@ def test_districts_are_derived_and_kept_for_new_items(source: Any, tmp_path: Pat
     second = tokenize(small(source, tmp_path / "b", data=tmp_path / "raw", embeddings=tmp_path / "more", add=first))
     assert files(second)["districts.parquet"] == files(first)["districts.parquet"]
     assert len(SemanticIds.read(second)) == 300
+
+    # An align run has derived them already: the same ones, not others, whatever the items here.
+    align = tmp_path / "align"
+    write_embeddings(align / "embeddings", ids[100:], embed(ids[100:]))
+    shutil.copy(first / "districts.parquet", align)
+    third = tokenize(small(source, tmp_path / "c", data=tmp_path / "raw", embeddings=align))
+    assert files(third)["districts.parquet"] == files(first)["districts.parquet"]
 
 
 def test_what_does_not_fit_is_told(source: Any, made: Path, tmp_path: Path, caplog: Any) -> None:
