@@ -11,9 +11,10 @@ Dice asks for mean and variance of a layer over all visits before it can be appl
 a pass backward, no fewer. A sample's q enters the first layer as a matrix of its own, weight_k + weight_qk * q: 2 D H
 operations a visit instead of 4 D H.
 
-CPU: float32 by compiled loops (``target_attention_cpu.py``), other dtypes by the reference. CUDA: Triton kernels
+CPU: float32 by compiled loops (``target_attention_cpu.py``). CUDA: float32, float16 and bfloat16 by Triton kernels
 (``target_attention_triton.py``), which have not run on a GPU yet: they are tested in Triton's interpreter and compiled
-ahead of time.
+ahead of time. What neither takes goes to the reference: other dtypes, and on CUDA layers of more than 4,096 weights
+(widths rounded up to powers of two), which would not fit the registers.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .dice import dice_reference
 from .jagged import segment_ids, weighted_segment_sum
 from .target_attention_cpu import target_attention_backward_cpu, target_attention_cpu
 
@@ -62,8 +64,7 @@ def target_attention_reference(
     for layer in layers:
         mean, variance = torch.var_mean(z, 0, correction=0)[::-1] if batch_statistics else layer.statistics
         used.append(torch.stack([mean, variance]).detach())
-        gate = torch.sigmoid((z - mean) * (variance + eps).rsqrt())
-        z = F.linear(z * (layer.alpha + (1 - layer.alpha) * gate), layer.weight, layer.bias)
+        z = F.linear(dice_reference(z, mean, variance, layer.alpha, eps), layer.weight, layer.bias)
     return weighted_segment_sum(keys, z.squeeze(1), offsets, segments), used
 
 
@@ -86,6 +87,13 @@ def _forward(
     return target_attention_cpu(
         query, bias, keys, gaps, offsets, weight, alphas, statistics, weights, biases, batch_statistics, eps
     )
+
+
+@_forward.register_kernel("cuda")
+def _(*arguments: Any) -> Any:
+    from .target_attention_triton import target_attention_triton
+
+    return target_attention_triton(*arguments)
 
 
 @_forward.register_fake
@@ -134,6 +142,13 @@ def _backward(
         grad, query, keys, gaps, offsets, weight, alphas, statistics, weights, of_visits, zs, batch_statistics, eps,
         want_gaps,
     )  # fmt: skip
+
+
+@_backward.register_kernel("cuda")
+def _(*arguments: Any) -> Any:
+    from .target_attention_triton import target_attention_backward_triton
+
+    return target_attention_backward_triton(*arguments)
 
 
 @_backward.register_fake
@@ -210,7 +225,7 @@ def target_attention(
     single output w is the visit's weight, and the interest is the sum of w k over the sample's visits.
 
     Args:
-        query: targets, [B, D]; float32 on CUDA also float16 or bfloat16, on the CPU any floating dtype.
+        query: targets, [B, D].
         bias: of the first layer, one row a sample, so that it can hold a map of the query, [B, H1].
         keys: visits, [T, D].
         gaps: [T, G].
@@ -232,7 +247,7 @@ def target_attention(
     if torch.is_autocast_enabled(device):
         keys = keys.to(torch.get_autocast_dtype(device))
     query, bias, gaps = query.to(keys.dtype), bias.to(keys.dtype), gaps.to(keys.dtype)
-    if device == "cpu" and keys.dtype != torch.float32:
+    if not _compiled(keys, layers):
         with torch.autocast(device, enabled=False):
             cast = [DiceLinear(*(x.to(keys.dtype) for x in layer)) for layer in layers]
             return target_attention_reference(
@@ -243,6 +258,15 @@ def target_attention(
         query, bias, keys, gaps, offsets, weight.float(), alphas, statistics, weights, biases, batch_statistics, eps
     )
     return interest, [x.detach() for x in used]
+
+
+def _compiled(keys: Tensor, layers: Sequence[DiceLinear]) -> bool:
+    """Whether the operation takes these, or the reference must."""
+    if not keys.is_cuda:
+        return keys.dtype == torch.float32
+    from .target_attention_triton import fits
+
+    return keys.dtype != torch.float64 and fits(keys.shape[1], [layer.weight.shape[1] for layer in layers])
 
 
 def _check(

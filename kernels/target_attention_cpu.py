@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .dice import pool_statistics
 from .dice_cpu import dice, dice_back, dice_sums, moments
 from .threads import jit, parallel_rows
 from .tile_products import FAST, outer, times, width
@@ -219,11 +220,8 @@ def _statistics(near: Tensor, block_sums: Tensor, visits: Tensor) -> Tensor:
     A row of each block was taken from all of its rows first, so that nothing cancels where a mean is large.
     """
     first, second = block_sums.unbind(1)
-    n = visits[:, None].double()
-    shift = first / n.clamp(min=1)
-    mean = ((near + shift) * n).sum(0) / n.sum()
-    variance = (second - first * shift + n * (near + shift - mean).square()).sum(0) / n.sum()
-    return torch.stack([mean, variance]).float()
+    shift = first / visits[:, None].clamp(min=1)
+    return pool_statistics(visits, near + shift, second - first * shift)
 
 
 def _scale(statistics: Tensor, alpha: Tensor, eps: float, *shares: Tensor) -> Any:

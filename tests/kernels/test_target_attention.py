@@ -10,9 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from placerank.benchmarks.kernels import bench_target_attention as bench
+from placerank.benchmarks.kernels.harness import Case
 from placerank.kernels import target_attention as module
+from placerank.kernels import target_attention_triton as target_attention_triton_module
 from placerank.kernels.dice_cpu import sigmoid
 from placerank.kernels.target_attention import DiceLinear, target_attention, target_attention_reference
+from placerank.kernels.target_attention_triton import target_attention_backward_triton, target_attention_triton
 from placerank.kernels.tile_products import outer, times, width
 
 LENGTHS = [[2], [0, 3, 0], [7, 0, 1, 13], [33, 0, 1, 32, 64, 31], [0, 0, 129, 2]]
@@ -225,3 +229,83 @@ def test_products_of_tiles(n: int, k: int, h: int) -> None:
     np.testing.assert_allclose(out[1:], 1 + x[2:] @ w, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(sums, 1 + x[2:].T @ y[1:], rtol=1e-5, atol=1e-5)
     assert (out[0] == 1).all()
+
+
+@pytest.fixture
+def triton_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operation's CPU path is Triton's interpreter, where there is no GPU."""
+    if torch.cuda.is_available():
+        pytest.skip("with a GPU Triton's kernels are compiled, not interpreted")
+    monkeypatch.setattr(module, "target_attention_cpu", target_attention_triton)
+    monkeypatch.setattr(module, "target_attention_backward_cpu", target_attention_backward_triton)
+
+
+@pytest.mark.usefixtures("triton_on_cpu")
+@pytest.mark.parametrize(
+    ("lengths", "widths", "batch_statistics"),
+    [
+        ([2], WIDTHS[0], True),
+        ([0, 3, 0], TWO, False),
+        ([33, 0, 1, 32, 65, 31], TWO, True),
+        ([7, 0, 1, 13], WIDTHS[2], True),
+        ([5, 18], (40, (33,), 1), True),
+        ([0], TWO, False),
+        ([], TWO, False),
+    ],
+)
+def test_triton_equals_the_reference(lengths: list[int], widths: Any, batch_statistics: bool) -> None:
+    compare(target_attention, make(lengths, *widths), batch_statistics)
+
+
+@pytest.mark.usefixtures("triton_on_cpu")
+def test_triton_with_more_samples_and_tiles_than_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target_attention_triton_module, "PROGRAMS", 2)
+    compare(target_attention, make([40, 60, 0, 50, 45], *TWO), True)
+
+
+def attend_in_halves(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
+    """The operation itself with parameters in float32, as on CUDA."""
+    query, bias, keys, gaps, offsets, weight, layers, batch_statistics = arguments
+    columns = [[x.float() for x in column] for column in zip(*layers, strict=True)]
+    out, _, _, used = module._forward(
+        query, bias, keys, gaps, offsets, weight.float(), *columns, batch_statistics, 1e-8
+    )
+    return out, used
+
+
+@pytest.mark.usefixtures("triton_on_cpu")
+def test_triton_in_halves() -> None:
+    """float16 only: the interpreter multiplies bfloat16 as the integers that it keeps them in."""
+    compare(attend_in_halves, make([33, 0, 5], *TWO, torch.float16), True, atol=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_gpu_equals_the_reference(widths: Any, dtype: torch.dtype) -> None:
+    atol = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}[dtype]
+    for lengths in (*LENGTHS, torch.randint(0, 90, (700,)).tolist()):
+        compare(target_attention, make(lengths, *widths, dtype, "cuda"), True, atol)
+
+
+@pytest.mark.gpu
+def test_autocast_on_gpu() -> None:
+    inputs = make([33, 0, 5], *TWO, device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        compare(target_attention, inputs, True, atol=0.05)
+
+
+def test_widths_that_triton_leaves_to_the_reference() -> None:
+    fits = target_attention_triton_module.fits
+    assert fits(64, [64, 64, 16]) and not fits(65, [64]) and not fits(16, [16, 512])
+
+
+@pytest.mark.parametrize("lengths", ["full_histories", "skewed"])
+def test_peers_of_the_benchmark_agree(lengths: str) -> None:
+    case = Case(f"step_{lengths}", B=5, D=bench.D)
+    inputs = bench.setup(case, torch.device("cpu"))
+    ours = bench.placerank(inputs)()
+    peers = [bench.eager(inputs)()] + ([bench.padded(inputs)()] if lengths == "full_histories" else [])
+    for peer in peers:
+        for a, b in zip(ours, peer, strict=True):
+            torch.testing.assert_close(a, b.view_as(a), rtol=1e-3, atol=1e-4)
