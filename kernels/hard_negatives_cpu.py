@@ -3,7 +3,7 @@
 Workers draw runs of ``ROWS`` queries that lie together. For each run the candidates in reach come in chunks: one matrix
 product writes their cosines into a buffer that fits the core's own cache, one loop looks there for negatives, one for
 positives. A tile of 64 candidates that holds nothing better than a row's k-th so far costs that row two vector
-comparisons per 8 candidates: only the few tiles that pass are looked at one candidate at a time.
+comparisons per 8 candidates: only the few tiles that pass are looked at more closely.
 """
 
 from collections.abc import Iterator
@@ -76,6 +76,7 @@ def _scan_negatives(
         different: candidates of the query's category and of none are not eligible.
     """
     k = best.shape[1]
+    here = np.empty(TILE, np.float32)  # one tile's scores, NaN where not eligible
     for r in range(q_items.size):
         x, y, z = q_positions[0, r], q_positions[1, r], q_positions[2, r]
         item, limit = q_items[r], limits[r]
@@ -83,7 +84,8 @@ def _scan_negatives(
             continue
         category = q_categories[r] if different else nb.int32(-2)  # -2 is nobody's
         lowest = nb.int32(0) if different else nb.int32(-1)
-        worst = best[r, k - 1]
+        mine, rows = best[r], found[r]
+        worst = mine[k - 1]
         tile = -1
         for piece in range(len(pieces)):
             for at in range(pieces[piece, 0], pieces[piece, 1]):
@@ -92,27 +94,30 @@ def _scan_negatives(
                 far = reach[r] + radii[at]
                 if not dx * dx + dy * dy + dz * dz <= far * far:
                     continue
-                hit = nb.int32(0)  # no early exit and no branch, so that the compiler vectorises
+                hit = nb.int32(0)  # no early exit and no branch, so that this and the next loop are vectorised
                 for t in range(TILE):
                     hit |= (scores[r, tile, t] >= worst) & (c_categories[at, t] != category)
                 if not hit:
                     continue
                 for t in range(TILE):
-                    score = scores[r, tile, t]
-                    if score < worst or c_categories[at, t] == category or c_categories[at, t] < lowest:
-                        continue
                     dx, dy, dz = x - c_positions[0, at, t], y - c_positions[1, at, t], z - c_positions[2, at, t]
-                    if not dx * dx + dy * dy + dz * dz <= limit or c_items[at, t] == item:
-                        continue
-                    row = c_rows[at, t]
-                    if score == worst and row > found[r, k - 1]:
+                    eligible = (
+                        (dx * dx + dy * dy + dz * dz <= limit)
+                        & (c_categories[at, t] != category)
+                        & (c_categories[at, t] >= lowest)
+                        & (c_items[at, t] != item)
+                    )
+                    here[t] = scores[r, tile, t] if eligible else nb.float32(np.nan)
+                for t in range(TILE):
+                    score, row = here[t], c_rows[at, t]
+                    if not score >= worst or (score == worst and row > rows[k - 1]):
                         continue
                     e = k - 1
-                    while e > 0 and (score > best[r, e - 1] or (score == best[r, e - 1] and row < found[r, e - 1])):
-                        best[r, e], found[r, e] = best[r, e - 1], found[r, e - 1]
+                    while e > 0 and (score > mine[e - 1] or (score == mine[e - 1] and row < rows[e - 1])):
+                        mine[e], rows[e] = mine[e - 1], rows[e - 1]
                         e -= 1
-                    best[r, e], found[r, e] = score, row
-                    worst = best[r, k - 1]
+                    mine[e], rows[e] = score, row
+                    worst = mine[k - 1]
 
 
 @jit()
