@@ -23,7 +23,7 @@ from .threads import jit, parallel_rows
 # about the size of a core's level-2 cache; under 384 rows the product itself slows down.
 CHUNK_ROWS = 768
 TILE_CENTRES = 512
-MIN_ROWS = 64  # rows below which a second worker does not pay
+MIN_WORK = 2**24  # multiplications below which a second worker does not pay: about 0.1 ms
 
 _LANES = 256  # rows whose running maxima stay in the level-1 cache
 _COLUMNS = 16  # float32 numbers in a cache line: two threads never add into the same one
@@ -173,7 +173,7 @@ def residual_encode_cpu(
     total, threads = x.shape[0], torch.get_num_threads()
     codes = torch.empty(total, centres.shape[0], dtype=torch.int64)
     norms = torch.empty(total if with_norms else 0)
-    rows = min(CHUNK_ROWS, max(MIN_ROWS, -(-total // threads)), max(total, 1))
+    rows = max(1, min(CHUNK_ROWS, max(-(-total // threads), MIN_WORK // centres.numel()), total))
     starts = range(0, total, rows)
     draw = iter(starts)  # shared: the next chunk goes to whoever is free
     args = draw, rows, x, centres, directions, half_norms, codes, norms

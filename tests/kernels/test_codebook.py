@@ -94,7 +94,8 @@ def test_same_codes_on_every_path_ties_to_the_lowest(shape: tuple[int, int, int,
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_many_chunks_and_tiles(threads: int) -> None:
+def test_many_chunks_and_tiles(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codebook_cpu, "MIN_WORK", 0)
     n, k = 2 * codebook_cpu.CHUNK_ROWS + 1, codebook_cpu.TILE_CENTRES + 1
     x, codebooks = integers(n, 7, high=9), integers(3, k, 7, high=9)
     before = torch.get_num_threads()
