@@ -18,6 +18,8 @@ COMMANDS = {
     "doctor": "do the installed versions fit together, what can this machine do, how to mend what is wrong",
     "simulate": "make a city of items, users and clicks",
     "prepare": "tables of items and interactions to training samples",
+    "align": "item texts to embeddings that know distance",
+    "tokenize": "embeddings to semantic IDs",
     "train": "train a ranker; --nproc 2 for two ranks, --resume to go on",
     "evaluate": "metrics, baselines and a report of a trained ranker",
     "export": "embedding tables and the scorer, for serving",

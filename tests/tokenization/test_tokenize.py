@@ -289,10 +289,7 @@ def test_embeddings_with_nan_are_told_by_item(source: Any, tmp_path: Path) -> No
         tokenize(small(source, tmp_path / "t", embeddings=tmp_path / "e"))
 
 
-def test_the_command(source: Any, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
-    from placerank.cli import main as command
-
-    monkeypatch.setitem(command.COMMANDS, "tokenize", "")
+def test_the_command(source: Any, tmp_path: Path, capsys: Any) -> None:
     flags = ["--data", str(source[0]), "--embeddings", str(source[1]), "--out", str(tmp_path / "t")]
     flags += ["--tokenizer", "res_kmeans", "--codebook.codes", "8", "--codebook.levels", "2", "--report.queries", "0"]
     assert main(["tokenize", *flags]) == 0
