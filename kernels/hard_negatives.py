@@ -265,7 +265,7 @@ def hard_negatives(
         ``HardNegatives``: rows of the candidates, with what is valid.
 
     Raises:
-        ValueError: shapes, types or options are not those above.
+        ValueError: shapes, types or options are not those above, or k is over 128 on CUDA.
 
     An unknown category (negative) equals no other and is not known to differ from any: such an item has and is a
     negative only without ``different_category``, and a positive only by its brand. No brand equals no other. Of equal

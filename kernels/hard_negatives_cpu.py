@@ -1,6 +1,6 @@
 """Loops of ``hard_negatives`` on the CPU.
 
-Workers draw runs of ``ROWS`` queries that lie together. For each run the candidates in reach come in chunks: one matrix
+Workers draw runs of queries that lie together. For each run the candidates in reach come in chunks: one matrix
 product writes their cosines into a buffer that fits the core's own cache, one loop looks there for negatives, one for
 positives. A tile of 64 candidates that holds nothing better than a row's k-th so far costs that row two vector
 comparisons per 8 candidates: only the few tiles that pass are looked at more closely.
@@ -20,9 +20,12 @@ from .threads import jit
 from .tiles import reachable_tiles, tile_bounds
 from .workers import run_on_workers
 
-# Queries in a run, a multiple of TILE, and tiles in a chunk: the buffer is 1 MiB, half a core's level-2 cache here.
+# Most queries of a run, a multiple of TILE, and tiles of a chunk: the buffer is 1 MiB, half a core's level-2 cache here.
 # 128 x 32 was as fast, 64 x 32 a fifth slower in the product.
 ROWS, CHUNK = 256, 16
+RUNS = (
+    16  # that a batch should have at least, for workers to share; not by their number, so that answers are not either
+)
 
 
 @jit()
@@ -207,6 +210,7 @@ def _pieces(offsets: Tensor, tiles: Tensor) -> tuple[np.ndarray, list[int], list
 
 def _search_runs(
     search: Search,
+    size: int,
     draw: Iterator[int],
     pieces: np.ndarray,
     chunks: list[int],
@@ -219,7 +223,7 @@ def _search_runs(
     lowest: np.ndarray,
     positives: np.ndarray,
 ) -> None:
-    """The runs of queries that this worker draws."""
+    """The runs of ``size`` queries that this worker draws."""
     q, c = search.queries, search.candidates
     _, q_positions, _, q_items, q_categories, q_brands = (tensor.numpy() for tensor in q)
     c_rows, c_positions, _, c_items, c_categories, _ = (tensor.numpy() for tensor in c)
@@ -229,11 +233,11 @@ def _search_runs(
         np.empty(0, np.int64) if keys is None else keys.numpy() for keys in (search.negative_keys, search.positive_keys)
     )
     all_random = bool(negative_keys.size and positive_keys.size)
-    cosines = torch.empty(ROWS, CHUNK * TILE)
+    cosines = torch.empty(size, CHUNK * TILE)
     cosines_array = cosines.numpy()
     scores = np.empty_like(cosines_array) if negative_keys.size else cosines_array
     for run in draw:
-        this = slice(run * ROWS, min((run + 1) * ROWS, len(q.rows)))
+        this = slice(run * size, min((run + 1) * size, len(q.rows)))
         n = this.stop - this.start
         own, own_embeddings = (q_positions[:, this], q_items[this]), q.embeddings[this]
         this_cosines, this_scores = cosines[:n], scores[:n].reshape(n, CHUNK, TILE)
@@ -275,16 +279,17 @@ def hard_negatives_cpu(search: Search) -> tuple[Tensor, Tensor]:
             limits.sqrt().nan_to_num(-torch.inf, posinf=torch.inf) * slack
             for limits in (search.negative_limits, search.positive_limits)
         )
-        furthest = F.pad(torch.maximum(reach, far), (0, -rows % ROWS), value=-torch.inf).view(-1, ROWS).amax(1)
+        size = min(ROWS, -(-rows // (RUNS * TILE)) * TILE)  # of a run
+        furthest = F.pad(torch.maximum(reach, far), (0, -rows % size), value=-torch.inf).view(-1, size).amax(1)
         bounds = tile_bounds(c.positions.t(), TILE)
-        offsets, tiles = reachable_tiles(*tile_bounds(q.positions.t(), ROWS), *bounds, furthest)
+        offsets, tiles = reachable_tiles(*tile_bounds(q.positions.t(), size), *bounds, furthest)
         groups = [
             _groups(numbers, int(1 + max(a.max(), numbers.max())))
             for a, numbers in ((q.categories, c.categories), (q.brands, c.brands))
         ]
         draw = iter(range(len(furthest)))  # shared: the next run goes to whoever is free
         run_on_workers(
-            _search_runs, search, draw, *_pieces(offsets, tiles), reach.numpy(),
+            _search_runs, search, size, draw, *_pieces(offsets, tiles), reach.numpy(),
             [bound.numpy() for bound in bounds], groups, best.numpy(), found.numpy(), lowest.numpy(),
             positives.numpy(), most=len(furthest),
         )  # fmt: skip

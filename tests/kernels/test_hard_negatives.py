@@ -332,6 +332,13 @@ def test_bad_input(change: dict[str, Any], options: dict[str, Any], message: str
         hard_negatives(make_places(7), make_places(7, 4))
 
 
+def test_too_many_negatives_for_a_gpu() -> None:
+    with pytest.raises(ValueError, match="k: got 129, expected at most 128 on CUDA; the CPU takes any number"):
+        triton_path(make_places(5), k=129)
+    places = make_places(200, 4, seed=3)
+    assert_same(hard_negatives(places, k=150), hard_negatives_reference(places, k=150))
+
+
 def test_custom_op() -> None:
     queries, candidates = make_places(9, seed=1), make_places(12, seed=2)
     for others in (None, candidates):
