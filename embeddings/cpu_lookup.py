@@ -1,9 +1,9 @@
 """Row lookups on the CPU, faster than fbgemm's where nothing is pooled.
 
 fbgemm's CPU kernel without pooling adds up the gradients of repeated rows in nested hash maps, in one thread: the
-largest part of a DIN step on 2 cores (81 of 310 ms with full histories). Here ids are sorted, the gradients of each
-row are summed as a segment, and row-wise Adagrad is applied to the same weights and states in place, so state dicts,
-checkpoints and results stay what they were. On CUDA fbgemm's own kernels are used.
+largest part of a DIN step on 2 cores (81 of 310 ms with full histories). Here row-wise Adagrad on sorted ids
+(``kernels/row_adagrad.py``) changes the same weights and states in place, so state dicts, checkpoints and results stay
+what they were. On CUDA fbgemm's own kernels are used.
 """
 
 from collections.abc import Callable
@@ -17,35 +17,39 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torch import Tensor, nn
 
-from ..kernels.jagged import segment_sum
+from ..kernels.row_adagrad import row_adagrad_
 
 
 class _Lookup(torch.autograd.Function):
-    """Rows of one table; the backward is the optimizer's step: row-wise Adagrad, as fbgemm's EXACT_ROWWISE_ADAGRAD.
+    """Rows of several tables of one width, one after the other; the backward is the optimizer's step.
 
-    ``anchor`` is any tensor that requires a gradient, so that autograd calls the backward.
+    ``anchor`` is any tensor that requires a gradient, so that autograd calls the backward. ``tables`` are pairs of
+    weights and states; the ids of table i are ids[cuts[i] : cuts[i + 1]].
     """
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, ids: Tensor, weights: Tensor, states: Tensor, lr: float, eps: float
+        ctx: Any,
+        anchor: Tensor,
+        ids: Tensor,
+        cuts: list[int],
+        tables: list[tuple[Tensor, Tensor]],
+        lr: float,
+        eps: float,
     ) -> Tensor:
         ctx.save_for_backward(ids)
-        ctx.step = weights, states, lr, eps
-        return weights.index_select(0, ids)
+        ctx.step = cuts, tables, lr, eps
+        out = tables[0][0].new_empty(cuts[-1], tables[0][0].shape[1])
+        for (weights, _), a, b in zip(tables, cuts[:-1], cuts[1:], strict=True):
+            torch.index_select(weights, 0, ids[a:b], out=out[a:b])
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
         (ids,) = ctx.saved_tensors
-        weights, states, lr, eps = ctx.step
-        ordered, order = ids.sort()
-        rows, counts = torch.unique_consecutive(ordered, return_counts=True)
-        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        row_grad = segment_sum(grad.index_select(0, order), offsets)
-        state = states.index_select(0, rows) + row_grad.square().mean(dim=1)
-        states.index_copy_(0, rows, state)
-        step = row_grad.mul_((-lr / (state.sqrt() + eps))[:, None])
-        weights.index_copy_(0, rows, step.add_(weights.index_select(0, rows)))
+        cuts, tables, lr, eps = ctx.step
+        for (weights, states), a, b in zip(tables, cuts[:-1], cuts[1:], strict=True):
+            row_adagrad_(weights, states, ids[a:b], grad[a:b], lr, eps)
         return None, None, None, None, None, None
 
 
@@ -53,19 +57,19 @@ def _forward(tables: SplitTableBatchedEmbeddingBagsCodegen) -> Callable[..., Ten
     weights = tables.split_embedding_weights()
     states = [s[0] for s in tables.split_optimizer_states()]
     features = [(table, len(list(group))) for table, group in groupby(tables.feature_table_map)]
+    pairs = [(weights[table], states[table]) for table, _ in features]
     anchor = torch.zeros((), requires_grad=True)
 
     def forward(indices: Tensor, offsets: Tensor, *_: Any, **__: Any) -> Tensor:
         """As the module's own: indices int [T], offsets int [F * B + 1], feature by feature; to [T, D]."""
         lr, eps = tables.get_learning_rate(), tables.optimizer_args.eps
         batch = (offsets.numel() - 1) // sum(n for _, n in features)
-        out, first, begin = [], 0, 0
-        for table, count in features:
+        cuts, first = [0], 0
+        for _, count in features:
             first += count * batch
-            end = int(offsets[first])
-            out.append(_Lookup.apply(anchor, indices[begin:end], weights[table], states[table], lr, eps))
-            begin = end
-        return torch.cat(out)
+            cuts.append(int(offsets[first]))
+        out: Tensor = _Lookup.apply(anchor, indices, cuts, pairs, lr, eps)
+        return out
 
     return forward
 

@@ -1,0 +1,114 @@
+"""Row-wise Adagrad on the rows of a table that a batch looked up, as fbgemm's EXACT_ROWWISE_ADAGRAD.
+
+Each distinct row's gradients are summed first; its state, one number, grows by the mean of the squared sum; the row
+moves by lr / (sqrt(state) + eps) times the sum. The reference sorts ids by comparing, gathers gradients in that order,
+sums, squares, gathers and scatters, each a pass over memory. Here ids are sorted digit by digit, and the rest is one
+pass that reads each gradient once: about half the time for 200,000 lookups of 16 columns on 2 CPU cores.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .jagged import segment_sum
+from .threads import jit, parallel_rows
+from .tile_products import FAST, width
+
+_DIGIT = 11  # bits: a counter for each value of a digit stays in the first-level cache
+_VALUES = 1 << _DIGIT
+_GRAIN = 4096  # lookups that pay for a thread
+
+
+def row_adagrad_reference(weights: Tensor, states: Tensor, ids: Tensor, grad: Tensor, lr: float, eps: float) -> None:
+    """``row_adagrad_`` in plain PyTorch."""
+    ordered, order = ids.sort(stable=True)
+    rows, counts = torch.unique_consecutive(ordered, return_counts=True)
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    row_grad = segment_sum(grad.index_select(0, order), offsets)
+    state = states.index_select(0, rows) + row_grad.square().mean(dim=1)
+    states.index_copy_(0, rows, state)
+    step = row_grad.mul_((-lr / (state.sqrt() + eps))[:, None])
+    weights.index_copy_(0, rows, step.add_(weights.index_select(0, rows)))
+
+
+@jit()
+def _sort(ids: Any, largest: int, keys: Any, order: Any, other_keys: Any, other_order: Any) -> Any:
+    """ids in order and where each came from, stable, by counting the values of one digit after the other.
+
+    The four buffers, int32 [T] each, are written in turns; returns the two that hold the result.
+    """
+    for i in range(len(ids)):
+        keys[i], order[i] = ids[i], i
+    shift = 0
+    while shift == 0 or largest >> shift:
+        starts = np.zeros(_VALUES + 1, np.int64)
+        for i in range(len(ids)):
+            starts[((keys[i] >> shift) & (_VALUES - 1)) + 1] += 1
+        for value in range(_VALUES):
+            starts[value + 1] += starts[value]
+        for i in range(len(ids)):
+            value = (keys[i] >> shift) & (_VALUES - 1)
+            at = starts[value]
+            other_keys[at], other_order[at] = keys[i], order[i]
+            starts[value] = at + 1
+        keys, order, other_keys, other_order = other_keys, other_order, keys, order
+        shift += _DIGIT
+    return keys, order
+
+
+@jit(fastmath=FAST)
+def _step(
+    start: int,
+    stop: int,
+    Ds: Any,
+    ordered: Any,
+    order: Any,
+    grad: Any,
+    lr: float,
+    eps: float,
+    weights: Any,
+    states: Any,
+) -> None:
+    """Rows whose first lookup, in order, lies in start .. stop."""
+    D = len(Ds)
+    total = np.empty(D, np.float32)
+    i = start
+    while 0 < i < stop and ordered[i] == ordered[i - 1]:
+        i += 1
+    while i < stop:
+        row = ordered[i]
+        total[:] = 0
+        while i < len(order) and ordered[i] == row:
+            at = order[i]
+            for d in range(D):
+                total[d] += grad[at, d]
+            i += 1
+        square = np.float32(0)
+        for d in range(D):
+            square += total[d] * total[d]
+        states[row] += square / np.float32(D)
+        scale = np.float32(lr / (np.sqrt(states[row]) + eps))
+        for d in range(D):
+            weights[row, d] -= scale * total[d]
+
+
+def row_adagrad_(weights: Tensor, states: Tensor, ids: Tensor, grad: Tensor, lr: float, eps: float) -> None:
+    """Take one step on the rows that ``ids`` name, in place.
+
+    Args:
+        weights: the table, [R, D].
+        states: sums of mean squared gradients, [R].
+        ids: rows looked up, int64 [T], in 0 .. R - 1 (not checked), in any order and as often as they come.
+        grad: gradient of each lookup, [T, D].
+        lr, eps: learning rate; joins the root of the state.
+    """
+    floats = weights, states, grad
+    plain = all(x.device.type == "cpu" and x.dtype == torch.float32 for x in floats)
+    if not plain or not weights.is_contiguous() or not states.is_contiguous() or max(*weights.shape, len(ids)) >= 2**31:
+        return row_adagrad_reference(weights, states, ids, grad, lr, eps)
+    buffers = np.empty((4, len(ids)), np.int32)
+    ordered, order = _sort(ids.contiguous().numpy(), weights.shape[0] - 1, *buffers)
+    arrays = grad.detach().contiguous().numpy(), lr, eps, weights.detach().numpy(), states.detach().numpy()
+    parallel_rows(_step, len(ordered), width(weights.shape[1]), ordered, order, *arrays, grain=_GRAIN)
