@@ -20,7 +20,7 @@ from .threads import jit
 from .tiles import reachable_tiles, tile_bounds
 from .workers import run_on_workers
 
-# Most queries of a run, a multiple of TILE, and tiles of a chunk: the buffer is 1 MiB, half a core's level-2 cache here.
+# Most queries of a run, a multiple of TILE, and tiles of a chunk: a buffer of 1 MiB, half a core's level-2 cache here.
 # 128 x 32 was as fast, 64 x 32 a fifth slower in the product.
 ROWS, CHUNK = 256, 16
 RUNS = (

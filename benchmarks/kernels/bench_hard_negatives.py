@@ -25,8 +25,8 @@ K, DIM, NEGATIVE_KM, POSITIVE_KM = 9, 64, 10.0, 30.0
 CATEGORIES = 200  # Zipf: the first has 17 % of the items
 # Pairs that PyTorch looks at together. On the CPU they stay in the cache: 1 << 21 was the fastest of 2^20 to 2^25.
 CHUNK = {"cpu": 1 << 21, "cuda": 1 << 28}
-# Largest batches for what takes time or memory of the square of B on a CPU; half a minute each.
-MOST_PAIRS, MOST_NEIGHBOURS = 16384**2, 4096 * 16384
+# Largest batches on a CPU for peers whose time grows as the square of B or as the neighbours: a minute each.
+MOST_PAIRS, MOST_NEIGHBOURS = 16384**2, 3e8
 
 
 class Inputs(NamedTuple):
