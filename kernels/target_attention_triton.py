@@ -439,9 +439,10 @@ def fits(dim: int, hidden: list[int]) -> bool:
     return all(_block(a) * _block(b) <= MOST_NUMBERS for a, b in pairs)
 
 
-def _settings() -> dict[str, int]:
-    """Of a program that takes a sample's visits forward."""
-    return {"BLOCK_T": 32, "num_warps": 4, "num_stages": 1}
+def _settings(D: int, H: int) -> dict[str, int]:
+    """Of a program that takes a sample's visits forward, with a matrix [D, H] in registers."""
+    tile = 32 if _block(D) * _block(H) <= 2048 else 16
+    return {"BLOCK_T": tile, "num_warps": 4 if tile == 32 or H <= 32 else 8, "num_stages": 1}
 
 
 def _row_settings(N: int, H: int) -> dict[str, int]:
@@ -484,7 +485,7 @@ def target_attention_triton(
     wide = {"BLOCK_D": _block(D)}
     zs, used = [keys.new_empty(T, H)], []
     moments, counts = keys.new_empty(B, 2, H, dtype=torch.float32), offsets.diff()
-    settings = _settings() | wide
+    settings = _settings(D, H) | wide
     _first_fwd_kernel[(B,)](
         query, bias, keys, gaps, offsets, weight, zs[0], moments, D, G, H,
         BLOCK_H=_block(H), PRECISION=precision, **settings,
@@ -505,7 +506,7 @@ def target_attention_triton(
                     BLOCK_H=_block(H), BLOCK_N=_block(N), PRECISION=precision, **settings,
                 )  # fmt: skip
         else:
-            settings = _settings() | wide
+            settings = _settings(D, H) | wide
             _last_fwd_kernel[(B,)](
                 zs[i], scale, of_layer, offset, keys, offsets, of_visits, interest, D, H, BLOCK_H=_block(H), **settings
             )
@@ -540,7 +541,7 @@ def target_attention_backward_triton(
         scale, rows = _scale(statistics[i], alphas[i], eps), _row_settings(N, H)
         if i + 1 == layers:
             above, sums = keys.new_empty(T, 1), scale.new_empty(B, 5, H)
-            settings = _settings() | wide
+            settings = _settings(D, H) | wide
             _last_bwd_kernel[(B,)](
                 grad, keys, zs[i], scale, weights[i], offsets, above, sums, D, H, BLOCK_H=_block(H), **settings
             )
@@ -592,7 +593,7 @@ def _variants(name: str, dtype: str, D: int, G: int, H: int, N: int) -> dict[str
         every = {x: every[x] for x in kernel.arg_names if x in every}
         return Variant(kernel, ordered, every, settings["num_warps"], settings["num_stages"])
 
-    first, between, last = _settings(), _row_settings(N, H), _settings()
+    first, between, last = _settings(D, H), _row_settings(N, H), _settings(D, N)
     first_bwd = _first_bwd_settings(H, 16 if dtype == "bf16" else 32)
     at_last = {"D": D, "H": N, "BLOCK_H": _block(N)}
     return {
