@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .threads import jit, parallel_rows
 
-# Rows and centres of one product: 512 to 1,024 rows ran within 3 % of each other at D = 384, with residuals and scores
+# Rows and centres of one product: 512 to 1,024 rows ran within 5 % of each other at D = 384, with residuals and scores
 # about the size of a core's level-2 cache; under 384 rows the product itself slows down.
 CHUNK_ROWS = 768
 TILE_CENTRES = 512
