@@ -139,8 +139,11 @@ def faiss_quantizer(inputs: Inputs) -> Callable[[], object] | None:
     return _streamed(inputs, encode)
 
 
-def residual_vq(inputs: Inputs) -> Callable[[], object]:
-    """vector-quantize-pytorch's ResidualVQ in evaluation, which also returns the reconstruction."""
+def residual_vq(inputs: Inputs, numbers: int | None = None) -> Callable[[], object]:
+    """vector-quantize-pytorch's ResidualVQ in evaluation, which also returns the reconstruction.
+
+    All rows of the buffer in one call, as its users would, or so many that as many numbers are compared at once.
+    """
     from vector_quantize_pytorch import ResidualVQ
 
     levels, count, dim = inputs.codebooks.shape
@@ -148,13 +151,18 @@ def residual_vq(inputs: Inputs) -> Callable[[], object]:
     for layer, centres in zip(module.layers, inputs.codebooks, strict=True):
         layer._codebook.embed.data.copy_(centres[None])
         layer._codebook.initted.fill_(True)
-    numbers = SCORES[inputs.rows.device.type] // count
+    chunk = len(inputs.rows) if numbers is None else numbers // count
 
     @torch.no_grad()
     def encode(rows: Tensor) -> Tensor:
-        return _by_chunks(rows, numbers, lambda chunk: module(chunk[None])[1][0])
+        return _by_chunks(rows, chunk, lambda part: module(part[None])[1][0])
 
     return _streamed(inputs, encode)
+
+
+def residual_vq_in_chunks(inputs: Inputs) -> Callable[[], object]:
+    """Chunks that stay in cache, which its users would have to know to make."""
+    return residual_vq(inputs, SCORES[inputs.rows.device.type])
 
 
 SUITE = Suite(
@@ -170,6 +178,7 @@ SUITE = Suite(
         "torch.compile": compiled,
         "FAISS ResidualQuantizer": faiss_quantizer,
         "vector-quantize-pytorch": residual_vq,
+        "vector-quantize-pytorch in chunks": residual_vq_in_chunks,
     },
     size="N",
 )

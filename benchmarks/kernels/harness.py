@@ -20,7 +20,7 @@ import torch
 MIB = 2**20
 # A peer is called again within a round until this many seconds are full, and is not called again in later rounds
 # once it has had its budget: a slow peer of a large case gets fewer rounds, never none.
-ROUND_SECONDS, BUDGET_SECONDS = 0.1, 60.0
+ROUND_SECONDS, BUDGET_SECONDS = 0.1, 20.0
 
 
 class Case:
@@ -108,23 +108,22 @@ def measure_ceilings(device: torch.device) -> Ceilings:
     return Ceilings(2 * source.nbytes / copy / 1e9, 2 * n**3 / product / 1e9)
 
 
-def peak_mib(call: Callable[[], object], device: torch.device) -> float:
-    """Memory that a call takes at its peak above what was in use before; NaN where the system can't tell."""
+def peak_mib(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """MiB that a call takes at its peak above what was in use before (NaN where the system can't tell); its seconds."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        call()
-        synchronize(device)
-        return (torch.cuda.max_memory_allocated(device) - before) / MIB
+        took = seconds(call, device)
+        return (torch.cuda.max_memory_allocated(device) - before) / MIB, took
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is in use
     except OSError:
-        return math.nan
+        return math.nan, seconds(call, device)
     before = _status_kib("VmRSS")
-    call()
-    return max(0, _status_kib("VmHWM") - before) / 1024
+    took = seconds(call, device)
+    return max(0, _status_kib("VmHWM") - before) / 1024, took
 
 
 def _status_kib(field: str) -> int:
@@ -147,9 +146,12 @@ def run_case(
             continue
         if call is not None:
             calls[name] = call
-    once = {name: min(seconds(call, device), seconds(call, device)) for name, call in calls.items()}  # first: compiles
-    peaks = {name: peak_mib(call, device) for name, call in calls.items()}
-    times: dict[str, list[list[float]]] = {name: [] for name in calls}
+    for call in calls.values():  # compiles
+        call()
+    peaks, once = {}, {}
+    for name, call in calls.items():
+        peaks[name], once[name] = peak_mib(call, device)
+    times: dict[str, list[list[float]]] = {name: [[took]] for name, took in once.items()}
     for _ in range(rounds):
         for name, call in calls.items():
             if sum(map(sum, times[name])) < BUDGET_SECONDS:

@@ -23,9 +23,10 @@ def test_compiles_without_spills(module: str, target: str) -> None:
     assert run.returncode == 0, run.stderr
     lines = [line.split() for line in run.stdout.splitlines()[1:]]
     assert lines, f"{module}.VARIANTS is empty"
-    for name, _, _, spills, shared in lines:
+    for name, _, _, spills, shared, tensor_memory in lines:
         assert int(spills) == 0, f"{name} spills on {target}:\n{run.stdout}"
         assert int(shared) <= LIMITS[target], f"{name} takes {shared} bytes of shared memory on {target}"
+        assert int(tensor_memory) <= 512, f"{name} takes {tensor_memory} columns of tensor memory on {target}"
 
 
 def test_every_kernel_is_compiled() -> None:

@@ -30,11 +30,15 @@ TARGETS = {
 
 
 class Report(NamedTuple):
-    """What a compiled kernel uses: registers a thread, bytes (CUDA) or registers (HIP) spilled, shared memory bytes."""
+    """What a compiled kernel uses: registers a thread, bytes (CUDA) or registers (HIP) spilled, shared memory bytes.
+
+    tensor_memory is Blackwell's, in columns of 512; a kernel that asks for more compiles to nothing.
+    """
 
     registers: int
     spills: int
     shared: int
+    tensor_memory: int
 
 
 def _ptxas(ptx: str, capability: int) -> str:
@@ -55,22 +59,22 @@ def compile_for(variant: Variant, target: str) -> Report:
     source = ASTSource(variant.kernel, signature=dict(variant.signature), constexprs=dict(variant.constants))
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
     compiled = triton.compile(source, target=TARGETS[target], options=options)
-    shared = compiled.metadata.shared
+    shared, tensor_memory = compiled.metadata.shared, getattr(compiled.metadata, "tmem_size", None) or 0
     if target.startswith("sm_"):
         report = _ptxas(compiled.asm["ptx"], TARGETS[target].arch)
         registers = re.findall(r"Used (\d+) registers", report)
         spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
         assert registers and spills, f"ptxas reported nothing to read: {report}"
-        return Report(max(map(int, registers)), sum(int(n) for pair in spills for n in pair), shared)
+        return Report(max(map(int, registers)), sum(int(n) for pair in spills for n in pair), shared, tensor_memory)
     text = compiled.asm["amdgcn"]
     registers = re.findall(r"\.vgpr_count:\s+(\d+)", text)
     spilled = re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", text)
     assert registers and spilled, "no register counts in the assembly"
-    return Report(max(map(int, registers)), sum(map(int, spilled)), shared)
+    return Report(max(map(int, registers)), sum(map(int, spilled)), shared, tensor_memory)
 
 
 def main(module: str, targets: list[str]) -> None:
-    """One line a variant and target: name, target, registers, spills, shared."""
+    """One line a variant and target: name, target, registers, spills, shared, tensor_memory."""
     found: dict[str, Variant] = importlib.import_module(module).VARIANTS
     for name, variant in found.items():
         for target in targets:
@@ -78,5 +82,5 @@ def main(module: str, targets: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    print("variant target registers spills shared", flush=True)
+    print("variant target registers spills shared tensor_memory", flush=True)
     main(sys.argv[1], sys.argv[2:] or list(TARGETS))
