@@ -8,16 +8,13 @@ Encoding is matrix products with a little around them, so its speed is theirs if
   to the lowest index by themselves, and a NaN is never larger.
 """
 
-import os
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .threads import jit, parallel_rows
+from .threads import jit, parallel_rows, run_on_workers
 
 # Rows and centres of one product: 512 to 1,024 rows ran within 5 % of each other at D = 384, with residuals and scores
 # about the size of a core's level-2 cache; under 384 rows the product itself slows down.
@@ -135,28 +132,6 @@ def _encode_chunks(
                 _norms(chunk.numpy(), centres[level].numpy(), winners, norms[start : start + n].numpy())
 
 
-_workers: dict[int, ThreadPoolExecutor] = {}
-os.register_at_fork(after_in_child=_workers.clear)  # a forked child has the pools but not their threads
-
-
-def _start_worker(ready: threading.Barrier) -> None:
-    torch.set_num_threads(1)  # of this thread, and of threads that have yet to start: see below
-    ready.wait()
-
-
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads in each of which a product of PyTorch runs on that thread alone."""
-    if threads not in _workers:
-        ready = threading.Barrier(threads + 1)
-        pool = ThreadPoolExecutor(threads, "placerank-encode", _start_worker, (ready,))
-        for _ in range(threads):  # a pool starts its threads as work comes in; none is done before all have started
-            pool.submit(int)
-        ready.wait()
-        torch.set_num_threads(threads)  # what threads that have yet to start will have: as before
-        _workers[threads] = pool
-    return _workers[threads]
-
-
 def residual_encode_cpu(
     x: Tensor, centres: Tensor, directions: Tensor, half_norms: Tensor, with_norms: bool
 ) -> tuple[Tensor, Tensor]:
@@ -176,12 +151,7 @@ def residual_encode_cpu(
     rows = max(1, min(CHUNK_ROWS, max(-(-total // threads), MIN_WORK // centres.numel()), total))
     starts = range(0, total, rows)
     draw = iter(starts)  # shared: the next chunk goes to whoever is free
-    args = draw, rows, x, centres, directions, half_norms, codes, norms
-    if threads == 1 or len(starts) <= 1:
-        _encode_chunks(*args)
-    else:
-        for done in [_pool(threads).submit(_encode_chunks, *args) for _ in range(min(threads, len(starts)))]:
-            done.result()
+    run_on_workers(_encode_chunks, draw, rows, x, centres, directions, half_norms, codes, norms, most=len(starts))
     return codes, norms
 
 

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .places import TILE, Search
-from .threads import jit
+from .threads import jit, run_on_workers
 from .tiles import reachable_tiles, tile_bounds
-from .workers import run_on_workers
 
 # Most queries of a run, a multiple of TILE, and tiles of a chunk: a buffer of 1 MiB, half a core's level-2 cache here.
 # 128 x 32 was as fast, 64 x 32 a fifth slower in the product.
