@@ -1,9 +1,5 @@
 """Residual codebooks: reference = CPU = Triton, ties, rows that cannot be encoded, gradients."""
 
-import importlib
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -342,33 +338,6 @@ def test_compile_and_export() -> None:
     codes = residual_encode(x, model.codebooks)
     counts = torch.stack([torch.bincount(c, minlength=5) for c in codes.t()])
     torch.testing.assert_close(model.codebooks.grad, counts[..., None].expand(2, 5, 3).float())
-
-
-def calls(suite: Any, case: Any) -> Iterator[tuple[str, Any, Any]]:
-    """name, inputs, what is timed of each peer that is installed; torch.compile takes too long here."""
-    inputs = suite.setup(case, torch.device("cpu"))
-    for name, peer in suite.peers.items():
-        try:
-            call = None if name == "torch.compile" else peer(inputs)
-        except ImportError:
-            continue
-        if call is not None:
-            yield name, inputs, call
-
-
-def test_peers_of_the_benchmarks_agree() -> None:
-    encode = importlib.import_module("placerank.benchmarks.kernels.bench_residual_encode")
-    for name, inputs, call in calls(encode.SUITE, encode.CASES[0]):
-        (codes,) = call()
-        if name == "FAISS ResidualQuantizer":
-            codes = torch.from_numpy(importlib.import_module("faiss").unpack_bitstrings(codes, 3, 6).astype("int64"))
-        if name != "matrix product only":
-            torch.testing.assert_close(codes, residual_encode(inputs.rows, inputs.codebooks))
-    lookup = importlib.import_module("placerank.benchmarks.kernels.bench_residual_lookup")
-    for case in (lookup.CASES[0], lookup.CASES[4]):
-        for name, inputs, call in calls(lookup.SUITE, case):
-            if inputs.grad is None or name != "FBGEMM TBE":  # whose backward returns nothing
-                torch.testing.assert_close(call(), lookup.placerank(inputs)())
 
 
 @pytest.mark.gpu

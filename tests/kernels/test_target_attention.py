@@ -10,8 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from placerank.benchmarks.kernels import bench_target_attention as bench
-from placerank.benchmarks.kernels.harness import Case
 from placerank.kernels import target_attention as module
 from placerank.kernels import target_attention_triton as target_attention_triton_module
 from placerank.kernels.dice_cpu import sigmoid
@@ -298,14 +296,3 @@ def test_autocast_on_gpu() -> None:
 def test_widths_that_triton_leaves_to_the_reference() -> None:
     fits = target_attention_triton_module.fits
     assert fits(64, [64, 64, 16]) and not fits(65, [64]) and not fits(16, [16, 512])
-
-
-@pytest.mark.parametrize("lengths", ["full_histories", "skewed"])
-def test_peers_of_the_benchmark_agree(lengths: str) -> None:
-    case = Case(f"step_{lengths}", B=5, D=bench.D)
-    inputs = bench.setup(case, torch.device("cpu"))
-    ours = bench.placerank(inputs)()
-    peers = [bench.eager(inputs)()] + ([bench.padded(inputs)()] if lengths == "full_histories" else [])
-    for peer in peers:
-        for a, b in zip(ours, peer, strict=True):
-            torch.testing.assert_close(a, b.view_as(a), rtol=1e-3, atol=1e-4)
