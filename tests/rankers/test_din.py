@@ -1,5 +1,7 @@
 """DIN against the paper's equations, written as a loop over samples and visits."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -101,6 +103,20 @@ def test_gradients_are_those_of_the_hand_written_sum() -> None:
     slow = torch.autograd.grad(din_by_hand(tower, query, history).square().sum(), inputs)
     for a, b in zip(fast, slow, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_din_in_training_equals_its_layers_one_by_one() -> None:
+    tower = make_tower("din").train()
+    plain = copy.deepcopy(tower)
+    query, history = make_history([3, 0, 9, 1])
+    got = tower(query, history)
+    q, k = query[torch.tensor([0] * 3 + [2] * 9 + [3])], history.keys
+    z = plain.from_query(q) + plain.from_visit(torch.cat([k, q * k, history.gaps], dim=1))
+    weights = plain.rest(plain.first_activation(z))
+    want = torch.stack([part.sum(0) for part in (weights * k).split([3, 0, 9, 1])])
+    torch.testing.assert_close(got, want)
+    for a, b in zip(tower.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_dice_equals_its_equation_and_its_limits() -> None:
