@@ -44,9 +44,12 @@ check: $(STAMP) ## lint, format, types, and that imports between folders run one
 	$(BIN)/lint-imports --no-logo
 
 bench: $(STAMP) ## quick runs of the benchmarks; their figures in benchmarks/results come from longer ones
+	$(PIP) -r requirements/bench.txt
+	$(BIN)/placerank bench kernels --quick
 	$(BIN)/python benchmarks/bench_loader.py
 	$(BIN)/python benchmarks/bench_export.py
 	$(BIN)/python benchmarks/bench_throughput.py --quick
 
 clean: ## removes .venv, caches and builds, not runs/
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find -L src/placerank -name '*.nb[ic]' -delete
