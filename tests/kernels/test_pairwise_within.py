@@ -185,8 +185,8 @@ class _Neighbours(torch.nn.Module):
         return offsets.diff(), indices.sum()
 
 
-def test_compiles_and_exports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_compiles_and_exports() -> None:
     points, km = places(70, 0.1, 0), torch.full((70,), 5.0)
     expected = _Neighbours()(points, km)
     compiled = torch.compile(_Neighbours(), fullgraph=True, backend="aot_eager")
