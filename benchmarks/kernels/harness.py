@@ -135,6 +135,7 @@ def run_case(
     suite: Suite, case: Case, device: torch.device, rounds: int, ceilings: Ceilings
 ) -> Iterator[dict[str, Any]]:
     """Time every peer of a case; one line each, in milliseconds."""
+    torch._dynamo.reset()  # past a number of shapes torch.compile would go on without compiling
     inputs = suite.setup(case, device)
     calls: dict[str, Callable[[], object]] = {}
     missing: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def load(kernel: str) -> Suite:
 
 def bench_kernels(config: BenchKernelsConfig) -> Path | None:
     """Run the suites; returns the file written, if any."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if cuda else "cpu")
     ceilings = measure_ceilings(device)
@@ -85,7 +86,9 @@ def bench_kernels(config: BenchKernelsConfig) -> Path | None:
 
 def _table(title: str, lines: list[dict[str, Any]]) -> Table:
     shown = ["peer", "p20_ms", "p50_ms", "p80_ms", "times_ours", "peak_mib", "of_copy", "of_matmul"]
-    table = Table(*shown, title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    for name in shown:
+        table.add_column(name, no_wrap=True)
     for line in lines:
         table.add_row(*(str(line[name]) for name in shown))
     return table
