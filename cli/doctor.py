@@ -185,7 +185,7 @@ def report(facts: Facts, found: list[Problem], console: Console) -> None:
     table.add_row("torchrec", version("torchrec"), loads("torchrec"))
     for kind in kinds:
         table.add_row(kind, version(kind), loads("fbgemm") and f"{loads('fbgemm')}, operator called")
-    table.add_row("triton", facts.versions.get("triton", "not installed"), "kernels on a GPU; on a CPU their tests alone")
+    table.add_row("triton", facts.versions.get("triton", "not installed"), "kernels on a GPU; else for tests")
     table.add_row("devices", str(len(facts.devices)), "; ".join(facts.devices) or "no CUDA: runs on CPU")
     have = [name for name, there in (("gloo", facts.gloo), ("nccl", facts.nccl)) if there]
     table.add_row("several ranks", ", ".join(have) or "no", "gloo for CPU, nccl for CUDA")

@@ -168,6 +168,7 @@ def run_case(
             "kernel": suite.kernel,
             "case": case.name,
             "sizes": json.dumps(case.sizes),
+            "axis": suite.size,
             "size": case.sizes[suite.size],
             "peer": name,
             "p20_ms": f"{p20 * 1e3:.4g}",
