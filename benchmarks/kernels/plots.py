@@ -45,9 +45,9 @@ def _draw(path: Path, kernel: str, lines: list[dict[str, str]]) -> Path:
         for case in curves:
             found = sorted((float(x["size"]), *_times(x)) for x in lines if (x["peer"], x["case"]) == (peer, case))
             if found:
-                size, p20, p50, p80 = zip(*found, strict=True)
-                axes[case].plot(size, p50, **style)
-                axes[case].fill_between(size, p20, p80, color=f"C{i}", alpha=0.15)
+                size, low, middle, high = zip(*found, strict=True)
+                axes[case].plot(size, middle, **style)
+                axes[case].fill_between(size, low, high, color=f"C{i}", alpha=0.15)
     for case, axis in axes.items():
         axis.set(yscale="log", title=case)
         axis.grid(True, which="major", alpha=0.3)
