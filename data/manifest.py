@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -77,8 +78,8 @@ def _plain(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is either the old one or the whole new one."""
-    tmp = path.with_name(path.name + ".tmp")
+    """Write JSON so that the file is either the old one or the whole new one, also when several ranks write it."""
+    tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     tmp.write_text(json.dumps(_plain(value), indent=2) + "\n")
     os.replace(tmp, path)
 
