@@ -4,7 +4,7 @@ Shapes: B samples, T history entries in all of them together (jagged), F dense c
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -45,6 +45,31 @@ class SampleBatch:
         return self.label.numel()
 
 
+class Context(NamedTuple):
+    """What is known of request, target and visits besides their embeddings.
+
+    Places are unit vectors, NaN where unknown; hours are hours of the week in the item's solar time, 0 to 167;
+    categories are rows of the category table, 0 where unknown.
+
+    Attributes:
+        category: of the target, int64 [B].
+        hour: of the request, int64 [B].
+        place: of the request, float32 [B, 3].
+        target_place: of the target, float32 [B, 3].
+        visit_category: int64 [T].
+        visit_hour: int64 [T].
+        visit_place: float32 [T, 3].
+    """
+
+    category: Tensor
+    hour: Tensor
+    place: Tensor
+    target_place: Tensor
+    visit_category: Tensor
+    visit_hour: Tensor
+    visit_place: Tensor
+
+
 @dataclass
 class RankingBatch(Pipelineable):
     """What the ranker takes, on its device.
@@ -55,6 +80,7 @@ class RankingBatch(Pipelineable):
         dense: float32 [B, F].
         history_gaps: log(1 + hours) and log(1 + km) of each history entry, float32 [T, G].
         label: float32 [B].
+        context: for towers that use it, else None.
     """
 
     sequence: KeyedJaggedTensor
@@ -62,9 +88,11 @@ class RankingBatch(Pipelineable):
     dense: Tensor
     history_gaps: Tensor
     label: Tensor
+    context: Context | None = None
 
     def _map(self, f: Any) -> Self:
-        return type(self)(**{x.name: f(getattr(self, x.name)) for x in fields(self)})
+        moved = {x.name: f(getattr(self, x.name)) for x in fields(self) if x.name != "context"}
+        return type(self)(**moved, context=self.context and Context(*map(f, self.context)))
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         return self._map(lambda x: x.to(device=device, non_blocking=non_blocking))
@@ -74,4 +102,7 @@ class RankingBatch(Pipelineable):
 
     def record_stream(self, stream: torch.Stream) -> None:
         for x in fields(self):
-            getattr(self, x.name).record_stream(stream)
+            if x.name != "context":
+                getattr(self, x.name).record_stream(stream)
+        for tensor in self.context or ():
+            tensor.record_stream(stream)

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from ..kernels.haversine import unit_vectors, unit_vectors_km
-from .batch import RankingBatch, SampleBatch
+from .batch import Context, RankingBatch, SampleBatch
 from .features import HOURS_PER_WEEK, ITEM_ATTRIBUTES, Features
 
 _HOUR = 3600
@@ -71,6 +71,7 @@ class Catalog:
             dense=self._dense(sample, item),
             history_gaps=self._gaps(item, history.values(), history.lengths(), to(sample.history_hours)),
             label=to(sample.label),
+            context=self._context(sample, item, history) if self.features.context else None,
         )
 
     def _sequence(self, item: Tensor, history: Tensor, lengths: Tensor) -> KeyedJaggedTensor:
@@ -92,7 +93,7 @@ class Catalog:
             if table.name == "user":
                 x = user
             elif table.name == "hour":
-                x = (time + self.local_shift[item]) // _HOUR % HOURS_PER_WEEK
+                x = self._hour(time, item)
             elif table.name == "category_path":
                 start, n = self.path_offsets[item], self.path_offsets[item + 1] - self.path_offsets[item]
                 x = self.path_values[_ranges(start, n)]
@@ -118,6 +119,26 @@ class Catalog:
         target = torch.repeat_interleave(item, lengths, output_size=history.numel())
         km = unit_vectors_km(self.place[history], self.place[target]).nan_to_num(0)
         return torch.stack([hours, km], dim=1).log1p()
+
+    def _context(self, sample: SampleBatch, item: Tensor, history: JaggedTensor) -> Context:
+        to = lambda x: x.to(self.device, non_blocking=True)  # noqa: E731
+        time, visits = to(sample.time), history.values()
+        visit_time = torch.repeat_interleave(time, history.lengths(), output_size=visits.numel())
+        visit_time = visit_time - (to(sample.history_hours).double() * _HOUR).round().long()
+        lat, lon = to(sample.lat).double(), to(sample.lon).double()
+        return Context(
+            category=self.item_rows["category"][item],
+            hour=self._hour(time, item),
+            place=unit_vectors(lat, lon).float(),
+            target_place=self.place[item],
+            visit_category=self.item_rows["category"][visits],
+            visit_hour=self._hour(visit_time, visits),
+            visit_place=self.place[visits],
+        )
+
+    def _hour(self, time: Tensor, item: Tensor) -> Tensor:
+        """Hour of the week, in the item's solar time: 0 to 167, from Monday."""
+        return (time + self.local_shift[item]) // _HOUR % HOURS_PER_WEEK
 
 
 def _ranges(start: Tensor, length: Tensor) -> Tensor:

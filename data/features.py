@@ -59,6 +59,8 @@ class Features:
     sequence: tuple[Table, ...]
     pooled: tuple[Table, ...]
     dense: tuple[str, ...]
+    context: bool = False
+    """Whether batches carry a Context."""
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -90,13 +92,16 @@ class Features:
         return [t.features[0] for t in self.pooled]
 
 
-def build_features(config: FeatureConfig, tables: dict[str, int], user_columns: list[str]) -> Features:
+def build_features(
+    config: FeatureConfig, tables: dict[str, int], user_columns: list[str], context: bool = False
+) -> Features:
     """Resolve a config against the vocabularies of a prepared folder.
 
     Args:
         config: the wanted features.
         tables: vocabulary name -> rows, row 0 included (the manifest's ``tables``).
         user_columns: names of the categorical user columns.
+        context: whether batches carry a Context, for a tower that uses it.
 
     An attribute that no item has (a vocabulary of one row, the out-of-vocabulary one) makes no table.
 
@@ -121,4 +126,4 @@ def build_features(config: FeatureConfig, tables: dict[str, int], user_columns: 
             raise ValueError(f"features.pooled: got {name!r}, this data has {', '.join(known)}")
         rows = {"hour": HOURS_PER_WEEK, "category_path": tables["category"]}.get(name) or tables[name]
         pooled.append(Table(name, rows, config.pooled_dim, (f"item_{name}" if name in rest else name,)))
-    return Features(tuple(sequence), tuple(pooled), tuple(config.dense))
+    return Features(tuple(sequence), tuple(pooled), tuple(config.dense), context)

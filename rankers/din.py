@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.target_attention import DiceLinear, target_attention, target_attention_reference
-from .tower import History, InterestTower
+from .tower import Context, History, InterestTower
 
 
 class Dice(nn.Module):
@@ -74,7 +74,7 @@ class DIN(InterestTower):
             layers += [nn.Linear(a, b), Dice(b)]
         self.rest = nn.Sequential(*layers, nn.Linear(hidden[-1], 1))
 
-    def forward(self, query: Tensor, history: History) -> Tensor:
+    def forward(self, query: Tensor, history: History, context: Context | None = None) -> Tensor:
         """query [B, D] and history to interest [B, D]."""
         keys, offsets, gaps = history
         activations = [self.first_activation, *(m for m in self.rest if isinstance(m, Dice))]

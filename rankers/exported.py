@@ -34,7 +34,7 @@ from torch.export import Dim
 from torch.nn import functional as F
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
-from ..data.batch import SampleBatch
+from ..data.batch import Context, SampleBatch
 from ..data.catalog import Catalog
 from ..data.features import HISTORY_GAPS, Features, Table
 from ..data.manifest import read_manifest, write_json
@@ -63,7 +63,7 @@ def export_scorer(scorer: Scorer, features: Features, file: Path) -> None:
         ValueError: the tower does something that ``torch.export`` can't take.
     """
     samples, entries = 3, 5
-    example = (
+    example: tuple[Any, ...] = (
         torch.zeros(samples, features.query_dim),
         torch.zeros(entries, features.query_dim),
         torch.tensor([0, 2, 2, entries]),
@@ -72,13 +72,19 @@ def export_scorer(scorer: Scorer, features: Features, file: Path) -> None:
         torch.zeros(samples, features.dense_dim),
     )
     B, T = Dim("samples", min=0), Dim("entries", min=0)
+    shapes: tuple[Any, ...] = ({0: B}, {0: T}, {0: B + 1}, {0: T}, {0: B}, {0: B})
+    if features.context:
+        rows, places = torch.zeros(samples, dtype=torch.int64), torch.zeros(samples, 3)
+        visit_rows, visit_places = torch.zeros(entries, dtype=torch.int64), torch.zeros(entries, 3)
+        example += (Context(rows, rows, places, places, visit_rows, visit_rows, visit_places),)
+        shapes += (tuple({0: n} for n in (B, B, B, B, T, T, T)),)
     # Without deferred checks a single sample, or no history at all, would be refused.
     try:
         with torch.no_grad():
             program = torch.export.export(
                 scorer.eval(),
                 example,
-                dynamic_shapes=({0: B}, {0: T}, {0: B + 1}, {0: T}, {0: B}, {0: B}),
+                dynamic_shapes=shapes,
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
     except Exception as error:
@@ -137,6 +143,7 @@ class ExportedRanker:
             batch.history_gaps,
             torch.cat([self._sum(t, pooled[t.features[0]]) for t in self.features.pooled], dim=1),
             batch.dense,
+            *([batch.context] if batch.context else []),
         )
         return logits
 

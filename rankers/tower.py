@@ -11,6 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..data.batch import Context
+
+__all__ = ["TOWERS", "Context", "History", "InterestTower", "find_tower", "register_tower"]
+
 
 class History(NamedTuple):
     """Jagged histories.
@@ -37,7 +41,7 @@ class InterestTower(nn.Module, ABC):
     """Turns a target and a history into one interest vector.
 
     A tower takes any query and any keys of one width, so it works with every embedding in front of it. It must
-    give zeros, never NaN, for an empty history, and must not depend on how the other samples are padded.
+    give finite values, never NaN, for an empty history, and must not depend on the other samples' histories.
 
     Args:
         dim: width D of query and keys.
@@ -46,6 +50,8 @@ class InterestTower(nn.Module, ABC):
 
     output_dim: int
     """Width I of what ``forward`` returns; set by the subclass."""
+    uses_context: bool = False
+    """Whether ``forward`` needs a Context; those that don't are given None, and batches carry none."""
 
     def __init__(self, dim: int, gaps: int) -> None:
         super().__init__()
@@ -53,8 +59,14 @@ class InterestTower(nn.Module, ABC):
         self.gaps = gaps
 
     @abstractmethod
-    def forward(self, query: Tensor, history: History) -> Tensor:
+    def forward(self, query: Tensor, history: History, context: Context | None = None) -> Tensor:
         """query [B, D] and history to interest [B, I]."""
+
+    def forward_with_loss(
+        self, query: Tensor, history: History, context: Context | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Interest [B, I], and the tower's own loss (a scalar, already weighted) where it has one; used in training."""
+        return self(query, history, context), None
 
 
 TOWERS: dict[str, Callable[[int, int], InterestTower]] = {}
@@ -67,7 +79,7 @@ def register_tower(name: str, tower: Callable[[int, int], InterestTower]) -> Non
     TOWERS[name] = tower
 
 
-def build_tower(name: str, dim: int, gaps: int) -> InterestTower:
+def find_tower(name: str) -> Callable[[int, int], InterestTower]:
     """A registered tower, or one of yours by ``package.module:Class``.
 
     Raises:
@@ -79,8 +91,8 @@ def build_tower(name: str, dim: int, gaps: int) -> InterestTower:
             tower: Callable[[int, int], InterestTower] = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise ValueError(f"tower {name!r}: {error}; expected package.module:Class that can be imported") from error
-        return tower(dim, gaps)
+        return tower
     if name not in TOWERS:
         known = ", ".join(sorted(TOWERS))
         raise ValueError(f"tower {name!r} does not exist; there are {known}, or package.module:Class")
-    return TOWERS[name](dim, gaps)
+    return TOWERS[name]

@@ -60,7 +60,9 @@ def export(config: ExportConfig) -> Path:
     trained = read_config(config.run)
     data = config.data or trained.data
     prepared = read_manifest(data, "prepared")
-    features = build_features(trained.features, prepared["tables"], prepared["user_columns"])
+    features = build_features(
+        trained.features, prepared["tables"], prepared["user_columns"], trained.ranker.uses_context
+    )
     checkpoint = find_checkpoint(config.run, config.checkpoint)
     saved = verify(checkpoint)
     check_signature(saved["signature"], signature(features, trained.ranker), f"checkpoint {checkpoint}")

@@ -80,7 +80,7 @@ def load_scorer(
     config = read_config(run)
     data = data or config.data
     manifest = read_manifest(data, "prepared")
-    features = build_features(config.features, manifest["tables"], manifest["user_columns"])
+    features = build_features(config.features, manifest["tables"], manifest["user_columns"], config.ranker.uses_context)
     path = find_checkpoint(run, checkpoint)
     saved = json.loads((path / MANIFEST).read_text())
     check_signature(saved["signature"], signature(features, config.ranker), f"checkpoint {path}")

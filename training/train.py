@@ -96,7 +96,7 @@ def train(config: TrainConfig) -> Path:
         FloatingPointError: the loss is no longer a number.
     """
     manifest = read_manifest(config.data, "prepared")
-    features = build_features(config.features, manifest["tables"], manifest["user_columns"])
+    features = build_features(config.features, manifest["tables"], manifest["user_columns"], config.ranker.uses_context)
     with runtime(config.seed) as rt:
         _open_run_folder(config, rt)
         catalog = Catalog.load(config.data, features, rt.device)
@@ -216,8 +216,9 @@ class _Loop:
     def _forward(self, batch: RankingBatch) -> tuple[Tensor, Tensor]:
         bf16 = self.config.precision == "bf16"
         with torch.autocast("cuda", dtype=torch.bfloat16) if bf16 else nullcontext():
-            logits = self.trainee.model(batch)
-        return binary_cross_entropy_with_logits(logits, batch.label), logits
+            logits, losses = self.trainee.model(batch)
+        loss = binary_cross_entropy_with_logits(logits, batch.label)
+        return sum(losses.values(), loss), logits
 
     def _plain(self, batches: Iterator[RankingBatch]) -> Tensor:
         loss, _ = self._forward(next(batches))
@@ -358,7 +359,7 @@ def scorer(model: torch.nn.Module, catalog: Catalog) -> Callable[[SampleBatch], 
 
     @torch.no_grad()
     def score(sample: SampleBatch) -> Tensor:
-        logits: Tensor = model(catalog.expand(sample))
+        logits: Tensor = model(catalog.expand(sample)).logits
         return logits
 
     return score

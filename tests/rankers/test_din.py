@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from placerank.rankers.din import DIN, Dice
-from placerank.rankers.tower import TOWERS, History, build_tower, register_tower
+from placerank.rankers.tower import TOWERS, History, find_tower, register_tower
 
 D, G = 8, 2
 
 
 def make_tower(name: str = "din", seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
-    tower = build_tower(name, D, G)
+    tower = find_tower(name)(D, G)
     for module in tower.modules():
         if isinstance(module, Dice):
             torch.nn.init.normal_(module.alpha)
@@ -134,12 +134,12 @@ def test_dice_equals_its_equation_and_its_limits() -> None:
 
 def test_a_tower_that_does_not_exist_is_told() -> None:
     with pytest.raises(ValueError, match=r"tower 'dinn' does not exist; there are din, or package.module:Class"):
-        build_tower("dinn", D, G)
+        find_tower("dinn")
     with pytest.raises(ValueError, match=r"tower 'placerank.rankers.din:DNI': .*expected package.module:Class"):
-        build_tower("placerank.rankers.din:DNI", D, G)
+        find_tower("placerank.rankers.din:DNI")
     with pytest.raises(ValueError, match="tower 'din' is already registered"):
         register_tower("din", DIN)
 
 
 def test_a_tower_of_ones_own_by_its_path() -> None:
-    assert isinstance(build_tower("placerank.rankers.din:DIN", D, G), DIN)
+    assert isinstance(find_tower("placerank.rankers.din:DIN")(D, G), DIN)

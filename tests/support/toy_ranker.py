@@ -99,7 +99,7 @@ def train_steps(trainee: Any, rank: int, first: int, count: int) -> list[Tensor]
     outputs = []
     for step in range(first, first + count):
         batch = make_batch(100 * step + rank)
-        logits = trainee.model(batch)
+        logits = trainee.model(batch).logits
         outputs.append(logits.detach())
         trainee.optimizer.zero_grad()
         binary_cross_entropy_with_logits(logits, batch.label).backward()

@@ -184,7 +184,7 @@ assert not any("placerank" in name for name in sys.modules)
 
 def test_a_tower_that_cannot_be_exported_is_told(tmp_path: Path) -> None:
     class Stubborn(nn.Module):
-        def forward(self, query: Tensor, history: Any) -> Tensor:
+        def forward(self, query: Tensor, history: Any, context: Any = None) -> Tensor:
             return query if query.sum().item() > 0 else -query
 
     scorer = Scorer(FEATURES, RankerConfig())

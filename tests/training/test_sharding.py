@@ -52,7 +52,7 @@ def train_unsharded(world_size: int, pieces: int) -> tuple[list[list[Tensor]], d
         outputs.append([])
         for rank in range(world_size):
             batch = make_batch(100 * step + rank)
-            logits = ranker(batch)
+            logits = ranker(batch).logits
             outputs[-1].append(logits.detach())
             (binary_cross_entropy_with_logits(logits, batch.label) / world_size).backward()
         adamw.step()

@@ -127,7 +127,7 @@ def make(rt: Runtime, case: Case, arrays: Arrays, scratch: Path) -> Side:
         ids = sample.ids  # a batch is used many times here and once in training: drop what it cached about its offsets
         sample.ids = KeyedJaggedTensor(keys=ids.keys(), values=ids.values(), lengths=ids.lengths())
         batch = catalog.expand(sample)
-        loss = binary_cross_entropy_with_logits(trainee.model(batch), batch.label)
+        loss = binary_cross_entropy_with_logits(trainee.model(batch).logits, batch.label)
         trainee.optimizer.zero_grad()
         loss.backward()
         trainee.optimizer.step()
