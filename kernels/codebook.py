@@ -186,14 +186,19 @@ def _(x: Tensor, centres: Tensor, temperature: float) -> Tensor:
 
 
 @torch.library.custom_op("placerank::soft_usage_backward", mutates_args=())
-def _soft_usage_backward(grad: Tensor, x: Tensor, centres: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _soft_usage_backward(
+    grad: Tensor, x: Tensor, centres: Tensor, temperature: float, want_x: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x ([0, D] if not wanted) and of the centres."""
     wide = centres.to(_soft_dtype(x))
-    grad_x, grad_centres, weight_of = torch.empty_like(x), torch.zeros_like(wide), torch.zeros_like(wide[:, 0])
+    grad_x = x.new_empty(x.shape[0] if want_x else 0, x.shape[1])
+    grad_centres, weight_of = torch.zeros_like(wide), torch.zeros_like(wide[:, 0])
     scale, first = 2 / (temperature * max(x.shape[0], 1)), 0
     for rows, weights, sums in _soft_chunks(x, wide, temperature):
         weights.div_(sums[:, None])  # the soft assignment p of each row; usage is its mean
         grad_scores = weights.mul_(grad - (weights @ grad)[:, None])
-        torch.mul(grad_scores @ wide, scale, out=grad_x[first : first + len(rows)])
+        if want_x:
+            torch.mul(grad_scores @ wide, scale, out=grad_x[first : first + len(rows)])
         grad_centres.addmm_(grad_scores.t(), rows)
         weight_of += grad_scores.sum(dim=0)
         first += len(rows)
@@ -202,8 +207,8 @@ def _soft_usage_backward(grad: Tensor, x: Tensor, centres: Tensor, temperature: 
 
 
 @_soft_usage_backward.register_fake
-def _(grad: Tensor, x: Tensor, centres: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(centres)
+def _(grad: Tensor, x: Tensor, centres: Tensor, temperature: float, want_x: bool) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0] if want_x else 0, x.shape[1]), centres.new_empty(centres.shape)
 
 
 def _save_soft(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -211,8 +216,10 @@ def _save_soft(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x, centres)
 
 
-def _soft_grad(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-    return *_soft_usage_backward(grad, *ctx.saved_tensors, ctx.temperature), None
+def _soft_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
+    want_x = ctx.needs_input_grad[0]
+    grad_x, grad_centres = _soft_usage_backward(grad, *ctx.saved_tensors, ctx.temperature, want_x)
+    return grad_x if want_x else None, grad_centres, None
 
 
 _soft_usage.register_autograd(_soft_grad, setup_context=_save_soft)
@@ -362,7 +369,8 @@ def soft_usage(x: Tensor, centres: Tensor, temperature: float) -> Tensor:
 
     LGSID, arXiv 2511.14221: L_reg = sum of p log(K p) with p the usage of a level. Rows are streamed in chunks of 4 MiB
     of scores (64 MiB on CUDA) and scored again in the backward, so that nothing of N x K is kept: 2 N K D flops
-    forward, 6 N K D backward. Chunks of plain products and exponentials are the whole of it, on either device.
+    forward, 6 N K D backward, 4 N K D where x asks for no gradient. Chunks of plain products and exponentials are the
+    whole of it, on either device.
     """
     if x.dim() != 2 or centres.dim() != 2 or x.shape[1] != centres.shape[1] or 0 in centres.shape:
         got = f"x {list(x.shape)} and centres {list(centres.shape)}"

@@ -262,6 +262,20 @@ def test_soft_usage(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_soft_usage_of_rows_without_gradient() -> None:
+    """As HGIT trains: the centres' gradient is the same, and none of the size of the rows is made."""
+    x, centres, grad = torch.randn(50, 5), torch.randn(7, 5, requires_grad=True), torch.randn(7)
+    with_x = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(soft_usage(with_x, centres, 0.7), centres, grad)
+    (got,) = torch.autograd.grad(soft_usage(x, centres, 0.7), centres, grad)
+    assert torch.equal(got, expected)
+    grad_x, _ = torch.ops.placerank.soft_usage_backward(grad, x, centres.detach(), 0.7, False)
+    assert grad_x.shape == (0, 5)
+    (fixed,) = torch.autograd.grad(soft_usage(with_x, centres.detach(), 0.7), with_x, grad)
+    (both,) = torch.autograd.grad(soft_usage_reference(with_x, centres, 0.7), with_x, grad)
+    torch.testing.assert_close(fixed, both)
+
+
 def test_soft_usage_gradcheck_and_limits() -> None:
     x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
     centres = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
@@ -314,7 +328,8 @@ def test_ops_are_registered_as_torch_expects() -> None:
     torch.library.opcheck(ops.residual_lookup_backward.default, (grad, codes, 5, False))
     rows, centres = x.clone().requires_grad_(), codebooks[0].clone().requires_grad_()
     torch.library.opcheck(ops.soft_usage.default, (rows, centres, 0.5))
-    torch.library.opcheck(ops.soft_usage_backward.default, (torch.randn(5), x, codebooks[0], 0.5))
+    for want_x in (True, False):
+        torch.library.opcheck(ops.soft_usage_backward.default, (torch.randn(5), x, codebooks[0], 0.5, want_x))
 
 
 class _Quantizer(torch.nn.Module):
