@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from placerank.data.manifest import environment
+from placerank.data.manifest import environment, whole_file
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -55,10 +55,8 @@ def keep(name: str, lines: list[dict[str, Any]], key: tuple[str, ...], device: t
 def _write(path: Path, lines: list[dict[str, Any]]) -> Path:
     """Whole or not at all: what is there stays until the new file is written."""
     RESULTS.mkdir(exist_ok=True)
-    beside = path.with_suffix(".part")
-    with open(beside, "w", newline="") as f:
+    with whole_file(path) as beside, open(beside, "w", newline="") as f:
         writer = csv.DictWriter(f, list(lines[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
-    beside.replace(path)
     return path

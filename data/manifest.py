@@ -1,4 +1,4 @@
-"""Manifests: what a step wrote, with which config and versions, from what; and whole folders or none.
+"""Manifests: what a step wrote, with which config and versions, from what; and whole files and folders or none.
 
 Every file set that placerank writes is a folder with a ``manifest.json``. A folder is written under a
 temporary name beside its place and renamed when whole, so a folder that has its name is complete.
@@ -77,11 +77,41 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file beside ``path``, to be written by the block, that takes its name when the block ends without an error.
+
+    On an error it is removed and ``path`` is as it was. Its name is of this call alone, so several ranks may write
+    the same file.
+    """
+    tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield tmp
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Drop what a JSON-lines file says of steps after this one, which will be done again, and a half-written line."""
+    if not path.is_file():
+        return
+
+    def done(line: str) -> bool:
+        try:
+            return bool(json.loads(line)["step"] <= step)
+        except json.JSONDecodeError:
+            return False
+
+    kept = [line for line in path.read_text().splitlines() if done(line)]
+    with whole_file(path) as tmp:
+        tmp.write_text("".join(f"{line}\n" for line in kept))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is either the old one or the whole new one, also when several ranks write it."""
-    tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    tmp.write_text(json.dumps(_plain(value), indent=2) + "\n")
-    os.replace(tmp, path)
+    with whole_file(path) as tmp:
+        tmp.write_text(json.dumps(_plain(value), indent=2) + "\n")
 
 
 def write_manifest(folder: Path, kind: str, config: Any, made_from: dict[str, str] | None = None, **extra: Any) -> None:
@@ -140,6 +170,25 @@ def read_manifest(folder: Path, kind: str, verify: bool = False) -> dict[str, An
     return manifest
 
 
+def check_replaceable(path: Path, overwrite: bool) -> None:
+    """Raises FileExistsError if ``path`` exists and ``overwrite`` is False, or is no folder that placerank wrote."""
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; choose another folder, or pass --overwrite to replace it")
+    if path.exists() and not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(
+            f"{path} was not written by placerank (no {MANIFEST}), so it is not replaced; choose another"
+        )
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Give ``new`` the name ``path``; what had it is removed after."""
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    if path.exists():
+        os.rename(path, old)
+    os.rename(new, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 @contextmanager
 def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside ``path`` that takes its name when the block ends without an error.
@@ -150,12 +199,7 @@ def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
         FileExistsError: ``path`` exists and ``overwrite`` is False, or is no folder that placerank wrote.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; choose another folder, or pass --overwrite to replace it")
-    if path.exists() and not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(
-            f"{path} was not written by placerank (no {MANIFEST}), so it is not replaced; choose another"
-        )
+    check_replaceable(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.partial-{os.getpid()}")
     shutil.rmtree(tmp, ignore_errors=True)
@@ -165,10 +209,4 @@ def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(tmp, ignore_errors=True)
         raise
-    if path.exists():
-        old = path.with_name(f".{path.name}.old-{os.getpid()}")
-        os.rename(path, old)
-        os.rename(tmp, path)
-        shutil.rmtree(old)
-    else:
-        os.rename(tmp, path)
+    replace_folder(tmp, path)

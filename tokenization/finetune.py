@@ -6,7 +6,6 @@ and goes on from its last checkpoint ends with the same weights as one that was 
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..data.manifest import drop_lines_after, whole_file
 from .encoders import Encoder
 from .lora import train_adapter_only
 from .ranks import Ranks
@@ -86,7 +86,7 @@ def finetune(
     start = _resume(folder / CHECKPOINT, parameters, optimizer)
     ranks.barrier()
     if ranks.is_first:
-        _forget_after(folder / METRICS, start)
+        drop_lines_after(folder / METRICS, start)
     cuda = [encoder.device] if encoder.device.type == "cuda" else []
     with (
         torch.random.fork_rng(cuda),
@@ -148,10 +148,9 @@ def _backward(parts: Losses, ranks: Ranks, device: torch.device) -> dict[str, fl
 
 
 def _save(path: Path, step: int, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    tmp = path.with_name(path.name + ".tmp")
     weights = [p.detach().cpu() for p in parameters]
-    torch.save({"step": step, "weights": weights, "optimizer": optimizer.state_dict()}, tmp)
-    os.replace(tmp, path)
+    with whole_file(path) as tmp:
+        torch.save({"step": step, "weights": weights, "optimizer": optimizer.state_dict()}, tmp)
 
 
 def _resume(path: Path, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
@@ -168,19 +167,3 @@ def _resume(path: Path, parameters: list[nn.Parameter], optimizer: torch.optim.O
             parameter.copy_(weight)
     optimizer.load_state_dict(saved["optimizer"])
     return int(saved["step"])
-
-
-def _forget_after(path: Path, step: int) -> None:
-    """Drop the metrics of steps that will be done again, and a line that was being written."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            continue
-    tmp = path.with_name(path.name + ".tmp")
-    tmp.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(tmp, path)

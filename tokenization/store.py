@@ -7,7 +7,6 @@ the missing ones when it starts again, and several ranks write one store without
 """
 
 import json
-import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.manifest import write_json
+from ..data.manifest import whole_file, write_json
 
 INFO = "store.json"
 _GROUP_BYTES = 8 << 20  # of a Parquet row group: what reading holds besides the block it makes
@@ -107,11 +106,9 @@ class EmbeddingWriter:
         column = pa.FixedSizeListArray.from_arrays(flat, type=field.type)
         schema = pa.schema([pa.field("item_id", self.ids.type), field])
         table = pa.Table.from_arrays([self.ids[rows], column], schema=schema)
-        path = _part(self.folder, shard)
-        tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         group = max(1, min(_GROUP_ROWS, _GROUP_BYTES // (4 * self.dim)))
-        pq.write_table(table, tmp, row_group_size=group, compression="none", use_dictionary=False)
-        os.replace(tmp, path)
+        with whole_file(_part(self.folder, shard)) as tmp:
+            pq.write_table(table, tmp, row_group_size=group, compression="none", use_dictionary=False)
 
 
 def write_embeddings(folder: Path, ids: pa.Array | pa.ChunkedArray, embeddings: Tensor) -> "EmbeddingStore":

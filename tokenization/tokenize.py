@@ -11,7 +11,6 @@ that was killed goes on with ``resume``: the result is the same. The output appe
 import hashlib
 import json
 import logging
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..data.manifest import MANIFEST, read_manifest, sha256_file, write_json, write_manifest
+from ..data.manifest import MANIFEST, read_manifest, sha256_file, whole_file, write_json, write_manifest
 from ..data.schema import read_items
 from .districts import DistrictConfig, Districts, with_districts
 from .ranks import Ranks, joined, rank_device
@@ -256,10 +255,8 @@ class _Job:
                 if len(rows):
                     x = block(self.store, start, stop, self.device)[rows - start]
                     codes = tokenizer.encode_block(x, self.items.take(pa.array(rows))).numpy().astype(np.int32)
-                tmp = self._part(number).with_suffix(".tmp")
-                with open(tmp, "wb") as f:
+                with whole_file(self._part(number)) as tmp, open(tmp, "wb") as f:
                     np.save(f, codes)
-                os.replace(tmp, self._part(number))
                 bar.update(len(rows))
 
     def finish(self, tokenizer: Tokenizer) -> None:

@@ -9,7 +9,6 @@ on the seed and the round's number alone, so a fit that was killed and resumed e
 
 import dataclasses
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.manifest import read_manifest, write_manifest
+from ..data.manifest import read_manifest, whole_file, write_manifest
 from ..kernels.codebook import Metric, residual_encode, residual_lookup
 from .balance import fit_prices, with_prices
 from .kmeans import SEEDS_PER_CENTRE
@@ -323,10 +322,9 @@ class _Checkpoint:
         if self.path is None or not self.ranks.is_first:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        tmp = self.path.with_name(self.path.name + ".tmp")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        save_file(tensors, tmp, {"fingerprint": self.fingerprint, "done": str(done)})
-        os.replace(tmp, self.path)
+        with whole_file(self.path) as tmp:
+            save_file(tensors, tmp, {"fingerprint": self.fingerprint, "done": str(done)})
 
 
 TOKENIZERS: dict[str, type[Tokenizer]] = {}

@@ -1,14 +1,13 @@
 """A step's folder that can be taken up again: unfinished beside its place, and under its name when it is whole."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..data.manifest import MANIFEST, write_json
+from ..data.manifest import check_replaceable, replace_folder, write_json
 from .ranks import Ranks
 
 _IDENTITY, _WHOLE = "identity.json", "whole"
@@ -38,12 +37,7 @@ def resumable_folder(
         ValueError: the unfinished folder was begun with other settings.
     """
     out, partial = Path(out), partial_of(Path(out))
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists; choose another folder, or pass --overwrite to replace it")
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(
-            f"{out} was not written by placerank (no {MANIFEST}), so it is not replaced; choose another"
-        )
+    check_replaceable(out, overwrite)
     if partial.exists() and not resume and not overwrite:
         raise FileExistsError(
             f"{out} was begun and has not finished; pass --resume to go on with it, or --overwrite to start anew"
@@ -67,12 +61,8 @@ def resumable_folder(
     yield partial / _WHOLE
     ranks.barrier()
     if ranks.is_first:
-        old = out.with_name(f".{out.name}.old-{os.getpid()}")
-        if out.exists():
-            os.rename(out, old)
-        os.rename(partial / _WHOLE, out)
-        for rest in (partial, old):
-            shutil.rmtree(rest, ignore_errors=True)
+        replace_folder(partial / _WHOLE, out)
+        shutil.rmtree(partial, ignore_errors=True)
     ranks.barrier()
 
 

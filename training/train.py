@@ -24,7 +24,7 @@ from ..data.batch import RankingBatch, SampleBatch
 from ..data.catalog import Catalog
 from ..data.features import FeatureConfig, build_features
 from ..data.loader import SampleLoader
-from ..data.manifest import environment, read_manifest, write_json
+from ..data.manifest import drop_lines_after, environment, read_manifest, write_json
 from ..rankers.ranker import RankerConfig
 from .checkpoint import Checkpointer, load, newest_whole
 from .model import OptimizerConfig, Trainee, assemble, average_buffers, check_signature, signature
@@ -108,6 +108,7 @@ def train(config: TrainConfig) -> Path:
             loop.resume()
         if rt.is_first:  # not before: a config that doesn't fit must not replace the run's own
             write_json(config.run / "config.json", config)
+            drop_lines_after(config.run / "metrics.jsonl", loop.step)
             write_json(config.run / "environment.json", {**environment(), "world_size": rt.world_size})
             (config.run / "plan.txt").write_text(str(trainee.plan))
         loop.run()
@@ -312,7 +313,6 @@ class _Loop:
         found = newest_whole(self.checkpoints.folder)
         if found is None:
             log.info("%s has no checkpoint yet: starting at step 0", self.config.run)
-            self._forget_after(0)
             return
         path, saved = found
         check_signature(saved["signature"], self.identity["signature"], f"checkpoint {path}")
@@ -333,15 +333,7 @@ class _Loop:
         self.checkpoints.protected = {self.best["step"]}
         for name, value in rng.items():
             torch.set_rng_state(value) if name.startswith("cpu") else torch.cuda.set_rng_state(value)
-        self._forget_after(self.step)
         log.info("going on from step %d of %s", self.step, path)
-
-    def _forget_after(self, step: int) -> None:
-        """Drop the metrics of steps that will be done again."""
-        path = self.config.run / "metrics.jsonl"
-        if self.rt.is_first and path.exists():
-            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-            path.write_text("".join(f"{line}\n" for line in kept))
 
     def _write(self, split: str, **values: float) -> None:
         """One line of metrics.jsonl, and the same to TensorBoard."""

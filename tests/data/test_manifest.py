@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from placerank.data.manifest import environment, read_manifest, whole_folder, write_json, write_manifest
+from placerank.data.manifest import (
+    drop_lines_after,
+    environment,
+    read_manifest,
+    whole_file,
+    whole_folder,
+    write_json,
+    write_manifest,
+)
 
 
 def make(path: Path, text: str = "abc", overwrite: bool = False) -> None:
@@ -74,3 +82,27 @@ def test_json_is_replaced_whole(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"bad": {1, 2}})
     assert json.loads((tmp_path / "a.json").read_text())["list"] == [1, 2]
+
+
+def test_a_file_is_the_old_one_or_the_whole_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(OSError, match="full"), whole_file(path) as tmp:
+        tmp.write_text("half")
+        assert path.read_text() == "old"
+        raise OSError("disk full")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    with whole_file(path) as tmp:
+        tmp.write_text("new")
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_lines_of_steps_to_be_done_again_are_dropped_and_so_is_half_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    drop_lines_after(path, 0)
+    assert not path.exists()
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 2, "lo')
+    drop_lines_after(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
