@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .jagged_cpu import segment_topk_cpu
+
 
 def segment_ids(offsets: Tensor, total: int) -> Tensor:
     """The segment of each row: offsets int64 [B+1], total = T, to int64 [T]. Empty segments are legal."""
@@ -59,3 +61,85 @@ def weighted_segment_sum(values: Tensor, weights: Tensor, offsets: Tensor, segme
         [B, D], differentiable in ``values`` and ``weights``.
     """
     return _WeightedSegmentSum.apply(values, weights, offsets, segments)
+
+
+def segment_softmax_reference(logits: Tensor, offsets: Tensor) -> Tensor:
+    """``segment_softmax`` as a loop over segments."""
+    parts = [logits[a:b].softmax(dim=0) for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
+    return torch.cat([logits[:0], *(part.nan_to_num(nan=0) for part in parts)])
+
+
+class _SegmentSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, offsets: Tensor, segments: Tensor) -> Tensor:
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        rows = torch.arange(logits.shape[0], device=logits.device)
+        top = F.embedding_bag(rows, wide, offsets, mode="max", include_last_offset=True).nan_to_num(neginf=0)
+        powers = torch.exp(wide - top.index_select(0, segments))
+        total = segment_sum(powers, offsets).clamp(min=torch.finfo(wide.dtype).tiny)
+        weights = (powers / total.index_select(0, segments)).to(logits.dtype)
+        ctx.save_for_backward(weights, offsets, segments)
+        return weights
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        weights, offsets, segments = ctx.saved_tensors
+        share = weights * grad
+        return share - weights * segment_sum(share, offsets).index_select(0, segments), None, None
+
+
+def segment_softmax(logits: Tensor, offsets: Tensor, segments: Tensor) -> Tensor:
+    """Softmax over the rows of each segment, column by column.
+
+    Args:
+        logits: [T, A], any floating dtype; -inf gives a weight of 0, also where a whole segment is -inf.
+        offsets: int64 [B+1], offsets[0] = 0, offsets[B] = T.
+        segments: ``segment_ids(offsets, T)``, int64 [T].
+
+    Returns:
+        Weights [T, A] of the same dtype, computed in float32 at least, differentiable in ``logits``.
+    """
+    return _SegmentSoftmax.apply(logits, offsets, segments)
+
+
+def segment_topk_reference(scores: Tensor, offsets: Tensor, k: int) -> Tensor:
+    """``segment_topk`` as a loop over segments."""
+    found = torch.full((offsets.numel() - 1, k), -1, dtype=torch.int64)
+    scores = scores.float()
+    for b, (start, stop) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
+        rows = [t for t in range(start, stop) if scores[t] > -torch.inf]
+        best = sorted(sorted(rows, key=lambda t: (-float(scores[t]), -t))[:k])
+        found[b, : len(best)] = torch.tensor(best, dtype=torch.int64)
+    return found.to(offsets.device)
+
+
+def segment_topk(scores: Tensor, offsets: Tensor, k: int) -> Tensor:
+    """The rows of the k highest scores of each segment.
+
+    On the CPU each segment keeps a heap of k while it is read once: B skewed segments cost about their T rows together.
+    Elsewhere, and in an exported program, all rows are sorted once by one integer made of segment and score.
+
+    Args:
+        scores: [T], any floating dtype, compared as float32. Rows with -inf or NaN are never chosen; of equal scores
+            the later row wins.
+        offsets: int64 [B+1], offsets[0] = 0, offsets[B] = T.
+        k: rows to choose, at most; positive.
+
+    Returns:
+        Row numbers in ascending order, then -1 where a segment has fewer, int64 [B, k]. The same on every path.
+    """
+    scores = scores.detach().float()
+    if scores.device.type == "cpu" and not torch.compiler.is_exporting():
+        return segment_topk_cpu(scores, offsets, k)
+    T = scores.shape[0]
+    scores = torch.where(scores.isnan(), -torch.inf, scores) + 0.0  # + 0.0 makes -0.0 equal to 0.0
+    bits = scores.view(torch.int32)
+    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()  # integers in the order of the scores
+    by_segment = (segment_ids(offsets, T) << 32) - ordered
+    best_first = T - 1 - by_segment.flip(0).argsort(stable=True)  # flipped, so that of equals the later comes first
+    places = offsets[:-1, None] + torch.arange(k, device=offsets.device)
+    places = torch.where(places < offsets[1:, None], places, T)
+    none = torch.full_like(offsets[:1], T)
+    rows = torch.cat([best_first, none])[places]
+    rows = torch.where(F.pad(scores, (0, 1), value=-torch.inf)[rows] > -torch.inf, rows, T).sort(dim=1).values
+    return torch.where(rows < T, rows, -1)

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from .dice import pool_statistics
 from .dice_cpu import dice, dice_back, dice_sums, moments
+from .jagged_cpu import segment_blocks
 from .threads import jit, parallel_rows
 from .tile_products import FAST, outer, times, width
 
 _TILE = 32  # visits at a time: a tile of every layer fits the first-level cache
-_BLOCK = 1024  # visits a block, at least
-_BLOCKS = 64  # blocks, at most
 _SCALAR = width(1)
 
 
@@ -206,14 +205,6 @@ def _first_back(
                     grad_query[b, d] += weight[h, D + d] * grad_own[h, d]
 
 
-def _blocks(offsets: Tensor, total: int) -> Tensor:
-    """Cuts of the samples into blocks of whole samples with about equally many visits, int64 [blocks + 1]."""
-    blocks = max(1, min(_BLOCKS, total // _BLOCK))
-    cuts = torch.searchsorted(offsets, torch.arange(blocks + 1) * total // blocks)
-    cuts[0], cuts[-1] = 0, offsets.numel() - 1
-    return cuts
-
-
 def _statistics(near: Tensor, block_sums: Tensor, visits: Tensor) -> Tensor:
     """Mean and variance [2, H] from what moments left, [blocks, H] and [blocks, 2, H], and each block's visits.
 
@@ -250,7 +241,7 @@ def target_attention_cpu(
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     """The forward of ``target_attention`` for float32 on the CPU."""
     (T, D), G, H = keys.shape, gaps.shape[1], bias.shape[1]
-    bounds = _blocks(offsets, T)
+    bounds = segment_blocks(offsets, T)
     visits = offsets[bounds].diff()
     where = bounds.numpy(), offsets.numpy()
     blocks = len(visits)
@@ -298,7 +289,7 @@ def target_attention_backward_cpu(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     """The backward of ``target_attention`` for float32 on the CPU."""
     (T, D), G = keys.shape, gaps.shape[1]
-    bounds = _blocks(offsets, T)
+    bounds = segment_blocks(offsets, T)
     where = bounds.numpy(), offsets.numpy()
     blocks = bounds.numel() - 1
     layers = len(weights)

@@ -2,8 +2,19 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from placerank.kernels.jagged import segment_ids, segment_sum_reference, weighted_segment_sum
+from placerank.kernels.jagged import (
+    segment_ids,
+    segment_softmax,
+    segment_softmax_reference,
+    segment_sum_reference,
+    segment_topk,
+    segment_topk_reference,
+    weighted_segment_sum,
+)
 
 LENGTHS = [[], [0], [1], [0, 0, 3], [5, 0, 1, 0], [2, 7, 0, 31, 1]]
 
@@ -26,3 +37,84 @@ def test_gradients(lengths: list[int]) -> None:
     values = torch.randn(total, 3, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(total, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v, w: weighted_segment_sum(v, w, offsets, ids), (values, weights))
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_softmax_equals_the_loop(lengths: list[int], dtype: torch.dtype) -> None:
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    logits = (100 * torch.randn(sum(lengths), 3)).to(dtype)
+    logits[::4] = -torch.inf
+    got = segment_softmax(logits, offsets, segment_ids(offsets, sum(lengths)))
+    assert got.dtype == dtype
+    torch.testing.assert_close(got, segment_softmax_reference(logits, offsets))
+
+
+def test_softmax_gives_nothing_where_all_is_masked() -> None:
+    offsets = torch.tensor([0, 2, 3])
+    logits = torch.tensor([[-torch.inf], [-torch.inf], [5.0]], requires_grad=True)
+    got = segment_softmax(logits, offsets, segment_ids(offsets, 3))
+    assert got.flatten().tolist() == [0, 0, 1]
+    got.sum().backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("lengths", LENGTHS[2:])
+def test_gradients_of_softmax(lengths: list[int]) -> None:
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    ids = segment_ids(offsets, sum(lengths))
+    logits = torch.randn(sum(lengths), 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: segment_softmax(x, offsets, ids), (logits,))
+
+
+class SortedTopk(nn.Module):
+    """What is exported, and what runs where there is no compiled loop."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+
+    def forward(self, scores: Tensor, offsets: Tensor) -> Tensor:
+        return segment_topk(scores, offsets, self.k)
+
+
+@pytest.fixture(scope="module")
+def by_sorting() -> dict[int, nn.Module]:
+    B, T = torch.export.Dim("B", min=0), torch.export.Dim("T", min=0)
+    example = torch.randn(5), torch.tensor([0, 2, 2, 5])
+    shapes = ({0: T}, {0: B + 1})
+    return {
+        k: torch.export.export(
+            SortedTopk(k), example, dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True
+        ).module()
+        for k in (1, 3, 8)
+    }
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    lengths=st.lists(st.integers(0, 30), max_size=5),
+    k=st.sampled_from([1, 3, 8]),
+    levels=st.sampled_from([1, 2, 5, 1000]),
+    seed=st.integers(0, 999),
+)
+def test_topk_equals_the_loop_on_every_path(
+    by_sorting: dict[int, nn.Module], lengths: list[int], k: int, levels: int, seed: int
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    scores = torch.randint(-levels, levels + 1, (sum(lengths),), generator=g) / 2.0  # few levels: many ties
+    odd = torch.randint(0, 12, scores.shape, generator=g)
+    for value, which in ((-torch.inf, 0), (torch.nan, 1), (-0.0, 2), (torch.inf, 3)):
+        scores[odd == which] = value
+    want = segment_topk_reference(scores, offsets, k)
+    assert torch.equal(segment_topk(scores, offsets, k), want)
+    assert torch.equal(by_sorting[k](scores, offsets), want)
+
+
+@pytest.mark.parametrize("k", [1, 64, 100])
+def test_topk_of_long_and_short_segments(k: int) -> None:
+    lengths = [10_000, 3, 0, 64, 65, 900, *([7] * 300)]
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    scores = torch.randn(sum(lengths)).round(decimals=1)
+    assert torch.equal(segment_topk(scores, offsets, k), segment_topk_reference(scores, offsets, k))

@@ -1,0 +1,74 @@
+"""CPU loops over jagged rows, and how they are shared among threads."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .threads import jit, parallel_rows
+
+_BLOCK = 1024  # rows a block, at least
+_BLOCKS = 64  # blocks, at most
+
+
+def segment_blocks(offsets: Tensor, total: int) -> Tensor:
+    """Cuts of the segments into blocks of whole segments with about equally many rows, int64 [blocks + 1]."""
+    blocks = max(1, min(_BLOCKS, total // _BLOCK))
+    cuts = torch.searchsorted(offsets, torch.arange(blocks + 1) * total // blocks)
+    cuts[0], cuts[-1] = 0, offsets.numel() - 1
+    return cuts
+
+
+@jit()
+def _worse(heap: Any, rows: Any, i: int, j: int) -> bool:
+    return heap[i] < heap[j] or (heap[i] == heap[j] and rows[i] < rows[j])
+
+
+@jit()
+def _topk(start: int, stop: int, bounds: Any, offsets: Any, scores: Any, found: Any) -> None:
+    """Where not all can be taken: a heap of the k best so far, the worst on top.
+
+    Rows come latest first, so that each new one is worse than those of the same score.
+    """
+    k = found.shape[1]
+    heap, rows = np.empty(k, np.float32), np.empty(k, np.int64)
+    for b in range(bounds[start], bounds[stop]):
+        n = 0
+        if offsets[b + 1] - offsets[b] <= k:
+            for row in range(offsets[b], offsets[b + 1]):
+                if scores[row] > -np.inf:
+                    found[b, n] = row
+                    n += 1
+        else:
+            for row in range(offsets[b + 1] - 1, offsets[b] - 1, -1):
+                score = scores[row]
+                if not score > (heap[0] if n == k else -np.inf):
+                    continue
+                if n == k:
+                    i, child = 0, 1  # sinks from the top below all that are worse
+                    while child < k:
+                        if child + 1 < k and _worse(heap, rows, child + 1, child):
+                            child += 1
+                        if heap[child] >= score:
+                            break
+                        heap[i], rows[i] = heap[child], rows[child]
+                        i, child = child, 2 * child + 1
+                else:
+                    i = n  # rises above all that are better
+                    n += 1
+                    while i > 0 and heap[(i - 1) // 2] >= score:
+                        heap[i], rows[i] = heap[(i - 1) // 2], rows[(i - 1) // 2]
+                        i = (i - 1) // 2
+                heap[i], rows[i] = score, row
+            found[b, :n] = np.sort(rows[:n])
+        found[b, n:] = -1
+
+
+def segment_topk_cpu(scores: Tensor, offsets: Tensor, k: int) -> Tensor:
+    """``segment_topk`` for float32 on the CPU."""
+    found = torch.empty(offsets.numel() - 1, k, dtype=torch.int64)
+    bounds = segment_blocks(offsets, scores.shape[0])
+    arrays = (x.contiguous().numpy() for x in (bounds, offsets, scores, found))
+    parallel_rows(_topk, bounds.numel() - 1, *arrays)
+    return found
