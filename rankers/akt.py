@@ -1,0 +1,113 @@
+"""AKT-Rec: knowledge goes from heads to the tail, and not back.
+
+AKT-Rec (arXiv 2605.23310), section 3.2. The text that this was made from names the parts without formulas: they are
+ours (design, sections 6 and 7). The gated embedding is ``embeddings/cluster_gate.py``, the views ``rankers/views.py``.
+Left out: the fine-tuning of a multimodal language model; clusters come from semantic IDs (LGSID's tokenizers).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(kw_only=True)
+class AktConfig:
+    """AKT-Rec on any tower: cluster-guided embeddings of items and users, one-way transfer, hierarchical views.
+
+    The paper's ladder: all off but ``enabled`` is the cluster embedding alone; then ``one_way_weight``, ``gate``,
+    ``views``; ``akt_ladder`` gives these configs by name.
+    """
+
+    enabled: bool = False
+    """Whether there are clusters at all; needs semantic IDs."""
+    prefix: int = 1
+    """Levels of the semantic ID that make an item's cluster."""
+    cluster_rows: int = 65_536
+    """Rows of the cluster table, at most; more prefixes than that are hashed."""
+    users: bool = True
+    """Users have clusters too: the most frequent one of their history."""
+    gate: bool = True
+    """Mix individual and cluster embedding by activity, and scale the cluster's gradient; else in equal parts."""
+    one_way_weight: float = 0.01
+    """Weight of the one-way contrastive loss; 0: none."""
+    temperature: float = 0.1
+    """Of the one-way loss."""
+    head_share: float = 0.1
+    """The most active share of items, and of users, is the head."""
+    views: bool = True
+    """Towers on the individual, the cluster and the content view, fused by activity; else one on all together."""
+    view_visits: int = 10
+    """Latest visits that the cluster and the content view see; 0: the whole history."""
+
+    def __post_init__(self) -> None:
+        for name in ("prefix", "cluster_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"akt.{name}={getattr(self, name)}: expected at least 1")
+        if self.view_visits < 0:
+            raise ValueError(f"akt.view_visits={self.view_visits}: expected 0 (the whole history) or more")
+        if not self.one_way_weight >= 0:
+            raise ValueError(f"akt.one_way_weight={self.one_way_weight}: expected 0 or more")
+        if not self.temperature > 0:
+            raise ValueError(f"akt.temperature={self.temperature}: expected more than 0")
+        if not 0 < self.head_share < 1:
+            raise ValueError(f"akt.head_share={self.head_share}: expected a share between 0 and 1")
+
+
+def akt_ladder() -> dict[str, AktConfig]:
+    """The paper's ablations by name, each adding one part to the one before."""
+    return {
+        "none": AktConfig(),
+        "cluster": AktConfig(enabled=True, one_way_weight=0.0, gate=False, views=False),
+        "one_way": AktConfig(enabled=True, gate=False, views=False),
+        "gate": AktConfig(enabled=True, views=False),
+        "views": AktConfig(enabled=True),
+    }
+
+
+def find_heads(count: Tensor, share: float) -> Tensor:
+    """The most active rows, bool [N]: ``share`` of those with any positive, and all that are as active as the last.
+
+    Args:
+        count: positives up to the split, [N].
+        share: in (0, 1).
+    """
+    active = count[count > 0]
+    if not active.numel():
+        return torch.zeros_like(count, dtype=torch.bool)
+    at = max(1, round(share * active.numel()))
+    return count >= active.sort(descending=True).values[at - 1]
+
+
+def one_way_loss(individual: Tensor, cluster: Tensor, is_head: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """InfoNCE that pulls each tail row to the heads of its cluster, away from the heads of others.
+
+        L = mean over tail t of  -log( exp(cos(e_t, sg(h_c(t))) / tau) / sum over c of exp(cos(e_t, sg(h_c)) / tau) )
+
+    with h_c the mean direction of the heads of cluster c among these rows, c over clusters that have one, and sg no
+    gradient. No gradient reaches a head's row: the rows' gradient is exactly zero there. A tail row of a cluster
+    without a head here, or of no cluster, is no anchor. The paper does not say how positives and negatives are drawn:
+    mean directions make every head of the batch count at [tail, clusters] products.
+
+    Args:
+        individual: e_ind of some ids of one kind (items or users), float [N, D]; one that comes twice counts twice.
+        cluster: row of the cluster table, 0 = none, int64 [N].
+        is_head: bool [N].
+        temperature: tau.
+
+    Returns:
+        The loss, a float32 scalar (0 without anchors), and the share of tail rows that are anchors, without gradient.
+    """
+    known = cluster > 0
+    heads = (is_head & known).nonzero().squeeze(1)
+    tails = (~is_head).nonzero().squeeze(1)
+    clusters, of_head = cluster[heads].unique(return_inverse=True)
+    directions = F.normalize(individual.detach()[heads].float())
+    means = directions.new_zeros(clusters.numel(), individual.shape[1]).index_add_(0, of_head, directions)
+    own = torch.searchsorted(clusters, cluster[tails])
+    has_head = torch.isin(cluster[tails], clusters)
+    anchors = individual.index_select(0, tails[has_head])
+    similarity = F.normalize(anchors.float()) @ F.normalize(means).T
+    total = F.cross_entropy(similarity / temperature, own[has_head], reduction="sum")
+    return total / max(1, anchors.shape[0]), has_head.float().sum() / max(1, tails.numel())
