@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .jagged_cpu import segment_topk_cpu
+from .jagged_cpu import segment_dot_cpu, segment_topk_cpu
 
 
 def segment_ids(offsets: Tensor, total: int) -> Tensor:
@@ -61,6 +61,36 @@ def weighted_segment_sum(values: Tensor, weights: Tensor, offsets: Tensor, segme
         [B, D], differentiable in ``values`` and ``weights``.
     """
     return _WeightedSegmentSum.apply(values, weights, offsets, segments)
+
+
+class _SegmentDot(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
+        ctx.save_for_backward(values, vectors, offsets)
+        if values.device.type == "cpu" and values.dtype == torch.float32 and not torch.compiler.is_exporting():
+            return segment_dot_cpu(values, vectors, offsets)
+        segments = segment_ids(offsets, values.shape[0])
+        return torch.linalg.vecdot(values, vectors.index_select(0, segments))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        values, vectors, offsets = ctx.saved_tensors
+        expanded = vectors.index_select(0, segment_ids(offsets, values.shape[0]))
+        return expanded * grad[:, None], segment_sum(values, offsets, grad), None
+
+
+def segment_dot(values: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
+    """Product of each row with its segment's vector.
+
+    Args:
+        values: [T, D], any floating dtype.
+        vectors: one a segment, [B, D], same dtype.
+        offsets: int64 [B+1], offsets[0] = 0, offsets[B] = T.
+
+    Returns:
+        [T], differentiable in ``values`` and ``vectors``.
+    """
+    return _SegmentDot.apply(values, vectors, offsets)
 
 
 def segment_softmax_reference(logits: Tensor, offsets: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .threads import jit, parallel_rows
+from .tile_products import FAST, width
 
 _BLOCK = 1024  # rows a block, at least
 _BLOCKS = 64  # blocks, at most
@@ -18,6 +19,25 @@ def segment_blocks(offsets: Tensor, total: int) -> Tensor:
     cuts = torch.searchsorted(offsets, torch.arange(blocks + 1) * total // blocks)
     cuts[0], cuts[-1] = 0, offsets.numel() - 1
     return cuts
+
+
+@jit(fastmath=FAST)
+def _dot(start: int, stop: int, Ds: Any, bounds: Any, offsets: Any, values: Any, vectors: Any, out: Any) -> None:
+    for b in range(bounds[start], bounds[stop]):
+        for row in range(offsets[b], offsets[b + 1]):
+            x = np.float32(0)
+            for d in range(len(Ds)):
+                x += values[row, d] * vectors[b, d]
+            out[row] = x
+
+
+def segment_dot_cpu(values: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
+    """The forward of ``segment_dot`` for float32 on the CPU."""
+    out = values.new_empty(values.shape[0])
+    bounds = segment_blocks(offsets, values.shape[0])
+    arrays = (x.detach().contiguous().numpy() for x in (bounds, offsets, values, vectors, out))
+    parallel_rows(_dot, bounds.numel() - 1, width(values.shape[1]), *arrays)
+    return out
 
 
 @jit()

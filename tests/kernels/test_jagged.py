@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from placerank.kernels.jagged import (
+    segment_dot,
     segment_ids,
     segment_softmax,
     segment_softmax_reference,
@@ -37,6 +38,17 @@ def test_gradients(lengths: list[int]) -> None:
     values = torch.randn(total, 3, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(total, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v, w: weighted_segment_sum(v, w, offsets, ids), (values, weights))
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("dim", [1, 5, 16])
+def test_products_with_the_segments_vector(lengths: list[int], dim: int) -> None:
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    values, vectors = torch.randn(sum(lengths), dim), torch.randn(len(lengths), dim)
+    want = [values[t] @ vectors[b] for b in range(len(lengths)) for t in range(int(offsets[b]), int(offsets[b + 1]))]
+    torch.testing.assert_close(segment_dot(values, vectors, offsets), torch.tensor(want))
+    wide = [x.double().requires_grad_() for x in (values, vectors)]
+    assert torch.autograd.gradcheck(lambda *x: segment_dot(*x, offsets), wide)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)

@@ -1,0 +1,130 @@
+"""Softmax attention of each sample over the few visits that a search chose from its long history.
+
+Shapes: B samples, T visits in all, D columns of a key, G gaps, K knots of each gap, A heads, k chosen visits at most,
+E = D + G K.
+
+A visit is seen as z = [key, hats of its gaps]. The hats of a gap g are max(0, 1 - |g - i|) at the knots i = 0 .. K-1,
+so that a weight a knot makes any function of the gap that is linear between knots (and constant outside of them).
+Queries and results are in z's own columns: whatever linear maps a tower has before its products and after its sums go
+into the queries and onto the pooled z, a sample's worth of work instead of a visit's:
+
+    (W_k z) . q = z . (W_k^T q)        sum of w_t (W_v z_t) = W_v (sum of w_t z_t)
+
+So 4 A (D + 2 G) operations a chosen visit are all that is left of a forward, 12 A (D + 2 G) of a step, and no key is
+copied: rows are read where they lie.
+
+CPU: float32 by compiled loops (``search_attention_cpu.py``). Other dtypes, other devices and exported programs: the
+reference, over [B, k, E].
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .search_attention_cpu import search_attention_backward_cpu, search_attention_cpu
+
+
+def hats(gaps: Tensor, knots: int) -> Tensor:
+    """Hat functions of gaps [..., G], side by side, [..., G * knots]; at most two of a gap's are not 0."""
+    at = torch.arange(knots, dtype=gaps.dtype, device=gaps.device)
+    distance = (gaps.clamp(0, knots - 1)[..., None] - at).abs()
+    return (1 - distance).clamp(min=0).flatten(-2)
+
+
+def interpolate(gaps: Tensor, table: Tensor) -> Tensor:
+    """``hats(gaps, K) @ table`` by two look-ups a gap: gaps [T, G] and a number a knot [G, K] to [T]."""
+    knots = table.shape[1]
+    total = gaps.new_zeros(gaps.shape[0], dtype=table.dtype)
+    for gap, values in zip(gaps.unbind(1), table, strict=True):
+        at = gap.clamp(0, knots - 1)
+        low = at.long().clamp(max=knots - 2)
+        total = total + torch.lerp(values[low], values[low + 1], (at - low).to(table.dtype))
+    return total
+
+
+def search_attention_reference(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> Tensor:
+    """``search_attention`` in plain PyTorch."""
+    knots = (queries.shape[2] - keys.shape[1]) // gaps.shape[1]
+    found = rows >= 0
+    rows = torch.where(found, rows, keys.shape[0])  # a row of zeros, which is there even without visits
+    z = torch.cat([F.pad(keys, (0, 0, 0, 1))[rows], hats(F.pad(gaps, (0, 0, 0, 1))[rows], knots)], dim=2)
+    logits = torch.where(found[:, None], queries @ z.mT, -torch.inf)
+    weights = torch.where(found[:, None], logits.softmax(dim=2), 0)  # not NaN where nothing was found
+    return weights.to(z.dtype) @ z
+
+
+@torch.library.custom_op("placerank::search_attention", mutates_args=())
+def _forward(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Pooled [B, A, E], weights [B, k, A], whose rows are undefined where ``rows`` is -1."""
+    return search_attention_cpu(queries, keys, gaps, rows)
+
+
+@_forward.register_fake
+def _(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    return queries.new_empty(queries.shape), queries.new_empty(*rows.shape, queries.shape[1])
+
+
+@torch.library.custom_op("placerank::search_attention_backward", mutates_args=())
+def _backward(
+    grad: Tensor, queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor, weights: Tensor, want_gaps: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and gaps ([0, G] if not wanted)."""
+    return search_attention_backward_cpu(grad, queries, keys, gaps, rows, weights, want_gaps)
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor, queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor, weights: Tensor, want_gaps: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    of_gaps = gaps.new_empty(gaps.shape[0] if want_gaps else 0, gaps.shape[1])
+    return queries.new_empty(queries.shape), keys.new_empty(keys.shape), of_gaps
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+
+
+def _grad(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, Tensor, Tensor | None, None]:
+    want_gaps = ctx.needs_input_grad[2]
+    of_queries, of_keys, of_gaps = _backward(grad.contiguous(), *ctx.saved_tensors, want_gaps)
+    return of_queries, of_keys, of_gaps if want_gaps else None, None
+
+
+_forward.register_autograd(_grad, setup_context=_save)
+
+
+def search_attention(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> Tensor:
+    """Sum of z over the chosen visits of each sample, weighted by softmax(z . query), head by head.
+
+    Args:
+        queries: in z's columns, scaled, [B, A, D + G K].
+        keys: visits, [T, D].
+        gaps: [T, G].
+        rows: of each sample's chosen visits, each row once in the whole batch, then -1; int64 [B, k].
+
+    Returns:
+        [B, A, D + G K], zeros where nothing was chosen, differentiable in queries, keys and gaps; of keys' dtype or
+        autocast's.
+
+    Raises:
+        ValueError: shapes or dtypes don't fit together.
+    """
+    (T, D), G = keys.shape, gaps.shape[1]
+    B, _, E = queries.shape
+    if gaps.shape[0] != T or rows.shape[0] != B or (E - D) % G or (E - D) // G < 2:
+        raise ValueError(
+            f"got queries {list(queries.shape)}, keys {list(keys.shape)}, gaps {list(gaps.shape)}, rows "
+            f"{list(rows.shape)}; expected [B, A, D + G K] with K of 2 or more, [T, D], [T, G], [B, k]"
+        )
+    if rows.dtype != torch.int64 or not keys.is_floating_point():
+        raise ValueError(f"got rows {rows.dtype} and keys {keys.dtype}, expected int64 and a floating dtype")
+    device = keys.device.type
+    if torch.is_autocast_enabled(device):
+        keys = keys.to(torch.get_autocast_dtype(device))
+    queries, gaps = queries.to(keys.dtype), gaps.to(keys.dtype)
+    # an exported file must load without placerank, so it holds PyTorch's own operations
+    if device != "cpu" or keys.dtype != torch.float32 or torch.compiler.is_exporting():
+        return search_attention_reference(queries, keys, gaps, rows)
+    return _forward(queries, keys, gaps, rows)[0]

@@ -1,0 +1,71 @@
+"""TWIN: a two-stage network whose stages agree.
+
+Chang et al., TWIN: TWo-stage Interest Network for Lifelong User Behavior Modeling in CTR Prediction at Kuaishou, KDD
+2023 (arXiv 2302.02352).
+"""
+
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.jagged import segment_dot, segment_topk
+from ..kernels.search_attention import interpolate
+from .search import GAP_DIM, FoundAttention, Heads, linear_heads
+from .tower import Context, History, InterestTower
+
+
+class TWIN(InterestTower):
+    """Search and attention by the same relevance, so that what the attention would weight most is what is found.
+
+    A visit's features are inherent (the key, the same for every user who was there) and cross (the gaps, of this user,
+    visit and target). Relevance of a head:
+
+        alpha = (K_h W^h) (q W^q)^T / sqrt(d) + (K_c W^c) beta
+
+    with one number a gap from its embedding (W^c), weighted by beta a head. Softmax over the found visits weights the
+    values K W^v, of inherent and cross features. The projections K_h W^h hold no gaps, so a serving
+    system can keep them once an item; here W^h is moved into the query, which costs a visit 2 D operations in the
+    search: less than reading projections would.
+
+    The search is for all heads together and keeps the highest mean of alpha over them, which is the highest geometric
+    mean of their weights; the paper does not say how its heads share a search.
+
+    Left out: W^o on the heads' output, as the ranker's first layer is linear too.
+
+    Args:
+        dim, gaps: see InterestTower.
+        top_k: visits that are attended to, at most; the paper's 100.
+        heads: the paper's 4.
+    """
+
+    def __init__(self, dim: int, gaps: int, top_k: int = 100, heads: int = 4) -> None:
+        super().__init__(dim, gaps)
+        self.top_k = top_k
+        self.found = FoundAttention(dim, gaps, heads)
+        self.output_dim = self.found.output_dim
+        self.from_query = linear_heads(heads, self.found.head_dim, dim)
+        self.inherent = linear_heads(heads, self.found.head_dim, dim)
+        self.cross = nn.Parameter(torch.empty(gaps, GAP_DIM).normal_(std=GAP_DIM**-0.5))
+        self.beta = nn.Parameter(torch.ones(heads, gaps))
+
+    def forward(self, query: Tensor, history: History, context: Context | None = None) -> Tensor:
+        """query [B, D] and history to interest [B, I]."""
+        heads = self.heads(query)
+        return self.found(heads, history, self.search(heads, history))
+
+    def heads(self, query: Tensor) -> Heads:
+        """alpha as products with key and hats of the gaps."""
+        q = torch.einsum("bi,adi->bad", query, self.from_query.to(query.dtype)) / sqrt(self.found.head_dim)
+        of_keys = torch.einsum("bad,ade->bae", q, self.inherent.to(q.dtype))
+        bias = self.found.gap_embedding.query((self.beta[:, :, None] * self.cross).flatten(1))
+        return Heads(of_keys, bias.to(of_keys.dtype).expand(query.shape[0], -1, -1))
+
+    @torch.no_grad()
+    def search(self, heads: Heads, history: History) -> Tensor:
+        """The rows with the highest relevance, int64 [B, top_k] with -1 where a history is shorter."""
+        keys, offsets, gaps = history
+        of_keys = heads.of_keys.mean(dim=1)
+        bias = self.found.gap_embedding.query((self.beta.mean(dim=0)[:, None] * self.cross).flatten())
+        relevance = segment_dot(keys.to(of_keys.dtype), of_keys, offsets)
+        return segment_topk(relevance + interpolate(gaps, bias.view(self.gaps, -1)), offsets, self.top_k)

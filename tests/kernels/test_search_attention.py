@@ -1,0 +1,96 @@
+"""Attention over chosen visits: a loop from its definition, the reference, the compiled loops."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from placerank.kernels.jagged import segment_topk
+from placerank.kernels.search_attention import hats, interpolate, search_attention, search_attention_reference
+
+KNOTS, G = 5, 2
+CASES = [([], 1), ([0], 2), ([1], 4), ([3, 0, 2], 4), ([0, 90, 7, 1, 30], 16)]
+
+
+def make(lengths: list[int], k: int, dim: int = 6, heads: int = 3) -> tuple[Tensor, ...]:
+    g = torch.Generator().manual_seed(sum(lengths))
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    T, B = sum(lengths), len(lengths)
+    gaps = torch.rand(T, G, generator=g) * (KNOTS + 1) - 0.5  # some lie outside of the knots
+    rows = segment_topk(torch.randn(T, generator=g), offsets, k)
+    queries = torch.randn(B, heads, dim + G * KNOTS, generator=g)
+    return queries, torch.randn(T, dim, generator=g), gaps, rows
+
+
+def by_hand(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> Tensor:
+    """A sample, a head, a visit at a time."""
+    out = torch.zeros_like(queries)
+    for b, chosen in enumerate(rows.tolist()):
+        visits = []
+        for t in (t for t in chosen if t >= 0):
+            knots = [max(0.0, 1 - abs(min(max(float(g), 0), KNOTS - 1) - i)) for g in gaps[t] for i in range(KNOTS)]
+            visits.append(torch.cat([keys[t], torch.tensor(knots)]))
+        for a in range(queries.shape[1] if visits else 0):
+            weights = torch.stack([z @ queries[b, a] for z in visits]).softmax(0)
+            out[b, a] = sum(w * z for w, z in zip(weights, visits, strict=True))
+    return out
+
+
+@pytest.mark.parametrize(("lengths", "k"), CASES)
+@pytest.mark.parametrize("attend", [search_attention, search_attention_reference])
+def test_forward_equals_the_loop(attend: object, lengths: list[int], k: int) -> None:
+    inputs = make(lengths, k)
+    torch.testing.assert_close(attend(*inputs), by_hand(*inputs))
+
+
+@pytest.mark.parametrize(("lengths", "k"), CASES)
+@pytest.mark.parametrize("dim", [1, 16])
+def test_gradients_are_those_of_the_reference(lengths: list[int], k: int, dim: int) -> None:
+    queries, keys, gaps, rows = make(lengths, k, dim)
+    leaves = [x.requires_grad_() for x in (queries, keys, gaps)]
+    grad = torch.randn(queries.shape)
+    got = torch.autograd.grad(search_attention(*leaves, rows), leaves, grad)
+    want = torch.autograd.grad(search_attention_reference(*leaves, rows), leaves, grad)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_gradcheck() -> None:
+    queries, keys, gaps, rows = make([3, 0, 5], 3)
+    leaves = [x.double().requires_grad_() for x in (queries, keys, gaps)]
+    assert torch.autograd.gradcheck(lambda *x: search_attention(*x, rows), leaves)
+
+
+def test_visits_that_were_not_chosen_do_not_matter() -> None:
+    queries, keys, gaps, rows = make([40, 7], 5)
+    others = torch.ones(len(keys), dtype=torch.bool)
+    others[rows.flatten()] = False
+    broken, broken_gaps = keys.clone(), gaps.clone()
+    broken[others], broken_gaps[others] = torch.nan, torch.nan
+    got = search_attention(queries, broken, broken_gaps, rows)
+    assert torch.equal(got, search_attention(queries, keys, gaps, rows))
+
+
+def test_half_precision() -> None:
+    inputs = make([9, 0, 4], 5)
+    want = search_attention(*inputs)
+    rounded = search_attention(*(x.bfloat16() if x.is_floating_point() else x for x in inputs))
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), want, rtol=0.1, atol=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert search_attention(*inputs).dtype == torch.bfloat16
+
+
+def test_interpolation_is_the_product_with_hats() -> None:
+    gaps, table = torch.rand(200, G) * (KNOTS + 1) - 0.5, torch.randn(G, KNOTS)
+    torch.testing.assert_close(interpolate(gaps, table), hats(gaps, KNOTS) @ table.flatten())
+    at_knots = torch.tensor([[0.0, 4.0], [3.0, 1.0]])
+    torch.testing.assert_close(interpolate(at_knots, table), table[0, [0, 3]] + table[1, [4, 1]])
+    torch.testing.assert_close(hats(gaps, KNOTS).sum(1), torch.full((200,), float(G)))
+
+
+def test_what_does_not_fit_is_told() -> None:
+    queries, keys, gaps, rows = make([3, 2], 2)
+    with pytest.raises(ValueError, match=r"got queries \[2, 3, 15\], keys .* expected \[B, A, D \+ G K\]"):
+        search_attention(queries[..., :-1], keys, gaps, rows)
+    with pytest.raises(ValueError, match=r"got rows torch.int32 and keys torch.float32, expected int64"):
+        search_attention(queries, keys, gaps, rows.int())
