@@ -35,8 +35,8 @@ def distinct(*columns: Tensor) -> Distinct:
     Returns:
         ``Distinct``. On CUDA the number of groups is waited for.
 
-    One sort for one or two columns, one more for each further column. Where all rows' embeddings are there, take those of
-    the distinct rows by ``index_select(0, first)``: its backward took half the time of ``rows[first]``'s.
+    One sort for one or two columns, one more for each further column. To take the embeddings of the distinct rows from
+    those of all, ``index_select(0, first)``: its backward took half the time of ``rows[first]``'s.
     """
     key = columns[0]
     for number, column in enumerate(columns[1:]):
