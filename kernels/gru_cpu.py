@@ -138,9 +138,11 @@ def gru_cpu(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, attention:
     inputs = tuple(_numpy(v) for v in (order, offsets, x, weight.t(), bias, attention))
     out, widths = states.numpy(), (width(H), width(3 * H))
 
+    loop: Any = _forward
+
     def work(todo: Iterator[tuple[int, int, int]]) -> None:
         for _, first, last in todo:
-            _forward(first, last, *widths, *inputs, out)
+            loop(first, last, *widths, *inputs, out)
 
     run_on_workers(work, iter(blocks), most=len(blocks))
     return states
@@ -157,9 +159,11 @@ def gru_backward_cpu(
     inputs = tuple(_numpy(v) for v in (order, offsets, x, weight.t(), weight, bias, attention, states, grad))
     outputs, widths = (of_x.numpy(), of_attention.numpy()), (width(H), width(3 * H))
 
+    loop: Any = _back
+
     def work(todo: Iterator[tuple[int, int, int]]) -> None:
         for i, first, last in todo:
-            _back(first, last, *widths, *inputs, *outputs, of_weight[i].numpy(), of_bias[i].numpy())
+            loop(first, last, *widths, *inputs, *outputs, of_weight[i].numpy(), of_bias[i].numpy())
 
     run_on_workers(work, iter(blocks), most=len(blocks))
     return of_x, of_weight.sum(dim=0), of_bias.sum(dim=0), of_attention
