@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels.jagged import segment_ids
 from .tower import Context, History, InterestTower
 
 
@@ -29,12 +30,20 @@ class _Take(torch.autograd.Function):
         return grad.new_zeros(ctx.total, *grad.shape[1:]).index_copy_(0, rows, grad), None
 
 
-def latest_visits(offsets: Tensor, recent: int) -> tuple[Tensor, Tensor]:
-    """The last ``recent`` rows of each segment: row numbers int64 [R], and the offsets of what is left, int64 [B+1]."""
-    kept = offsets.diff().clamp(max=recent)
-    ends = kept.cumsum(0)
-    rows = torch.repeat_interleave(offsets[1:] - ends, kept)
-    return rows + torch.arange(rows.numel(), device=rows.device), F.pad(ends, (1, 0))
+def latest_visits(offsets: Tensor, total: int, recent: int) -> tuple[Tensor, Tensor]:
+    """The last ``recent`` rows of each segment.
+
+    Args:
+        offsets: int64 [B+1].
+        total: rows of all segments together, T.
+        recent: positive.
+
+    Returns:
+        Row numbers, rising, int64 [R], and the offsets of what is left, int64 [B+1].
+    """
+    first = (offsets[1:] - recent).index_select(0, segment_ids(offsets, total))
+    rows = (torch.arange(total, device=offsets.device) >= first).nonzero().squeeze(1)
+    return rows, F.pad(offsets.diff().clamp(max=recent).cumsum(0), (1, 0))
 
 
 class HierarchicalViews(nn.Module):
@@ -132,7 +141,7 @@ class HierarchicalViews(nn.Module):
         whole = [(History(key, offsets, gaps), context) for key in keys]
         if not self.recent or len(keys) == 1:
             return whole
-        rows, ends = latest_visits(offsets, self.recent)
+        rows, ends = latest_visits(offsets, gaps.shape[0], self.recent)
         if context is not None:
             of_visits = {n: x[rows] for n, x in context._asdict().items() if n.startswith("visit_")}
             context = context._replace(**of_visits)
@@ -141,8 +150,6 @@ class HierarchicalViews(nn.Module):
 
     def _fuse(self, interests: list[Tensor], activity: Tensor) -> tuple[Tensor, Tensor]:
         weights = torch.softmax(self.gate(activity).float(), dim=1)
-        scaled = [
-            interest * (len(interests) * weight).to(interest.dtype)
-            for interest, weight in zip(interests, weights.split(1, dim=1), strict=True)
-        ]
+        scales = (len(interests) * weights).split(1, dim=1)
+        scaled = [x * scale.to(x.dtype) for x, scale in zip(interests, scales, strict=True)]
         return torch.cat(scaled, dim=1), weights
