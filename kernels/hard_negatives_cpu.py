@@ -179,11 +179,20 @@ def _scan_positives(
         best[r] = lowest
 
 
-def _groups(numbers: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Starts [count + 1] and members of the groups 0 .. count of candidates with equal numbers."""
-    ordered, members = numbers.sort(stable=True)
-    starts = torch.searchsorted(ordered, torch.arange(count + 1, dtype=torch.int32))
-    return starts.numpy(), members.int().numpy()
+@jit()
+def _groups(numbers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Starts [count + 1] and members, ascending, of the groups 0 .. count of candidates with equal numbers; -1: none."""
+    starts = np.zeros(count + 2, np.int64)
+    for number in numbers:
+        starts[number + 2 if number >= 0 else 0] += 1
+    starts[0] = 0
+    starts = np.cumsum(starts)
+    members = np.empty(starts[count + 1], np.int32)
+    for at, number in enumerate(numbers):
+        if number >= 0:
+            members[starts[number + 1]] = at
+            starts[number + 1] += 1
+    return starts[: count + 1], members
 
 
 def _pieces(offsets: Tensor, tiles: Tensor) -> tuple[np.ndarray, list[int], list[int]]:
@@ -283,7 +292,7 @@ def hard_negatives_cpu(search: Search) -> tuple[Tensor, Tensor]:
         bounds = tile_bounds(c.positions.t(), TILE)
         offsets, tiles = reachable_tiles(*tile_bounds(q.positions.t(), size), *bounds, furthest)
         groups = [
-            _groups(numbers, int(1 + max(a.max(), numbers.max())))
+            _groups(numbers.numpy(), int(1 + max(a.max(), numbers.max())))
             for a, numbers in ((q.categories, c.categories), (q.brands, c.brands))
         ]
         draw = iter(range(len(furthest)))  # shared: the next run goes to whoever is free

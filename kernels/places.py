@@ -2,11 +2,13 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from .threads import jit
 from .tiles import curve_order
 
 TILE = 64  # places that are skipped or looked at together
@@ -127,13 +129,29 @@ def _numbers(ids: Tensor) -> Tensor:
     return torch.empty_like(steps).scatter_(0, rows, steps.cumsum(0, dtype=torch.int32))
 
 
+@jit(fastmath={"reassoc", "contract"})
+def _unit_rows(rows: np.ndarray, order: np.ndarray, out: np.ndarray) -> None:
+    """out[i] = rows[order[i]] by its length, or 0 where that is no number: as ``F.normalize``, in one pass."""
+    for i in range(len(order)):
+        row, squares = rows[order[i]], np.float32(0)
+        for column in range(len(row)):
+            squares += row[column] * row[column]
+        scale = np.float32(1) / max(np.sqrt(squares), np.float32(1e-12))
+        finite = squares < np.inf
+        for column in range(len(row)):
+            out[i, column] = row[column] * scale if finite else np.float32(0)
+
+
 def _sort(places: Places, items: Tensor, categories: Tensor, brands: Tensor) -> SortedPlaces:
     positions = places.positions.masked_fill(~places.known()[:, None], torch.nan)
     order = curve_order(positions)
     pad = -len(order) % TILE
     embeddings = positions.new_zeros(len(order) + pad, places.embeddings.shape[1])
-    real = embeddings[: len(order)].copy_(places.embeddings[order])
-    F.normalize(real, out=real).nan_to_num_(0, 0, 0)
+    real = embeddings[: len(order)]
+    if places.embeddings.device.type == "cpu":
+        _unit_rows(places.embeddings.float().contiguous().numpy(), order.numpy(), real.numpy())
+    else:
+        F.normalize(real.copy_(places.embeddings[order]), out=real).nan_to_num_(0, 0, 0)
     return SortedPlaces(
         F.pad(order.int(), (0, pad)),
         F.pad(positions[order].t(), (0, pad), value=torch.nan).contiguous(),
