@@ -181,7 +181,7 @@ def _scan_positives(
 
 @jit()
 def _groups(numbers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Starts [count + 1] and members, ascending, of the groups 0 .. count of candidates with equal numbers; -1: none."""
+    """Starts [count + 1] and members, ascending, of groups 0 .. count of candidates with equal numbers; -1: none."""
     starts = np.zeros(count + 2, np.int64)
     for number in numbers:
         starts[number + 2 if number >= 0 else 0] += 1
