@@ -9,7 +9,7 @@ An export folder holds all that scoring needs:
     tables/            one file a table, keyed by raw ids: see ``embeddings/export.py``
     scorer.pt2         the dense part; ``torch.export.load`` reads it without placerank
 
-``scorer.pt2`` takes six tensors, for B candidates with T history entries in all, and gives logits float32 [B]; the
+``scorer.pt2`` takes these, for B candidates with T history entries in all, and gives logits float32 [B]; the
 click probability is their sigmoid. B and T are free, T may be 0.
 
     query     float32 [B, D]   for each of ``sequence`` in features.json the candidate's row of the table, side by side
@@ -19,6 +19,7 @@ click probability is their sigmoid. B and T are free, T may be 0.
     pooled    float32 [B, P]   for each of ``pooled`` the sum of the candidate's rows of the table, side by side
     dense     float32 [B, F]   for each of ``dense``: distance gives log(1 + km) (0 if unknown) and 1 if known else 0;
                                visits gives log(1 + the user's earlier visits to the candidate)
+    context   a tuple of seven tensors, for towers that use it: see ``data/batch.py``
 
 ``ExportedRanker`` does all of it from samples.
 """
@@ -34,7 +35,7 @@ from torch.export import Dim
 from torch.nn import functional as F
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
-from ..data.batch import Context, SampleBatch
+from ..data.batch import SampleBatch
 from ..data.catalog import Catalog
 from ..data.features import HISTORY_GAPS, Features, Table
 from ..data.manifest import read_manifest, write_json
@@ -74,9 +75,11 @@ def export_scorer(scorer: Scorer, features: Features, file: Path) -> None:
     B, T = Dim("samples", min=0), Dim("entries", min=0)
     shapes: tuple[Any, ...] = ({0: B}, {0: T}, {0: B + 1}, {0: T}, {0: B}, {0: B})
     if features.context:
-        rows, places = torch.zeros(samples, dtype=torch.int64), torch.zeros(samples, 3)
-        visit_rows, visit_places = torch.zeros(entries, dtype=torch.int64), torch.zeros(entries, 3)
-        example += (Context(rows, rows, places, places, visit_rows, visit_rows, visit_places),)
+        # A tensor each, or the program takes two for one; and a plain tuple, since a file with a type of ours in it
+        # could not be loaded without placerank.
+        numbers = [torch.zeros(n, dtype=torch.int64) for n in (samples, samples, entries, entries)]
+        places = [torch.zeros(n, 3) for n in (samples, samples, entries)]
+        example += ((*numbers[:2], *places[:2], *numbers[2:], *places[2:]),)
         shapes += (tuple({0: n} for n in (B, B, B, B, T, T, T)),)
     # Without deferred checks a single sample, or no history at all, would be refused.
     try:
@@ -143,7 +146,7 @@ class ExportedRanker:
             batch.history_gaps,
             torch.cat([self._sum(t, pooled[t.features[0]]) for t in self.features.pooled], dim=1),
             batch.dense,
-            *([batch.context] if batch.context else []),
+            *([tuple(batch.context)] if batch.context else []),
         )
         return logits
 

@@ -58,7 +58,7 @@ class Scorer(nn.Module):
         gaps: Tensor,
         pooled: Tensor,
         dense: Tensor,
-        context: Context | None = None,
+        context: Context | tuple[Tensor, ...] | None = None,
     ) -> Tensor:
         """Logits float32 [B].
 
@@ -69,8 +69,9 @@ class Scorer(nn.Module):
             gaps: of each history entry, [T, G].
             pooled: pooled features, [B, P].
             dense: dense features, [B, F].
-            context: where the tower uses it.
+            context: where the tower uses it; an exported program takes its fields as a plain tuple.
         """
+        context = None if context is None else Context(*context)
         interest = self.tower(query, History(keys, offsets, gaps), context)
         return self.logits(query, interest, pooled, dense)
 

@@ -1,11 +1,15 @@
 """SIM's two searches and its attention against the equations, a sample and a visit at a time."""
 
 from math import sqrt
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from placerank.data.features import Features, Table
+from placerank.rankers.exported import export_scorer
+from placerank.rankers.ranker import RankerConfig, Scorer
 from placerank.rankers.search import GAP_DIM, KNOTS, FoundAttention, GapEmbedding, TargetAttention
 from placerank.rankers.sim import SIM, SoftSIM
 from placerank.rankers.tower import Context, History
@@ -143,3 +147,16 @@ def test_gap_embedding_is_its_table_at_the_knots_and_constant_beyond() -> None:
     far = history._replace(gaps=torch.full((6, G), KNOTS + 5.0))
     torch.testing.assert_close(tower(query, beyond), tower(query, far))
     assert not torch.allclose(tower(query, beyond), tower(query, history))
+
+
+def test_an_exported_hard_search_reads_categories_and_not_hours(tmp_path: Path) -> None:
+    features = Features(
+        (Table("item", 9, D, ("item", "history")),), (Table("user", 9, 4, ("user",)),), (), context=True
+    )
+    scorer = Scorer(features, RankerConfig(tower="placerank.rankers.sim:SIM")).eval()
+    export_scorer(scorer, features, tmp_path / "scorer.pt2")
+    program = torch.export.load(tmp_path / "scorer.pt2").module()
+    for lengths in ([], [0], [1], [0, 0], LENGTHS, [150, 3]):
+        query, history, context = make(lengths)
+        inputs = query, *history, torch.randn(len(lengths), 4), torch.zeros(len(lengths), 0)
+        torch.testing.assert_close(program(*inputs, tuple(context)), scorer(*inputs, context))
