@@ -9,7 +9,7 @@ from torch._higher_order_ops.while_loop import while_loop
 from torch.nn import functional as F
 
 from ..kernels.gru import gru
-from ..kernels.jagged import segment_ids, segment_softmax
+from ..kernels.jagged import segment_dot, segment_ids, segment_softmax
 from .tower import Context, History, InterestTower
 
 
@@ -84,7 +84,7 @@ class DIEN(InterestTower):
     def _evolve(self, query: Tensor, history: History, states: Tensor) -> Tensor:
         keys, offsets, gaps = history
         segments = segment_ids(offsets, keys.shape[0])
-        logits = torch.linalg.vecdot(states, self.from_query(query)[segments])[:, None] + self.from_gaps(gaps)
+        logits = segment_dot(states, self.from_query(query).to(states.dtype), offsets)[:, None] + self.from_gaps(gaps)
         attention = segment_softmax(logits, offsets, segments).squeeze(1)
         evolved = self.evolution(states, offsets, attention)
         last = torch.where(offsets.diff() > 0, offsets[1:] - 1, keys.shape[0])

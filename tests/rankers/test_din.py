@@ -4,33 +4,11 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
+from tower_cases import D, G, make_history, make_tower
 
 from placerank.rankers.din import DIN, Dice
-from placerank.rankers.tower import TOWERS, History, find_tower, register_tower
-
-D, G = 8, 2
-
-
-def make_tower(name: str = "din", seed: int = 0) -> torch.nn.Module:
-    torch.manual_seed(seed)
-    tower = find_tower(name)(D, G)
-    for module in tower.modules():
-        if isinstance(module, Dice):
-            torch.nn.init.normal_(module.alpha)
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    return tower
-
-
-def make_history(lengths: list[int], seed: int = 0) -> tuple[Tensor, History]:
-    g = torch.Generator().manual_seed(seed)
-    offsets = torch.tensor([0, *lengths]).cumsum(0)
-    total = sum(lengths)
-    query = torch.randn(len(lengths), D, generator=g)
-    return query, History(torch.randn(total, D, generator=g), offsets, torch.rand(total, G, generator=g))
+from placerank.rankers.tower import History
 
 
 def din_by_hand(tower: DIN, query: Tensor, history: History) -> Tensor:
@@ -56,43 +34,6 @@ def test_din_equals_the_paper_by_hand(lengths: list[int]) -> None:
     tower = make_tower().eval()
     query, history = make_history(lengths)
     torch.testing.assert_close(tower(query, history), din_by_hand(tower, query, history), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", sorted(TOWERS))
-@settings(deadline=None, max_examples=25)
-@given(lengths=st.lists(st.integers(0, 6), min_size=1, max_size=6), extra=st.integers(0, 5), seed=st.integers(0, 99))
-def test_padded_equals_jagged(name: str, lengths: list[int], extra: int, seed: int) -> None:
-    tower = make_tower(name).eval()
-    query, history = make_history(lengths, seed)
-    width = max(lengths) + extra
-    mask = torch.rand(len(lengths), width, generator=torch.Generator().manual_seed(seed)).argsort(1) < torch.tensor(
-        lengths
-    ).unsqueeze(1)
-    padded, gaps = torch.full((len(lengths), width, D), torch.nan), torch.full((len(lengths), width, G), torch.nan)
-    padded[mask], gaps[mask] = history.keys, history.gaps
-    out = tower(query, History.from_padded(padded, mask, gaps))
-    torch.testing.assert_close(out, tower(query, history))
-    assert out.shape == (len(lengths), tower.output_dim)
-    assert not out[torch.tensor(lengths) == 0].any(), "an empty history gives zeros"
-
-
-@pytest.mark.parametrize("name", sorted(TOWERS))
-def test_other_samples_do_not_matter(name: str) -> None:
-    tower = make_tower(name).eval()
-    query, history = make_history([4, 0, 9])
-    alone = History(history.keys[4:], torch.tensor([0, 9]), history.gaps[4:])
-    torch.testing.assert_close(tower(query[2:], alone)[0], tower(query, history)[2])
-
-
-@pytest.mark.parametrize("name", sorted(TOWERS))
-@pytest.mark.parametrize("lengths", [[3, 1], [0, 2], [1], [0, 0]])
-def test_every_parameter_gets_a_finite_gradient_in_training(name: str, lengths: list[int]) -> None:
-    tower = make_tower(name).train()
-    query, history = make_history(lengths)
-    history.keys.requires_grad_()
-    tower(query, history).square().sum().backward()
-    for parameter in [history.keys, *tower.parameters()]:
-        assert parameter.grad is not None and parameter.grad.isfinite().all()
 
 
 def test_gradients_are_those_of_the_hand_written_sum() -> None:
@@ -130,16 +71,3 @@ def test_dice_equals_its_equation_and_its_limits() -> None:
     before = dice.running_mean.clone()
     assert dice(s[:1]).isfinite().all() and dice(s[:0]).shape == (0, 3)
     torch.testing.assert_close(dice.running_mean, before)  # one row says nothing of a variance
-
-
-def test_a_tower_that_does_not_exist_is_told() -> None:
-    with pytest.raises(ValueError, match=r"tower 'dinn' does not exist; there are din, or package.module:Class"):
-        find_tower("dinn")
-    with pytest.raises(ValueError, match=r"tower 'placerank.rankers.din:DNI': .*expected package.module:Class"):
-        find_tower("placerank.rankers.din:DNI")
-    with pytest.raises(ValueError, match="tower 'din' is already registered"):
-        register_tower("din", DIN)
-
-
-def test_a_tower_of_ones_own_by_its_path() -> None:
-    assert isinstance(find_tower("placerank.rankers.din:DIN")(D, G), DIN)

@@ -1,0 +1,256 @@
+"""What every tower must do, whatever it is."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+from tower_cases import D, G, make_case, make_context, make_tower, select
+from toy_ranker import BATCH, FEATURES, OPTIMIZER, fill, local_pieces, make_batch, put_together
+
+from placerank.data.batch import RankingBatch
+from placerank.data.features import HISTORY_GAPS
+from placerank.rankers.din import DIN
+from placerank.rankers.exported import export_scorer
+from placerank.rankers.ranker import Ranker, RankerConfig, Scorer
+from placerank.rankers.tower import TOWERS, History, find_tower, register_tower
+from placerank.training.model import assemble
+from placerank.training.runtime import runtime
+from placerank.training.sharding import ShardingConfig
+
+NAMES = sorted(TOWERS)
+IN_ORDER = {"dien"}
+"""Towers for which the order of the visits matters."""
+NOT_OF_HISTORY_ALONE = {"basm"}
+"""Towers that give something other than zeros for an empty history."""
+WITH_CONTEXT = [name for name in NAMES if find_tower(name).uses_context]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(deadline=None, max_examples=15)
+@given(lengths=st.lists(st.integers(0, 6), min_size=1, max_size=6), extra=st.integers(0, 5), seed=st.integers(0, 99))
+def test_padded_equals_jagged(name: str, lengths: list[int], extra: int, seed: int) -> None:
+    tower = make_tower(name).eval()
+    query, history, context = make_case(lengths, seed)
+    width = max(lengths) + extra
+    mask = torch.rand(len(lengths), width, generator=torch.Generator().manual_seed(seed)).argsort(1) < torch.tensor(
+        lengths
+    ).unsqueeze(1)
+    padded, gaps = torch.full((len(lengths), width, D), torch.nan), torch.full((len(lengths), width, G), torch.nan)
+    padded[mask], gaps[mask] = history.keys, history.gaps
+    out = tower(query, History.from_padded(padded, mask, gaps), context)
+    torch.testing.assert_close(out, tower(query, history, context))
+    assert out.shape == (len(lengths), tower.output_dim) and out.isfinite().all()
+    if name not in NOT_OF_HISTORY_ALONE:
+        assert not out[torch.tensor(lengths) == 0].any(), "an empty history gives zeros"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_samples_and_no_visits(name: str) -> None:
+    tower = make_tower(name)
+    for mode in (True, False):
+        tower.train(mode)
+        assert tower(*make_case([])).shape == (0, tower.output_dim)
+        assert tower(*make_case([0])).isfinite().all()
+        assert tower(*make_case([1])).isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_order_of_visits(name: str) -> None:
+    tower = make_tower(name).eval()
+    lengths = [5, 0, 4]
+    case = make_case(lengths)
+    shuffled = select(case, torch.tensor([4, 2, 0, 1, 3, 8, 6, 7, 5]), torch.arange(3), lengths)
+    a, b = tower(*case), tower(*shuffled)
+    if name in IN_ORDER:
+        assert not torch.allclose(a[0], b[0], atol=1e-3)
+    else:
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_samples_do_not_matter(name: str) -> None:
+    tower = make_tower(name).eval()
+    case = make_case([4, 0, 9])
+    alone = select(case, torch.arange(4, 13), torch.tensor([2]), [9])
+    torch.testing.assert_close(tower(*alone)[0], tower(*case)[2])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_history_query_and_context_matter(name: str) -> None:
+    tower = make_tower(name).eval()
+    query, history, context = make_case([4, 6])
+    out = tower(query, history, context)
+    assert not torch.allclose(out, tower(query, history._replace(keys=history.keys + 1), context), atol=1e-3)
+    assert not torch.allclose(out, tower(query + 1, history, context), atol=1e-3)
+    if tower.uses_context:
+        assert not torch.allclose(out, tower(query, history, make_context(2, 10, seed=9)), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", WITH_CONTEXT)
+def test_a_missing_context_is_told(name: str) -> None:
+    query, history, _ = make_case([2])
+    with pytest.raises(ValueError, match="got no context; it needs the"):
+        make_tower(name)(query, history)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("lengths", [[3, 1], [0, 2], [1], [0, 0], []])
+def test_every_parameter_gets_a_finite_gradient_in_training(name: str, lengths: list[int]) -> None:
+    tower = make_tower(name).train()
+    query, history, context = make_case(lengths)
+    history.keys.requires_grad_()
+    interest, loss = tower.forward_with_loss(query, history, context)
+    (interest.square().sum() + (0 if loss is None else loss)).backward()
+    for parameter in [history.keys, *tower.parameters()]:
+        assert parameter.grad is not None and parameter.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_those_of_finite_differences(name: str) -> None:
+    tower = make_tower(name).double().eval()
+    query, history, context = make_case([3, 0, 2])
+    inputs = query.double().requires_grad_(), history.keys.double().requires_grad_()
+
+    def interest(query: Tensor, keys: Tensor) -> Tensor:
+        return tower(query, History(keys, history.offsets, history.gaps.double()), context)
+
+    assert torch.autograd.gradcheck(interest, inputs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16(name: str) -> None:
+    tower = make_tower(name).eval()
+    query, history, context = make_case([4, 0, 9])
+    exact = tower(query, history, context).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = tower(query, history, context)
+    low_history = History(history.keys.bfloat16(), history.offsets, history.gaps.bfloat16())
+    low = tower.bfloat16()(query.bfloat16(), low_history, context)
+    assert low.dtype == torch.bfloat16
+    for out in (mixed, low):
+        torch.testing.assert_close(out.float(), exact, rtol=0.1, atol=0.05 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exported_programs_give_the_same_logits(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = RankerConfig(tower=name, mlp=[8])
+    features = replace(FEATURES, context=config.uses_context)
+    scorer, file = Scorer(features, config).eval(), tmp_path / "scorer.pt2"
+    export_scorer(scorer, features, file)
+    program = torch.export.load(file)
+    called = {
+        str(n.target) for m in program.graph_module.modules() for n in getattr(m, "graph", torch.fx.Graph()).nodes
+    }
+    assert not [target for target in called if "placerank" in target], "the file must load without placerank"
+    loaded = program.module()
+    for lengths in ([3, 0, 1], [0], [1], [0, 0], [], [40, *[2] * 9]):
+        B, T = len(lengths), sum(lengths)
+        g = torch.Generator().manual_seed(T)
+        make = lambda *shape, g=g: torch.randn(*shape, generator=g)  # noqa: E731
+        inputs: tuple[Any, ...] = (make(B, features.query_dim), make(T, features.query_dim))
+        inputs += (torch.tensor([0, *lengths]).cumsum(0), make(T, HISTORY_GAPS).abs())
+        inputs += (make(B, features.pooled_dim), make(B, features.dense_dim))
+        if features.context:
+            inputs += (tuple(make_context(B, T)),)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(*inputs), scorer(*inputs), rtol=1e-4, atol=1e-5)
+
+
+STEPS = 2
+
+
+def batch_for(config: RankerConfig, step: int, rank: int) -> RankingBatch:
+    batch = make_batch(100 * step + rank)
+    visits = batch.history_gaps.shape[0]
+    torch.manual_seed(step * 10 + rank)  # what a tower draws in training
+    return replace(batch, context=make_context(BATCH, visits, step) if config.uses_context else None)
+
+
+def initial_ranker(config: RankerConfig) -> Ranker:
+    torch.manual_seed(7)
+    return Ranker(FEATURES, config, device="cpu")
+
+
+def loss_of(model: Any, batch: RankingBatch) -> tuple[Tensor, Tensor]:
+    logits, losses = model(batch)
+    return logits.detach(), binary_cross_entropy_with_logits(logits, batch.label) + sum(losses.values())
+
+
+def train_sharded(names: list[str]) -> dict[str, tuple[list[Tensor], dict[str, Any]]]:
+    results = {}
+    with runtime(0) as rt:
+        for name in names:
+            config = RankerConfig(tower=name, mlp=[8])
+            trainee = assemble(FEATURES, config, ShardingConfig(default="row_wise"), OPTIMIZER, rt, BATCH, 2.0)
+            fill(trainee.model, initial_ranker(config).state_dict())
+            outputs = []
+            for step in range(STEPS):
+                logits, loss = loss_of(trainee.model, batch_for(config, step, rt.rank))
+                outputs.append(logits)
+                trainee.optimizer.zero_grad()
+                loss.backward()
+                trainee.optimizer.step()
+            results[name] = outputs, local_pieces(trainee.model.state_dict())
+    return results
+
+
+def train_unsharded(name: str, world_size: int) -> tuple[list[list[Tensor]], dict[str, Tensor]]:
+    """The same steps in plain PyTorch, row-wise Adagrad by hand."""
+    config = RankerConfig(tower=name, mlp=[8])
+    ranker = initial_ranker(config)
+    tables = dict(ranker.embeddings.named_parameters())
+    states = {table: torch.zeros(p.shape[0]) for table, p in tables.items()}
+    adamw = torch.optim.AdamW(ranker.scorer.parameters(), lr=OPTIMIZER.dense_lr, weight_decay=OPTIMIZER.weight_decay)
+    outputs: list[list[Tensor]] = []
+    for step in range(STEPS):
+        ranker.zero_grad()
+        outputs.append([])
+        for rank in range(world_size):
+            logits, loss = loss_of(ranker, batch_for(config, step, rank))
+            outputs[-1].append(logits)
+            (loss / world_size).backward()
+        adamw.step()
+        with torch.no_grad():
+            for table, p in tables.items():
+                assert p.grad is not None
+                states[table] += p.grad.square().mean(dim=1)
+                p -= OPTIMIZER.table_lr * p.grad / (states[table].sqrt() + 1e-8)[:, None]
+    return outputs, {k: v for k, v in ranker.state_dict().items() if "running_" not in k}
+
+
+def test_sharded_equals_unsharded(ranks: Callable[..., list[Any]]) -> None:
+    results = ranks(2, train_sharded, NAMES)
+    for name in NAMES:
+        outputs, weights = train_unsharded(name, 2)
+        for rank, result in enumerate(results):
+            for step in range(STEPS):
+                torch.testing.assert_close(
+                    result[name][0][step], outputs[step][rank], rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+                )
+        sharded = put_together([result[name][1] for result in results])
+        for key, value in weights.items():
+            torch.testing.assert_close(
+                sharded[key], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=f"{name} {key}": f"{n}: {m}"
+            )
+
+
+def test_a_tower_that_does_not_exist_is_told() -> None:
+    known = ", ".join(NAMES)
+    with pytest.raises(ValueError, match=rf"tower 'dinn' does not exist; there are {known}, or package.module:Class"):
+        find_tower("dinn")
+    with pytest.raises(ValueError, match=r"tower 'placerank.rankers.din:DNI': .*expected package.module:Class"):
+        find_tower("placerank.rankers.din:DNI")
+    with pytest.raises(ValueError, match="tower 'din' is already registered"):
+        register_tower("din", DIN)
+
+
+def test_a_tower_of_ones_own_by_its_path() -> None:
+    assert isinstance(find_tower("placerank.rankers.din:DIN")(D, G), DIN)
