@@ -78,6 +78,10 @@ def test_any_tower_starts_as_its_views_side_by_side(name: str, recent: int) -> N
         history = History(seen["keys"][v], seen["offsets"], seen["gaps"])
         want.append(tower(inputs["queries"][v], history, seen["context"]))
     torch.testing.assert_close(interest, torch.cat(want, dim=1))
+    upstream = torch.randn_like(interest)
+    got, by_hand = (torch.autograd.grad((x * upstream).sum(), inputs["keys"]) for x in (interest, torch.cat(want, 1)))
+    for a, b in zip(got, by_hand, strict=True):
+        torch.testing.assert_close(a, b)
     torch.testing.assert_close(weights, torch.full((4, 3), 1 / 3))
     assert interest.shape == (4, views.output_dim)
 
