@@ -1,4 +1,4 @@
-"""Equal rows of a batch are computed once: which rows are distinct, and a result for each spread over all again.
+"""Equal rows of a batch are computed once: which rows are distinct, and a result for each added to all of them.
 
 Shapes: T rows, N of them distinct, D columns.
 """
@@ -57,22 +57,24 @@ def _group(key: Tensor) -> Distinct:
     return Distinct(order[starts], index, order, F.pad(starts, (0, 1), value=len(key)))
 
 
-class _Spread(torch.autograd.Function):
+class _SpreadAdd(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, index: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, values: Tensor, group: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
         ctx.save_for_backward(order, offsets)
-        return values.index_select(0, index)
+        return values.index_select(0, group).add_(rows)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         order, offsets = ctx.saved_tensors
-        return F.embedding_bag(order, grad, offsets, mode="sum", include_last_offset=True), None, None, None
+        sums = F.embedding_bag(order, grad, offsets, mode="sum", include_last_offset=True)
+        return grad, sums, None, None, None
 
 
-def spread(values: Tensor, groups: Distinct) -> Tensor:
-    """The value of each row's group: values [N, D] to [T, D].
+def spread_add(rows: Tensor, values: Tensor, groups: Distinct) -> Tensor:
+    """Each row plus the value of its group: rows [T, D] and values [N, D], of one dtype, to [T, D].
 
-    The backward sums each group in the order of its rows, so it is the same every time and needs no atomics.
+    The backward sums the gradients of each group in the order of its rows, so it is the same every time and needs no
+    atomics. One buffer of [T, D] is made, where a gather and a sum would make two.
     """
-    spreaded: Tensor = _Spread.apply(values, groups.group, groups.order, groups.offsets)
-    return spreaded
+    added: Tensor = _SpreadAdd.apply(rows, values, groups.group, groups.order, groups.offsets)
+    return added

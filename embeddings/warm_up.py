@@ -6,7 +6,7 @@ ReST (arXiv 2511.12947), section 4.2. Shapes: T rows, N of them distinct in thei
 import torch
 from torch import Tensor, nn
 
-from .distinct import Distinct, spread
+from .distinct import Distinct, spread_add
 
 
 class MetaWarmUp(nn.Module):
@@ -74,7 +74,8 @@ class MetaWarmUp(nn.Module):
             groups: rows with equal attributes, ``distinct(category_rows, brand_rows)`` say.
 
         A batch has few combinations of attributes beside its rows of history: with ``groups`` the network sees each
-        once, and T rows cost a sort, a gather and a sum. Rows of one group then lose the same attributes to dropout.
+        once, and T rows cost a sort, a gather and a sum. A row for each sample is better given as it is. Rows of one
+        group lose the same attributes to dropout.
 
         Example:
             >>> from placerank.embeddings.distinct import distinct
@@ -88,4 +89,4 @@ class MetaWarmUp(nn.Module):
             torch.Size([4, 4])
         """
         content = self.content(attributes, known)
-        return ids + (content if groups is None else spread(content, groups))
+        return ids + content if groups is None else spread_add(ids, content, groups)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from placerank.embeddings.distinct import distinct, spread
+from placerank.embeddings.distinct import distinct, spread_add
 
 
 @settings(deadline=None, max_examples=60)
@@ -29,16 +29,16 @@ def test_groups_are_those_of_a_dictionary(rows: int, most: list[int], seed: int)
     assert all(groups.group[row] == n for n, m in enumerate(members) for row in m)
 
 
-def test_spread_and_its_gradient_are_those_of_indexing() -> None:
+def test_sum_and_its_gradients_are_those_of_indexing() -> None:
     groups = distinct(torch.tensor([4, 0, 4, 4, 9]))
-    values = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(spread(values, groups), values[torch.tensor([1, 0, 1, 1, 2])])
-    assert torch.autograd.gradcheck(lambda v: spread(v, groups), values)
+    rows, values = (torch.randn(n, 5, dtype=torch.float64, requires_grad=True) for n in (5, 3))
+    torch.testing.assert_close(spread_add(rows, values, groups), rows + values[torch.tensor([1, 0, 1, 1, 2])])
+    assert torch.autograd.gradcheck(lambda r, v: spread_add(r, v, groups), (rows, values))
 
 
 def test_no_rows() -> None:
     groups = distinct(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
     values = torch.empty(0, 5, requires_grad=True)
-    out = spread(values, groups)
+    out = spread_add(torch.empty(0, 5), values, groups)
     out.sum().backward()
     assert out.shape == (0, 5) and values.grad is not None and groups.offsets.tolist() == [0]
