@@ -18,7 +18,7 @@ class CellEmbedding(nn.Module):
     """Embeddings of the cells that hold a place, one for each size: what a geohash prefix is in the papers.
 
     A cell is a cube of so many km that the sphere passes through, so poles and the antimeridian are places like any
-    other. Cells are hashed into the table's rows; row 0 is the unknown place, always zeros. Rows start with a length of
+    other: they, the equator and Greenwich lie in the middle of cells. Cells are hashed into the table's rows; row 0 is the unknown place, always zeros. Rows start with a length of
     about 1, so the product of two places' rows starts near 1 in the same cell and near 0 otherwise.
 
     Args:
@@ -39,7 +39,7 @@ class CellEmbedding(nn.Module):
         """Unit vectors [N, 3] to rows of the table, int64 [N, C]; 0 where the place is NaN."""
         rows = []
         for i, size in enumerate(self.sizes_km):
-            x, y, z = (place.nan_to_num(0).float() * (EARTH_RADIUS_KM / size)).floor().long().unbind(1)
+            x, y, z = (place.nan_to_num(0).float() * (EARTH_RADIUS_KM / size)).round().long().unbind(1)
             hashed = (x * _PRIMES[0]) ^ (y * _PRIMES[1]) ^ (z * _PRIMES[2]) ^ i
             rows.append(1 + hashed.remainder(self.rows - 1))
         return torch.stack(rows, dim=1) * known(place)[:, None]
