@@ -18,8 +18,9 @@ class CellEmbedding(nn.Module):
     """Embeddings of the cells that hold a place, one for each size: what a geohash prefix is in the papers.
 
     A cell is a cube of so many km that the sphere passes through, so poles and the antimeridian are places like any
-    other: they, the equator and Greenwich lie in the middle of cells. Cells are hashed into the table's rows; row 0 is the unknown place, always zeros. Rows start with a length of
-    about 1, so the product of two places' rows starts near 1 in the same cell and near 0 otherwise.
+    other: they, the equator and Greenwich lie in the middle of cells. Cells are hashed into the table's rows; row 0 is
+    the unknown place, always zeros. Rows start with a length of about 1, so the product of two places' rows starts near
+    1 in the same cell and near 0 otherwise.
 
     Args:
         dim: columns E.
