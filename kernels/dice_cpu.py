@@ -1,4 +1,4 @@
-"""Dice inside compiled loops: rows of a tile, forward and backward, and a sigmoid that LLVM vectorises.
+"""Dice inside compiled loops: rows of a tile, forward and backward, and an exp and a sigmoid that LLVM vectorises.
 
 The rows of ``s`` are float32 [H] each: mean, 1 / standard deviation, alpha, and, for the backward, the means over all
 rows of dx and dx x, where x is the normalised input and dx its gradient through the gate (zeros where mean and
@@ -24,19 +24,25 @@ _BIAS, _MANTISSA = np.int32(127), np.int32(23)
 
 
 @jit(fastmath={"contract"})  # no "reassoc": it would undo the rounding
-def sigmoid(x: np.float32) -> np.float32:
-    """1 / (1 + exp(-x)) to 2e-7 of its value, from -87 to 87; beyond those its value there; NaN stays NaN.
+def exp(x: np.float32) -> np.float32:
+    """exp(x) to 2e-7 of its value, from -87 to 87; beyond those its value there; NaN stays NaN.
 
     numba has no vector exp here, and a call of the scalar one costs as much as the rest of a loop.
     """
-    y = min(max(-x, -_LIMIT), _LIMIT)
+    y = min(max(x, -_LIMIT), _LIMIT)
     rounded = np.float32(y * _LOG2E + _ROUND)
     n = rounded - _ROUND
     r = y - n * _LN2_HIGH
     r = r - n * _LN2_LOW
     p = ((((_P0 * r + _P1) * r + _P2) * r + _P3) * r + _P4) * r + _P5
     power = np.int32((rounded.view(np.int32) + _BIAS) << _MANTISSA).view(np.float32)
-    return _ONE / (_ONE + (p * r * r + r + _ONE) * power)
+    return (p * r * r + r + _ONE) * power
+
+
+@jit(fastmath={"contract"})
+def sigmoid(x: np.float32) -> np.float32:
+    """1 / (1 + exp(-x)), as exact as ``exp``."""
+    return _ONE / (_ONE + exp(-x))
 
 
 @jit(fastmath=FAST)

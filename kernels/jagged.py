@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .jagged_cpu import segment_dot_cpu, segment_topk_cpu
+from .jagged_cpu import (
+    segment_dot_cpu,
+    segment_linear_attention_backward_cpu,
+    segment_linear_attention_cpu,
+    segment_topk_cpu,
+)
 
 
 def segment_ids(offsets: Tensor, total: int) -> Tensor:
@@ -91,6 +96,44 @@ def segment_dot(values: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
         [T], differentiable in ``values`` and ``vectors``.
     """
     return _SegmentDot.apply(values, vectors, offsets)
+
+
+def segment_linear_attention_reference(values: Tensor, vectors: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """``segment_linear_attention`` in two steps."""
+    x = segment_dot(values, vectors, offsets)
+    return x.detach(), weighted_segment_sum(values, x, offsets, segment_ids(offsets, values.shape[0]))
+
+
+class _SegmentLinearAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, vectors: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        x, out = segment_linear_attention_cpu(values, vectors, offsets)
+        ctx.save_for_backward(values, vectors, offsets, x)
+        ctx.mark_non_differentiable(x)
+        return x, out
+
+    @staticmethod
+    def backward(ctx: Any, _: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        values, vectors, offsets, x = ctx.saved_tensors
+        return *segment_linear_attention_backward_cpu(grad, values, vectors.detach(), offsets, x), None
+
+
+def segment_linear_attention(values: Tensor, vectors: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of each segment's rows, weighted by their products with the segment's vector.
+
+    On the CPU each row is read once forward and once backward, 4 D and 8 D operations.
+
+    Args:
+        values: [T, D], any floating dtype.
+        vectors: one a segment, [B, D], same dtype.
+        offsets: int64 [B+1], offsets[0] = 0, offsets[B] = T.
+
+    Returns:
+        The products [T], without a gradient; the sums [B, D], differentiable in ``values`` and ``vectors``.
+    """
+    if values.device.type == "cpu" and values.dtype == torch.float32 and not torch.compiler.is_exporting():
+        return _SegmentLinearAttention.apply(values, vectors, offsets)
+    return segment_linear_attention_reference(values, vectors, offsets)
 
 
 def segment_softmax_reference(logits: Tensor, offsets: Tensor) -> Tensor:

@@ -40,6 +40,64 @@ def segment_dot_cpu(values: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
     return out
 
 
+@jit(fastmath=FAST)
+def _linear(
+    start: int, stop: int, Ds: Any, bounds: Any, offsets: Any, values: Any, vectors: Any, x: Any, out: Any
+) -> None:
+    D = len(Ds)
+    total = np.empty(D, np.float32)
+    for b in range(bounds[start], bounds[stop]):
+        total[:] = 0
+        for row in range(offsets[b], offsets[b + 1]):
+            weight = np.float32(0)
+            for d in range(D):
+                weight += values[row, d] * vectors[b, d]
+            x[row] = weight
+            for d in range(D):
+                total[d] += weight * values[row, d]
+        out[b] = total
+
+
+@jit(fastmath=FAST)
+def _linear_back(
+    start: int, stop: int, Ds: Any, bounds: Any, offsets: Any, grad: Any, values: Any, vectors: Any, x: Any,
+    of_values: Any, of_vectors: Any,
+) -> None:  # fmt: skip
+    D = len(Ds)
+    total = np.empty(D, np.float32)
+    for b in range(bounds[start], bounds[stop]):
+        total[:] = 0
+        for row in range(offsets[b], offsets[b + 1]):
+            of_x = np.float32(0)
+            for d in range(D):
+                of_x += values[row, d] * grad[b, d]
+            for d in range(D):
+                of_values[row, d] = x[row] * grad[b, d] + of_x * vectors[b, d]
+            for d in range(D):
+                total[d] += of_x * values[row, d]
+        of_vectors[b] = total
+
+
+def segment_linear_attention_cpu(values: Tensor, vectors: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """The forward of ``segment_linear_attention`` for float32 on the CPU: products [T] and sums [B, D]."""
+    x, out = values.new_empty(values.shape[0]), torch.empty(vectors.shape)
+    bounds = segment_blocks(offsets, values.shape[0])
+    arrays = (y.detach().contiguous().numpy() for y in (bounds, offsets, values, vectors, x, out))
+    parallel_rows(_linear, bounds.numel() - 1, width(values.shape[1]), *arrays)
+    return x, out
+
+
+def segment_linear_attention_backward_cpu(
+    grad: Tensor, values: Tensor, vectors: Tensor, offsets: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Its backward: gradients of values and vectors."""
+    of_values, of_vectors = torch.empty(values.shape), torch.empty(vectors.shape)
+    bounds = segment_blocks(offsets, values.shape[0])
+    arrays = (y.contiguous().numpy() for y in (bounds, offsets, grad, values, vectors, x, of_values, of_vectors))
+    parallel_rows(_linear_back, bounds.numel() - 1, width(values.shape[1]), *arrays)
+    return of_values, of_vectors
+
+
 @jit()
 def _worse(heap: Any, rows: Any, i: int, j: int) -> bool:
     return heap[i] < heap[j] or (heap[i] == heap[j] and rows[i] < rows[j])

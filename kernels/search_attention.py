@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .search_attention_cpu import search_attention_backward_cpu, search_attention_cpu
+from .search_attention_cpu import search_attention_backward_cpu, search_attention_cpu, weights_shape
 
 
 def hats(gaps: Tensor, knots: int) -> Tensor:
@@ -57,13 +57,13 @@ def search_attention_reference(queries: Tensor, keys: Tensor, gaps: Tensor, rows
 
 @torch.library.custom_op("placerank::search_attention", mutates_args=())
 def _forward(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Pooled [B, A, E], weights [B, k, A], whose rows are undefined where ``rows`` is -1."""
+    """Pooled [B, A, E], and the weights as the backward takes them."""
     return search_attention_cpu(queries, keys, gaps, rows)
 
 
 @_forward.register_fake
 def _(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    return queries.new_empty(queries.shape), queries.new_empty(*rows.shape, queries.shape[1])
+    return queries.new_empty(queries.shape), queries.new_empty(weights_shape(queries, rows))
 
 
 @torch.library.custom_op("placerank::search_attention_backward", mutates_args=())

@@ -1,7 +1,7 @@
-"""CPU path of ``search_attention``: one compiled loop over samples forward, one backward.
+"""CPU path of ``search_attention``: a compiled loop over samples forward, and one backward.
 
-Queries of a sample are A rows of E columns that stay in the first-level cache while its chosen keys pass by once for
-the products and once more for the sums.
+The chosen visits of a sample are gathered into tiles of z that stay in its core's cache, so that all products are of
+small matrices: A queries with a tile turned on its side, A rows of weights with a tile as it is.
 """
 
 from typing import Any
@@ -10,126 +10,163 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .dice_cpu import exp
 from .threads import jit, parallel_rows
-from .tile_products import FAST, width
+from .tile_products import FAST, times, width
 
+_TILE = 16  # visits: half a tile is the waste of each sample
+_ROWS = width(_TILE)
 _GRAIN = 64  # samples below which a second thread does not pay
 
 
-@jit(fastmath=FAST)
-def _knot(gap: np.float32, knots: int) -> Any:
-    """The knot below a gap, and how far the gap lies above it, 0 to 1."""
-    at = min(max(gap, np.float32(0)), np.float32(knots - 1))
-    low = min(int(at), knots - 2)
-    return low, np.float32(at - low)
+@jit()
+def _gather(Ds: Any, knots: int, keys: Any, gaps: Any, rows: Any, b: int, t: int, z: Any, across: Any) -> int:
+    """z [tile, E] of the sample's chosen visits from the t-th on, and across = z.T; how many there are."""
+    D, k = len(Ds), rows.shape[1]
+    n = 0
+    while n < _TILE and t + n < k and rows[b, t + n] >= 0:
+        row = rows[b, t + n]
+        for d in range(D):
+            z[n, d] = keys[row, d]
+        for i in range(D, z.shape[1]):
+            z[n, i] = 0
+        for g in range(gaps.shape[1]):
+            at = min(max(gaps[row, g], np.float32(0)), np.float32(knots - 1))
+            low = min(int(at), knots - 2)
+            part = np.float32(at - low)
+            z[n, D + g * knots + low] = 1 - part
+            z[n, D + g * knots + low + 1] = part
+        n += 1
+    if n > 0:
+        z[n:] = 0
+        for i in range(z.shape[1]):
+            for r in range(_TILE):
+                across[i, r] = z[r, i]
+    return n
 
 
 @jit(fastmath=FAST)
-def _product(Ds: Any, knots: int, x: Any, keys: Any, gaps: Any, row: int) -> np.float32:
-    """x . z of a visit, x [D + G K]."""
-    D = len(Ds)
-    out = np.float32(0)
-    for d in range(D):
-        out += x[d] * keys[row, d]
-    for g in range(gaps.shape[1]):
-        low, part = _knot(gaps[row, g], knots)
-        i = D + g * knots + low
-        out += x[i] + part * (x[i + 1] - x[i])
-    return out
-
-
-@jit(fastmath=FAST)
-def _add(Ds: Any, knots: int, w: np.float32, keys: Any, gaps: Any, row: int, out: Any) -> None:
-    """out += w z of a visit, out [D + G K]."""
-    D = len(Ds)
-    for d in range(D):
-        out[d] += w * keys[row, d]
-    for g in range(gaps.shape[1]):
-        low, part = _knot(gaps[row, g], knots)
-        i = D + g * knots + low
-        out[i] += w * (np.float32(1) - part)
-        out[i + 1] += w * part
+def _softmax(x: Any, start: int, A: int, tiles: int, n: int) -> None:
+    """Over the first n numbers of head a, in rows start + a, start + A + a, ... of x [., tile]; 0 after them."""
+    for a in range(A):
+        top, total = np.float32(-np.inf), np.float32(0)
+        for i in range(tiles):
+            for r in range(min(_TILE, n - i * _TILE)):
+                top = max(top, x[start + i * A + a, r])
+        for i in range(tiles):
+            row, m = start + i * A + a, min(_TILE, n - i * _TILE)
+            for r in range(_TILE):
+                x[row, r] = exp(x[row, r] - top)
+            for r in range(m, _TILE):
+                x[row, r] = 0
+            for r in range(_TILE):
+                total += x[row, r]
+        for i in range(tiles):
+            for r in range(_TILE):
+                x[start + i * A + a, r] /= total
 
 
 @jit(fastmath=FAST)
 def _attend(
-    start: int, stop: int, Ds: Any, knots: int, queries: Any, keys: Any, gaps: Any, rows: Any, weights: Any, pooled: Any
-) -> None:
-    A, k = queries.shape[1], rows.shape[1]
+    start: int, stop: int, Ds: Any, Es: Any, A: int, knots: int, queries: Any, keys: Any, gaps: Any, rows: Any,
+    weights: Any, pooled: Any,
+) -> None:  # fmt: skip
+    """queries, pooled [B A, E]; weights [B tiles A, tile]."""
+    most = -(-rows.shape[1] // _TILE)
+    z, across = np.empty((most, _TILE, len(Es)), np.float32), np.empty((len(Es), _TILE), np.float32)
     for b in range(start, stop):
-        n = 0
-        while n < k and rows[b, n] >= 0:
-            for a in range(A):
-                weights[b, n, a] = _product(Ds, knots, queries[b, a], keys, gaps, rows[b, n])
-            n += 1
-        for a in range(A):
-            top, total = np.float32(-np.inf), np.float32(0)
-            for f in range(n):
-                top = max(top, weights[b, f, a])
-            for f in range(n):
-                weights[b, f, a] = np.exp(weights[b, f, a] - top)
-                total += weights[b, f, a]
-            for f in range(n):
-                weights[b, f, a] /= total
-        pooled[b] = 0
-        for f in range(n):
-            for a in range(A):
-                _add(Ds, knots, weights[b, f, a], keys, gaps, rows[b, f], pooled[b, a])
+        tiles, n, first = 0, 0, b * most * A
+        while tiles < most:
+            m = _gather(Ds, knots, keys, gaps, rows, b, n, z[tiles], across)
+            if m == 0:
+                break
+            weights[first + tiles * A : first + (tiles + 1) * A] = 0
+            times(Es, _ROWS, queries, b * A, A, across, weights, first + tiles * A)
+            tiles += 1
+            n += m
+        _softmax(weights, first, A, tiles, n)
+        pooled[b * A : (b + 1) * A] = 0
+        for i in range(tiles):
+            times(_ROWS, Es, weights, first + i * A, A, z[i], pooled, b * A)
 
 
 @jit(fastmath=FAST)
 def _attend_back(
-    start: int, stop: int, Ds: Any, knots: int, grad: Any, queries: Any, keys: Any, gaps: Any, rows: Any, weights: Any,
-    of_queries: Any, of_keys: Any, of_gaps: Any,
+    start: int, stop: int, Ds: Any, Es: Any, pairs: Any, knots: int, grad: Any, queries: Any, keys: Any, gaps: Any,
+    rows: Any, weights: Any, of_queries: Any, of_keys: Any, of_gaps: Any,
 ) -> None:  # fmt: skip
-    D, A, k = len(Ds), queries.shape[1], rows.shape[1]
-    of_weights, shared = np.empty((k, A), np.float32), np.empty(A, np.float32)
+    """grad, queries [B A, E]; pairs has length 2 A: z gets a gradient by weights and by logits of each head."""
+    D, E, A = len(Ds), len(Es), len(pairs) // 2
+    most = -(-rows.shape[1] // _TILE)
+    z, across = np.empty((most, _TILE, E), np.float32), np.empty((E, _TILE), np.float32)
+    of_logits, shared = np.empty((most * A, _TILE), np.float32), np.empty(A, np.float32)
+    both, vectors = np.empty((_TILE, 2 * A), np.float32), np.empty((2 * A, E), np.float32)
+    of_z = np.empty((_TILE, D), np.float32)
     for b in range(start, stop):
-        n = 0
+        tiles, n, first = 0, 0, b * most * A
         shared[:] = 0
-        while n < k and rows[b, n] >= 0:
+        while tiles < most:
+            m = _gather(Ds, knots, keys, gaps, rows, b, n, z[tiles], across)
+            if m == 0:
+                break
+            of_logits[tiles * A : (tiles + 1) * A] = 0  # of the weights first
+            times(Es, _ROWS, grad, b * A, A, across, of_logits, tiles * A)
             for a in range(A):
-                of_weights[n, a] = _product(Ds, knots, grad[b, a], keys, gaps, rows[b, n])
-                shared[a] += weights[b, n, a] * of_weights[n, a]
-            n += 1
-        of_queries[b] = 0
-        for f in range(n):
-            row = rows[b, f]
+                for r in range(_TILE):
+                    shared[a] += weights[first + tiles * A + a, r] * of_logits[tiles * A + a, r]
+            tiles += 1
+            n += m
+        of_queries[b * A : (b + 1) * A] = 0
+        vectors[:A], vectors[A:] = grad[b * A : (b + 1) * A], queries[b * A : (b + 1) * A]
+        for i in range(tiles):
             for a in range(A):
-                w = weights[b, f, a]
-                of_logit = w * (of_weights[f, a] - shared[a])
-                _add(Ds, knots, of_logit, keys, gaps, row, of_queries[b, a])
+                for r in range(_TILE):
+                    w = weights[first + i * A + a, r]
+                    of_logits[i * A + a, r] = w * (of_logits[i * A + a, r] - shared[a])
+                    both[r, a], both[r, A + a] = w, of_logits[i * A + a, r]
+            times(_ROWS, Es, of_logits, i * A, A, z[i], of_queries, b * A)
+            of_z[:] = 0
+            m = min(_TILE, n - i * _TILE)
+            times(pairs, Ds, both, 0, m, vectors, of_z, 0)
+            for r in range(m):
+                row = rows[b, i * _TILE + r]
                 for d in range(D):
-                    of_keys[row, d] += w * grad[b, a, d] + of_logit * queries[b, a, d]
-                if of_gaps.shape[0] > 0:
-                    for g in range(gaps.shape[1]):
-                        if gaps[row, g] > 0 and gaps[row, g] < knots - 1:
-                            i = D + g * knots + _knot(gaps[row, g], knots)[0]
-                            of_gaps[row, g] += w * (grad[b, a, i + 1] - grad[b, a, i])
-                            of_gaps[row, g] += of_logit * (queries[b, a, i + 1] - queries[b, a, i])
+                    of_keys[row, d] = of_z[r, d]
+                for g in range(gaps.shape[1] if of_gaps.shape[0] > 0 else 0):
+                    if gaps[row, g] > 0 and gaps[row, g] < knots - 1:
+                        low = D + g * knots + min(int(gaps[row, g]), knots - 2)
+                        for j in range(2 * A):
+                            of_gaps[row, g] += both[r, j] * (vectors[j, low + 1] - vectors[j, low])
 
 
 def _numpy(x: Tensor) -> Any:
     return x.detach().contiguous().numpy()
 
 
+def weights_shape(queries: Tensor, rows: Tensor) -> tuple[int, int]:
+    """Of the weights that the forward leaves for the backward: tile by tile, [B tiles A, tile]."""
+    return queries.shape[0] * -(-rows.shape[1] // _TILE) * queries.shape[1], _TILE
+
+
 def search_attention_cpu(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The forward of ``search_attention`` for float32 on the CPU, and the weights [B, k, A]."""
+    """The forward of ``search_attention`` for float32 on the CPU, and its weights, for the backward."""
     B, A, E = queries.shape
     D, G = keys.shape[1], gaps.shape[1]
-    weights, pooled = queries.new_empty(*rows.shape, A), queries.new_empty(B, A, E)
-    arrays = (_numpy(x) for x in (queries, keys, gaps, rows, weights, pooled))
-    parallel_rows(_attend, B, width(D), (E - D) // G, *arrays, grain=_GRAIN)
-    return pooled, weights
+    weights, pooled = queries.new_empty(weights_shape(queries, rows)), queries.new_empty(B * A, E)
+    arrays = (_numpy(x) for x in (queries.reshape(B * A, E), keys, gaps, rows, weights, pooled))
+    parallel_rows(_attend, B, width(D), width(E), A, (E - D) // G, *arrays, grain=_GRAIN)
+    return pooled.view(B, A, E), weights
 
 
 def search_attention_backward_cpu(
     grad: Tensor, queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor, weights: Tensor, want_gaps: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Its backward: gradients of queries, keys and gaps ([0, G] if not wanted)."""
+    B, A, E = queries.shape
     D, G = keys.shape[1], gaps.shape[1]
-    of_queries, of_keys = torch.empty(queries.shape), torch.zeros(keys.shape)
+    of_queries, of_keys = torch.empty(B * A, E), torch.zeros(keys.shape)
     of_gaps = torch.zeros(len(gaps) if want_gaps else 0, G)
-    arrays = (_numpy(x) for x in (grad, queries, keys, gaps, rows, weights, of_queries, of_keys, of_gaps))
-    parallel_rows(_attend_back, queries.shape[0], width(D), (queries.shape[2] - D) // G, *arrays, grain=_GRAIN)
-    return of_queries, of_keys, of_gaps
+    rows_of_heads = grad.reshape(B * A, E), queries.reshape(B * A, E)
+    arrays = (_numpy(x) for x in (*rows_of_heads, keys, gaps, rows, weights, of_queries, of_keys, of_gaps))
+    parallel_rows(_attend_back, B, width(D), width(E), width(2 * A), (E - D) // G, *arrays, grain=_GRAIN)
+    return of_queries.view(B, A, E), of_keys, of_gaps

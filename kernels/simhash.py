@@ -20,7 +20,7 @@ def segment_hamming_reference(query: Tensor, keys: Tensor, projections: Tensor, 
     return (signs != wanted.index_select(0, segment_ids(offsets, keys.shape[0]))).sum(dim=1)
 
 
-def segment_hamming(query: Tensor, keys: Tensor, projections: Tensor, offsets: Tensor) -> Tensor:
+def segment_hamming(query: Tensor, keys: Tensor, projections: Tensor, offsets: Tensor, beyond: int = 0) -> Tensor:
     """Hamming distance between the hash of each visit and that of its sample's query. Has no gradient.
 
     Where a projection is within rounding of 0 its sign may differ between devices and dtypes.
@@ -30,6 +30,7 @@ def segment_hamming(query: Tensor, keys: Tensor, projections: Tensor, offsets: T
         keys: [T, D], same dtype.
         projections: [D, m], same dtype.
         offsets: int64 [B+1], offsets[0] = 0, offsets[B] = T.
+        beyond: only segments of more rows need their distances; those of others are undefined.
 
     Returns:
         0 to m, int64 [T].
@@ -38,4 +39,4 @@ def segment_hamming(query: Tensor, keys: Tensor, projections: Tensor, offsets: T
     # an exported file must load without placerank, so it holds PyTorch's own operations
     if keys.device.type != "cpu" or keys.dtype != torch.float32 or torch.compiler.is_exporting():
         return segment_hamming_reference(query, keys, projections, offsets)
-    return segment_hamming_cpu(query, keys, projections, offsets)
+    return segment_hamming_cpu(query, keys, projections, offsets, beyond)

@@ -15,12 +15,15 @@ _TILE = 32
 
 @jit(fastmath=FAST)
 def _hamming(
-    start: int, stop: int, Ds: Any, Ms: Any, bounds: Any, offsets: Any, query: Any, keys: Any, projections: Any,
-    out: Any,
+    start: int, stop: int, Ds: Any, Ms: Any, bounds: Any, beyond: int, offsets: Any, query: Any, keys: Any,
+    projections: Any, out: Any,
 ) -> None:  # fmt: skip
     m = len(Ms)
     tile, wanted = np.empty((_TILE, m), np.float32), np.empty((1, m), np.float32)
     for b in range(bounds[start], bounds[stop]):
+        if offsets[b + 1] - offsets[b] <= beyond:
+            out[offsets[b] : offsets[b + 1]] = 0
+            continue
         wanted[:] = 0
         times(Ds, Ms, query, b, 1, projections, wanted, 0)
         for t in range(offsets[b], offsets[b + 1], _TILE):
@@ -34,11 +37,11 @@ def _hamming(
                 out[t + row] = differ
 
 
-def segment_hamming_cpu(query: Tensor, keys: Tensor, projections: Tensor, offsets: Tensor) -> Tensor:
+def segment_hamming_cpu(query: Tensor, keys: Tensor, projections: Tensor, offsets: Tensor, beyond: int) -> Tensor:
     """``segment_hamming`` for float32 on the CPU."""
     (T, D), m = keys.shape, projections.shape[1]
     out = torch.empty(T, dtype=torch.int64)
     bounds = segment_blocks(offsets, T)
-    arrays = (x.contiguous().numpy() for x in (bounds, offsets, query, keys, projections, out))
-    parallel_rows(_hamming, bounds.numel() - 1, width(D), width(m), *arrays)
+    arrays = (x.contiguous().numpy() for x in (offsets, query, keys, projections, out))
+    parallel_rows(_hamming, bounds.numel() - 1, width(D), width(m), bounds.numpy(), beyond, *arrays)
     return out

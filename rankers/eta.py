@@ -43,6 +43,6 @@ class ETA(InterestTower):
         keys, offsets, _ = history
         with torch.no_grad():
             q, directions = query.to(keys.dtype), self.directions.to(keys.dtype)
-            distance = segment_hamming(q, keys, directions, offsets)
+            distance = segment_hamming(q, keys, directions, offsets, beyond=self.top_k)  # of fewer all are found
             rows = segment_topk(-distance.to(torch.float32), offsets, self.top_k)
         return self.attention(query, history, rows)

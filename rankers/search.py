@@ -11,7 +11,6 @@ Shapes: B samples, T visits, D columns, G gaps, K knots, C columns of a gap's em
 """
 
 from math import sqrt
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,18 +22,6 @@ KNOTS = 13
 """Gaps are natural logarithms: knots 0 to 12 reach from an hour to 18 years, and round the earth."""
 GAP_DIM = 8
 """Columns of a gap's embedding, as TWIN has them."""
-
-
-class Heads(NamedTuple):
-    """Multi-head queries against visits, for each head two parts: against keys and against gaps.
-
-    Attributes:
-        of_keys: [B, A, D].
-        of_gaps: for each gap a number a knot, [B, A, G * K].
-    """
-
-    of_keys: Tensor
-    of_gaps: Tensor
 
 
 class GapEmbedding(nn.Module):
@@ -50,15 +37,10 @@ class GapEmbedding(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(gaps, KNOTS, GAP_DIM).normal_(std=0.1))
 
-    def query(self, x: Tensor) -> Tensor:
-        """Products with embeddings as products with hats: [..., G * C] to [..., G * K]."""
-        x = x.unflatten(-1, (-1, GAP_DIM))
-        return torch.einsum("...gc,gkc->...gk", x, self.weight.to(x.dtype)).flatten(-2)
-
-    def pooled(self, x: Tensor) -> Tensor:
-        """Pooled hats to pooled embeddings: [..., G * K] to [..., G * C]."""
-        x = x.unflatten(-1, (-1, KNOTS))
-        return torch.einsum("...gk,gkc->...gc", x, self.weight.to(x.dtype)).flatten(-2)
+    def fold(self, of_embeddings: Tensor) -> Tensor:
+        """A linear map of the embeddings, [..., G * C], as one of the gaps' hats, [..., G * K]."""
+        parts = of_embeddings.unflatten(-1, (-1, GAP_DIM))
+        return torch.einsum("...gc,gkc->...gk", parts, self.weight).flatten(-2)
 
 
 def linear_heads(heads: int, width: int, columns: int) -> nn.Parameter:
@@ -72,7 +54,7 @@ def linear_heads(heads: int, width: int, columns: int) -> nn.Parameter:
 class FoundAttention(nn.Module):
     """The second stage: each head's softmax over the found visits, and the values it weights.
 
-    Values are maps of key and gap embeddings, z = [k, e(gaps)], to d columns a head. The heads' output is not mixed by
+    Values are maps of key and gap embeddings, [k, e(gaps)], to d columns a head. The heads' output is not mixed by
     another map, since the ranker's first layer is one.
 
     Args:
@@ -88,19 +70,27 @@ class FoundAttention(nn.Module):
         self.gap_embedding = GapEmbedding(gaps)
         self.value = linear_heads(heads, self.head_dim, dim + gaps * GAP_DIM)
 
-    def forward(self, heads: Heads, history: History, rows: Tensor) -> Tensor:
-        """Heads and the found rows, int64 [B, k] with -1 for none, to [B, A d]; zeros where nothing was found."""
-        dim = heads.of_keys.shape[2]
-        pooled = search_attention(torch.cat(heads, dim=2), history.keys, history.gaps, rows)
-        z = torch.cat([pooled[..., :dim], self.gap_embedding.pooled(pooled[..., dim:])], dim=2)
-        return torch.einsum("bae,ade->bad", z, self.value.to(z.dtype)).flatten(1)
+    def forward(self, queries: Tensor, history: History, rows: Tensor) -> Tensor:
+        """Queries against z [B, A, D + G K] and the found rows, int64 [B, k] with -1 for none, to [B, A d].
+
+        Zeros where nothing was found.
+        """
+        pooled = search_attention(queries, history.keys, history.gaps, rows)
+        value = self.fold(self.value).to(pooled.dtype)
+        return torch.einsum("bae,ade->bad", pooled, value).flatten(1)
+
+    def fold(self, of_visit: Tensor) -> Tensor:
+        """A linear map of [k, e(gaps)] as one of z = [k, hats(gaps)], [..., D + G C] to [..., D + G K]."""
+        gaps = self.gap_embedding.weight.shape[0] * GAP_DIM
+        of_key, of_embeddings = of_visit.split([of_visit.shape[-1] - gaps, gaps], dim=-1)
+        return torch.cat([of_key, self.gap_embedding.fold(of_embeddings)], dim=-1)
 
 
 class TargetAttention(nn.Module):
     """Multi-head target attention with gaps as part of a visit: SIM's exact search unit, which ETA uses too.
 
-    A head's weights are softmax((W_b z) . (W_a q) / sqrt(d)) over the found visits, z = [k, e(gaps)]. The paper has no
-    1 / sqrt(d), and its values are z itself.
+    A head's weights are softmax((W_b [k, e(gaps)]) . (W_a q) / sqrt(d)) over the found visits. SIM has no 1 / sqrt(d),
+    and its values are [k, e(gaps)] itself.
 
     Args:
         dim, gaps, heads: see FoundAttention.
@@ -116,8 +106,6 @@ class TargetAttention(nn.Module):
 
     def forward(self, query: Tensor, history: History, rows: Tensor) -> Tensor:
         """query [B, D], history and found rows [B, k] to [B, A d]."""
-        scale = sqrt(self.found.head_dim)
-        q = torch.einsum("bi,adi->bad", query, self.from_query.to(query.dtype)) / scale
-        x = torch.einsum("bad,ade->bae", q, self.from_visit.to(q.dtype))
-        of_keys, of_gaps = x.split([query.shape[1], x.shape[2] - query.shape[1]], dim=2)
-        return self.found(Heads(of_keys, self.found.gap_embedding.query(of_gaps)), history, rows)
+        whole = torch.einsum("adi,ade->iae", self.from_query, self.found.fold(self.from_visit))  # W_a^T W_b
+        queries = query @ whole.flatten(1).to(query.dtype) / sqrt(self.found.head_dim)
+        return self.found(queries.unflatten(1, whole.shape[1:]), history, rows)

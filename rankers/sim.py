@@ -9,7 +9,7 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from ..kernels.jagged import segment_dot, segment_ids, segment_topk, weighted_segment_sum
+from ..kernels.jagged import segment_ids, segment_linear_attention, segment_topk
 from .search import TargetAttention
 from .tower import Context, History, InterestTower
 
@@ -73,9 +73,7 @@ class SoftSIM(InterestTower):
         """query [B, D] and history to interest [B, I]: what the attention found, then U."""
         keys, offsets, _ = history
         wanted = self.from_query(query) @ self.from_visit.weight / sqrt(self.dim)  # once a sample: W_b^T W_a e_a
-        relevance = segment_dot(keys.to(wanted.dtype), wanted, offsets)
+        relevance, whole = segment_linear_attention(keys.to(wanted.dtype), wanted, offsets)
         rows = segment_topk(relevance, offsets, self.top_k)
-        segments = segment_ids(offsets, keys.shape[0])
-        whole = weighted_segment_sum(keys.to(wanted.dtype), relevance, offsets, segments)
         whole = whole / offsets.diff().clamp(min=1)[:, None].to(whole.dtype)
         return torch.cat([self.attention(query, history, rows), whole], dim=1)

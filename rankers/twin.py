@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..kernels.jagged import segment_dot, segment_topk
 from ..kernels.search_attention import interpolate
-from .search import GAP_DIM, FoundAttention, Heads, linear_heads
+from .search import GAP_DIM, FoundAttention, linear_heads
 from .tower import Context, History, InterestTower
 
 
@@ -51,21 +51,20 @@ class TWIN(InterestTower):
 
     def forward(self, query: Tensor, history: History, context: Context | None = None) -> Tensor:
         """query [B, D] and history to interest [B, I]."""
-        heads = self.heads(query)
-        return self.found(heads, history, self.search(heads, history))
+        queries, bias = self.queries(query)
+        return self.found(torch.cat([queries, bias], dim=2), history, self.search(queries, bias, history))
 
-    def heads(self, query: Tensor) -> Heads:
-        """alpha as products with key and hats of the gaps."""
-        q = torch.einsum("bi,adi->bad", query, self.from_query.to(query.dtype)) / sqrt(self.found.head_dim)
-        of_keys = torch.einsum("bad,ade->bae", q, self.inherent.to(q.dtype))
-        bias = self.found.gap_embedding.query((self.beta[:, :, None] * self.cross).flatten(1))
-        return Heads(of_keys, bias.to(of_keys.dtype).expand(query.shape[0], -1, -1))
+    def queries(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha as products: with the key, [B, A, D], and with the hats of its gaps, [B, A, G K]."""
+        whole = torch.einsum("adi,ade->iae", self.from_query, self.inherent)  # W^q W^h^T
+        queries = query @ whole.flatten(1).to(query.dtype) / sqrt(self.found.head_dim)
+        bias = self.found.gap_embedding.fold((self.beta[:, :, None] * self.cross).flatten(1))
+        return queries.unflatten(1, whole.shape[1:]), bias.to(queries.dtype).expand(query.shape[0], -1, -1)
 
     @torch.no_grad()
-    def search(self, heads: Heads, history: History) -> Tensor:
+    def search(self, queries: Tensor, bias: Tensor, history: History) -> Tensor:
         """The rows with the highest relevance, int64 [B, top_k] with -1 where a history is shorter."""
         keys, offsets, gaps = history
-        of_keys = heads.of_keys.mean(dim=1)
-        bias = self.found.gap_embedding.query((self.beta.mean(dim=0)[:, None] * self.cross).flatten())
-        relevance = segment_dot(keys.to(of_keys.dtype), of_keys, offsets)
-        return segment_topk(relevance + interpolate(gaps, bias.view(self.gaps, -1)), offsets, self.top_k)
+        relevance = segment_dot(keys.to(queries.dtype), queries.mean(dim=1), offsets)
+        of_gaps = self.found.gap_embedding.fold((self.beta.mean(dim=0)[:, None] * self.cross).flatten())
+        return segment_topk(relevance + interpolate(gaps, of_gaps.view(self.gaps, -1)), offsets, self.top_k)

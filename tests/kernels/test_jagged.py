@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from placerank.kernels.jagged import (
     segment_dot,
     segment_ids,
+    segment_linear_attention,
+    segment_linear_attention_reference,
     segment_softmax,
     segment_softmax_reference,
     segment_sum_reference,
@@ -49,6 +51,24 @@ def test_products_with_the_segments_vector(lengths: list[int], dim: int) -> None
     torch.testing.assert_close(segment_dot(values, vectors, offsets), torch.tensor(want))
     wide = [x.double().requires_grad_() for x in (values, vectors)]
     assert torch.autograd.gradcheck(lambda *x: segment_dot(*x, offsets), wide)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("dim", [1, 16])
+def test_linear_attention_is_its_two_steps(lengths: list[int], dim: int) -> None:
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    values = torch.randn(sum(lengths), dim, requires_grad=True)
+    vectors = torch.randn(len(lengths), dim, requires_grad=True)
+    grad = torch.randn(len(lengths), dim)
+    results = []
+    for attend in (segment_linear_attention, segment_linear_attention_reference):
+        x, out = attend(values, vectors, offsets)
+        assert not x.requires_grad
+        results.append([x, out, *torch.autograd.grad(out, (values, vectors), grad)])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+    wide = [x.detach().double().requires_grad_() for x in (values, vectors)]
+    assert torch.autograd.gradcheck(lambda *x: segment_linear_attention(*x, offsets)[1], wide)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)

@@ -43,7 +43,7 @@ def test_forward_equals_the_loop(attend: object, lengths: list[int], k: int) -> 
 
 
 @pytest.mark.parametrize(("lengths", "k"), CASES)
-@pytest.mark.parametrize("dim", [1, 16])
+@pytest.mark.parametrize("dim", [1, 6])
 def test_gradients_are_those_of_the_reference(lengths: list[int], k: int, dim: int) -> None:
     queries, keys, gaps, rows = make(lengths, k, dim)
     leaves = [x.requires_grad_() for x in (queries, keys, gaps)]

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from placerank.kernels.jagged import segment_ids
 from placerank.kernels.simhash import segment_hamming, segment_hamming_reference
 
 
@@ -21,6 +22,8 @@ def test_equals_the_reference(lengths: list[int], dim: int, m: int) -> None:
     got = segment_hamming(query, keys, projections, offsets)
     assert got.dtype == torch.int64
     assert torch.equal(got, segment_hamming_reference(query, keys, projections, offsets))
+    long = offsets.diff()[segment_ids(offsets, sum(lengths))] > 5
+    assert torch.equal(segment_hamming(query, keys, projections, offsets, beyond=5)[long], got[long])
     by_hand = [
         sum((float(k @ p) < 0) != (float(query[b] @ p) < 0) for p in projections.t())
         for b in range(len(lengths))

@@ -50,7 +50,7 @@ def twin_by_hand(tower: TWIN, query: Tensor, history: History) -> Tensor:
     rows = []
     for b in range(query.shape[0]):
         alpha = {t: relevance(tower, query[b], keys[t], gaps[t]) for t in range(int(offsets[b]), int(offsets[b + 1]))}
-        chosen = sorted(alpha, key=lambda t: -float(alpha[t].mean()))[: tower.top_k]
+        chosen = sorted(alpha, key=lambda t: -alpha[t].mean().item())[: tower.top_k]
         if not chosen:
             rows.append(torch.zeros(tower.output_dim))
             continue
@@ -76,7 +76,7 @@ def test_twin_equals_the_paper_by_hand(seed: int, top_k: int) -> None:
 def test_what_is_found_is_what_the_attention_over_all_would_weight_most() -> None:
     tower = make_tower(K)
     query, history = make([500])
-    found = tower.search(tower.heads(query), history)
+    found = tower.search(*tower.queries(query), history)
     log_weights = torch.stack([relevance(tower, query[0], *x) for x in zip(history.keys, history.gaps, strict=True)])
     log_weights = log_weights.log_softmax(dim=0)
     assert sorted(log_weights.mean(dim=1).topk(K).indices.tolist()) == found[0].tolist()
@@ -85,12 +85,12 @@ def test_what_is_found_is_what_the_attention_over_all_would_weight_most() -> Non
 def test_the_search_follows_the_gaps() -> None:
     tower = make_tower(1)
     query, history = make([50])
-    found = int(tower.search(tower.heads(query), history))
+    found = int(tower.search(*tower.queries(query), history))
     far = history.gaps.clone()
     far[:] = 12  # where no visit is
     with torch.no_grad():
         tower.found.gap_embedding.weight[:, 11] = 0
         tower.found.gap_embedding.weight[:, 12] = -100 * (tower.cross * tower.beta.mean(0)[:, None]).sign()
     far[7] = 10
-    assert int(tower.search(tower.heads(query), history._replace(gaps=far))) == 7
+    assert int(tower.search(*tower.queries(query), history._replace(gaps=far))) == 7
     assert found != 7
