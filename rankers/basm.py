@@ -72,7 +72,8 @@ class BiasLayer(nn.Module):
     FusionFC multiplies a shared weight, entry by entry, with one made by the context, and adds a bias made by it. Here
     the second weight has rank 1, out(c) in(c)^T, so nothing of [outputs, inputs] is made for a sample: the input is
     scaled by in(c) and the output by out(c), both 2 sigmoid(linear). FusionBN normalises over the batch, as Dice does,
-    and its scale and shift are shared ones times 2 sigmoid(linear) and plus linear of the context.
+    and its scale and shift are shared ones times 2 sigmoid(linear) and plus linear of the context. FusionFC has no
+    shared bias: FusionBN would take it away.
 
     Args:
         inputs, outputs: columns.
@@ -81,9 +82,9 @@ class BiasLayer(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, context: int) -> None:
         super().__init__()
-        self.shared = nn.Linear(inputs, outputs)
+        self.shared = nn.Linear(inputs, outputs, bias=False)
         self.scales = nn.Linear(context, inputs + 2 * outputs)  # in(c), out(c), FusionBN's scale
-        self.shifts = nn.Linear(context, 2 * outputs)  # FusionFC's bias, FusionBN's shift
+        self.shifts = nn.Linear(context, 2 * outputs, bias=False)  # FusionFC's bias, FusionBN's shift
         self.gamma, self.beta = nn.Parameter(torch.ones(outputs)), nn.Parameter(torch.zeros(outputs))
         self.register_buffer("running_mean", torch.zeros(outputs))
         self.register_buffer("running_var", torch.ones(outputs))
@@ -95,7 +96,7 @@ class BiasLayer(nn.Module):
         inputs, outputs = self.shared.in_features, self.shared.out_features
         of_input, of_output, of_gamma = (2 * torch.sigmoid(self.scales(c))).split([inputs, outputs, outputs], dim=1)
         bias, of_beta = self.shifts(c).chunk(2, dim=1)
-        y = of_output * F.linear(x * of_input, self.shared.weight) + self.shared.bias + bias
+        y = of_output * self.shared(x * of_input) + bias
         by_batch = self.training and y.shape[0] > 1
         y = F.batch_norm(y, self.running_mean, self.running_var, training=by_batch)
         return F.leaky_relu(self.gamma * of_gamma * y + self.beta + of_beta)

@@ -7,7 +7,7 @@ Qi et al., Trilateral Spatiotemporal Attention Network for User Behavior Modelin
 import torch
 from torch import Tensor, nn
 
-from ..kernels.jagged import segment_ids
+from ..kernels.jagged import segment_dot, segment_ids
 from .din import DIN
 from .spacetime import CellEmbedding, HourEmbedding, nearness
 from .tower import Context, History, InterestTower
@@ -99,8 +99,10 @@ class TRISAN(InterestTower):
         times = torch.cat([history.gaps[:, :1], hours.to(history.gaps.dtype)], dim=1)
         sides = []
         for fuse, place in ((self.to_item, context.target_place), (self.to_request, context.place)):
-            # rows are repeated before they are looked up: a gather's own backward adds row by row
-            there = self.cells(self.cells.cells(place)[segments])
+            there = self.cells(self.cells.cells(place))
+            similarity = [
+                segment_dot(v, w, history.offsets) for v, w in zip(visited.unbind(1), there.unbind(1), strict=True)
+            ]
             near = nearness(context.visit_place, place[segments])
-            sides.append(fuse(near.to(times.dtype), torch.linalg.vecdot(visited, there).to(times.dtype), times))
+            sides.append(fuse(near.to(times.dtype), torch.stack(similarity, dim=1).to(times.dtype), times))
         return torch.cat(sides, dim=1)

@@ -38,7 +38,7 @@ def bias_layer_by_hand(layer: BiasLayer, x: Tensor, c: Tensor) -> Tensor:
     scales = 2 * torch.sigmoid(layer.scales(c))
     fc_bias, shift = layer.shifts(c)[:m], layer.shifts(c)[m:]
     generated = torch.outer(scales[n : n + m], scales[:n])
-    y = (layer.shared.weight * generated) @ x + layer.shared.bias + fc_bias
+    y = (layer.shared.weight * generated) @ x + fc_bias
     y = (y - layer.running_mean) / (layer.running_var + 1e-5).sqrt()
     return leaky_relu(layer.gamma * scales[n + m :] * y + layer.beta + shift)
 

@@ -165,6 +165,9 @@ def test_exported_programs_give_the_same_logits(name: str, tmp_path: Path) -> No
 
 
 STEPS = 2
+NOISE = 1e-3
+"""Of weights after two steps. The optimizers' first steps are 0.1 (tables) and 0.01 whatever the gradient, so where it
+is almost nothing its rounding shows: weights changed by 1e-7 of themselves at the start made 3e-4 in BASM."""
 
 
 def batch_for(config: RankerConfig, step: int, rank: int) -> RankingBatch:
@@ -238,7 +241,7 @@ def test_sharded_equals_unsharded(ranks: Callable[..., list[Any]]) -> None:
         sharded = put_together([result[name][1] for result in results])
         for key, value in weights.items():
             torch.testing.assert_close(
-                sharded[key], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=f"{name} {key}": f"{n}: {m}"
+                sharded[key], value, rtol=1e-3, atol=NOISE, msg=lambda m, n=f"{name} {key}": f"{n}: {m}"
             )
 
 
