@@ -70,6 +70,42 @@ class Context(NamedTuple):
     visit_place: Tensor
 
 
+class Traits(NamedTuple):
+    """What the plug-ins (ReST, AKT-Rec) know of items and users besides embeddings. F attributes, A activity columns.
+
+    Attributes:
+        attributes: of the target, rows of their tables, 0 where unknown, int64 [B, F].
+        activity: of the target (``data/activity.py``), float32 [B, A].
+        visit_attributes: int64 [T, F].
+        visit_activity: float32 [T, A].
+        user_activity: of the user, as the sample's history shows it, float32 [B, A].
+    """
+
+    attributes: Tensor
+    activity: Tensor
+    visit_attributes: Tensor
+    visit_activity: Tensor
+    user_activity: Tensor
+
+
+class LossInputs(NamedTuple):
+    """What the plug-ins' own losses ask of a sample.
+
+    Attributes:
+        item_head, user_head: whether target and user belong to the most active ones, bool [B].
+        place: of the target, unit vector, NaN where unknown, float32 [B, 3].
+        radius_scale: of the target (``data/density.py``), float32 [B].
+    """
+
+    item_head: Tensor
+    user_head: Tensor
+    place: Tensor
+    radius_scale: Tensor
+
+
+_GROUPS = (Context, Traits, LossInputs)
+
+
 @dataclass
 class RankingBatch(Pipelineable):
     """What the ranker takes, on its device.
@@ -81,6 +117,7 @@ class RankingBatch(Pipelineable):
         history_gaps: log(1 + hours) and log(1 + km) of each history entry, float32 [T, G].
         label: float32 [B].
         context: for towers that use it, else None.
+        traits, loss_inputs: for plug-ins, else None.
     """
 
     sequence: KeyedJaggedTensor
@@ -89,10 +126,16 @@ class RankingBatch(Pipelineable):
     history_gaps: Tensor
     label: Tensor
     context: Context | None = None
+    traits: Traits | None = None
+    loss_inputs: LossInputs | None = None
 
     def _map(self, f: Any) -> Self:
-        moved = {x.name: f(getattr(self, x.name)) for x in fields(self) if x.name != "context"}
-        return type(self)(**moved, context=self.context and Context(*map(f, self.context)))
+        def moved(value: Any) -> Any:
+            if isinstance(value, _GROUPS):
+                return type(value)(*map(f, value))
+            return None if value is None else f(value)
+
+        return type(self)(**{x.name: moved(getattr(self, x.name)) for x in fields(self)})
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         return self._map(lambda x: x.to(device=device, non_blocking=non_blocking))
@@ -102,7 +145,6 @@ class RankingBatch(Pipelineable):
 
     def record_stream(self, stream: torch.Stream) -> None:
         for x in fields(self):
-            if x.name != "context":
-                getattr(self, x.name).record_stream(stream)
-        for tensor in self.context or ():
-            tensor.record_stream(stream)
+            value = getattr(self, x.name)
+            for tensor in value if isinstance(value, _GROUPS) else [] if value is None else [value]:
+                tensor.record_stream(stream)

@@ -5,14 +5,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from ..kernels.haversine import unit_vectors, unit_vectors_km
-from .batch import Context, RankingBatch, SampleBatch
-from .features import HOURS_PER_WEEK, ITEM_ATTRIBUTES, Features
+from .activity import activity_features, find_heads
+from .batch import Context, LossInputs, RankingBatch, SampleBatch, Traits
+from .density import density_scale
+from .features import CLUSTER, HOURS_PER_WEEK, USER_CLUSTER, Features
+from .history_clusters import history_clusters
 
 _HOUR = 3600
 _MONDAY = 4 * 24 * _HOUR  # 1970-01-01 was a Thursday; hours of the week start on Monday, in solar time of the item
@@ -40,7 +45,11 @@ class Catalog:
         lat, lon = (_tensor(items[c], np.float64) for c in ("lat", "lon"))
         self.place = unit_vectors(lat, lon).float().to(device)
         self.local_shift = ((lon.nan_to_num(0) / 15).round().long() * _HOUR - _MONDAY).to(device)
-        self.item_rows = {n: _tensor(items[f"{n}_row"], np.int64).to(device) for n in ITEM_ATTRIBUTES}
+        self.item_rows = {
+            c.removesuffix("_row"): _tensor(items[c], np.int64).to(device)
+            for c in items.column_names
+            if c.endswith("_row")
+        }
         path = items["category_path"].combine_chunks()
         self.path_offsets = torch.from_numpy(path.offsets.to_numpy().astype(np.int64)).to(device)
         self.path_values = torch.from_numpy(path.values.to_numpy().astype(np.int64)).to(device)
@@ -49,16 +58,47 @@ class Catalog:
             for c in users.column_names
             if c.endswith("_row")
         }
+        if features.traits:
+            now = max(pc.max(items["last_positive"]).as_py(), 0)
+            count, last = (_tensor(items[c], np.int64) for c in ("positives", "last_positive"))
+            self.activity = activity_features(count, (now - last).double() / (24 * _HOUR)).to(device)
+            self.item_head = find_heads(count).to(device)
+            self.user_head = find_heads(_tensor(users["positives"], np.int64)).to(device)
+            self.radius_scale = torch.from_numpy(density_scale(lat.numpy(), lon.numpy())).to(device)
+            self.attributes = torch.stack([self.item_rows[name] for name in features.attributes], dim=1)
 
     @classmethod
-    def load(cls, prepared: Path, features: Features, device: torch.device | str = "cpu") -> "Catalog":
-        """Read the catalog of a prepared folder."""
-        items, users = (pq.read_table(prepared / name) for name in ("catalog.parquet", "users.parquet"))
-        return cls(items, users, features, torch.device(device))
+    def load(
+        cls,
+        prepared: Path,
+        features: Features,
+        device: torch.device | str = "cpu",
+        semantic: dict[str, Tensor] | None = None,
+    ) -> "Catalog":
+        """Read the catalog of a prepared folder, or of an export.
+
+        Args:
+            prepared: the folder.
+            features: what the ranker takes.
+            device: where the tensors lie.
+            semantic: rows of the tables that are made of semantic IDs, [I] by name; an export's catalog has them.
+        """
+        items = with_columns(pq.read_table(prepared / "catalog.parquet"), semantic or {})
+        return cls(items, pq.read_table(prepared / "users.parquet"), features, torch.device(device))
 
     def distance_km(self, item: Tensor, lat: Tensor, lon: Tensor) -> Tensor:
         """km from places in degrees [B] to items [B] (row numbers), float32 [B]; NaN where either is unknown."""
         return unit_vectors_km(unit_vectors(lat.double(), lon.double()).float(), self.place[item])
+
+    def attribute_combinations(self, most: int = 65_536) -> tuple[Tensor, Tensor]:
+        """Combinations of attributes that items have, the most frequent ``most`` of them.
+
+        Returns:
+            Rows of the attributes' tables, int64 [M, F], and how many items have them, int64 [M].
+        """
+        rows, counts = self.attributes[1:].unique(dim=0, return_counts=True)
+        top = counts.argsort(descending=True, stable=True)[:most]
+        return rows[top], counts[top]
 
     def expand(self, sample: SampleBatch) -> RankingBatch:
         """Look up everything that follows from a sample's rows: [B] samples to the ranker's batch."""
@@ -67,11 +107,13 @@ class Catalog:
         item, user, history = ids["item"].values(), ids["user"].values(), ids["history"]
         return RankingBatch(
             sequence=self._sequence(item, history.values(), history.lengths()),
-            pooled=self._pooled_ids(user, item, to(sample.time)),
+            pooled=self._pooled_ids(user, item, to(sample.time), history),
             dense=self._dense(sample, item),
             history_gaps=self._gaps(item, history.values(), history.lengths(), to(sample.history_hours)),
             label=to(sample.label),
             context=self._context(sample, item, history) if self.features.context else None,
+            traits=self._traits(item, history, to(sample.history_hours)) if self.features.traits else None,
+            loss_inputs=self._loss_inputs(item, user) if self.features.traits else None,
         )
 
     def _sequence(self, item: Tensor, history: Tensor, lengths: Tensor) -> KeyedJaggedTensor:
@@ -85,7 +127,7 @@ class Catalog:
                 all_lengths.append(n)
         return KeyedJaggedTensor(keys=keys, values=torch.cat(values), lengths=torch.cat(all_lengths))
 
-    def _pooled_ids(self, user: Tensor, item: Tensor, time: Tensor) -> KeyedJaggedTensor:
+    def _pooled_ids(self, user: Tensor, item: Tensor, time: Tensor, history: JaggedTensor) -> KeyedJaggedTensor:
         values, lengths = [], []
         one = torch.ones_like(item, dtype=torch.int64)
         for table in self.features.pooled:
@@ -97,12 +139,17 @@ class Catalog:
             elif table.name == "category_path":
                 start, n = self.path_offsets[item], self.path_offsets[item + 1] - self.path_offsets[item]
                 x = self.path_values[_ranges(start, n)]
+            elif table.name == USER_CLUSTER:
+                x = history_clusters(history.offsets(), self.item_rows[CLUSTER][history.values()])
             elif table.name in self.user_rows:
                 x = self.user_rows[table.name][user]
             else:
                 x = self.item_rows[table.name][item]
             values.append(x)
             lengths.append(n)
+            if len(table.features) > 1:
+                values.append(self.item_rows[table.name][history.values()])
+                lengths.append(history.lengths().long())
         return KeyedJaggedTensor(keys=self.features.pooled_keys, values=torch.cat(values), lengths=torch.cat(lengths))
 
     def _dense(self, sample: SampleBatch, item: Tensor) -> Tensor:
@@ -136,9 +183,36 @@ class Catalog:
             visit_place=self.place[visits],
         )
 
+    def _traits(self, item: Tensor, history: JaggedTensor, hours: Tensor) -> Traits:
+        visits, lengths = history.values(), history.lengths()
+        # of a user's own history: counts as of the split would hold the visit that is to be predicted
+        latest = F.pad(hours, (1, 0))[history.offsets()[1:]].where(lengths > 0, torch.nan)
+        return Traits(
+            attributes=self.attributes[item],
+            activity=self.activity[item],
+            visit_attributes=self.attributes[visits],
+            visit_activity=self.activity[visits],
+            user_activity=activity_features(lengths, latest / 24),
+        )
+
+    def _loss_inputs(self, item: Tensor, user: Tensor) -> LossInputs:
+        return LossInputs(
+            item_head=self.item_head[item],
+            user_head=self.user_head[user],
+            place=self.place[item],
+            radius_scale=self.radius_scale[item],
+        )
+
     def _hour(self, time: Tensor, item: Tensor) -> Tensor:
         """Hour of the week, in the item's solar time: 0 to 167, from Monday."""
         return (time + self.local_shift[item]) // _HOUR % HOURS_PER_WEEK
+
+
+def with_columns(items: pa.Table, rows: dict[str, Tensor]) -> pa.Table:
+    """The catalog with row numbers [I] of more tables, as columns ``<name>_row``."""
+    for name, values in rows.items():
+        items = items.append_column(f"{name}_row", pa.array(values.numpy()))
+    return items
 
 
 def _ranges(start: Tensor, length: Tensor) -> Tensor:

@@ -7,6 +7,10 @@ from numpy.typing import ArrayLike
 from ..kernels.haversine import EARTH_RADIUS_KM, unit_vectors
 from ..kernels.tiles import curve_order
 
+DENSITY_NEIGHBOURS = 20
+"""How dense it is around an item is told by the distance to this neighbour."""
+DENSITY_RANGE = 3.0
+"""Density-adaptive radii are between a third of the fixed ones and three times as long."""
 _NUMBERS = 1 << 22  # of distances in memory at once
 
 
@@ -64,3 +68,20 @@ def adaptive_km(lat: ArrayLike, lon: ArrayLike, k: int, minimum: float, maximum:
     if not 0 <= minimum <= maximum:
         raise ValueError(f"got minimum {minimum} and maximum {maximum} km, expected 0 <= minimum <= maximum")
     return np.clip(nearest_km(lat, lon, k), minimum, maximum)
+
+
+def density_scale(lat: ArrayLike, lon: ArrayLike) -> np.ndarray:
+    """By how much each item's radii are longer than the fixed ones, float32 [I]: its distance to the 20th neighbour
+    over the median item's, within 1/3 and 3.
+
+    Args:
+        lat, lon: degrees of all items [I], NaN where unknown; those have 1.
+    """
+    lat, lon = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
+    scale = np.ones(len(lat), np.float32)
+    known = np.isfinite(lat) & np.isfinite(lon)
+    km = nearest_km(lat[known], lon[known], DENSITY_NEIGHBOURS)
+    typical = np.median(km) if len(km) else 0.0
+    if 0 < typical < np.inf:  # not where most items share one point, or there are too few to tell
+        scale[known] = np.clip(km / typical, 1 / DENSITY_RANGE, DENSITY_RANGE)
+    return scale

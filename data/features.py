@@ -5,11 +5,16 @@ rows of each table. Pooled features are looked up in an EmbeddingBagCollection. 
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 HOURS_PER_WEEK = 168
 ITEM_ATTRIBUTES = ("category", "brand", "price", "province", "city", "district")
 DENSE_WIDTHS = {"distance": 2, "visits": 1}
 """Dense features and how many columns each takes: log(1 + km) with a known flag; log(1 + visits)."""
+LEVEL, NGRAM = "semantic_", "prefix_"
+"""Tables of semantic IDs: a level of the ID (semantic_1), or a prefix (prefix_2 is of the first two levels)."""
+CLUSTER, USER_CLUSTER = "cluster", "user_cluster"
+"""Tables of AKT-Rec's clusters of items, and of users."""
 HISTORY_GAPS = 2
 """Columns of the history's gaps: log(1 + hours) since the visit, log(1 + km) from that place to the target item."""
 
@@ -28,6 +33,10 @@ class FeatureConfig:
     """Pooled features; default: user, hour, category_path, all remaining item attributes, all user columns."""
     dense: list[str] = field(default_factory=lambda: ["distance", "visits"])
     """Dense features: distance (request to item), visits (the user's earlier visits to the item)."""
+    semantic_ids: Path | None = None
+    """Folder that `placerank tokenize` made: its semantic IDs join the features of target and history."""
+    ngram_rows: int = 65_536
+    """Rows of a table of prefix n-grams, at most; where there are more prefixes they are hashed."""
 
     def __post_init__(self) -> None:
         for name in ("embedding_dim", "pooled_dim"):
@@ -36,6 +45,8 @@ class FeatureConfig:
                 raise ValueError(f"features.{name}={value}: fbgemm needs a positive multiple of 4")
         if self.pooled is not None and not self.pooled:
             raise ValueError("features.pooled is empty: name one or more, such as user, or leave it out for all")
+        if self.ngram_rows < 1:
+            raise ValueError(f"features.ngram_rows={self.ngram_rows}: expected at least 1")
         for name, allowed in (("history_attributes", ITEM_ATTRIBUTES), ("dense", tuple(DENSE_WIDTHS))):
             for value in getattr(self, name):
                 if value not in allowed:
@@ -44,12 +55,16 @@ class FeatureConfig:
 
 @dataclass(frozen=True)
 class Table:
-    """One embedding table: ``rows`` x ``dim`` float32, read by the features named."""
+    """One embedding table: ``rows`` x ``dim`` float32, read by the features named.
+
+    Pooled features of one sample are added up, or averaged if ``mean``.
+    """
 
     name: str
     rows: int
     dim: int
     features: tuple[str, ...]
+    mean: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,8 @@ class Features:
     dense: tuple[str, ...]
     context: bool = False
     """Whether batches carry a Context."""
+    traits: bool = False
+    """Whether batches carry Traits."""
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -68,12 +85,12 @@ class Features:
 
     @property
     def query_dim(self) -> int:
-        """Columns of the target's vector, and of each history key's."""
+        """Columns of the target's rows side by side, and of each history entry's."""
         return sum(t.dim for t in self.sequence)
 
     @property
     def pooled_dim(self) -> int:
-        return sum(t.dim for t in self.pooled)
+        return sum(t.dim * len(t.features) for t in self.pooled)
 
     @property
     def dense_dim(self) -> int:
@@ -89,11 +106,21 @@ class Features:
 
     @property
     def pooled_keys(self) -> list[str]:
-        return [t.features[0] for t in self.pooled]
+        return [feature for t in self.pooled for feature in t.features]
+
+    @property
+    def attributes(self) -> list[str]:
+        """What ReST warms up items from and contrasts, of the tables that target and history share."""
+        return [t.name for t in self.sequence if t.name in ("category", "brand")]
 
 
 def build_features(
-    config: FeatureConfig, tables: dict[str, int], user_columns: list[str], context: bool = False
+    config: FeatureConfig,
+    tables: dict[str, int],
+    user_columns: list[str],
+    context: bool = False,
+    traits: bool = False,
+    semantic: dict[str, int] | None = None,
 ) -> Features:
     """Resolve a config against the vocabularies of a prepared folder.
 
@@ -102,6 +129,8 @@ def build_features(
         tables: vocabulary name -> rows, row 0 included (the manifest's ``tables``).
         user_columns: names of the categorical user columns.
         context: whether batches carry a Context, for a tower that uses it.
+        traits: whether batches carry Traits, for plug-ins.
+        semantic: tables made of semantic IDs -> rows, row 0 included.
 
     An attribute that no item has (a vocabulary of one row, the out-of-vocabulary one) makes no table.
 
@@ -116,6 +145,9 @@ def build_features(
     d = config.embedding_dim
     sequence = [Table("item", tables["item"], d, ("item", "history"))]
     sequence += [Table(n, tables[n], d, (f"item_{n}", f"history_{n}")) for n in shared]
+    semantic = semantic or {}
+    both = {name: (f"item_{name}", f"history_{name}") for name in semantic}
+    sequence += [Table(n, rows, d, both[n]) for n, rows in semantic.items() if n.startswith(LEVEL) or n == CLUSTER]
 
     rest = [n for n in present(ITEM_ATTRIBUTES) if n not in shared and n != "category"]
     known = ["user", "hour", *(["category_path"] if tables.get("category", 1) > 1 else []), *rest, *user_columns]
@@ -126,4 +158,7 @@ def build_features(
             raise ValueError(f"features.pooled: got {name!r}, this data has {', '.join(known)}")
         rows = {"hour": HOURS_PER_WEEK, "category_path": tables["category"]}.get(name) or tables[name]
         pooled.append(Table(name, rows, config.pooled_dim, (f"item_{name}" if name in rest else name,)))
-    return Features(tuple(sequence), tuple(pooled), tuple(config.dense), context)
+    width = config.pooled_dim
+    pooled += [Table(n, rows, width, both[n], mean=True) for n, rows in semantic.items() if n.startswith(NGRAM)]
+    pooled += [Table(n, rows, width, (n,)) for n, rows in semantic.items() if n == USER_CLUSTER]
+    return Features(tuple(sequence), tuple(pooled), tuple(config.dense), context, traits)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from .buckets import Bucket, BucketWriter
 from .checks import BadRows, OnBadRows
 from .columns import DataError
+from .features import CLUSTER, LEVEL, NGRAM, USER_CLUSTER
 from .manifest import MANIFEST, read_manifest, sha256_file, whole_folder, write_manifest
 from .negatives import Reach
 from .readers import convert
@@ -374,7 +375,8 @@ class _Job:
         """Write users.parquet and add the vocabularies of the users' columns; returns their names."""
         table = pa.concat_tables(self.user_parts).combine_chunks()
         columns = [] if self.users is None else [c for c in self.users.column_names if c != "user_id"]
-        clash = sorted(set(columns) & {*vocabularies, "item", "user", "positives", "last_positive", "hour"})
+        own = {*vocabularies, "item", "user", "positives", "last_positive", "hour", CLUSTER, USER_CLUSTER}
+        clash = sorted(c for c in columns if c in own or c.startswith((LEVEL, NGRAM)))
         if clash:
             raise DataError(f"users.parquet: columns {clash} have names of placerank's own; rename them")
         if self.users is not None:

@@ -25,10 +25,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .buckets import hash_ids
+from .features import LEVEL, NGRAM
 from .manifest import read_manifest
 
 log = logging.getLogger(__name__)
 _FILE, _KIND = "semantic_ids.parquet", "tokens"  # as placerank tokenize writes them
+NGRAMS = 3
+"""Longest prefix with a table of its own."""
 _LEAST_SHARED = 0.5  # of either side's items; below, the IDs are of another dataset
 
 
@@ -134,6 +137,20 @@ class SemanticFeatures:
         size = self.codes_per_level**length if exact else most
         rows = np.where(known, 1 + (prefix.view(np.uint64) % np.uint64(size)).astype(np.int64), 0)
         return torch.from_numpy(rows), size + 1
+
+    def tables(self, ngram_rows: int) -> dict[str, tuple[Tensor, int]]:
+        """The tables that a ranker gets from the IDs, as the tokenizer means them to be looked up.
+
+        Args:
+            ngram_rows: rows of a table of n-grams, at most.
+
+        Returns:
+            By name, rows int64 [I] and the table's size: a table a level, or one for each of the first three prefixes.
+        """
+        if self.lookup == "prefix_ngrams":
+            lengths = range(1, min(self.levels, NGRAMS) + 1)
+            return {f"{NGRAM}{n}": self.prefix_table(n, ngram_rows) for n in lengths}
+        return {f"{LEVEL}{level}": self.level_table(level) for level in range(1, self.levels + 1)}
 
     def _check(self, level: int) -> None:
         if not 1 <= level <= self.levels:

@@ -13,39 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-COLD = 3
-"""Fewer positives than this look alike."""
-_EDGES = (COLD, 10, 30, 100, 300)  # of buckets of counts; from the last on a row counts as fully active
-_HALF_LIFE_DAYS = 30.0
-ACTIVITY_DIM = 2 + len(_EDGES) + 1
-"""A: columns of ``activity_features``."""
+from ..data.activity import ACTIVITY_DIM
+
 _FIRST_LOGIT = 2.0  # the gate starts from 0.12 without activity to 0.88 with all of it
 _LEAST_GRADIENT = 0.1
-
-
-def activity_features(count: Tensor, days_since_last: Tensor) -> Tensor:
-    """How active an item or user is: log-count, recency and bucket of the count.
-
-    Counts come from the training split, so an item without any positive has only negative samples there, and a model
-    that could tell it from one with a positive would learn that such items are never clicked. So fewer than ``COLD``
-    positives look alike, and have no recency.
-
-    Args:
-        count: positives, integer or float [N].
-        days_since_last: since the last of them, [N]; anything for cold rows, NaN where unknown.
-
-    Returns:
-        float32 [N, A]: log-count from 0 (cold) to 1 (300 positives or more); 2^(-days / 30), 0 for cold rows; one
-        column a bucket, 1 for the row's.
-    """
-    edges = torch.tensor(_EDGES, dtype=torch.float32, device=count.device)
-    count, days = count.float(), days_since_last.float()
-    lowest, highest = edges[0] - 1, edges[-1]
-    log_count = (count.clamp(lowest, highest).log1p() - lowest.log1p()) / (highest.log1p() - lowest.log1p())
-    recency = torch.exp2(-days.clamp(min=0) / _HALF_LIFE_DAYS).nan_to_num(0).where(count >= COLD, 0)
-    bucket = torch.bucketize(count, edges, right=True)
-    one_hot = nn.functional.one_hot(bucket, len(_EDGES) + 1).float()
-    return torch.cat([log_count[:, None], recency[:, None], one_hot], dim=1)
 
 
 class _Mix(torch.autograd.Function):
@@ -79,6 +50,7 @@ class ClusterGate(nn.Module):
         adaptive: False mixes both in equal parts whatever the activity, and scales nothing: the paper's ablation.
 
     Example:
+        >>> from placerank.data.activity import activity_features
         >>> gate = ClusterGate(4)
         >>> activity = activity_features(torch.tensor([0, 50, 5000]), torch.tensor([float("nan"), 3.0, 0.5]))
         >>> mixed, g = gate(torch.ones(3, 4), torch.zeros(3, 4), activity)

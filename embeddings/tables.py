@@ -37,7 +37,7 @@ class FeatureEmbeddings(nn.Module):
     """All tables of a ranker.
 
     ``sequence`` is an EmbeddingCollection in which target and history share rows; ``pooled`` is an
-    EmbeddingBagCollection with sum pooling. Both are TorchRec modules, so DistributedModelParallel shards them.
+    EmbeddingBagCollection that adds or averages. Both are TorchRec modules, so DistributedModelParallel shards them.
 
     Args:
         features: the description of tables.
@@ -69,7 +69,7 @@ class FeatureEmbeddings(nn.Module):
                     num_embeddings=t.rows,
                     embedding_dim=t.dim,
                     feature_names=list(t.features),
-                    pooling=PoolingType.SUM,
+                    pooling=PoolingType.MEAN if t.mean else PoolingType.SUM,
                     weight_init_min=-INIT_RANGE,
                     weight_init_max=INIT_RANGE,
                 )

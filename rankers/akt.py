@@ -34,8 +34,6 @@ class AktConfig:
     """Weight of the one-way contrastive loss; 0: none."""
     temperature: float = 0.1
     """Of the one-way loss."""
-    head_share: float = 0.1
-    """The most active share of items, and of users, is the head."""
     views: bool = True
     """Towers on the individual, the cluster and the content view, fused by activity; else one on all together."""
     view_visits: int = 10
@@ -51,8 +49,6 @@ class AktConfig:
             raise ValueError(f"akt.one_way_weight={self.one_way_weight}: expected 0 or more")
         if not self.temperature > 0:
             raise ValueError(f"akt.temperature={self.temperature}: expected more than 0")
-        if not 0 < self.head_share < 1:
-            raise ValueError(f"akt.head_share={self.head_share}: expected a share between 0 and 1")
 
 
 def akt_ladder() -> dict[str, AktConfig]:
@@ -64,20 +60,6 @@ def akt_ladder() -> dict[str, AktConfig]:
         "gate": AktConfig(enabled=True, views=False),
         "views": AktConfig(enabled=True),
     }
-
-
-def find_heads(count: Tensor, share: float) -> Tensor:
-    """The most active rows, bool [N]: ``share`` of those with any positive, and all that are as active as the last.
-
-    Args:
-        count: positives up to the split, [N].
-        share: in (0, 1).
-    """
-    active = count[count > 0]
-    if not active.numel():
-        return torch.zeros_like(count, dtype=torch.bool)
-    at = max(1, round(share * active.numel()))
-    return count >= active.sort(descending=True).values[at - 1]
 
 
 def one_way_loss(individual: Tensor, cluster: Tensor, is_head: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

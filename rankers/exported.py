@@ -16,10 +16,13 @@ click probability is their sigmoid. B and T are free, T may be 0.
     keys      float32 [T, D]   the same of each history entry, oldest first
     offsets   int64   [B+1]    the history of candidate b is keys[offsets[b]:offsets[b+1]]
     gaps      float32 [T, 2]   log(1 + hours since the visit), log(1 + km from that place to the candidate)
-    pooled    float32 [B, P]   for each of ``pooled`` the sum of the candidate's rows of the table, side by side
+    pooled    float32 [B, P]   for each of ``pooled``, and each of its features, the sum (or mean, if ``mean``) of the
+                               candidate's rows of the table, side by side
     dense     float32 [B, F]   for each of ``dense``: distance gives log(1 + km) (0 if unknown) and 1 if known else 0;
                                visits gives log(1 + the user's earlier visits to the candidate)
-    context   a tuple of seven tensors, for towers that use it: see ``data/batch.py``
+    context   a tuple of seven tensors, for towers that use it: ``Context`` in ``data/batch.py``
+    traits    a tuple of five tensors, for plug-ins: ``Traits`` there. A program for a tower that uses no context takes
+              None in its place
 
 ``ExportedRanker`` does all of it from samples.
 """
@@ -35,6 +38,7 @@ from torch.export import Dim
 from torch.nn import functional as F
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
+from ..data.activity import ACTIVITY_DIM
 from ..data.batch import SampleBatch
 from ..data.catalog import Catalog
 from ..data.features import HISTORY_GAPS, Features, Table
@@ -54,7 +58,7 @@ def load_features(file: Path) -> Features:
     """The description that ``save_features`` wrote."""
     plain = json.loads(file.read_text())
     tables = lambda key: tuple(Table(**{**t, "features": tuple(t["features"])}) for t in plain[key])  # noqa: E731
-    return Features(tables("sequence"), tables("pooled"), tuple(plain["dense"]))
+    return Features(tables("sequence"), tables("pooled"), tuple(plain["dense"]), plain["context"], plain["traits"])
 
 
 def export_scorer(scorer: Scorer, features: Features, file: Path) -> None:
@@ -74,13 +78,19 @@ def export_scorer(scorer: Scorer, features: Features, file: Path) -> None:
     )
     B, T = Dim("samples", min=0), Dim("entries", min=0)
     shapes: tuple[Any, ...] = ({0: B}, {0: T}, {0: B + 1}, {0: T}, {0: B}, {0: B})
+    # A tensor each, or the program takes two for one; and plain tuples, since a file with a type of ours in it could
+    # not be loaded without placerank.
     if features.context:
-        # A tensor each, or the program takes two for one; and a plain tuple, since a file with a type of ours in it
-        # could not be loaded without placerank.
         numbers = [torch.zeros(n, dtype=torch.int64) for n in (samples, samples, entries, entries)]
         places = [torch.zeros(n, 3) for n in (samples, samples, entries)]
         example += ((*numbers[:2], *places[:2], *numbers[2:], *places[2:]),)
         shapes += (tuple({0: n} for n in (B, B, B, B, T, T, T)),)
+    if features.traits:
+        attributes = [torch.zeros(n, len(features.attributes), dtype=torch.int64) for n in (samples, entries)]
+        activity = [torch.zeros(n, ACTIVITY_DIM) for n in (samples, entries, samples)]
+        unused = () if features.context else (None,)
+        example += (*unused, (attributes[0], activity[0], attributes[1], activity[1], activity[2]))
+        shapes += (*unused, tuple({0: n} for n in (B, B, T, T, B)))
     # Without deferred checks a single sample, or no history at all, would be refused.
     try:
         with torch.no_grad():
@@ -144,13 +154,15 @@ class ExportedRanker:
             torch.cat([lookup(t, t.features[1]) for t in self.features.sequence], dim=1),
             sequence[self.features.history_keys[0]].offsets().long(),
             batch.history_gaps,
-            torch.cat([self._sum(t, pooled[t.features[0]]) for t in self.features.pooled], dim=1),
+            torch.cat([self._pool(t, pooled[key]) for t in self.features.pooled for key in t.features], dim=1),
             batch.dense,
-            *([tuple(batch.context)] if batch.context else []),
+            *([tuple(batch.context)] if batch.context else [None] if batch.traits else []),
+            *([tuple(batch.traits)] if batch.traits else []),
         )
         return logits
 
-    def _sum(self, table: Table, rows: JaggedTensor) -> Tensor:
+    def _pool(self, table: Table, rows: JaggedTensor) -> Tensor:
         vectors = self.tables[table.name].vectors(rows.values())
         members = torch.arange(len(vectors))
-        return F.embedding_bag(members, vectors, rows.offsets().long(), mode="sum", include_last_offset=True)
+        mode = "mean" if table.mean else "sum"
+        return F.embedding_bag(members, vectors, rows.offsets().long(), mode=mode, include_last_offset=True)

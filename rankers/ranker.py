@@ -1,4 +1,4 @@
-"""The ranker: embeddings, interest tower, MLP, logit."""
+"""The ranker: embeddings, plug-ins, interest tower, MLP, logit."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -6,30 +6,60 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..data.batch import Context, RankingBatch
-from ..data.features import HISTORY_GAPS, Features
+from ..data.activity import ACTIVITY_DIM
+from ..data.batch import Context, LossInputs, RankingBatch, Traits
+from ..data.features import CLUSTER, HISTORY_GAPS, USER_CLUSTER, Features
+from ..embeddings.cluster_gate import ClusterGate
+from ..embeddings.distinct import distinct
 from ..embeddings.tables import Embedded, FeatureEmbeddings
+from .akt import AktConfig, one_way_loss
 from .din import Dice
+from .items import ItemEncoder, Items
+from .rest import ContrastItems, RestConfig, SpatialContrast
 from .tower import History, find_tower
+from .views import HierarchicalViews
 
 
 @dataclass(kw_only=True)
 class RankerConfig:
-    """The dense part of a ranker."""
+    """The dense part of a ranker, and its plug-ins."""
 
     tower: str = "din"
-    """Interest tower: din, or your own as package.module:Class."""
+    """Interest tower: din, dien, sim, sim_soft, twin, eta, trisan, basm, or your own as package.module:Class."""
     mlp: list[int] = field(default_factory=lambda: [128, 64])
     """Widths of the hidden layers between tower and logit."""
+    rest: RestConfig = field(default_factory=RestConfig)
+    """ReST: warm-up and spatial contrast."""
+    akt: AktConfig = field(default_factory=AktConfig)
+    """AKT-Rec: clusters, one-way transfer, views."""
 
     @property
     def uses_context(self) -> bool:
         """Whether batches must carry a Context for the tower."""
         return bool(getattr(find_tower(self.tower), "uses_context", False))
 
+    @property
+    def uses_traits(self) -> bool:
+        """Whether batches must carry Traits for the plug-ins."""
+        return self.rest.enabled or self.akt.enabled
+
     def __post_init__(self) -> None:
         if not self.mlp or min(self.mlp) < 1:
             raise ValueError(f"ranker.mlp={self.mlp}: expected one or more positive widths")
+
+
+class Encoded(NamedTuple):
+    """What the tables gave, after the plug-ins.
+
+    Attributes:
+        query: the targets, [B, D].
+        keys: the history, [T, D].
+        pooled: pooled features, users mixed with their clusters, [B, P].
+    """
+
+    query: Items
+    keys: Items
+    pooled: Tensor
 
 
 class Scorer(nn.Module):
@@ -37,13 +67,25 @@ class Scorer(nn.Module):
 
     Args:
         features: widths follow from it.
-        config: tower and MLP.
+        config: plug-ins, tower and MLP.
     """
 
     def __init__(self, features: Features, config: RankerConfig) -> None:
         super().__init__()
-        self.tower = find_tower(config.tower)(features.query_dim, HISTORY_GAPS)
-        width = features.query_dim + self.tower.output_dim + features.pooled_dim + features.dense_dim
+        self.items = ItemEncoder(features, config.rest, config.akt)
+        self.users = UserEncoder(features, config.akt)
+        make, dim = find_tower(config.tower), self.items.output_dim
+        self.tower: nn.Module
+        self.views = config.akt.enabled and config.akt.views
+        if self.views:
+            own = self.items.dim
+            content = [dim - own] if dim > own else []
+            self.tower = HierarchicalViews(
+                make, [dim, own, *content], HISTORY_GAPS, 2 * ACTIVITY_DIM, config.akt.view_visits
+            )
+        else:
+            self.tower = make(dim, HISTORY_GAPS)
+        width = dim + self.tower.output_dim + self.users.output_dim + features.dense_dim
         layers: list[nn.Module] = []
         for hidden in config.mlp:
             layers += [nn.Linear(width, hidden), Dice(hidden)]
@@ -59,25 +101,100 @@ class Scorer(nn.Module):
         pooled: Tensor,
         dense: Tensor,
         context: Context | tuple[Tensor, ...] | None = None,
+        traits: Traits | tuple[Tensor, ...] | None = None,
     ) -> Tensor:
         """Logits float32 [B].
 
         Args:
-            query: target item, [B, D].
-            keys: history, jagged, [T, D].
+            query: rows of the target, of all sequence tables side by side, [B, D].
+            keys: rows of the history, jagged, [T, D].
             offsets: int64 [B+1].
             gaps: of each history entry, [T, G].
             pooled: pooled features, [B, P].
             dense: dense features, [B, F].
             context: where the tower uses it; an exported program takes its fields as a plain tuple.
+            traits: where plug-ins use them; as the context.
         """
         context = None if context is None else Context(*context)
-        interest = self.tower(query, History(keys, offsets, gaps), context)
-        return self.logits(query, interest, pooled, dense)
+        traits = None if traits is None else Traits(*traits)
+        encoded = self.encode(query, keys, pooled, traits)
+        interest, _ = self.interest(encoded, offsets, gaps, context, traits, with_loss=False)
+        return self.logits(encoded, interest, dense)
 
-    def logits(self, query: Tensor, interest: Tensor, pooled: Tensor, dense: Tensor) -> Tensor:
-        """The MLP on target [B, D], interest [B, I], pooled [B, P] and dense [B, F] features: float32 [B]."""
-        return self.mlp(torch.cat([query, interest, pooled, dense], dim=1)).squeeze(1).float()
+    def encode(self, query: Tensor, keys: Tensor, pooled: Tensor, traits: Traits | None) -> Encoded:
+        """The plug-ins' part; arguments as in ``forward``."""
+        if traits is None:
+            return Encoded(self.items(query), self.items(keys), pooled)
+        return Encoded(
+            self.items(query, traits.attributes, traits.activity),
+            self.items(keys, traits.visit_attributes, traits.visit_activity),
+            self.users(pooled, traits.user_activity),
+        )
+
+    def interest(
+        self,
+        encoded: Encoded,
+        offsets: Tensor,
+        gaps: Tensor,
+        context: Context | None,
+        traits: Traits | None,
+        with_loss: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Interest [B, I], and the tower's own loss if that is asked for and there is one."""
+        query, keys = encoded.query, encoded.keys
+        arguments: tuple[object, ...]
+        if self.views:
+            assert traits is not None
+            activity = torch.cat([traits.user_activity, traits.activity], dim=1)
+            arguments = self._views_of(query), self._views_of(keys), offsets, gaps, activity, context
+        else:
+            arguments = query.vectors, History(keys.vectors, offsets, gaps), context
+        if with_loss:
+            *found, loss = self.tower.forward_with_loss(*arguments)  # type: ignore[operator]
+            return found[0], loss
+        found = self.tower(*arguments)
+        return found[0] if self.views else found, None
+
+    def _views_of(self, items: Items) -> list[Tensor]:
+        """The individual view, which is all that a tower alone would see; the cluster's; the content's."""
+        own = self.items.dim
+        assert items.cluster is not None
+        content = [items.vectors[:, own:]] if items.vectors.shape[1] > own else []
+        return [items.vectors, items.cluster, *content]
+
+    def logits(self, encoded: Encoded, interest: Tensor, dense: Tensor) -> Tensor:
+        """The MLP on target, interest [B, I], pooled and dense [B, F] features: float32 [B]."""
+        columns = [encoded.query.vectors, interest, encoded.pooled, dense]
+        logit: Tensor = self.mlp(torch.cat(columns, dim=1)).squeeze(1).float()
+        return logit
+
+
+class UserEncoder(nn.Module):
+    """Mixes the user's own embedding with that of the user's cluster (AKT-Rec), among the other pooled features.
+
+    Args:
+        features: the pooled tables.
+        akt: the plug-in; without it, or without users' clusters, the pooled features pass through.
+    """
+
+    def __init__(self, features: Features, akt: AktConfig) -> None:
+        super().__init__()
+        self.names = features.pooled_keys
+        self.widths = [t.dim for t in features.pooled for _ in t.features]
+        self.mixes = akt.enabled and {"user", USER_CLUSTER} <= {*self.names}
+        self.output_dim = features.pooled_dim
+        if self.mixes:
+            dim = self.widths[self.names.index("user")]
+            self.gate = ClusterGate(dim, adaptive=akt.gate)
+            self.output_dim -= dim
+
+    def forward(self, pooled: Tensor, activity: Tensor) -> Tensor:
+        """Pooled features [B, P] and ``Traits.user_activity`` [B, A] to [B, P less the cluster's columns]."""
+        if not self.mixes:
+            return pooled
+        parts = dict(zip(self.names, pooled.split(self.widths, dim=1), strict=True))
+        parts["user"], _ = self.gate(parts["user"], parts.pop(USER_CLUSTER), activity)
+        return torch.cat(list(parts.values()), dim=1)
 
 
 class Scores(NamedTuple):
@@ -86,10 +203,12 @@ class Scores(NamedTuple):
     Attributes:
         logits: float32 [B].
         losses: by name, the weighted losses that join the cross-entropy; empty outside of training.
+        logged: by name, numbers worth a line in the log; no gradient.
     """
 
     logits: Tensor
     losses: dict[str, Tensor]
+    logged: dict[str, Tensor]
 
 
 class Ranker(nn.Module):
@@ -103,15 +222,72 @@ class Ranker(nn.Module):
 
     def __init__(self, features: Features, config: RankerConfig, device: torch.device | str = "meta") -> None:
         super().__init__()
+        self.config = config
         self.embeddings = FeatureEmbeddings(features, device)
         self.scorer = Scorer(features, config)
+        self.contrast = (
+            SpatialContrast(self.scorer.items.dim, config.rest, features.attributes)
+            if config.rest.enabled and config.rest.contrast
+            else None
+        )
 
     def forward(self, batch: RankingBatch) -> Scores:
-        embedded: Embedded = self.embeddings(batch)
-        query, pooled = embedded.query, embedded.pooled
-        history = History(embedded.keys, embedded.offsets, batch.history_gaps)
+        rows: Embedded = self.embeddings(batch)
         if not self.training:
-            return Scores(self.scorer(query, *history, pooled, batch.dense, batch.context), {})
-        interest, loss = self.scorer.tower.forward_with_loss(query, history, batch.context)
-        logits = self.scorer.logits(query, interest, pooled, batch.dense)
-        return Scores(logits, {} if loss is None else {"tower": loss})
+            logits = self.scorer(
+                rows.query, rows.keys, rows.offsets, batch.history_gaps, rows.pooled, batch.dense, batch.context,
+                batch.traits,
+            )  # fmt: skip
+            return Scores(logits, {}, {})
+        encoded = self.scorer.encode(rows.query, rows.keys, rows.pooled, batch.traits)
+        interest, loss = self.scorer.interest(
+            encoded, rows.offsets, batch.history_gaps, batch.context, batch.traits, with_loss=True
+        )
+        scores = Scores(self.scorer.logits(encoded, interest, batch.dense), {}, {})
+        if loss is not None:
+            scores.losses["tower"] = loss
+        if batch.traits is not None and batch.loss_inputs is not None:
+            self._add_contrast(scores, batch, encoded.query, rows.query, batch.traits, batch.loss_inputs)
+            self._add_one_way(scores, batch, rows, batch.loss_inputs)
+        return scores
+
+    def _add_contrast(
+        self, scores: Scores, batch: RankingBatch, targets: Items, rows: Tensor, traits: Traits, inputs: LossInputs
+    ) -> None:
+        """ReST's loss, on the distinct targets of the batch."""
+        if self.contrast is None:
+            return
+        items, dim = self.scorer.items, self.scorer.items.dim
+        first = distinct(batch.sequence["item"].values()).first
+        parts = dict(zip(items.names, rows.detach().index_select(0, first).split(dim, dim=1), strict=True))
+        loss, logged = self.contrast(
+            ContrastItems(
+                vectors=targets.vectors.index_select(0, first)[:, :dim],
+                rows=traits.attributes[first],
+                attributes=torch.stack([parts[name] for name in items.attributes], dim=1),
+                places=inputs.place[first],
+                radius_scale=inputs.radius_scale[first] if self.config.rest.density_adaptive else None,
+            )
+        )
+        scores.losses["rest"] = loss
+        scores.logged.update({f"rest_{name}": value for name, value in logged.items()})
+
+    def _add_one_way(self, scores: Scores, batch: RankingBatch, rows: Embedded, inputs: LossInputs) -> None:
+        """AKT-Rec's one-way losses: of the targets, and of the users."""
+        akt = self.config.akt
+        if not akt.enabled or not akt.one_way_weight:
+            return
+        loss, share = one_way_loss(
+            rows.query[:, : self.scorer.items.dim],
+            batch.sequence[f"item_{CLUSTER}"].values(),
+            inputs.item_head,
+            akt.temperature,
+        )
+        scores.losses["akt_items"], scores.logged["akt_items_anchors"] = akt.one_way_weight * loss, share
+        users = self.scorer.users
+        if users.mixes:
+            own = rows.pooled.split(users.widths, dim=1)[users.names.index("user")]
+            # row 0 is everybody outside of the vocabulary: it has no cluster to learn from
+            cluster = batch.pooled[USER_CLUSTER].values() * (batch.pooled["user"].values() > 0)
+            loss, share = one_way_loss(own, cluster, inputs.user_head, akt.temperature)
+            scores.losses["akt_users"], scores.logged["akt_users_anchors"] = akt.one_way_weight * loss, share

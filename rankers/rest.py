@@ -9,13 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from ..data.density import nearest_km
 from ..embeddings.centres import Centres, attribute_mean
 from ..kernels.hard_negatives import hard_negatives
 from ..kernels.places import Places
@@ -23,16 +20,14 @@ from ..kernels.places import Places
 log = logging.getLogger(__name__)
 
 ATTRIBUTES = ("category", "brand")
-DENSITY_NEIGHBOURS = 20
-"""How dense it is around an item is told by the distance to this neighbour."""
-DENSITY_RANGE = 3.0
-"""Density-adaptive radii are between a third of the fixed ones and three times as long."""
 
 
 @dataclass(kw_only=True)
 class RestConfig:
     """ReST: warm-up of item embeddings, spatially constrained contrast. Defaults are the paper's where it has any."""
 
+    enabled: bool = False
+    """Whether the plug-in is on."""
     warm_up: bool = True
     """Whether item embeddings are warmed up from their attributes."""
     attribute_dropout: float = 0.0
@@ -71,7 +66,7 @@ class RestConfig:
         if not 0 <= self.attribute_dropout < 1:
             raise ValueError(f"rest.attribute_dropout={self.attribute_dropout}: expected a probability in [0, 1)")
         if not self.warm_up and not self.contrast:
-            raise ValueError("rest has neither warm_up nor contrast, so it would do nothing; leave it out")
+            raise ValueError("rest has neither warm_up nor contrast, so it would do nothing; set rest.enabled to false")
 
 
 def rest_preset(name: str) -> RestConfig:
@@ -84,32 +79,15 @@ def rest_preset(name: str) -> RestConfig:
         ValueError: no such row.
     """
     presets = {
-        "rest": RestConfig(),
-        "rest-1": RestConfig(align=False),
-        "rest-2": RestConfig(contrast=["category"]),
-        "rest-3": RestConfig(contrast=["brand"]),
-        "rest-4": RestConfig(warm_up=False),
+        "rest": RestConfig(enabled=True),
+        "rest-1": RestConfig(enabled=True, align=False),
+        "rest-2": RestConfig(enabled=True, contrast=["category"]),
+        "rest-3": RestConfig(enabled=True, contrast=["brand"]),
+        "rest-4": RestConfig(enabled=True, warm_up=False),
     }
     if name not in presets:
         raise ValueError(f"preset {name!r} does not exist; there are {', '.join(presets)}")
     return presets[name]
-
-
-def density_scale(lat: ArrayLike, lon: ArrayLike) -> np.ndarray:
-    """By how much each item's radii are longer than the fixed ones, float32 [I]: its distance to the 20th neighbour
-    over the median item's, within 1/3 and 3.
-
-    Args:
-        lat, lon: degrees of all items [I], NaN where unknown; those have 1.
-    """
-    lat, lon = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
-    scale = np.ones(len(lat), np.float32)
-    known = np.isfinite(lat) & np.isfinite(lon)
-    km = nearest_km(lat[known], lon[known], DENSITY_NEIGHBOURS)
-    typical = np.median(km) if len(km) else 0.0
-    if 0 < typical < np.inf:  # not where most items share one point, or there are too few to tell
-        scale[known] = np.clip(km / typical, 1 / DENSITY_RANGE, DENSITY_RANGE)
-    return scale
 
 
 class ContrastItems(NamedTuple):

@@ -1,18 +1,20 @@
 """From a run to a folder that serves: tables keyed by raw ids, the dense part, and what both need."""
 
-import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.features import HOURS_PER_WEEK, Features, build_features
-from ..data.manifest import MANIFEST, read_manifest, sha256_file, whole_folder, write_manifest
+import pyarrow.parquet as pq
+
+from ..data.features import CLUSTER, HOURS_PER_WEEK, LEVEL, NGRAM, USER_CLUSTER, Features
+from ..data.manifest import MANIFEST, sha256_file, whole_folder, write_manifest
 from ..embeddings.export import RawIds, check_format, export_tables
 from ..embeddings.shards import CheckpointTables
 from ..rankers.exported import FEATURES, SCORER, TABLES, export_scorer, save_features
 from ..rankers.ranker import RankerConfig, Scorer
 from .checkpoint import load, verify
 from .inference import find_checkpoint, read_config
+from .inputs import read_inputs
 from .model import check_signature, signature
 
 
@@ -59,10 +61,8 @@ def export(config: ExportConfig) -> Path:
     """
     trained = read_config(config.run)
     data = config.data or trained.data
-    prepared = read_manifest(data, "prepared")
-    features = build_features(
-        trained.features, prepared["tables"], prepared["user_columns"], trained.ranker.uses_context
-    )
+    inputs = read_inputs(data, trained.features, trained.ranker)
+    features, prepared = inputs.features, inputs.manifest
     checkpoint = find_checkpoint(config.run, config.checkpoint)
     saved = verify(checkpoint)
     check_signature(saved["signature"], signature(features, trained.ranker), f"checkpoint {checkpoint}")
@@ -71,6 +71,7 @@ def export(config: ExportConfig) -> Path:
             f"{checkpoint} was trained on other data (content {saved['data'][:12]}, {data} has "
             f"{prepared['content_hash'][:12]}): its rows belong to other ids; pass the data it was trained on"
         )
+    inputs.check_semantic_ids(saved["semantic_ids"], f"{checkpoint}")
     ids = raw_ids(data, features, config.tables)
     with whole_folder(config.out, config.overwrite) as folder:
         (folder / TABLES).mkdir()
@@ -79,8 +80,8 @@ def export(config: ExportConfig) -> Path:
         )
         export_scorer(load_dense(checkpoint, features, trained.ranker), features, folder / SCORER)
         save_features(features, folder / FEATURES)
-        for name in ("catalog.parquet", "users.parquet"):
-            shutil.copyfile(data / name, folder / name)
+        pq.write_table(inputs.items, folder / "catalog.parquet", compression="zstd")
+        pq.write_table(inputs.users, folder / "users.parquet", compression="zstd")
         made_from = {"checkpoint": sha256_file(checkpoint / MANIFEST), "prepared": prepared["content_hash"]}
         write_manifest(folder, "export", config, made_from, step=saved["step"], tables=tables)
     return config.out
@@ -109,6 +110,8 @@ def raw_ids(data: Path, features: Features, wanted: list[str] | None = None) -> 
             return RawIds.read(data / "catalog.parquet", "item_id")
         if name == "user":
             return RawIds.read(data / "users.parquet", "user_id")
+        if name in (CLUSTER, USER_CLUSTER) or name.startswith((LEVEL, NGRAM)):
+            return RawIds(next(t.rows for t in features.tables if t.name == name))  # the row is 1 + the code, or a hash
         vocabulary = "category" if name == "category_path" else name
         return RawIds.read(data / "vocab" / f"{vocabulary}.parquet")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from ..data.catalog import Catalog
-from ..data.features import build_features
-from ..data.manifest import MANIFEST, read_manifest
+from ..data.manifest import MANIFEST
 from .checkpoint import checkpoint_path, load, saved_steps
+from .inputs import read_inputs
 from .model import assemble, check_signature, signature
 from .predictions import Score
 from .runtime import Runtime
@@ -79,11 +79,12 @@ def load_scorer(
     """
     config = read_config(run)
     data = data or config.data
-    manifest = read_manifest(data, "prepared")
-    features = build_features(config.features, manifest["tables"], manifest["user_columns"], config.ranker.uses_context)
+    inputs = read_inputs(data, config.features, config.ranker)
+    features, manifest = inputs.features, inputs.manifest
     path = find_checkpoint(run, checkpoint)
     saved = json.loads((path / MANIFEST).read_text())
     check_signature(saved["signature"], signature(features, config.ranker), f"checkpoint {path}")
+    inputs.check_semantic_ids(saved["semantic_ids"], f"checkpoint {path}")
     trainee = assemble(
         features,
         config.ranker,
@@ -97,5 +98,5 @@ def load_scorer(
     load(path, {"model": state})
     trainee.model.load_state_dict(state)
     trainee.model.eval()
-    catalog = Catalog.load(data, features, rt.device)
+    catalog = inputs.catalog(rt.device)
     return scorer(trainee.model, catalog), catalog, saved

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
@@ -135,6 +135,28 @@ def assemble(
         scheduler=torch.optim.lr_scheduler.StepLR(dense, optimizer.lr_step, optimizer.lr_gamma),
         plan=plan,
     )
+
+
+def table_rows(model: nn.Module, name: str, rows: Tensor) -> Tensor:
+    """Rows of a table that target and history share, on all ranks, wherever its shards lie.
+
+    Args:
+        model: sharded; all ranks call.
+        name: of the table.
+        rows: int64 [M], the same on all ranks.
+
+    Returns:
+        [M, D], no gradient.
+    """
+    weight = model.state_dict()[f"embeddings.sequence.embeddings.{name}.weight"]
+    out = torch.zeros(len(rows), weight.size()[1], device=rows.device)
+    for shard in weight.local_shards():
+        (row, column), (height, width) = shard.metadata.shard_offsets, shard.metadata.shard_sizes
+        here = ((rows >= row) & (rows < row + height)).nonzero().flatten()
+        out[here, column : column + width] = shard.tensor.detach()[rows[here] - row].float()
+    if dist.get_world_size() > 1:
+        dist.all_reduce(out)
+    return out
 
 
 def average_buffers(model: nn.Module) -> None:

@@ -22,12 +22,13 @@ from tqdm import tqdm
 
 from ..data.batch import RankingBatch, SampleBatch
 from ..data.catalog import Catalog
-from ..data.features import FeatureConfig, build_features
+from ..data.features import FeatureConfig
 from ..data.loader import SampleLoader
-from ..data.manifest import drop_lines_after, environment, read_manifest, write_json
+from ..data.manifest import drop_lines_after, environment, write_json
 from ..rankers.ranker import RankerConfig
 from .checkpoint import Checkpointer, load, newest_whole
-from .model import OptimizerConfig, Trainee, assemble, average_buffers, check_signature, signature
+from .inputs import Inputs, read_inputs
+from .model import OptimizerConfig, Trainee, assemble, average_buffers, check_signature, signature, table_rows
 from .predictions import validate
 from .runtime import Runtime, runtime
 from .sharding import ShardingConfig
@@ -95,17 +96,21 @@ def train(config: TrainConfig) -> Path:
         ValueError: the data, the config or the checkpoint don't fit together.
         FloatingPointError: the loss is no longer a number.
     """
-    manifest = read_manifest(config.data, "prepared")
-    features = build_features(config.features, manifest["tables"], manifest["user_columns"], config.ranker.uses_context)
+    inputs = read_inputs(config.data, config.features, config.ranker)
+    features, manifest = inputs.features, inputs.manifest
     with runtime(config.seed) as rt:
         _open_run_folder(config, rt)
-        catalog = Catalog.load(config.data, features, rt.device)
+        catalog = inputs.catalog(rt.device)
         history = manifest["splits"]["train"]["mean_history"]
         trainee = assemble(features, config.ranker, config.sharding, config.optimizer, rt, config.batch_size, history)
-        identity = {"signature": signature(features, config.ranker), "data": manifest["content_hash"]}
+        identity = {
+            "signature": signature(features, config.ranker),
+            "data": manifest["content_hash"],
+            "semantic_ids": inputs.semantic_ids,
+        }
         loop = _Loop(config, rt, catalog, trainee, identity)
         if config.resume:
-            loop.resume()
+            loop.resume(inputs)
         if rt.is_first:  # not before: a config that doesn't fit must not replace the run's own
             write_json(config.run / "config.json", config)
             drop_lines_after(config.run / "metrics.jsonl", loop.step)
@@ -161,7 +166,7 @@ class _Loop:
         self.step = 0
         self.position = self.loader.state_dict()
         self.best: dict[str, Any] = {"step": 0, "auc": None, "without_gain": 0}
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=rt.device)  # since the last line of metrics.jsonl
+        self.sums: dict[str, Tensor] = {}  # of what is logged, since the last line of metrics.jsonl
         self.loss_steps = 0
         self.window_start = time.perf_counter()
         self.board: SummaryWriter | None = None  # open while training, on the first rank
@@ -176,10 +181,11 @@ class _Loop:
         ):
             while self.position["epoch"] < config.epochs and not self._stopped():
                 epoch = self.position["epoch"]
-                for loss in self._steps():
+                for logged in self._steps():
                     self.step += 1
                     self.trainee.scheduler.step()
-                    self.loss_sum += loss.detach()
+                    for name, value in logged.items():
+                        self.sums[name] = self.sums.get(name, 0) + value.detach().double()
                     self.loss_steps += 1
                     bar.update()
                     if self.step % config.log_every == 0:
@@ -194,8 +200,11 @@ class _Loop:
             self._save()
         self.checkpoints.wait()
 
-    def _steps(self) -> Iterator[Tensor]:
-        """Losses of the rest of this epoch; ``position`` follows the steps done, not the batches read ahead."""
+    def _steps(self) -> Iterator[dict[str, Tensor]]:
+        """What to log of each step in the rest of this epoch.
+
+        ``position`` follows the steps done, not the batches read ahead.
+        """
         positions: deque[dict[str, Any]] = deque()
 
         def batches() -> Iterator[RankingBatch]:
@@ -207,50 +216,64 @@ class _Loop:
         advance = self._pipelined() if self.rt.device.type == "cuda" else self._plain
         iterator = batches()
         while True:
+            self._refresh_centres()
             try:
-                loss = advance(iterator)
+                logged = advance(iterator)
             except StopIteration:
                 return
             self.position = positions.popleft()
-            yield loss
+            yield logged
 
-    def _forward(self, batch: RankingBatch) -> tuple[Tensor, Tensor]:
+    def _refresh_centres(self) -> None:
+        """Fit ReST's centres to the attributes of all items, on its schedule."""
+        contrast = self.trainee.model.module.contrast
+        if contrast is None or not contrast.due(self.step):
+            return
+        rows, counts = self.catalog.attribute_combinations()
+        names = self.catalog.features.attributes
+        embeddings = [table_rows(self.trainee.model, name, rows[:, i]) for i, name in enumerate(names)]
+        contrast.refresh(torch.stack(embeddings, dim=1), rows > 0, counts)
+
+    def _forward(self, batch: RankingBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to descend, and what to log: cross-entropy, the losses beside it, and their numbers."""
         bf16 = self.config.precision == "bf16"
         with torch.autocast("cuda", dtype=torch.bfloat16) if bf16 else nullcontext():
-            logits, losses = self.trainee.model(batch)
+            logits, losses, logged = self.trainee.model(batch)
         loss = binary_cross_entropy_with_logits(logits, batch.label)
-        return sum(losses.values(), loss), logits
+        return sum(losses.values(), loss), {"loss": loss, **{f"{n}_loss": x for n, x in losses.items()}, **logged}
 
-    def _plain(self, batches: Iterator[RankingBatch]) -> Tensor:
-        loss, _ = self._forward(next(batches))
+    def _plain(self, batches: Iterator[RankingBatch]) -> dict[str, Tensor]:
+        loss, logged = self._forward(next(batches))
         self.trainee.optimizer.zero_grad()
         loss.backward()
         self.trainee.optimizer.step()
-        return loss
+        return logged
 
-    def _pipelined(self) -> Callable[[Iterator[RankingBatch]], Tensor]:
-        losses: deque[Tensor] = deque()
+    def _pipelined(self) -> Callable[[Iterator[RankingBatch]], dict[str, Tensor]]:
+        losses: deque[dict[str, Tensor]] = deque()
 
-        def forward(batch: RankingBatch | None) -> tuple[Tensor, Tensor]:
+        def forward(batch: RankingBatch | None) -> tuple[Tensor, dict[str, Tensor]]:
             assert batch is not None
-            loss, logits = self._forward(batch)
-            losses.append(loss)
-            return loss, logits
+            loss, logged = self._forward(batch)
+            losses.append(logged)
+            return loss, logged
 
         pipeline = TrainPipelineSparseDist(
             self.trainee.model, self.trainee.optimizer, self.rt.device, custom_model_fwd=forward
         )
 
-        def advance(batches: Iterator[RankingBatch]) -> Tensor:
+        def advance(batches: Iterator[RankingBatch]) -> dict[str, Tensor]:
             pipeline.progress(batches)
             return losses.popleft()
 
         return advance
 
     def _log_train(self) -> float:
-        """Write the mean loss of all ranks since the last line; returns it."""
-        dist.all_reduce(self.loss_sum)
-        loss = self.loss_sum.item() / (self.loss_steps * self.rt.world_size)
+        """Write the means of all ranks since the last line; returns the cross-entropy."""
+        sums = torch.stack(list(self.sums.values()))
+        dist.all_reduce(sums)
+        means = dict(zip(self.sums, (sums / (self.loss_steps * self.rt.world_size)).tolist(), strict=True))
+        loss = means["loss"]
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss} at step {self.step}; lower optimizer.dense_lr or optimizer.table_lr, "
@@ -259,9 +282,9 @@ class _Loop:
         seconds = time.perf_counter() - self.window_start
         samples = self.loss_steps * self.config.batch_size * self.rt.world_size
         self._write(
-            "train", loss=loss, lr=float(self.trainee.scheduler.get_last_lr()[0]), samples_per_s=samples / seconds
+            "train", **means, lr=float(self.trainee.scheduler.get_last_lr()[0]), samples_per_s=samples / seconds
         )
-        self.loss_sum.zero_()
+        self.sums.clear()
         self.loss_steps = 0
         self.window_start = time.perf_counter()
         return loss
@@ -308,7 +331,7 @@ class _Loop:
             states[f"cuda-{self.rt.rank:05d}"] = torch.cuda.get_rng_state()
         return states
 
-    def resume(self) -> None:
+    def resume(self, inputs: Inputs) -> None:
         """Go on from the newest whole checkpoint, at whatever number of ranks it was saved; from the start if none."""
         found = newest_whole(self.checkpoints.folder)
         if found is None:
@@ -321,6 +344,7 @@ class _Loop:
                 f"checkpoint {path} was trained on other data (content {saved['data'][:12]}, {self.config.data} has "
                 f"{self.identity['data'][:12]}); prepare the same data again, or train in another run folder"
             )
+        inputs.check_semantic_ids(saved["semantic_ids"], f"checkpoint {path}")
         state = self.trainee.state()
         same_ranks = saved["world_size"] == self.rt.world_size
         rng = self._rng() if same_ranks else {}

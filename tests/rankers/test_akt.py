@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from placerank.data.activity import find_heads
 from placerank.kernels.row_adagrad import row_adagrad_
-from placerank.rankers.akt import AktConfig, akt_ladder, find_heads, one_way_loss
+from placerank.rankers.akt import AktConfig, akt_ladder, one_way_loss
 
 D, TAU = 6, 0.2
 
@@ -137,7 +138,6 @@ def test_configs() -> None:
         ({"prefix": 0}, "akt.prefix=0: expected at least 1"),
         ({"temperature": 0.0}, "akt.temperature=0.0: expected more than 0"),
         ({"one_way_weight": float("nan")}, "akt.one_way_weight=nan: expected 0 or more"),
-        ({"head_share": 1.0}, "akt.head_share=1.0: expected a share"),
         ({"view_visits": -1}, "akt.view_visits=-1: expected 0"),
     ):
         with pytest.raises(ValueError, match=told):

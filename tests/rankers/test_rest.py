@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from placerank.data.density import density_scale
 from placerank.kernels.haversine import haversine_km, unit_vectors
-from placerank.rankers.rest import ContrastItems, RestConfig, SpatialContrast, density_scale, rest_preset
+from placerank.rankers.rest import ContrastItems, RestConfig, SpatialContrast, rest_preset
 
 D, K = 6, 4
 
@@ -235,7 +236,7 @@ def test_density_lengthens_radii_in_the_country() -> None:
         ({"temperature": math.nan}, "rest.temperature=nan: expected a positive number"),
         ({"negatives": 0}, "rest.negatives=0: expected at least 1"),
         ({"attribute_dropout": 1.0}, r"rest.attribute_dropout=1.0: expected a probability in \[0, 1\)"),
-        ({"warm_up": False, "contrast": []}, "it would do nothing; leave it out"),
+        ({"warm_up": False, "contrast": []}, "it would do nothing; set rest.enabled"),
     ],
 )
 def test_what_does_not_fit_is_told(changes: dict[str, Any], message: str) -> None:

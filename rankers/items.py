@@ -1,0 +1,94 @@
+"""From the rows that the tables give to the vectors that towers see: plug-ins on an item's embedding, in one place."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..data.features import CLUSTER, LEVEL, Features
+from ..embeddings.cluster_gate import ClusterGate
+from ..embeddings.distinct import distinct
+from ..embeddings.warm_up import MetaWarmUp
+from .akt import AktConfig
+from .rest import RestConfig
+
+
+class Items(NamedTuple):
+    """Items as towers see them, N of them.
+
+    Attributes:
+        vectors: the item's own embedding, [N, D], then its attributes and its semantic ID.
+        cluster: embedding of its cluster, [N, D]; None without clusters.
+    """
+
+    vectors: Tensor
+    cluster: Tensor | None
+
+
+class ItemEncoder(nn.Module):
+    """Mixes (AKT-Rec) and warms up (ReST) the item's own embedding; adds up the levels of its semantic ID.
+
+        e = warm_up(gate(e_ind, e_clu), attributes)
+
+    The levels of a semantic ID refine each other, so they are summed, as the vectors are that they stand for. Without
+    plug-ins and semantic IDs, rows pass through as they are.
+
+    Args:
+        features: which tables there are.
+        rest, akt: the plug-ins.
+
+    Raises:
+        ValueError: a plug-in lacks what it works on.
+    """
+
+    def __init__(self, features: Features, rest: RestConfig, akt: AktConfig) -> None:
+        super().__init__()
+        self.dim = features.sequence[0].dim
+        self.names = [t.name for t in features.sequence]
+        self.attributes = features.attributes
+        if rest.enabled and not self.attributes:
+            raise ValueError(
+                "rest is enabled, but no item has a category or a brand, or features.history_attributes leaves them "
+                "out; add them, or leave rest out"
+            )
+        if akt.enabled and CLUSTER not in self.names:
+            raise ValueError(
+                "akt is enabled, but there are no semantic IDs to make clusters of; set features.semantic_ids to a "
+                "folder that placerank tokenize made"
+            )
+        self.gate = ClusterGate(self.dim, adaptive=akt.gate) if akt.enabled else None
+        warm_up = rest.enabled and rest.warm_up
+        self.warm_up = MetaWarmUp(self.dim, len(self.attributes), rest.attribute_dropout) if warm_up else None
+        levels = [n for n in self.names if n.startswith(LEVEL)]
+        alone = [n for n in self.names if n != CLUSTER and n not in levels]
+        self.output_dim = self.dim * (len(alone) + bool(levels))
+        self.plain = not levels and not akt.enabled and not warm_up
+
+    def forward(self, rows: Tensor, attributes: Tensor | None = None, activity: Tensor | None = None) -> Items:
+        """Items from the rows of their tables.
+
+        Args:
+            rows: of all sequence tables side by side, [N, tables x D].
+            attributes: ``Traits.attributes``, int64 [N, F], for the warm-up.
+            activity: ``Traits.activity``, [N, A], for the gate.
+        """
+        if self.plain:
+            return Items(rows, None)
+        parts = dict(zip(self.names, rows.split(self.dim, dim=1), strict=True))
+        item, cluster = parts.pop("item"), parts.pop(CLUSTER, None)
+        if self.gate is not None:
+            assert cluster is not None and activity is not None
+            item, _ = self.gate(item, cluster, activity)
+        if self.warm_up is not None:
+            assert attributes is not None
+            item = self._warm_up(self.warm_up, item, [parts[name] for name in self.attributes], attributes)
+        levels = [parts.pop(name) for name in list(parts) if name.startswith(LEVEL)]
+        semantic = [torch.stack(levels).sum(0)] if levels else []
+        return Items(torch.cat([item, *parts.values(), *semantic], dim=1), cluster)
+
+    def _warm_up(self, warm_up: MetaWarmUp, item: Tensor, embeddings: list[Tensor], rows: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():  # a program for any rows can't say how many of them are distinct
+            return warm_up(item, torch.stack(embeddings, dim=1), rows > 0)
+        groups = distinct(*rows.unbind(1))
+        first = torch.stack([e.index_select(0, groups.first) for e in embeddings], dim=1)
+        return warm_up(item, first, rows.index_select(0, groups.first) > 0, groups)
