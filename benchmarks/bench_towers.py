@@ -120,7 +120,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     towers = args.towers or [name for name in TOWERS if name != BASELINE]
-    visits, rounds = (1_000_000, 9) if args.full else (100_000, 3)
+    visits, rounds = (300_000, 5) if args.full else (100_000, 3)
     lines = []
     for longest in LONGEST:
         for skewed in (True, False):
