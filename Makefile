@@ -35,7 +35,7 @@ demo: $(STAMP) ## a simulated city, all the way: simulate, prepare, train on two
 	$(BIN)/placerank export --run runs/demo/din --out runs/demo/export --overwrite
 
 test: $(STAMP) ## all tests; those that need a GPU are skipped where there is none
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
 
 check: $(STAMP) ## lint, format, types, and that imports between folders run one way
 	$(BIN)/ruff check

@@ -92,6 +92,7 @@ setup(
             "import-linter==2.16",
             "pytest>=9",
             "pytest-timeout>=2.4",
+            "pytest-xdist>=3.8",
             "hypothesis>=6.100",
             "mpmath>=1.3",
         ],
