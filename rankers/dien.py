@@ -5,7 +5,7 @@ Zhou et al., Deep Interest Evolution Network for Click-Through Rate Prediction, 
 
 import torch
 from torch import Tensor, nn
-from torch._higher_order_ops.while_loop import while_loop
+from torch._higher_order_ops import while_loop
 from torch.nn import functional as F
 
 from ..kernels.gru import gru
