@@ -25,7 +25,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from placerank.benchmarks.results_file import save
+from placerank.benchmarks.results_file import keep
 from placerank.benchmarks.throughput.dataset import DatasetConfig, make_dataset
 from placerank.benchmarks.throughput.environments import PEERS, environment
 
@@ -207,7 +207,7 @@ def main() -> None:
         if case.name in arguments.cases:
             rows += run_case(case, pythons, data, config, arguments)
     if not arguments.quick:
-        path = save("throughput.csv", rows)
+        path = keep("throughput.csv", rows, ("case",))
         print(f"wrote {path}", file=sys.stderr)
     show(rows)
 

@@ -39,7 +39,7 @@ def save(name: str, lines: list[dict[str, Any]]) -> Path:
     return _write(RESULTS / name, [line | about for line in lines])
 
 
-def keep(name: str, lines: list[dict[str, Any]], key: tuple[str, ...], device: torch.device) -> Path:
+def keep(name: str, lines: list[dict[str, Any]], key: tuple[str, ...], device: torch.device | None = None) -> Path:
     """As ``save``, but beside the lines that are there: those with the key of a new one give way to it."""
     about = conditions(device)
     new = [line | about for line in lines]
