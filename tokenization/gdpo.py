@@ -16,6 +16,13 @@ On vectors of length 1, L_sim = -2 E_policy(i) · (E_ref(i) - mean_j E_ref(j)): 
 mean, not the reference. Language models' vectors share a large mean, so as printed the term that is to hold the policy
 at the reference drives it away. ``centred`` takes the mean of the reference's vectors off both sides first; then the
 mean over j is about zero and the reference is the minimum.
+
+Which j are in the mean decides what L_sim does. A batch holds each content twice, at two places. The mean over all j,
+as printed, gives such a twin 1 / (2B - 1) of the weight, and L_sim only holds the policy back. ``place_contrast``
+gives the twins a share w. If a vector is the sum of what its content c and its place l say, the minimum is then
+E_ref(i) - w mean(c + l') ~ (1 - w) c + l: the same content elsewhere is pushed away, places weigh more, and the meaning
+of neither changes. L_align alone does not get there: on a frozen reward model it finds small steps along that model's
+gradient, which raise the margin and leave neighbours as they were (docs/alignment.md).
 """
 
 from dataclasses import dataclass, field, replace
@@ -47,6 +54,8 @@ class GDPOConfig:
     """Weight of staying close to the reference (λ)."""
     centred: bool = True
     """Take the reference's mean off before comparing with it; False: as the paper prints it, see the module."""
+    place_contrast: float | None = 0.8
+    """Share of the contrast that is the same content elsewhere: how much places come to weigh; None: as printed."""
     pairs: int = 12_800
     """Preference pairs; each is used once an epoch."""
     collaborative_share: float = 0.5
@@ -67,6 +76,8 @@ class GDPOConfig:
             raise ValueError(f"gdpo.beta={self.beta}: expected more than 0")
         if not self.similarity_weight >= 0:
             raise ValueError(f"gdpo.similarity_weight={self.similarity_weight}: expected 0 or more")
+        if self.place_contrast is not None and not 0 <= self.place_contrast <= 1:
+            raise ValueError(f"gdpo.place_contrast={self.place_contrast}: expected a share in [0, 1], or None")
         if not 0 <= self.collaborative_share <= 1:
             raise ValueError(f"gdpo.collaborative_share={self.collaborative_share}: expected a share in [0, 1]")
         if self.cooccurrence_threshold < 0:
@@ -83,7 +94,7 @@ def alignment_loss(reward: Tensor, reference: Tensor, beta: float) -> Tensor:
 
 
 def similarity_loss(
-    policy: Tensor, reference: Tensor, at: Tensor, same: Tensor, centre: Tensor | None = None
+    policy: Tensor, reference: Tensor, at: Tensor, others: Tensor, centre: Tensor | None = None
 ) -> Tensor:
     """L_sim of each prompt, [n].
 
@@ -91,16 +102,32 @@ def similarity_loss(
         policy: vectors [n, D] of some prompts of a batch.
         reference: vectors [m, D] of all prompts of the batch.
         at: which of the m each of the n is, int64 [n].
-        same: bool [n, m], prompts that read the same as the n-th, itself included: none of them is a j.
+        others: weights of the m as j in the mean of each of the n, [n, m]; see ``contrast_weights``.
         centre: [D], taken off all vectors of length 1 before they are compared.
     """
     policy, reference = normalize(policy, dim=-1), normalize(reference, dim=-1)
     if centre is not None:
         policy, reference = normalize(policy - centre, dim=-1), normalize(reference - centre, dim=-1)
     squared = 2 - 2 * policy @ reference.T
-    others = (~same).to(squared.dtype)
-    far = (squared * others).sum(1) / others.sum(1).clamp(min=1)
-    return squared.gather(1, at[:, None])[:, 0] - far
+    return squared.gather(1, at[:, None])[:, 0] - (squared * others).sum(1)
+
+
+def contrast_weights(same: Tensor, content: Tensor, share: float | None) -> Tensor:
+    """Weights of the prompts of a batch in the mean over j of L_sim, float32 [n, m]; rows add up to 1.
+
+    Args:
+        same: bool [n, m], prompts that read the same as the n-th, itself included: none of them is a j.
+        content: bool [n, m], prompts of the same content as the n-th.
+        share: what those of the same content have together; the rest is the others', left out if there are none.
+            None: all j weigh the same.
+    """
+    if share is None:
+        return _mean_over(~same)
+    return share * _mean_over(content & ~same) + (1 - share) * _mean_over(~content & ~same)
+
+
+def _mean_over(mask: Tensor) -> Tensor:
+    return mask.float() / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 class PairPrompts:
@@ -166,6 +193,7 @@ def align_policy(
     with torch.no_grad():
         reference_reward = torch.cat([reward(part.to(device)) for part in data.vectors.split(65_536)]).cpu()
     centre = normalize(data.vectors, dim=-1).mean(0).to(device) if config.centred else None
+    contents = torch.from_numpy(data.content)
     per_epoch = -(-len(pairs) // config.batch_pairs)
 
     def losses(step: int, ranks: Ranks) -> Losses:
@@ -186,8 +214,9 @@ def align_policy(
             vectors = encoder(encoder.tokens(data.texts(own.numpy())))
             scores, before = reward(vectors).view(-1, 2), reference_reward[batch[part]].to(device)
             align = alignment_loss(scores, before, config.beta).sum() / len(rows)
-            same = (own[:, None] == numbers[None]).to(device)
-            similar = similarity_loss(vectors, reference, at, same, centre).sum() / len(numbers)
+            same, content = (x[own][:, None] == x[numbers] for x in (torch.arange(len(data)), contents))
+            others = contrast_weights(same, content, config.place_contrast).to(device)
+            similar = similarity_loss(vectors, reference, at, others, centre).sum() / len(numbers)
             with torch.no_grad():
                 margin = (scores[:, 0] - scores[:, 1]) - (before[:, 0] - before[:, 1])
                 cosine = nn.functional.cosine_similarity(vectors, reference[at], dim=-1)

@@ -20,6 +20,7 @@ from placerank.tokenization.gdpo import (
     GDPOConfig,
     align_policy,
     alignment_loss,
+    contrast_weights,
     pair_counts,
     similarity_loss,
 )
@@ -82,16 +83,16 @@ def test_losses_by_hand() -> None:
     assert alignment_loss(reward, reference, 0.9).tolist() == pytest.approx([by_hand])
     policy = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
     frozen = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 5.0]])  # the second and third read the same
-    same = torch.tensor([[True, False, False], [False, True, True]])
-    got = similarity_loss(policy, frozen, torch.tensor([0, 1]), same)
+    others = torch.tensor([[0, 0.5, 0.5], [1.0, 0, 0]])
+    got = similarity_loss(policy, frozen, torch.tensor([0, 1]), others)
     first = (0.4**2 + 0.8**2) - (0.6**2 + 0.2**2)  # unit vectors (.6, .8) to (1, 0), and to (0, 1) twice
     assert got.tolist() == pytest.approx([first, 0 - 2.0])
     centre = torch.tensor([0.5, -0.5])
-    moved = similarity_loss(policy, frozen, torch.tensor([0, 1]), same, centre)
+    moved = similarity_loss(policy, frozen, torch.tensor([0, 1]), others, centre)
     unit = [(np.array(v) / np.linalg.norm(v) - [0.5, -0.5]) for v in ((3, 4), (1, 0), (0, 1))]
     p, own, other = (v / np.linalg.norm(v) for v in unit)
     assert moved[0].item() == pytest.approx(((p - own) ** 2).sum() - ((p - other) ** 2).sum(), rel=1e-5)
-    scaled = similarity_loss(7 * policy, 0.1 * frozen, torch.tensor([0, 1]), same)
+    scaled = similarity_loss(7 * policy, 0.1 * frozen, torch.tensor([0, 1]), others)
     torch.testing.assert_close(scaled, got)  # lengths have no part
 
 
@@ -99,17 +100,59 @@ def test_reference_is_the_minimum_only_when_centred() -> None:
     """Vectors with a large common part, as language models make them."""
     generator = torch.Generator().manual_seed(0)
     reference = torch.nn.functional.normalize(torch.randn(200, 64, generator=generator) + 2, dim=-1)
-    at, same = torch.arange(200), torch.eye(200, dtype=torch.bool)
+    at, others = torch.arange(200), (1 - torch.eye(200)) / 199
     cosine = {}
     for name, centre in (("printed", None), ("centred", reference.mean(0))):
         policy = reference.clone().requires_grad_(True)
         optimizer = torch.optim.Adam([policy], lr=0.01)
         for _ in range(200):
             optimizer.zero_grad()
-            similarity_loss(policy, reference, at, same, centre).mean().backward()
+            similarity_loss(policy, reference, at, others, centre).mean().backward()
             optimizer.step()
         cosine[name] = torch.nn.functional.cosine_similarity(policy.detach(), reference).mean().item()
     assert cosine["printed"] < 0.6 and cosine["centred"] > 0.99
+
+
+def test_contrast_weights_by_hand() -> None:
+    """Two contents at two places each, the first prompt twice; then a batch of a single pair."""
+    number, content = torch.tensor([0, 0, 1, 2, 3]), torch.tensor([0, 0, 0, 1, 1])
+    same, kin = (x[:, None] == x for x in (number, content))
+    printed = contrast_weights(same, kin, None)
+    assert printed[0].tolist() == pytest.approx([0, 0, 1 / 3, 1 / 3, 1 / 3])
+    assert printed[2].tolist() == [0.25, 0.25, 0, 0.25, 0.25]
+    mixed = contrast_weights(same, kin, 0.6)
+    assert mixed[0].tolist() == pytest.approx([0, 0, 0.6, 0.2, 0.2])
+    assert mixed[3].tolist() == pytest.approx([0.4 / 3, 0.4 / 3, 0.4 / 3, 0, 0.6])
+    one_pair = torch.eye(2, dtype=torch.bool), torch.ones(2, 2, dtype=torch.bool)
+    for share in (0.0, 0.3, 1.0):
+        assert contrast_weights(same, kin, share).sum(1).tolist() == pytest.approx([1] * 5)
+    assert contrast_weights(*one_pair, None).tolist() == [[0, 1], [1, 0]]
+    assert contrast_weights(*one_pair, 0.25).tolist() == [[0, 0.25], [0.25, 0]]  # nobody else is there
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_contrast_with_the_same_content_elsewhere_makes_places_weigh_more(share: float) -> None:
+    """Vectors that are content plus place: at the minimum contents have lost the share, places nothing."""
+    generator = torch.Generator().manual_seed(0)
+    contents, places = torch.randn(40, 32, generator=generator), torch.randn(20, 32, generator=generator)
+    contents, places = contents - contents.mean(0), places - places.mean(0)
+    content, place = (x.flatten() for x in torch.meshgrid(torch.arange(40), torch.arange(20), indexing="ij"))
+    # Blocks that are orthogonal, so that all vectors are about equally long.
+    vectors = torch.cat([torch.nn.functional.normalize(x, dim=1) for x in (contents, places)], dim=0)
+    reference = torch.cat([vectors[:40][content], vectors[40:][place]], dim=1)
+    policy = reference.clone().requires_grad_(True)
+    same, kin = torch.eye(800, dtype=torch.bool), content[:, None] == content
+    others = contrast_weights(same, kin, share)
+    optimizer = torch.optim.Adam([policy], lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        similarity_loss(policy, reference, torch.arange(800), others).mean().backward()
+        optimizer.step()
+    found = torch.nn.functional.normalize(policy.detach(), dim=1)
+    ratio = found[:, :32].norm(dim=1) / found[:, 32:].norm(dim=1)
+    assert ratio.mean().item() == pytest.approx(1 - share, abs=0.08)
+    kept = torch.nn.functional.cosine_similarity(found[:, 32:], reference[:, 32:], dim=1)
+    assert kept.mean().item() > 0.98  # a place still means the same
 
 
 def test_parts_give_the_gradient_of_the_whole(world: Path, tmp_path: Path) -> None:
@@ -129,7 +172,8 @@ def test_first_step_starts_at_the_reference(world: Path, tmp_path: Path) -> None
 
 def test_margin_grows_and_similarity_holds_it_back(world: Path, tmp_path: Path) -> None:
     free, held = (
-        run(str(world), str(tmp_path / str(w)), {"similarity_weight": w, "epochs": 4})["log"] for w in (0.0, 20.0)
+        run(str(world), str(tmp_path / str(w)), {"similarity_weight": w, "place_contrast": None, "epochs": 4})["log"]
+        for w in (0.0, 20.0)
     )
     assert free[-1]["margin"] > 0.3 and free[-1]["align"] < free[0]["align"] - 0.05
     assert free[-1]["preferred_above"] > free[0]["preferred_above"]
@@ -193,6 +237,8 @@ def test_errors(world: Path, tmp_path: Path) -> None:
         GDPOConfig(beta=0)
     with pytest.raises(ValueError, match=r"gdpo.collaborative_share=1.5: expected a share"):
         GDPOConfig(collaborative_share=1.5)
+    with pytest.raises(ValueError, match=r"gdpo.place_contrast=1.5: expected a share in \[0, 1\], or None"):
+        GDPOConfig(place_contrast=1.5)
     with pytest.raises(ValueError, match=r"gdpo.batch_pairs=0: expected at least 1"):
         GDPOConfig(batch_pairs=0)
     with pytest.raises(ValueError, match=r"optimizer.warmup=1: expected a share"):
