@@ -1,0 +1,90 @@
+"""The papers' tables on real data.
+
+    python -m placerank.benchmarks.papers lgsid --data DATASETS/foursquare_nyc --seeds 3
+    python -m placerank.benchmarks.papers rest akt --data DATASETS/foursquare_nyc --towers din --seeds 5 --save
+
+Every cell (dataset, tower, variant, seed) is trained, evaluated and kept; one that is kept is not run again, so stop
+and start at will. Several processes can work on the same folder: each takes the cells that no other has. All cells of a
+dataset have the same samples and the same budget, printed with the table; a cell whose settings changed is run again.
+
+Prints mean ± standard deviation over seeds, and the difference to the same tower's plain cell of the same seed with a
+95 % confidence interval: Student's over seeds, and for each request's AUC a bootstrap over requests. ``--save`` writes
+results/papers_<table>.csv, beside other datasets' lines that are there, and draws the .png beside it.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from placerank.benchmarks.papers.cells import Budget, Cell, Workplace
+from placerank.benchmarks.papers.grids import TABLES, grid_of
+from placerank.benchmarks.papers.tables import draw, lines_of, markdown
+from placerank.benchmarks.results_file import RESULTS, keep
+
+_KEY = ("table", "dataset", "tower", "variant", "part", "metric")
+
+
+def cells_of(table: str, args: argparse.Namespace) -> list[Cell]:
+    """The wanted cells of a table; all variants and towers of one seed before the next, so tables fill evenly."""
+    budget = Budget()
+    found = []
+    for data in args.data:
+        embeddings = args.embeddings / data.name if args.embeddings else None
+        place = Workplace(data, args.out / data.name, budget, embeddings)
+        grid = grid_of(table, args.embeddings is not None)
+        found += [
+            Cell(place, tower, variant, seed)
+            for seed in range(args.seeds)
+            for tower, variants in grid.items()
+            if not args.towers or tower in args.towers
+            for variant in variants
+            if not args.variants or variant.name in args.variants
+        ]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m placerank.benchmarks.papers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("tables", nargs="+", choices=sorted(TABLES), metavar="table", help=", ".join(sorted(TABLES)))
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders in the schema of docs/data.md")
+    parser.add_argument("--out", type=Path, default=Path("runs/papers"), help="where cells are kept")
+    parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
+    parser.add_argument("--towers", nargs="+", help="these alone")
+    parser.add_argument("--variants", nargs="+", help="these alone, by name: none, hgit, rest, akt-views, ...")
+    parser.add_argument(
+        "--embeddings", type=Path, help="folder of aligned embeddings, one in it a dataset, by its name"
+    )
+    parser.add_argument("--no-run", action="store_true", help="only show the cells that are there")
+    parser.add_argument("--save", action="store_true", help="write results/papers_<table>.csv and its picture")
+    args = parser.parse_args()
+
+    cells = {table: cells_of(table, args) for table in args.tables}
+    wanted = {cell.path: cell for of_table in cells.values() for cell in of_table}  # tables share cells
+    if not args.no_run:
+        with tqdm(sorted(wanted.values(), key=lambda cell: cell.seed), unit="cell", disable=None) as bar:
+            for cell in bar:
+                bar.set_postfix_str(f"{cell.place.data.name} {cell.tower} {cell.variant.name} {cell.seed}")
+                cell.run()
+    for table in args.tables:
+        lines = lines_of(table, cells[table])
+        print(f"\n{table}: {Budget()}")
+        print(markdown(table, lines))
+        missing = sum(cell.done() is None for cell in cells[table])
+        if missing:
+            print(f"\n{missing} of {len(cells[table])} cells are missing")
+        if args.save and lines:
+            path = keep(f"papers_{table}.csv", lines, _KEY, torch.device("cpu"))
+            with open(path, newline="") as f:
+                draw(RESULTS / f"papers_{table}.png", table, list(csv.DictReader(f)))
+            print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

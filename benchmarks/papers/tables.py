@@ -1,0 +1,173 @@
+"""From cells to tables: means, spreads, and paired differences against the plain cell of the same tower and seed."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from .cells import METRICS, Cell, activity_parts
+from .grids import PLAIN
+from .paired import Interval, mean_and_spread, paired_bootstrap, paired_t
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+Line = dict[str, Any]
+_DIGITS = 5
+_NONE = Interval(math.nan, math.nan, math.nan)
+HEADLINE = ("auc", "gauc", "ndcg@10")
+SHOWN = {  # parts beside the whole test split, by table
+    "lgsid": ("first visits", "head items", "tail items"),
+    "rest": ("first visits", "head items", "tail items", "items < 3 times", "new users"),
+    "akt": (*activity_parts("items"), *activity_parts("users")),
+    "whole": ("first visits", "head items", "tail items", "items < 3 times"),
+}
+
+
+def lines_of(table: str, cells: Sequence[Cell]) -> list[Line]:
+    """A line for each dataset, tower, variant, part and metric; of the cells that are done.
+
+    Differences are of the seeds that both the cell and its tower's plain cell have.
+    """
+    results = {(c.place.data.name, c.tower, c.variant.name, c.seed): (c, kept) for c in cells if (kept := c.done())}
+    rows = dict.fromkeys((dataset, tower, variant) for dataset, tower, variant, _ in results)
+    lines = []
+    for dataset, tower, variant in rows:
+        mine = {seed: found for (*key, seed), found in results.items() if tuple(key) == (dataset, tower, variant)}
+        plain = (
+            {} if variant == PLAIN else {s: results[k] for s in mine if (k := (dataset, tower, PLAIN, s)) in results}
+        )
+        title = next(iter(mine.values()))[0].variant.title
+        about = {"table": table, "dataset": dataset, "tower": tower, "variant": variant, "title": title}
+        drawn = _bootstrap(mine, plain)
+        for part in dict.fromkeys(part for _, kept in mine.values() for part in kept["test"]):
+            for metric in METRICS:
+                values, base = (
+                    {seed: v for seed, (_, kept) in of.items() if (v := _value(kept, part, metric)) is not None}
+                    for of in (mine, plain)
+                )
+                if values:
+                    by_request = drawn if (part, metric) == ("all", "request_auc") else _NONE
+                    lines.append({**about, "part": part, "metric": metric, **_compare(values, base, by_request)})
+    return lines
+
+
+def _value(kept: dict[str, Any], part: str, metric: str) -> float | None:
+    value = kept["test"].get(part, {}).get(metric)
+    return None if value is None else float(value)
+
+
+def _compare(values: dict[int, float], base: dict[int, float], by_request: Interval) -> Line:
+    """Mean of a cell by seed, and its difference to the plain one where that has a value too."""
+    mean, spread = mean_and_spread(list(values.values()))
+    both = [seed for seed in values if seed in base]
+    own = paired_t([values[seed] - base[seed] for seed in both]) if both else _NONE
+    numbers = {"mean": mean, "spread": spread, "difference": own.mean, "low": own.low, "high": own.high}
+    numbers["relative"] = own.mean / float(np.mean([base[seed] for seed in both])) if both else math.nan
+    numbers |= {"request_low": by_request.low, "request_high": by_request.high}
+    return {"seeds": len(values)} | {name: _round(value) for name, value in numbers.items()}
+
+
+def _bootstrap(mine: dict[int, Any], plain: dict[int, Any]) -> Interval:
+    """Of the requests' AUC: differences averaged over seeds, requests drawn anew."""
+    if not plain:
+        return _NONE
+    differences = np.mean([mine[seed][0].requests() - plain[seed][0].requests() for seed in plain], axis=0)
+    return paired_bootstrap(differences[np.isfinite(differences)])
+
+
+def _round(value: float) -> float | str:
+    return "" if math.isnan(value) else round(value, _DIGITS)
+
+
+def _signed(line: Line) -> str:
+    """Difference with its interval; a star where that leaves 0 out."""
+    if line["difference"] == "":
+        return ""
+    text = f"{line['difference']:+.4f}"
+    if line["low"] == "":
+        return text
+    star = " *" if line["low"] > 0 or line["high"] < 0 else ""
+    return f"{text} [{line['low']:+.4f}, {line['high']:+.4f}]{star}"
+
+
+def _mean(line: Line | None) -> str:
+    if line is None:
+        return ""
+    return f"{line['mean']:.4f}" + ("" if line["spread"] == "" else f" ± {line['spread']:.4f}")
+
+
+def markdown(table: str, lines: list[Line]) -> str:
+    """The table a dataset: the whole split, then each part's AUC; * where the interval leaves 0 out."""
+    at = {(x["dataset"], x["tower"], x["variant"], x["part"], x["metric"]): x for x in lines}
+    rows = list(dict.fromkeys((x["dataset"], x["tower"], x["variant"], x["title"]) for x in lines))
+    out = []
+    for dataset in dict.fromkeys(row[0] for row in rows):
+        here = [row for row in rows if row[0] == dataset]
+        head = ["tower", "variant", "seeds"]
+        for metric in HEADLINE:
+            head += [metric.upper(), "difference"]
+        head += ["request AUC: 95 % over requests"]
+        out += [f"\n{dataset}\n", _row(head), _row(["---"] * len(head))]
+        for _, tower, variant, title in here:
+            found = {m: at.get((dataset, tower, variant, "all", m)) for m in (*HEADLINE, "request_auc")}
+            cells = [tower, title, str((found["auc"] or {}).get("seeds", ""))]
+            for metric in HEADLINE:
+                line = found[metric]
+                cells += [_mean(line), _signed(line) if line else ""]
+            request = found["request_auc"]
+            told = request is not None and request["request_low"] != ""
+            cells.append(f"[{request['request_low']:+.4f}, {request['request_high']:+.4f}]" if told and request else "")
+            out.append(_row(cells))
+        parts = [p for p in SHOWN[table] if any(x["dataset"] == dataset and x["part"] == p for x in lines)]
+        out += ["", "AUC by part: plain, then differences\n", _row(["tower", "variant", *parts])]
+        out.append(_row(["---"] * (2 + len(parts))))
+        for _, tower, variant, title in here:
+            found = {p: at.get((dataset, tower, variant, p, "auc")) for p in parts}
+            out.append(
+                _row([tower, title, *(_mean(x) if variant == PLAIN or not x else _signed(x) for x in found.values())])
+            )
+    return "\n".join(out)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def draw(path: Path, table: str, lines: list[dict[str, Any]]) -> Path:
+    """AUC's differences with their intervals: a row a dataset, a column a tower, the whole split and its tail."""
+    lines = [x for x in lines if x["variant"] != PLAIN and x["metric"] == "auc" and x["difference"] != ""]
+    if not lines:
+        return path
+    datasets, towers = (list(dict.fromkeys(x[key] for x in lines)) for key in ("dataset", "tower"))
+    titles = list(dict.fromkeys(x["title"] for x in lines))
+    parts = ("all", "tail items", "first visits")
+    figure, grid = plt.subplots(
+        len(datasets), len(towers), figsize=(2.6 * len(towers) + 1.6, (0.42 * len(titles) + 1.1) * len(datasets) + 0.4),
+        squeeze=False, sharey=True, layout="constrained",
+    )  # fmt: skip
+    for row, dataset in zip(grid, datasets, strict=True):
+        for axis, tower in zip(row, towers, strict=True):
+            for i, part in enumerate(parts):
+                for x in (x for x in lines if (x["dataset"], x["tower"], x["part"]) == (dataset, tower, part)):
+                    middle, at = float(x["difference"]), titles.index(x["title"]) + (i - 1) * 0.22
+                    axis.plot(middle, at, "o", color=f"C{i}", markersize=4, label=part)
+                    if x["low"] != "":
+                        axis.plot([float(x["low"]), float(x["high"])], [at, at], color=f"C{i}", linewidth=1.2)
+            axis.axvline(0, color="0.4", linewidth=0.8)
+            axis.grid(True, axis="x", alpha=0.3)
+            axis.set_title(f"{tower} · {dataset}", fontsize="small")
+            axis.tick_params(axis="x", labelsize="x-small")
+        row[0].set_yticks(range(len(titles)), titles, fontsize="small")
+        row[0].set_ylim(len(titles) - 0.5, -0.5)
+    found = {
+        label: handle for axis in grid.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(found.values(), found, loc="outside lower center", ncols=3, fontsize="small", frameon=False)
+    figure.suptitle("AUC less that of the plain tower, 95 % over seeds", fontsize="medium")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path

@@ -1,0 +1,157 @@
+"""The statistics of the papers' tables, and cells that are kept."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from placerank.benchmarks.papers import cells as cells_module
+from placerank.benchmarks.papers.cells import Budget, Cell, Workplace, activity_parts, locked, measure
+from placerank.benchmarks.papers.grids import HGIT, NONE, PLAIN, REST, TABLES, grid_of
+from placerank.benchmarks.papers.paired import mean_and_spread, paired_bootstrap, paired_t
+from placerank.benchmarks.papers.tables import draw, lines_of, markdown
+from placerank.data.prepare import PrepareConfig, prepare
+from placerank.data.simulate import SimulateConfig, simulate
+from placerank.rankers.tower import TOWERS
+from placerank.tokenization.tokenizers import TOKENIZERS
+from placerank.training.predictions import Predictions
+
+
+def test_interval_by_hand() -> None:
+    # differences 1, 2, 3: mean 2, spread 1, t of 2 degrees of freedom 4.3027
+    found = paired_t([1.0, 2.0, 3.0])
+    assert found.mean == 2
+    assert found.high - 2 == pytest.approx(4.30265 / math.sqrt(3), abs=1e-4)
+    assert found.sign == 0
+    assert paired_t([2.0, 2.1, 1.9]).sign == 1
+    assert paired_t([-2.0, -2.1, -1.9]).sign == -1
+
+
+def test_one_seed_has_no_interval() -> None:
+    found = paired_t([0.5])
+    assert found.mean == 0.5 and math.isnan(found.low) and math.isnan(found.high) and found.sign == 0
+    assert math.isnan(mean_and_spread([0.5])[1])
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=8), st.floats(-5, 5))
+def test_interval_agrees_with_scipy_and_moves_along(values: list[float], shift: float) -> None:
+    ours, moved = paired_t(values), paired_t([v + shift for v in values])
+    if np.std(values) > 1e-9:
+        low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        assert (ours.low, ours.high) == pytest.approx((low, high), abs=1e-9)
+    assert moved.mean == pytest.approx(ours.mean + shift, abs=1e-9)
+    assert moved.high - moved.low == pytest.approx(ours.high - ours.low, abs=1e-7)
+
+
+def test_interval_holds_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    held = [(i := paired_t(list(rng.normal(0.3, 1, 5)))).low <= 0.3 <= i.high for _ in range(2_000)]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.02)
+
+
+def test_bootstrap_is_near_the_normal_interval() -> None:
+    values = np.random.default_rng(1).normal(0.1, 1, 4_000)
+    found = paired_bootstrap(values)
+    half = 1.96 * values.std() / math.sqrt(len(values))
+    assert found.mean == pytest.approx(values.mean())
+    assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=half / 5)
+    assert found == paired_bootstrap(values)
+    assert math.isnan(paired_bootstrap([]).mean)
+
+
+def test_grids_name_what_there_is() -> None:
+    for table in TABLES:
+        for tower, variants in grid_of(table, aligned=True).items():
+            names = [v.name for v in variants]
+            assert tower in TOWERS and names[0] == PLAIN and len(names) == len(set(names))
+            assert all(v.tokenizer is None or v.tokenizer in TOKENIZERS for v in variants)
+            assert all(v.tokenizer for v in variants if v.akt.enabled)
+    by_name = {}
+    for grid in TABLES.values():
+        for variants in grid.values():
+            for v in variants:
+                assert by_name.setdefault(v.name, v) == v  # cells are shared by name
+
+
+def test_lock_is_of_one_process_at_a_time(tmp_path: Path) -> None:
+    with locked(tmp_path / "a.lock") as first, locked(tmp_path / "a.lock", wait=False) as second:
+        assert first and not second
+    with locked(tmp_path / "a.lock", wait=False) as again:
+        assert again
+
+
+def test_parts_cover_every_row(tmp_path: Path) -> None:
+    simulate(SimulateConfig(out=tmp_path / "raw", items=150, users=200, requests=2_000, cities=2))
+    prepared = prepare(PrepareConfig(input=tmp_path / "raw", out=tmp_path / "prepared"))
+    rng = np.random.default_rng(0)
+    n = 6_000
+    p = Predictions(
+        request=np.arange(n) // 10,
+        user_index=np.arange(n) // 60,
+        user_row=(np.arange(n) // 60).astype(np.int32),
+        item_row=rng.integers(0, 151, n).astype(np.int32),
+        label=(rng.random(n) < 0.3).astype(np.float32),
+        logit=rng.normal(size=n).astype(np.float32),
+        time=np.full(n, 1_704_067_200),
+        visits=rng.integers(0, 2, n).astype(np.int32),
+        lat=np.zeros(n, np.float32),
+        lon=np.zeros(n, np.float32),
+    )
+    found = measure(p, prepared)
+    for names in (
+        ("head items", "mid items", "tail items"),
+        ("first visits", "repeat visits"),
+        activity_parts("items"),
+        activity_parts("users"),
+    ):
+        assert sum(found[name]["rows"] for name in names if name in found) == n == found["all"]["rows"]
+    assert found["users of 0 to 2"]["rows"] >= (p.user_row == 0).sum()
+
+
+def _keep(cell: Cell, auc: float, tail: float, requests: list[float]) -> None:
+    cell.path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(cell.path.with_suffix(".npy"), np.array(requests, np.float32))
+    test = {"all": {"auc": auc, "request_auc": np.nanmean(requests)}, "tail items": {"auc": tail}}
+    cell.path.write_text(json.dumps({"config": {"of": cell.variant.name}, "test": test}))
+
+
+def test_table_of_kept_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Workplace(Path("town"), tmp_path, Budget())
+    monkeypatch.setattr(Workplace, "config", lambda self, tower, variant, seed, run: variant)
+    monkeypatch.setattr(cells_module, "identity", lambda variant: {"of": variant.name})
+    cells = [Cell(place, "din", v, seed) for v in (NONE, REST, HGIT) for seed in range(3)]
+    for cell in cells[:3]:
+        _keep(cell, 0.80 + cell.seed / 100, 0.7, [0.5, 0.5, math.nan])
+    for cell in cells[3:6]:
+        _keep(cell, 0.82 + cell.seed / 100 + (cell.seed == 2) / 1000, 0.7, [0.6, 0.6, math.nan])
+    lines = lines_of("whole", cells)  # HGIT's cells are missing
+    at = {(x["variant"], x["part"], x["metric"]): x for x in lines}
+    assert {x["variant"] for x in lines} == {"none", "rest"}
+    plain, rest = at["none", "all", "auc"], at["rest", "all", "auc"]
+    assert (plain["seeds"], plain["mean"], plain["spread"], plain["difference"]) == (3, 0.81, 0.01, "")
+    assert rest["difference"] == pytest.approx(0.02033, abs=1e-5)
+    half = stats.t.ppf(0.975, 2) * np.std([0.02, 0.02, 0.021], ddof=1) / math.sqrt(3)
+    assert (rest["low"], rest["high"]) == pytest.approx((0.02033 - half, 0.02033 + half), abs=2e-5)
+    assert rest["relative"] == pytest.approx(0.02033 / 0.81, abs=1e-5)
+    assert at["rest", "tail items", "auc"]["difference"] == 0
+    assert at["rest", "all", "request_auc"]["request_low"] == pytest.approx(0.1, abs=1e-5)
+    text = markdown("whole", lines)
+    assert "0.8100 ± 0.0100" in text and "+0.0203 [" in text and "] *" in text
+    assert draw(tmp_path / "a.png", "whole", lines).stat().st_size > 0
+
+
+def test_cell_of_other_settings_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Workplace, "config", lambda self, tower, variant, seed, run: variant)
+    monkeypatch.setattr(cells_module, "identity", lambda variant: {"of": variant.name})
+    cell = Cell(Workplace(Path("town"), tmp_path, Budget()), "din", REST, 0)
+    assert cell.done() is None
+    _keep(cell, 0.8, 0.7, [0.5])
+    assert cell.done() is not None
+    monkeypatch.setattr(cells_module, "identity", lambda variant: {"of": "something else"})
+    assert cell.done() is None
