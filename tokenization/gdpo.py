@@ -56,19 +56,19 @@ class GDPOConfig:
     """Take the reference's mean off before comparing with it; False: as the paper prints it, see the module."""
     place_contrast: float | None = 0.8
     """Share of the contrast that is the same content elsewhere: how much places come to weigh; None: as printed."""
-    pairs: int = 12_800
+    pairs: int = 960
     """Preference pairs; each is used once an epoch."""
     collaborative_share: float = 0.5
     """Share of the pairs that come from items visited together, as far as there are such; 0: geographic ones alone."""
     cooccurrence_threshold: int = 2
     """Items are visited together if more users than this have both in their training histories."""
-    batch_pairs: int = 32
+    batch_pairs: int = 16
     """Pairs a step, of all ranks together."""
     part_pairs: int = 32
     """Pairs whose graph is held at a time: less memory, the same result."""
     epochs: int = 1
     """Passes over the pairs."""
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(learning_rate=2e-3))
     """Of the adapter."""
 
     def __post_init__(self) -> None:

@@ -34,9 +34,9 @@ class RewardConfig:
     """Draw other places by neighbour rank; False: anywhere."""
     negatives: int = 15
     """Other places in a list (K)."""
-    lists: int = 4000
+    lists: int = 500
     """Items that training lists are made for, at most; each is K + 1 prompts to encode."""
-    held_out_lists: int = 500
+    held_out_lists: int = 100
     """Items that are kept for the report, at most; a tenth of all if that is fewer."""
     hidden: int = 256
     """Width of the MLP's first layer."""
