@@ -33,7 +33,7 @@ def cells_of(table: str, args: argparse.Namespace) -> list[Cell]:
     found = []
     for data in args.data:
         embeddings = args.embeddings / data.name if args.embeddings else None
-        place = Workplace(data, args.out / data.name, budget, embeddings)
+        place = Workplace(data, args.out / data.name, budget, embeddings, args.token_seeds)
         grid = grid_of(table, args.embeddings is not None)
         found += [
             Cell(place, tower, variant, seed)
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders in the schema of docs/data.md")
     parser.add_argument("--out", type=Path, default=Path("runs/papers"), help="where cells are kept")
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
+    parser.add_argument("--token-seeds", type=int, help="seeds of semantic IDs (default: one for each seed of rankers)")
     parser.add_argument("--towers", nargs="+", help="these alone")
     parser.add_argument("--variants", nargs="+", help="these alone, by name: none, hgit, rest, akt-views, ...")
     parser.add_argument(

@@ -28,10 +28,15 @@ class Variant:
     akt: AktConfig = field(default_factory=AktConfig)
 
 
+def _preset(name: str) -> RestConfig:
+    """Centres are refreshed every 50 steps: a pass over these datasets has a few hundred."""
+    return replace(rest_preset(name), refresh_every=50)
+
+
 NONE = Variant(name=PLAIN, title="none")
 HGIT = Variant(name="hgit", title="HGIT (LGSID)", tokenizer="hgit")
 LGSID = Variant(name="lgsid", title="LGSID, aligned encoder", tokenizer="hgit", aligned=True)
-REST = Variant(name="rest", title="ReST", rest=rest_preset("rest"))
+REST = Variant(name="rest", title="ReST", rest=_preset("rest"))
 TOKENS = (
     Variant(name="res_kmeans", title="Res-KMeans", tokenizer="res_kmeans"),
     Variant(name="rqvae", title="RQ-VAE", tokenizer="rqvae"),
@@ -43,14 +48,14 @@ TOKENS = (
 
 def _rest(positive_km: float, negative_km: float) -> Variant:
     name = f"rest-{positive_km:g}-{negative_km:g}"
-    config = replace(rest_preset("rest"), positive_km=positive_km, negative_km=negative_km)
+    config = replace(_preset("rest"), positive_km=positive_km, negative_km=negative_km)
     return Variant(name=name, title=f"ReST {positive_km:g} / {negative_km:g} km", rest=config)
 
 
 def _ablations() -> tuple[Variant, ...]:
     without = ("alignment", "brand's loss", "category's loss", "warm-up")
     return tuple(
-        Variant(name=f"rest-{n}", title=f"ReST-{n}: without {part}", rest=rest_preset(f"rest-{n}"))
+        Variant(name=f"rest-{n}", title=f"ReST-{n}: without {part}", rest=_preset(f"rest-{n}"))
         for n, part in enumerate(without, start=1)
     )
 
