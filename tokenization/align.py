@@ -68,7 +68,8 @@ class AlignConfig:
     adapter: Path | None = None
     """Folder of an earlier align: its encoder, prompts, districts and adapter encode these items; no training."""
     rung: Rung = "g-dpo"
-    """How much of G-DPO: the paper's ladder from dpo-pr to g-dpo; none leaves the geographic alignment out."""
+    """How much of G-DPO: the paper's ladder from dpo-pr to g-dpo; none leaves the geographic alignment out, and with
+    behaviour.pairs 0 encodes with the model as it is."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     """The language model."""
     prompts: PromptConfig = field(default_factory=PromptConfig)
@@ -134,7 +135,8 @@ def align(config: AlignConfig) -> Path:
             config.out, identity, resume=config.resume, overwrite=config.overwrite, ranks=ranks
         ) as folder:
             job = _Job(config, items, folder, ranks)
-            report = job.encode_only() if config.adapter is not None else job.run()
+            trains = config.adapter is None and (config.rung != "none" or config.behaviour.pairs > 0)
+            report = job.run() if trains else job.encode_only()
             if ranks.is_first:
                 job.finish(report, {"data": content_hash})
     return config.out
@@ -189,8 +191,6 @@ class _Job:
         """Train and encode; the report's numbers."""
         config, behaviour = self.config, self.config.behaviour
         report: dict[str, Any] = {"items": len(self.items), "rung": config.rung}
-        if config.rung == "none" and behaviour.pairs == 0:
-            raise ValueError("rung is none and behaviour.pairs is 0: nothing to train; choose one of the two steps")
         # What can't be trained is told before hours of encoding.
         target_modules(self.encoder.model, config.lora.targets)
         locations = self._locations() if config.rung != "none" else None
@@ -219,15 +219,17 @@ class _Job:
         return report
 
     def encode_only(self) -> dict[str, Any]:
-        """Encode with the encoder and adapter of an earlier run; nothing is trained."""
-        assert self.config.adapter is not None
-        if (self.config.adapter / "adapter").is_dir():
-            load_adapter(self.encoder, self.config.adapter / "adapter")
+        """Encode with the encoder as it is, or with that and the adapter of an earlier run; nothing is trained."""
+        report, earlier = {"items": len(self.items), "rung": "none"}, self.config.adapter
+        if earlier is None:
+            self._encode_items("embeddings", None)
+            return report
+        if (earlier / "adapter").is_dir():
+            load_adapter(self.encoder, earlier / "adapter")
             if self.ranks.is_first:
-                shutil.copytree(self.config.adapter / "adapter", self.folder / "adapter", dirs_exist_ok=True)
-        made_from = EmbeddingStore.open(self.config.adapter).made_from
-        self._encode_items("embeddings", made_from.get("adapter"))
-        return {"items": len(self.items), "rung": "none", "encoded_with": str(self.config.adapter)}
+                shutil.copytree(earlier / "adapter", self.folder / "adapter", dirs_exist_ok=True)
+        self._encode_items("embeddings", EmbeddingStore.open(earlier).made_from.get("adapter"))
+        return report | {"encoded_with": str(earlier)}
 
     def _made_from(self, adapter: str | None) -> dict[str, Any]:
         """What decides an item's vector, whatever data it is in."""

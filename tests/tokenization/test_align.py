@@ -193,19 +193,24 @@ def test_description_comes_from_the_raw_items(prepared: Path, model: Path, tmp_p
     assert joined["description"].to_pylist() == told.to_pylist()
 
 
+def test_without_training_the_model_encodes_as_it_is(prepared: Path, model: Path, tmp_path: Path, done: Path) -> None:
+    out = align(replace(config(prepared, model, tmp_path / "out"), rung="none", behaviour=BehaviourConfig()))
+    plain, before = EmbeddingStore.open(out), EmbeddingStore.open(done / "embeddings_before")
+    torch.testing.assert_close(next(plain.chunks(300)), next(before.chunks(300)))
+    assert not (out / "adapter").exists() and plain.made_from["adapter"] is None
+
+
 def test_what_it_refuses(prepared: Path, model: Path, tmp_path: Path, done: Path) -> None:
     out = tmp_path / "out"
     whole = config(prepared, model, out)
     with pytest.raises(FileExistsError, match="exists; choose another folder"):
         align(replace(whole, out=done))
-    with pytest.raises(ValueError, match=r"rung is none and behaviour.pairs is 0: nothing to train"):
-        align(replace(whole, rung="none", behaviour=BehaviourConfig()))
+    with pytest.raises(ValueError, match=r"BertModel has no layers named \['k_proj'\]"):
+        align(replace(whole, lora=LoraSettings(targets=("k_proj",))))
     assert partial_of(out).exists()
-    with pytest.raises(ValueError, match=r"was begun with other settings \(config\.behaviour.*now 48"):
+    with pytest.raises(ValueError, match=r"was begun with other settings \(config\.lora\.targets"):
         align(replace(whole, resume=True))
     anew = replace(whole, overwrite=True)
-    with pytest.raises(ValueError, match=r"BertModel has no layers named \['k_proj'\]"):
-        align(replace(anew, lora=LoraSettings(targets=("k_proj",))))
     with pytest.raises(ValueError, match=r"encoder.images is set, and .* takes text alone"):
         align(replace(anew, encoder=replace(whole.encoder, images=True)))
     items, _ = read_catalog(prepared)
