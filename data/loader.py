@@ -136,7 +136,9 @@ class SampleLoader:
             raise ValueError(f"rank={rank}, world_size={world_size}: expected 0 <= rank < world_size")
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.seed, self.shuffle, self.prefetch = seed, shuffle, prefetch
-        self._files, self._groups, self._sizes = _row_groups(Path(folder), split)
+        manifest = read_manifest(Path(folder), "prepared")
+        self._longest = manifest["history_length"]
+        self._files, self._groups, self._sizes = _row_groups(Path(folder), split, manifest)
         self.rows = sum(self._sizes)
         if shuffle and self.rows < world_size:
             raise ValueError(
@@ -212,6 +214,12 @@ class SampleLoader:
                     parts.append(_Rows.of_table(source.read_row_group(index, columns=self._columns)))
             except (pa.ArrowInvalid, OSError) as error:
                 raise _damaged(path, error) from error
+            longest = int(np.diff(parts[-1].offsets).max())
+            if longest > self._longest:
+                raise ValueError(
+                    f"{path}: got a history of {longest:,} visits, the data were prepared with "
+                    f"history_length={self._longest:,}; prepare with --history-length {longest}, or cut the histories"
+                )
         return _Rows.join(parts)
 
     def state_dict(self) -> dict[str, Any]:
@@ -247,10 +255,9 @@ def _damaged(path: Path, error: Exception) -> ValueError:
 
 
 def _row_groups(
-    folder: Path, split: str
+    folder: Path, split: str, manifest: dict[str, Any]
 ) -> tuple[list[tuple[Path, pq.FileMetaData]], list[tuple[int, int]], list[int]]:
     """Files with their footers; (file, row group) of each row group that has rows; and how many."""
-    manifest = read_manifest(folder, "prepared")
     splits = manifest["splits"]
     if split not in splits:
         raise ValueError(f"{folder} has no {split!r} split, it has {', '.join(splits)}; prepare with a fraction for it")

@@ -16,7 +16,7 @@ from .akt import AktConfig, one_way_loss
 from .din import Dice
 from .items import ItemEncoder, Items
 from .rest import ContrastItems, RestConfig, SpatialContrast
-from .tower import History, find_tower
+from .tower import History, find_tower, with_options
 from .views import HierarchicalViews
 
 
@@ -26,6 +26,8 @@ class RankerConfig:
 
     tower: str = "din"
     """Interest tower: din, dien, sim, sim_soft, twin, eta, trisan, basm, or your own as package.module:Class."""
+    tower_options: dict[str, float] = field(default_factory=dict)
+    """Numbers of the tower that are not its defaults, by name: top_k of twin, auxiliary_weight of dien, ..."""
     mlp: list[int] = field(default_factory=lambda: [128, 64])
     """Widths of the hidden layers between tower and logit."""
     rest: RestConfig = field(default_factory=RestConfig)
@@ -74,7 +76,7 @@ class Scorer(nn.Module):
         super().__init__()
         self.items = ItemEncoder(features, config.rest, config.akt)
         self.users = UserEncoder(features, config.akt)
-        make, dim = find_tower(config.tower), self.items.output_dim
+        make, dim = with_options(config.tower, config.tower_options), self.items.output_dim
         self.tower: nn.Module
         self.views = config.akt.enabled and config.akt.views
         if self.views:

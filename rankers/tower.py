@@ -4,8 +4,10 @@ Shapes: B samples, T history entries of all samples together (jagged), D query w
 """
 
 import importlib
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from ..data.batch import Context
 
-__all__ = ["TOWERS", "Context", "History", "InterestTower", "find_tower", "register_tower"]
+__all__ = ["TOWERS", "Context", "History", "InterestTower", "find_tower", "register_tower", "with_options"]
 
 
 class History(NamedTuple):
@@ -96,3 +98,29 @@ def find_tower(name: str) -> Callable[[int, int], InterestTower]:
         known = ", ".join(sorted(TOWERS))
         raise ValueError(f"tower {name!r} does not exist; there are {known}, or package.module:Class")
     return TOWERS[name]
+
+
+def with_options(name: str, options: Mapping[str, float]) -> Callable[[int, int], InterestTower]:
+    """A tower with some of its constructor's numbers changed.
+
+    Args:
+        name: as ``find_tower`` takes it.
+        options: numbers by name; those whose default is whole must be whole and at least 1, others 0 or more.
+
+    Raises:
+        ValueError: no such tower, it has no such option, or the number is out of range.
+    """
+    tower = find_tower(name)
+    all_defaults = {p.name: p.default for p in inspect.signature(tower).parameters.values()}
+    defaults = {n: default for n, default in all_defaults.items() if type(default) in (int, float)}
+    numbers: dict[str, float] = {}
+    for option, value in options.items():
+        if option not in defaults:
+            known = ", ".join(f"{n} ({default})" for n, default in defaults.items()) or "none"
+            raise ValueError(f"ranker.tower_options: tower {name!r} has no option {option!r}; it has {known}")
+        whole = isinstance(defaults[option], int)
+        if not value >= whole or (whole and value != int(value)):
+            expected = "a whole number, at least 1" if whole else "0 or more"
+            raise ValueError(f"ranker.tower_options {option}={value}: tower {name!r} expects {expected}")
+        numbers[option] = int(value) if whole else value
+    return partial(tower, **numbers)

@@ -350,3 +350,13 @@ def test_thread_ends_when_the_reader_stops(prepared: Path) -> None:
     assert [t for t in threading.enumerate() if t.name == "placerank-loader"]
     batches.close()  # type: ignore[attr-defined]
     assert not [t for t in threading.enumerate() if t.name == "placerank-loader"]
+
+
+def test_a_history_longer_than_the_manifest_says_is_told(prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path / "data")
+    manifest = tmp_path / "data" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "history_length": 4}))
+    with pytest.raises(
+        ValueError, match=r"got a history of 5 visits, .* history_length=4; prepare with --history-leng"
+    ):
+        list(load(tmp_path / "data"))

@@ -16,10 +16,12 @@ from toy_ranker import BATCH, FEATURES, OPTIMIZER, fill, local_pieces, make_batc
 
 from placerank.data.batch import RankingBatch
 from placerank.data.features import HISTORY_GAPS
+from placerank.rankers.dien import DIEN
 from placerank.rankers.din import DIN
 from placerank.rankers.exported import export_scorer
 from placerank.rankers.ranker import Ranker, RankerConfig, Scorer
-from placerank.rankers.tower import TOWERS, History, find_tower, register_tower
+from placerank.rankers.sim import SIM
+from placerank.rankers.tower import TOWERS, History, find_tower, register_tower, with_options
 from placerank.training.model import assemble
 from placerank.training.runtime import runtime
 from placerank.training.sharding import ShardingConfig
@@ -258,3 +260,25 @@ def test_a_tower_that_does_not_exist_is_told() -> None:
 
 def test_a_tower_of_ones_own_by_its_path() -> None:
     assert isinstance(find_tower("placerank.rankers.din:DIN")(D, G), DIN)
+
+
+def test_options_change_a_tower() -> None:
+    features = replace(FEATURES, context=True)
+    scorer = Scorer(features, RankerConfig(tower="sim", tower_options={"top_k": 3.0, "heads": 2}))
+    assert isinstance(scorer.tower, SIM) and scorer.tower.top_k == 3 and len(scorer.tower.attention.from_query) == 2
+    dien = with_options("dien", {"auxiliary_weight": 0.5})(D, G)
+    assert isinstance(dien, DIEN) and dien.auxiliary_weight == 0.5
+    assert with_options("twin", {})(D, G).output_dim == find_tower("twin")(D, G).output_dim
+
+
+def test_an_option_that_does_not_fit_is_told() -> None:
+    for name, options, message in [
+        ("eta", {"topk": 5}, r"tower 'eta' has no option 'topk'; it has top_k \(100\), heads \(4\), bits \(64\)"),
+        ("din", {"heads": 2}, "tower 'din' has no option 'heads'; it has none"),
+        ("twin", {"top_k": 0}, "ranker.tower_options top_k=0: tower 'twin' expects a whole number, at least 1"),
+        ("twin", {"heads": 1.5}, "heads=1.5: tower 'twin' expects a whole number"),
+        ("dien", {"auxiliary_weight": -1}, "auxiliary_weight=-1: tower 'dien' expects 0 or more"),
+        ("basm", {"reach_km": float("nan")}, "reach_km=nan: tower 'basm' expects 0 or more"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Scorer(replace(FEATURES, context=True), RankerConfig(tower=name, tower_options=options))
