@@ -8,12 +8,14 @@ measures. Finished cells lie in --out and are not run again: stop and start at w
 seed what it is compared with. Prints mean and standard deviation over seeds; ``--save`` writes a line a cell to
 benchmarks/results/alignment.csv and the picture beside it.
 
-Settings are the defaults of ``placerank align``. Variants beside the paper's ladder:
+Settings are the defaults of ``placerank align``, but for fewer lists of the reward model: their prompts take most of
+the time. Variants beside the paper's ladder:
 
     lambda-1.8             G-DPO at the largest λ of table 6; its λ = 1.0 is the rung dpo-lrdms, and 1.5 is g-dpo
     contrast-...           G-DPO at other shares of the same content in the contrast (GDPOConfig.place_contrast)
     contrast-batch         every prompt of the batch weighs the same in it, as the paper prints it
     as-printed             that, and the reference's mean is left on
+    amplified-...          no training: the vectors before, plus so many times the mean vector of their place's items
 """
 
 import argparse
@@ -26,8 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
-from torch.nn.functional import cosine_similarity
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
 
 from placerank.benchmarks.results_file import RESULTS, save
 from placerank.data.manifest import write_json
@@ -51,6 +55,7 @@ CITY = "simulated city"
 BEFORE = "before"
 LETTERS = {"province": "P", "city": "C", "district": "T"}
 QUERIES = 2_000
+REWARD = RewardConfig(lists=200, held_out_lists=40)
 
 
 def _with(reward: RewardConfig, gdpo: GDPOConfig, **changes: Any) -> Settings:
@@ -67,6 +72,7 @@ VARIANTS: dict[str, Callable[[RewardConfig, GDPOConfig], Settings]] = {
     "contrast-0.9": partial(_with, place_contrast=0.9),
     "as-printed": partial(_with, place_contrast=None, centred=False),
 }
+AMPLIFIED = {f"amplified-{times}": times for times in (0.25, 0.5, 0.75, 1.0, 1.25)}
 
 
 class Dataset:
@@ -103,10 +109,23 @@ class Dataset:
 
     def run(self, variant: str, seed: int) -> dict[str, Any]:
         """The measures of a cell."""
-        return self.measures(self.before, None) if variant == BEFORE else self._align(variant, seed)
+        if variant == BEFORE:
+            return self.measures(self.before, None)
+        if variant in AMPLIFIED:
+            return self.measures(self._amplified(AMPLIFIED[variant]), self.before)
+        return self._align(variant, seed)
+
+    def _amplified(self, times: float) -> Tensor:
+        vectors, code = self.before.tensor(), torch.from_numpy(self.locations.code)
+        known = code >= 0
+        off = vectors - vectors.mean(0)
+        sums = torch.zeros(len(self.locations), vectors.shape[1]).index_add_(0, code[known], off[known])
+        means = sums / torch.from_numpy(self.locations.count)[:, None]
+        vectors[known] += times * means[code[known]]
+        return normalize(vectors, dim=1)
 
     def _align(self, variant: str, seed: int) -> dict[str, Any]:
-        reward_config, gdpo = VARIANTS[variant](RewardConfig(), GDPOConfig())
+        reward_config, gdpo = VARIANTS[variant](REWARD, GDPOConfig())
         kind = f"{reward_config.objective}-{'density' if reward_config.density_aware else 'uniform'}"
         folder = self.folder / f"seed-{seed}"
         encoder = load_encoder(EncoderConfig())
@@ -151,11 +170,12 @@ class Dataset:
             "reward_auc": told["auc_near_far"],
         }
 
-    def measures(self, vectors: EmbeddingStore, before: EmbeddingStore | None) -> dict[str, Any]:
+    def measures(self, vectors: EmbeddingStore | Tensor, before: EmbeddingStore | None) -> dict[str, Any]:
         """Similarity, coverage and NMI as columns."""
         found = neighbour_coverage(vectors, self.regions, queries=QUERIES, reference=before)
         same = found.get("reference_similarity", found["similarity"])
-        moved = 1.0 if before is None else float(cosine_similarity(before.tensor(), vectors.tensor(), dim=1).mean())
+        after = vectors if isinstance(vectors, Tensor) else vectors.tensor()
+        moved = 1.0 if before is None else float(cosine_similarity(before.tensor(), after, dim=1).mean())
         return {
             **{f"similarity@{k}": found["similarity"][k] for k in AT},
             **{f"similarity_before@{k}": same[k] for k in AT},
@@ -195,7 +215,7 @@ def summary(lines: list[dict[str, Any]]) -> str:
     out = []
     for dataset in dict.fromkeys(line["dataset"] for line in lines):
         here = [line for line in lines if line["dataset"] == dataset]
-        order = [name for name in (BEFORE, *reversed(VARIANTS)) if any(x["variant"] == name for x in here)]
+        order = [name for name in (BEFORE, *reversed(VARIANTS), *AMPLIFIED) if any(x["variant"] == name for x in here)]
         out += [
             f"\n{dataset}\n",
             "| variant | seeds | " + " | ".join(columns) + " |",
@@ -222,8 +242,10 @@ def frontier(lines: list[dict[str, Any]]) -> Figure:
     y = changes(lines, "T@5", "T@5")
     for number, name in enumerate(names):
         ax = figure.add_subplot(1, len(names), number + 1)
-        mine = [key for key in x if key[0] == name]
+        mine = [key for key in x if key[0] == name and key[1] not in AMPLIFIED]
+        line = [(0.0, 0.0), *((x[name, a][0], y[name, a][0]) for a in AMPLIFIED if (name, a) in x)]
         ax.axhline(0, color="0.6", linewidth=0.7)
+        ax.plot(*zip(*line, strict=True), color="0.6", linestyle="--", linewidth=1, label="places amplified by hand")
         for key in mine:
             colour = {"c": "#c98a00", "d": "#7a7a7a", "a": "#7a7a7a"}.get(key[1][0], "#1b6ca8")
             xs, ys = x[key], y[key]
@@ -238,7 +260,8 @@ def frontier(lines: list[dict[str, Any]]) -> Figure:
             ax.annotate(
                 key[1], (statistics.mean(xs), statistics.mean(ys)), (4, 4), textcoords="offset points", fontsize=7.5
             )
-        ax.plot(0, 0, "k*", markersize=9)
+        ax.plot(0, 0, "k*", markersize=9, label="encoder before")
+        ax.legend(loc="lower left")
         low, high = min(-4.5, ax.get_xlim()[0]), max(0.5, ax.get_xlim()[1])
         top = max(100.0, ax.get_ylim()[1])
         ax.fill_between([-4, high], 80, top, color="#2e8b57", alpha=0.12, linewidth=0)
@@ -254,7 +277,8 @@ def cells(datasets: list[str], seeds: int) -> Iterator[tuple[str, str, int]]:
     """What to run, in order."""
     whole, *others = VARIANTS
     for dataset in datasets:
-        yield dataset, BEFORE, 0
+        for variant in (BEFORE, *AMPLIFIED):
+            yield dataset, variant, 0
     for variants in ([whole], others):
         for seed in range(seeds):
             for variant in variants:
@@ -268,7 +292,7 @@ def check_settings(out: Path) -> None:
     Raises:
         ValueError: the folder was made with others.
     """
-    parts = (EncoderConfig(), PromptConfig(), DistrictConfig(), LoraSettings(), RewardConfig(), GDPOConfig())
+    parts = (EncoderConfig(), PromptConfig(), DistrictConfig(), LoraSettings(), REWARD, GDPOConfig())
     settings = json.loads(json.dumps({type(part).__name__: asdict(part) for part in parts}))
     file = out / "settings.json"
     if not file.is_file():

@@ -50,8 +50,10 @@ def test_variants_hold_the_ladder_and_what_they_say() -> None:
 
 def test_order_and_settings(tmp_path: Path) -> None:
     order = list(bench.cells(["x", "y"], 2))
-    assert order[:6] == [("x", "before", 0), ("y", "before", 0)] + [(d, "g-dpo", s) for s in (0, 1) for d in "xy"]
-    assert len(set(order)) == len(order) == 2 + 2 * 2 * len(bench.VARIANTS)
+    untrained = 1 + len(bench.AMPLIFIED)
+    assert order[0] == ("x", "before", 0) and order[untrained] == ("y", "before", 0)
+    assert order[2 * untrained :][:4] == [(d, "g-dpo", s) for s in (0, 1) for d in "xy"]
+    assert len(set(order)) == len(order) == 2 * untrained + 2 * 2 * len(bench.VARIANTS)
     bench.check_settings(tmp_path)
     bench.check_settings(tmp_path)
     file = tmp_path / "settings.json"
