@@ -13,10 +13,13 @@ The first code says where an item is and what it is; the codes after it say what
   softmax(-|R - mu|^2 / T). T is ``temperature`` times the level's mean squared error. Dividing by the variance of
   the embeddings makes lambda_reg a number without a unit: the first term is 1 - explained variance, the second nats.
   The gradient of the second term reaches the level's own centres alone: earlier levels are not bent to even out later
-  ones.
-* Centres that no item chose in an epoch are re-seeded where the error is.
+  ones. It looks at a few rows a centre of each batch, which is a third of its time and does as well.
+* Centres that no item chose in an epoch are re-seeded where the error is, and at last until none of the sample is left
+  without items.
 
-The paper gives neither lambda_reg nor the weights of F ("empirically chosen"); the defaults are ours.
+The paper gives neither lambda_reg nor the weights of F ("empirically chosen"); the defaults are ours. Coordinates weigh
+much more than in proportion, because what they vary by is mostly said by the administrative levels already; what they
+add is where in its district an item is. That parts items whose text, and so whose embedding, is the same.
 """
 
 from dataclasses import dataclass, field
@@ -37,6 +40,9 @@ from .vectors import block
 
 _BATCH_ROWS = 4_096  # of mini-batch k-means, at least; 16 a centre where there are many
 _BLOCK_ROWS = 32_768
+_START_ROWS = 128  # rows a centre of the k-means that levels 2 and on start from: they are trained after it
+_EVEN_ROWS = 4  # rows a centre, of each batch, that the entropy term's gradient is taken from
+_REPAIRS = 8  # times that centres without items are looked for at last
 _ATTRIBUTES = "attributes."
 
 
@@ -46,7 +52,7 @@ class HGITOptions:
 
     w_admin: float = 1.0
     """Weight of province, city, district in the first code."""
-    w_geo: float = 1.0
+    w_geo: float = 4.0
     """Weight of the coordinates."""
     w_category: float = 0.5
     """Weight of the primary and secondary category."""
@@ -112,6 +118,7 @@ class HGIT(Tokenizer):
                 Round(f"epoch {epoch + 1}", partial(self._epoch, epoch == options.epochs - 1))
                 for epoch in range(options.epochs)
             ]
+            rounds.append(Round("dead centres", self._repair))
         return rounds
 
     def _features(self, items: pa.Table, state: State) -> Tensor:
@@ -177,6 +184,7 @@ class HGIT(Tokenizer):
 
     def _start(self, state: State, data: FitData, generator: torch.Generator) -> State:
         x, seeds = self._residuals(state, data)
+        x = x[: -(-_START_ROWS * self.config.codes // data.ranks.world)]
         first, rest = state["codebooks"][:1], state["codebooks"][1:]
         books = add_level(
             rest if len(rest) else None, x, seeds, self.config.codes, self.options.iterations, generator, data.ranks
@@ -192,14 +200,18 @@ class HGIT(Tokenizer):
         optimizer = restore_adam({"levels": books}, state, lr=o.lr * scale)
         used = torch.zeros(books.shape[:2], dtype=torch.float64, device=self.device)
         variance = max(data.sample.variance, 1e-30)
-        for rows, total in batches(data.sample.total, o.batch_rows, o.epoch_steps, generator, ranks):
+        for number, (rows, total) in enumerate(
+            batches(data.sample.total, o.batch_rows, o.epoch_steps, generator, ranks)
+        ):
             r = x[rows]
+            # Others in each step, and the same whatever the number of ranks.
+            some = (rows * ranks.world + ranks.rank + number) % max(1, total // (_EVEN_ROWS * count)) == 0
             codes = residual_encode(r, books)
             loss = (r - residual_lookup(codes, books, deterministic=True)).square().sum() / (total * variance)
             for level in range(len(books)):
                 used[level] += torch.bincount(codes[:, level], minlength=count)
                 if o.lambda_reg:
-                    loss = loss + o.lambda_reg * _evenness(r, books[level], temperatures[level], total, ranks)
+                    loss = loss + o.lambda_reg * _evenness(r[some], books[level], temperatures[level], ranks)
                 r = r - books.detach()[level, codes[:, level]]
             step(loss, [books], optimizer, ranks)
         ranks.sum_(used)
@@ -234,6 +246,26 @@ class HGIT(Tokenizer):
             seeds = seeds - books[level, nearest(seeds, books[level])]
         state["codebooks"] = torch.cat([state["codebooks"][:1], books])
 
+    def _repair(self, state: State, data: FitData, generator: torch.Generator) -> State:
+        """Put centres without items where the seeds' error is, level by level, until each has one of the sample.
+
+        A new centre lies on a seed, which then chooses it; it may leave another without its only item, so that is
+        looked at again, a few times at most.
+        """
+        x, seeds = self._residuals(state, data)
+        books = state["codebooks"].clone()
+        for book in books[1:]:
+            for _ in range(_REPAIRS):
+                counts = torch.bincount(nearest(x, book), minlength=len(book))
+                data.ranks.sum_(counts)
+                dead = (counts == 0).nonzero().flatten()
+                if not len(dead):
+                    break
+                book[dead] = seed_centres(seeds, len(dead), generator, book[counts > 0])
+            x, seeds = x - book[nearest(x, book)], seeds - book[nearest(seeds, book)]
+        state["codebooks"] = books
+        return state
+
     def _balance(self, state: State, data: FitData, generator: torch.Generator) -> State:
         """Prices of level 2 and on; those of level 1 are over its clusters, and its centres depend on them."""
         books = state["codebooks"]
@@ -251,15 +283,14 @@ class HGIT(Tokenizer):
         return torch.cat([first, self._quantize(x - state["codebooks"][0, first[:, 0]], state, 1)], dim=1)
 
 
-def _evenness(residual: Tensor, centres: Tensor, temperature: float, total: int, ranks: Ranks) -> Tensor:
-    """KL(p || uniform) with p the soft usage over the batch's rows of all ranks; gradients to the centres.
+def _evenness(some: Tensor, centres: Tensor, temperature: float, ranks: Ranks) -> Tensor:
+    """KL(p || uniform) with p the soft usage over the rows [n, D] of all ranks; gradients to the centres.
 
     What is returned has the value's gradient: with p summed over ranks, dKL = sum_k (log(K p_k) + 1) dp_k, and each
     rank's part of dp is its own.
     """
-    share = len(residual) / total
-    own = soft_usage(residual, centres, temperature) * share if share else centres.sum(1) * 0
-    p = own.detach().clone()
-    ranks.sum_(p)
-    slope = (p.clamp(min=1e-12) * len(centres)).log() + 1
-    return (own * slope).sum()
+    own = soft_usage(some, centres, temperature) * len(some) if len(some) else centres.sum(1) * 0
+    p, taken = own.detach().clone(), own.new_tensor([len(some)])
+    ranks.sum_(p, taken)
+    slope = (p / taken).clamp(min=1e-12).mul(len(centres)).log() + 1
+    return (own * slope / taken).sum()

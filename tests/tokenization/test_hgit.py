@@ -111,7 +111,7 @@ def test_gradient_of_the_entropy_term_is_that_of_the_formula() -> None:
     x, centres = torch.randn(64, 5, generator=g), torch.randn(7, 5, generator=g)
     a, b = centres.clone().requires_grad_(), centres.clone().requires_grad_()
     kl_of(x, a, 0.7).backward()
-    _evenness(x, b, 0.7, 64, Ranks()).backward()
+    _evenness(x, b, 0.7, Ranks()).backward()
     assert a.grad is not None and b.grad is not None and float(a.grad.abs().max()) > 1e-3
     torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-6)
 
@@ -121,7 +121,7 @@ def gradient_on_ranks(shares: list[int]) -> Tensor:
     x, centres = torch.randn(64, 5, generator=g), torch.randn(7, 5, generator=g).requires_grad_()
     with joined() as ranks:
         start = sum(shares[: ranks.rank])
-        _evenness(x[start : start + shares[ranks.rank]], centres, 0.7, 64, ranks).backward()
+        _evenness(x[start : start + shares[ranks.rank]], centres, 0.7, ranks).backward()
         assert centres.grad is not None
         ranks.sum_(centres.grad)
         return centres.grad
@@ -144,6 +144,30 @@ def test_dead_centres_go_where_the_error_is_and_forget_their_momentum() -> None:
     assert (state["codebooks"][1, 3] == 9).all() and (state["codebooks"][1, :3] == 0).all()
     for moment in moments:
         assert (state[moment][0, 3] == 0).all() and (state[moment][0, :3] == 1).all()
+
+
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_no_centre_is_left_without_items(epochs: int) -> None:
+    """Twelve kinds of residual on the second level, and as many codes; most items are of one kind."""
+    g = torch.Generator().manual_seed(0)
+    kinds = torch.cat([torch.zeros(800, dtype=torch.int64), torch.arange(1, 12)])
+    x = 3 * torch.randn(12, DIM, generator=g)[kinds] + 1e-3 * torch.randn(811, DIM, generator=g)
+    items = world(811)[1]
+    codes = fit(x, items, levels=2, codes=12, epochs=epochs, lambda_reg=1.0).encode(x, items)
+    assert len(codes[:, 1].unique()) == 12
+
+
+def test_repair_moves_dead_centres_alone() -> None:
+    x, items = world()
+    tokenizer = fit(x, items, epochs=0)
+    data = tokenizer._data(x, items, Ranks())
+    books = tokenizer.state["codebooks"].clone()
+    assert torch.equal(tokenizer._repair(dict(tokenizer.state), data, torch.Generator())["codebooks"], books)
+    books[2, 5] = 1e3
+    mended = tokenizer._repair(tokenizer.state | {"codebooks": books}, data, torch.Generator())["codebooks"]
+    assert (mended != books).any(2).nonzero().tolist() == [[2, 5]]
+    tokenizer.state["codebooks"] = mended
+    assert len(tokenizer.encode(x, items)[:, 2].unique()) == 8
 
 
 def test_settings_that_make_no_sense_are_told() -> None:
