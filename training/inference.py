@@ -3,7 +3,7 @@
 import json
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from ..data.catalog import Catalog
 from ..data.manifest import MANIFEST
@@ -32,7 +32,11 @@ def _from_plain(cls: Any, values: dict[str, Any]) -> Any:
     made = {}
     for f in fields(cls):
         value, hint = values[f.name], hints[f.name]
-        made[f.name] = _from_plain(hint, value) if is_dataclass(hint) else Path(value) if hint is Path else value
+        if is_dataclass(hint):
+            value = _from_plain(hint, value)
+        elif value is not None and Path in (hint, *get_args(hint)):
+            value = Path(value)
+        made[f.name] = value
     return cls(**made)
 
 

@@ -149,7 +149,7 @@ def table_rows(model: nn.Module, name: str, rows: Tensor) -> Tensor:
         [M, D], no gradient.
     """
     weight = model.state_dict()[f"embeddings.sequence.embeddings.{name}.weight"]
-    out = torch.zeros(len(rows), weight.size()[1], device=rows.device)
+    out = torch.zeros(len(rows), weight.metadata().size[1], device=rows.device)
     for shard in weight.local_shards():
         (row, column), (height, width) = shard.metadata.shard_offsets, shard.metadata.shard_sizes
         here = ((rows >= row) & (rows < row + height)).nonzero().flatten()

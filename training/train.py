@@ -99,10 +99,11 @@ def train(config: TrainConfig) -> Path:
     inputs = read_inputs(config.data, config.features, config.ranker)
     features, manifest = inputs.features, inputs.manifest
     with runtime(config.seed) as rt:
-        _open_run_folder(config, rt)
+        holds_run = _check_run_folder(config)
         catalog = inputs.catalog(rt.device)
         history = manifest["splits"]["train"]["mean_history"]
         trainee = assemble(features, config.ranker, config.sharding, config.optimizer, rt, config.batch_size, history)
+        _open_run_folder(config, rt, holds_run)  # not before: settings that don't fit must not cost an earlier run
         identity = {
             "signature": signature(features, config.ranker),
             "data": manifest["content_hash"],
@@ -120,19 +121,24 @@ def train(config: TrainConfig) -> Path:
     return config.run
 
 
-def _open_run_folder(config: TrainConfig, rt: Runtime) -> None:
-    """Make the run folder, or empty it if it holds a run and ``overwrite`` says so."""
+def _check_run_folder(config: TrainConfig) -> bool:
+    """Whether the run folder holds a run; raises FileExistsError where this one may not be put there."""
     run = config.run
     holds_run = (run / "config.json").exists()
     if holds_run and not config.resume and not config.overwrite:
         raise FileExistsError(f"{run} holds a run; pass --resume to go on with it, or --overwrite to start anew")
     if not holds_run and run.exists() and any(run.iterdir()) and not config.resume:
         raise FileExistsError(f"{run} holds files that are no run; choose another folder for --run")
-    dist.barrier()
+    return holds_run
+
+
+def _open_run_folder(config: TrainConfig, rt: Runtime, holds_run: bool) -> None:
+    """Make the run folder, or empty it if it holds a run and ``overwrite`` says so."""
+    dist.barrier()  # all have looked
     if rt.is_first:
         if config.overwrite and holds_run:
-            shutil.rmtree(run)
-        run.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(config.run)
+        config.run.mkdir(parents=True, exist_ok=True)
     dist.barrier()
 
 
@@ -168,6 +174,7 @@ class _Loop:
         self.best: dict[str, Any] = {"step": 0, "auc": None, "without_gain": 0}
         self.sums: dict[str, Tensor] = {}  # of what is logged, since the last line of metrics.jsonl
         self.loss_steps = 0
+        self.centres_of = -1  # the step that the centres were last refreshed for
         self.window_start = time.perf_counter()
         self.board: SummaryWriter | None = None  # open while training, on the first rank
 
@@ -227,8 +234,9 @@ class _Loop:
     def _refresh_centres(self) -> None:
         """Fit ReST's centres to the attributes of all items, on its schedule."""
         contrast = self.trainee.model.module.contrast
-        if contrast is None or not contrast.due(self.step):
-            return
+        if contrast is None or not contrast.due(self.step) or self.centres_of == self.step:
+            return  # once a step: an epoch ends and the next begins at the same one
+        self.centres_of = self.step
         rows, counts = self.catalog.attribute_combinations()
         names = self.catalog.features.attributes
         embeddings = [table_rows(self.trainee.model, name, rows[:, i]) for i, name in enumerate(names)]

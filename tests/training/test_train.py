@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from runs import metrics, train_and_die, train_here
 
 from placerank.data.features import FeatureConfig
 from placerank.data.loader import SampleLoader
 from placerank.data.prepare import PrepareConfig, prepare
 from placerank.rankers.ranker import RankerConfig
-from placerank.training import train as train_module
 from placerank.training.checkpoint import saved_steps
 from placerank.training.inference import find_checkpoint, load_scorer, read_config
 from placerank.training.model import OptimizerConfig
@@ -40,32 +38,6 @@ def small(data: Path, run: Path, **changes: Any) -> TrainConfig:
         patience=0,
     )
     return replace(config, **changes)
-
-
-def metrics(run: Path, split: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "samples_per_s"} for line in lines if line["split"] == split]
-
-
-def train_here(config: TrainConfig) -> None:
-    train(config)
-
-
-def train_and_die(config: TrainConfig, last_step: int) -> None:
-    """Train, and be killed in the middle of the step after ``last_step``, on every rank."""
-    step = train_module._Loop._plain
-    done = 0
-
-    def plain(self: Any, batches: Any) -> Any:
-        nonlocal done
-        if done == last_step:
-            self.checkpoints.wait()  # else the kill may come before the newest checkpoint is on disk
-            os.kill(os.getpid(), signal.SIGKILL)
-        done += 1
-        return step(self, batches)
-
-    train_module._Loop._plain = plain  # type: ignore[method-assign]
-    train(config)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

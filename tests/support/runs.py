@@ -1,0 +1,36 @@
+"""Runs on ranks of their own, some of which are killed, and what they logged."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from placerank.training import train as train_module
+from placerank.training.train import TrainConfig, train
+
+
+def metrics(run: Path, split: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "samples_per_s"} for line in lines if line["split"] == split]
+
+
+def train_here(config: TrainConfig) -> None:
+    train(config)
+
+
+def train_and_die(config: TrainConfig, last_step: int) -> None:
+    """Train, and be killed in the middle of the step after ``last_step``, on every rank."""
+    step = train_module._Loop._plain
+    done = 0
+
+    def plain(self: Any, batches: Any) -> Any:
+        nonlocal done
+        if done == last_step:
+            self.checkpoints.wait()  # else the kill may come before the newest checkpoint is on disk
+            os.kill(os.getpid(), signal.SIGKILL)
+        done += 1
+        return step(self, batches)
+
+    train_module._Loop._plain = plain  # type: ignore[method-assign]
+    train(config)
