@@ -65,7 +65,8 @@ class Catalog:
             self.item_head = find_heads(count).to(device)
             self.user_head = find_heads(_tensor(users["positives"], np.int64)).to(device)
             self.radius_scale = torch.from_numpy(density_scale(lat.numpy(), lon.numpy())).to(device)
-            self.attributes = torch.stack([self.item_rows[name] for name in features.attributes], dim=1)
+            columns = [self.item_rows[name][:, None] for name in features.attributes]
+            self.attributes = torch.cat([torch.empty(len(items), 0, dtype=torch.int64, device=device), *columns], dim=1)
 
     @classmethod
     def load(
@@ -99,6 +100,24 @@ class Catalog:
         rows, counts = self.attributes[1:].unique(dim=0, return_counts=True)
         top = counts.argsort(descending=True, stable=True)[:most]
         return rows[top], counts[top]
+
+    def user_activity(self, offsets: Tensor, hours: Tensor) -> Tensor:
+        """Activity of users as their histories show it: counts as of the split would hold the visit to be predicted.
+
+        Args:
+            offsets: of the histories, int64 [B+1].
+            hours: since each visit, oldest first, float32 [T].
+
+        Returns:
+            ``activity_features``, float32 [B, A].
+        """
+        lengths = offsets.diff()
+        latest = F.pad(hours, (1, 0))[offsets[1:]].where(lengths > 0, torch.nan)
+        return activity_features(lengths, latest / 24)
+
+    def user_clusters(self, offsets: Tensor, visits: Tensor) -> Tensor:
+        """Cluster rows of users by the items [T] of their histories, offsets int64 [B+1]: int64 [B], 0 for none."""
+        return history_clusters(offsets, self.item_rows[CLUSTER][visits])
 
     def expand(self, sample: SampleBatch) -> RankingBatch:
         """Look up everything that follows from a sample's rows: [B] samples to the ranker's batch."""
@@ -140,7 +159,7 @@ class Catalog:
                 start, n = self.path_offsets[item], self.path_offsets[item + 1] - self.path_offsets[item]
                 x = self.path_values[_ranges(start, n)]
             elif table.name == USER_CLUSTER:
-                x = history_clusters(history.offsets(), self.item_rows[CLUSTER][history.values()])
+                x = self.user_clusters(history.offsets(), history.values())
             elif table.name in self.user_rows:
                 x = self.user_rows[table.name][user]
             else:
@@ -184,15 +203,13 @@ class Catalog:
         )
 
     def _traits(self, item: Tensor, history: JaggedTensor, hours: Tensor) -> Traits:
-        visits, lengths = history.values(), history.lengths()
-        # of a user's own history: counts as of the split would hold the visit that is to be predicted
-        latest = F.pad(hours, (1, 0))[history.offsets()[1:]].where(lengths > 0, torch.nan)
+        visits = history.values()
         return Traits(
             attributes=self.attributes[item],
             activity=self.activity[item],
             visit_attributes=self.attributes[visits],
             visit_activity=self.activity[visits],
-            user_activity=activity_features(lengths, latest / 24),
+            user_activity=self.user_activity(history.offsets(), hours),
         )
 
     def _loss_inputs(self, item: Tensor, user: Tensor) -> LossInputs:

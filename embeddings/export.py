@@ -1,4 +1,4 @@
-"""Tables of a checkpoint as files for serving, in row blocks: peak memory follows the block, not the table.
+"""Tables as files for serving, in row blocks: peak memory follows the block, not the table.
 
 For a table ``item`` in format
 
@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -30,9 +30,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .quantize import DTYPES, pack, packed_layout
-from .shards import CheckpointTables
 
 FORMATS = ("parquet", "safetensors", "npy", "faiss")
+
+
+class TableSource(Protocol):
+    """Tables that can be read in row blocks: those of a checkpoint (``CheckpointTables``), or computed ones."""
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """Rows and columns of a table; ValueError if there is none such."""
+
+    def blocks(self, name: str, block_rows: int) -> Iterator[Tensor]:
+        """A table from first row to last, float32 [n, dim]; a block is valid until the next is asked for."""
 
 
 @dataclass(frozen=True)
@@ -240,14 +249,14 @@ def check_format(format: str, dtype: str) -> None:
 
 
 def export_tables(
-    tables: CheckpointTables,
+    tables: TableSource,
     ids: dict[str, RawIds],
     folder: Path,
     format: str = "parquet",
     dtype: str = "fp32",
     block_rows: int = 65_536,
 ) -> dict[str, Any]:
-    """Write tables of a checkpoint into an existing folder.
+    """Write tables into an existing folder.
 
     Args:
         tables: where they are.

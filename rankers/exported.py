@@ -130,7 +130,8 @@ class ExportedRanker:
         folder = Path(folder)
         exported: dict[str, Any] = read_manifest(folder, "export", verify)["tables"]
         features = load_features(folder / FEATURES)
-        tables = {name: open_table(folder / TABLES, name, table) for name, table in exported.items()}
+        needed = {t.name for t in features.tables}
+        tables = {n: open_table(folder / TABLES, n, table) for n, table in exported.items() if n in needed}
         scorer = torch.export.load(folder / SCORER).module()
         return cls(features, Catalog.load(folder, features), tables, scorer)
 

@@ -195,8 +195,13 @@ class UserEncoder(nn.Module):
         if not self.mixes:
             return pooled
         parts = dict(zip(self.names, pooled.split(self.widths, dim=1), strict=True))
-        parts["user"], _ = self.gate(parts["user"], parts.pop(USER_CLUSTER), activity)
+        parts["user"] = self.mix(parts["user"], parts.pop(USER_CLUSTER), activity)
         return torch.cat(list(parts.values()), dim=1)
+
+    def mix(self, own: Tensor, cluster: Tensor, activity: Tensor) -> Tensor:
+        """Users' own rows and those of their clusters, [N, D] both, and activity [N, A] to [N, D]."""
+        mixed: Tensor = self.gate(own, cluster, activity)[0]
+        return mixed
 
 
 class Scores(NamedTuple):

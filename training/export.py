@@ -1,21 +1,25 @@
 """From a run to a folder that serves: tables keyed by raw ids, the dense part, and what both need."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import torch
 
 from ..data.features import CLUSTER, HOURS_PER_WEEK, LEVEL, NGRAM, USER_CLUSTER, Features
 from ..data.manifest import MANIFEST, sha256_file, whole_folder, write_manifest
 from ..embeddings.export import RawIds, check_format, export_tables
 from ..embeddings.shards import CheckpointTables
 from ..rankers.exported import FEATURES, SCORER, TABLES, export_scorer, save_features
+from ..rankers.final_vectors import ITEM_FINAL, USER_FINAL, FinalVectors, final_tables
 from ..rankers.ranker import RankerConfig, Scorer
 from .checkpoint import load, verify
 from .inference import find_checkpoint, read_config
 from .inputs import read_inputs
 from .model import check_signature, signature
+
+FINAL = (ITEM_FINAL, USER_FINAL)
 
 
 @dataclass(kw_only=True)
@@ -28,10 +32,13 @@ class ExportConfig:
     """Folder to write; see placerank/rankers/exported.py for what it holds."""
     data: Path | None = None
     """The prepared folder that the run was trained on, where it has moved since."""
+    semantic_ids: Path | None = None
+    """The semantic IDs that it was trained with, where they have moved since, or have more items by now."""
     checkpoint: str = "best"
     """best (by validation AUC), latest, or a step number."""
     tables: list[str] | None = None
-    """Tables to export; default: all. Scoring from the folder needs all."""
+    """Tables to export; default: all. Scoring from the folder needs all but item_final and user_final, which hold the
+    vectors that plug-ins make of the others: see placerank/rankers/final_vectors.py."""
     format: str = "parquet"
     """parquet, safetensors, npy or faiss."""
     dtype: str = "fp32"
@@ -61,7 +68,8 @@ def export(config: ExportConfig) -> Path:
     """
     trained = read_config(config.run)
     data = config.data or trained.data
-    inputs = read_inputs(data, trained.features, trained.ranker)
+    tokens = config.semantic_ids or trained.features.semantic_ids
+    inputs = read_inputs(data, replace(trained.features, semantic_ids=tokens), trained.ranker)
     features, prepared = inputs.features, inputs.manifest
     checkpoint = find_checkpoint(config.run, config.checkpoint)
     saved = verify(checkpoint)
@@ -72,13 +80,21 @@ def export(config: ExportConfig) -> Path:
             f"{prepared['content_hash'][:12]}): its rows belong to other ids; pass the data it was trained on"
         )
     inputs.check_semantic_ids(saved["semantic_ids"], f"{checkpoint}")
-    ids = raw_ids(data, features, config.tables)
+    scorer = load_dense(checkpoint, features, trained.ranker)
+    names = [*(t.name for t in features.tables), *final_tables(scorer)]
+    for name in config.tables or ():
+        if name not in names:
+            raise ValueError(f"tables: got {name!r}, this ranker has {', '.join(names)}")
+    ids = {name: raw_ids(data, features, name) for name in names if config.tables is None or name in config.tables}
+    raw = CheckpointTables(checkpoint)
+    how = config.format, config.dtype, config.block_rows
     with whole_folder(config.out, config.overwrite) as folder:
         (folder / TABLES).mkdir()
-        tables = export_tables(
-            CheckpointTables(checkpoint), ids, folder / TABLES, config.format, config.dtype, config.block_rows
-        )
-        export_scorer(load_dense(checkpoint, features, trained.ranker), features, folder / SCORER)
+        tables = export_tables(raw, {n: x for n, x in ids.items() if n not in FINAL}, folder / TABLES, *how)
+        if computed := {n: x for n, x in ids.items() if n in FINAL}:
+            final = FinalVectors(raw, scorer, inputs.catalog(torch.device("cpu")), data)
+            tables |= export_tables(final, computed, folder / TABLES, *how)
+        export_scorer(scorer, features, folder / SCORER)
         save_features(features, folder / FEATURES)
         pq.write_table(inputs.items, folder / "catalog.parquet", compression="zstd")
         pq.write_table(inputs.users, folder / "users.parquet", compression="zstd")
@@ -87,35 +103,24 @@ def export(config: ExportConfig) -> Path:
     return config.out
 
 
-def raw_ids(data: Path, features: Features, wanted: list[str] | None = None) -> dict[str, RawIds]:
-    """Where the raw ids of each table's rows stand in a prepared folder.
+def raw_ids(data: Path, features: Features, table: str) -> RawIds:
+    """Where the raw ids of a table's rows stand in a prepared folder.
 
     Args:
         data: the prepared folder.
         features: the tables.
-        wanted: names of tables; default: all.
-
-    Raises:
-        ValueError: a name that is no table of these features.
+        table: name of one of them, or of final vectors.
     """
-    names = [t.name for t in features.tables]
-    for name in wanted or ():
-        if name not in names:
-            raise ValueError(f"tables: got {name!r}, this ranker has {', '.join(names)}")
-
-    def ids(name: str) -> RawIds:
-        if name == "hour":
-            return RawIds(HOURS_PER_WEEK)
-        if name == "item":
-            return RawIds.read(data / "catalog.parquet", "item_id")
-        if name == "user":
-            return RawIds.read(data / "users.parquet", "user_id")
-        if name in (CLUSTER, USER_CLUSTER) or name.startswith((LEVEL, NGRAM)):
-            return RawIds(next(t.rows for t in features.tables if t.name == name))  # the row is 1 + the code, or a hash
-        vocabulary = "category" if name == "category_path" else name
-        return RawIds.read(data / "vocab" / f"{vocabulary}.parquet")
-
-    return {name: ids(name) for name in names if wanted is None or name in wanted}
+    if table == "hour":
+        return RawIds(HOURS_PER_WEEK)
+    if table in ("item", ITEM_FINAL):
+        return RawIds.read(data / "catalog.parquet", "item_id")
+    if table in ("user", USER_FINAL):
+        return RawIds.read(data / "users.parquet", "user_id")
+    if table in (CLUSTER, USER_CLUSTER) or table.startswith((LEVEL, NGRAM)):
+        return RawIds(next(t.rows for t in features.tables if t.name == table))  # the row is 1 + the code, or a hash
+    vocabulary = "category" if table == "category_path" else table
+    return RawIds.read(data / "vocab" / f"{vocabulary}.parquet")
 
 
 def load_dense(checkpoint: Path, features: Features, config: RankerConfig) -> Scorer:
