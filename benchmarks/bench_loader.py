@@ -68,7 +68,7 @@ def trainer_side(data: Path, batch_size: int, rt: Runtime, steps: int = 40) -> C
         start = time.perf_counter()
         for sample in samples:
             batch = catalog.expand(sample)
-            loss = binary_cross_entropy_with_logits(trainee.model(batch), batch.label)
+            loss = binary_cross_entropy_with_logits(trainee.model(batch).logits, batch.label)
             trainee.optimizer.zero_grad()
             loss.backward()
             trainee.optimizer.step()
