@@ -178,6 +178,20 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     return about
 
 
+def fits(kept: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether a kept config is the wanted one; a setting that is younger than the kept one is at its default."""
+    plain = json.loads(json.dumps(asdict(TrainConfig(data=Path(), run=Path())), default=str))
+
+    def same(old: Any, new: Any, default: Any) -> bool:
+        if not (isinstance(old, dict) and isinstance(new, dict) and isinstance(default, dict)):
+            return bool(old == new)
+        return not old.keys() - new.keys() and all(
+            same(old[k], new[k], default.get(k)) if k in old else new[k] == default.get(k) for k in new
+        )
+
+    return same(kept, wanted, plain)
+
+
 @dataclass(frozen=True)
 class Cell:
     """One ranker of one seed.
@@ -202,7 +216,7 @@ class Cell:
             return None
         kept: dict[str, Any] = json.loads(self.path.read_text())
         wanted = identity(self.place.config(self.tower, self.variant, self.seed, self.path))
-        return kept if kept["config"] == wanted else None
+        return kept if fits(kept["config"], wanted) else None
 
     def requests(self) -> NDArray[np.float32]:
         """AUC of each test request, NaN for those of one class: [R], in the same order for all cells of a dataset."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from placerank.benchmarks.papers import cells as cells_module
-from placerank.benchmarks.papers.cells import Budget, Cell, Workplace, activity_parts, locked, measure
+from placerank.benchmarks.papers.cells import Budget, Cell, Workplace, activity_parts, fits, locked, measure
 from placerank.benchmarks.papers.grids import HGIT, NONE, PLAIN, REST, TABLES, grid_of
 from placerank.benchmarks.papers.paired import mean_and_spread, paired_bootstrap, paired_t
 from placerank.benchmarks.papers.tables import draw, lines_of, markdown
@@ -155,3 +155,13 @@ def test_cell_of_other_settings_is_not_taken(tmp_path: Path, monkeypatch: pytest
     assert cell.done() is not None
     monkeypatch.setattr(cells_module, "identity", lambda variant: {"of": "something else"})
     assert cell.done() is None
+
+
+def test_younger_settings_at_their_defaults_change_nothing() -> None:
+    wanted = {"epochs": 1, "ranker": {"tower": "din", "rest": {"enabled": True, "weight": 0.01}}}
+    assert fits(wanted, wanted)
+    older = {"epochs": 1, "ranker": {"tower": "din", "rest": {"enabled": True}}}
+    assert fits(older, wanted)
+    assert not fits(older, {"epochs": 1, "ranker": {"tower": "din", "rest": {"enabled": True, "weight": 1.0}}})
+    assert not fits(wanted, {**wanted, "epochs": 2})
+    assert not fits({**wanted, "gone": 1}, wanted)
