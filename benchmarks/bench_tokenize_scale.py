@@ -9,8 +9,9 @@ at full size). Making it goes on where it was stopped, and it is kept in --work.
 
 Every side learns 3 levels of 512 codes from as many random items (131,072) and encodes all of them, block by block, in
 a process of its own, in turn, --threads threads each. The store is read once before each, so that all find it in the
-page cache. Seconds are from opening the store to the last block of codes; memory is the peak resident size of the
-process, imports included. What is explained of the variance, on the same 65,536 items, says what the seconds buy:
+page cache. Seconds are from opening the store to the last block of codes, on the clock and of the processor (of all
+threads: what is left to compare on a machine that others use); memory is the peak resident size of the process, imports
+included. What is explained of the variance, on the same 65,536 items, says what the seconds buy:
 
     hgit             HGIT with its default settings; its first code is of attributes, so it explains less by design
     res_kmeans       placerank's Res-KMeans
@@ -202,7 +203,7 @@ def run_side(side: str, folder: Path, threads: int) -> dict[str, float]:
     torch.set_num_threads(threads)
     work = folder / "work"
     work.mkdir(exist_ok=True)
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     store = EmbeddingStore.open(folder)
     if side in ("hgit", "res_kmeans"):
         items = pq.read_table(folder / "items.parquet")
@@ -214,7 +215,7 @@ def run_side(side: str, folder: Path, threads: int) -> dict[str, float]:
     fitted = time.perf_counter()
     for first, x in tqdm(_blocks(store), total=-(-len(store) // BLOCK), desc=f"encode {side}", unit="block"):
         np.save(work / f"codes-{first // BLOCK:05d}.npy", encode(x, first).numpy().astype(np.int32))
-    done = time.perf_counter()
+    done, busy = time.perf_counter(), time.process_time() - busy
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     rows = min(MEASURED, len(store))
     x, codes = store.rows(torch.arange(rows)), torch.from_numpy(np.load(work / "codes-00000.npy")).long()[:rows]
@@ -223,6 +224,7 @@ def run_side(side: str, folder: Path, threads: int) -> dict[str, float]:
         "fit": fitted - start,
         "encode": done - fitted,
         "seconds": done - start,
+        "cpu_seconds": busy,
         "peak_bytes": peak,
         "explained": float(1 - lost / (x - x.mean(0)).square().sum(1).mean()),
     }
@@ -248,8 +250,8 @@ def measure(folder: Path, sides: list[str], rounds: int, threads: int) -> dict[s
             found[side].append(result)
             print(
                 f"round {number + 1}  {side:12} {result['seconds']:7.1f} s (fit {result['fit']:.1f}, encode "
-                f"{result['encode']:.1f}), peak {result['peak_bytes'] / GIB:.2f} GiB, explains "
-                f"{result['explained']:.3f}",
+                f"{result['encode']:.1f}; processor {result['cpu_seconds']:.1f}), "
+                f"peak {result['peak_bytes'] / GIB:.2f} GiB, explains {result['explained']:.3f}",
                 flush=True,
             )
     return found
@@ -260,7 +262,8 @@ def summary(found: dict[str, list[dict[str, float]]], rows: int, dim: int, threa
     lines = []
     for side, runs in found.items():
         middle = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-        times = [a["seconds"] / b["seconds"] for a, b in zip(runs, found.get("hgit", runs), strict=True)]
+        both = list(zip(runs, found.get("hgit", runs), strict=True))
+        times = [a["seconds"] / b["seconds"] for a, b in both]
         lines.append(
             {
                 "side": side,
@@ -277,6 +280,8 @@ def summary(found: dict[str, list[dict[str, float]]], rows: int, dim: int, threa
                 "times_hgit": f"{statistics.median(times):.2f}",
                 "times_hgit_min": f"{min(times):.2f}",
                 "times_hgit_max": f"{max(times):.2f}",
+                "cpu_seconds": f"{middle['cpu_seconds']:.1f}",
+                "cpu_times_hgit": f"{statistics.median(a['cpu_seconds'] / b['cpu_seconds'] for a, b in both):.2f}",
                 "peak_gib": f"{max(run['peak_bytes'] for run in runs) / GIB:.2f}",
                 "explained": f"{middle['explained']:.3f}",
                 "threads": threads,
@@ -303,7 +308,10 @@ def main() -> None:
     make_input(folder, rows, DIM)
     lines = summary(measure(folder, args.sides, args.rounds, args.threads), rows, DIM, args.threads)
     for line in lines:
-        print(f"{line['side']:12} {line['seconds']:>8} s, {line['times_hgit']} x HGIT, peak {line['peak_gib']} GiB")
+        print(
+            f"{line['side']:12} {line['seconds']:>8} s, {line['times_hgit']} x HGIT ({line['cpu_times_hgit']} x of the "
+            f"processor), peak {line['peak_gib']} GiB"
+        )
     if args.full:
         keep("tokenize_scale.csv", lines, ("side", "rows"), torch.device("cpu"))
 
