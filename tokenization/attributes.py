@@ -67,9 +67,10 @@ def _levels(columns: Sequence[pa.Array], scales: Sequence[float], seed: int) -> 
     for column, scale in zip(columns, scales, strict=True):
         text, known = _hashes(column)
         parent = np.where(known, _mix(parent ^ text), parent)
-        signs = ((_mix(parent)[:, None] >> shifts) & np.uint64(1)).astype(np.float32) * 2 - 1
-        signs[~known] = 0
-        out += torch.from_numpy(signs) * (scale / norm)
+        values, at = np.unique(parent, return_inverse=True)  # few: signs are made once for each
+        signs = ((_mix(values)[:, None] >> shifts) & np.uint64(1)).astype(np.float32) * 2 - 1
+        table = torch.cat([torch.from_numpy(signs) * (scale / norm), torch.zeros(1, SIGNS)])
+        out += table[torch.from_numpy(np.where(known, at, len(values)))]
         any_known |= known
     return out, torch.from_numpy(any_known)
 
@@ -168,16 +169,16 @@ class AttributeFeatures:
 
     def __call__(self, items: pa.Table) -> Tensor:
         """F of some items, float32 [N, sum of d]."""
-        blocks, parts = raw_blocks(items, self.admin_scale, self.category_scale), []
+        blocks = raw_blocks(items, self.admin_scale, self.category_scale)
+        out, start = torch.zeros(len(items), self.dim), 0
         for name, weight in self.weights.items():
             mean = self.mean[name]
-            if name not in blocks:
-                parts.append(torch.zeros(len(items), len(mean)))
-                continue
-            x, known = blocks[name]
-            centred = (x.double() - mean) * (weight * self.scale[name])
-            parts.append(centred.masked_fill(~known[:, None], 0).float())
-        return torch.cat(parts, dim=1)
+            if name in blocks:
+                x, known = blocks[name]
+                centred = (x - mean.to(x.dtype)).mul_(weight * self.scale[name])  # coordinates are float64
+                out[:, start : start + len(mean)] = centred.masked_fill_(~known[:, None], 0)
+            start += len(mean)
+        return out
 
     def state(self) -> dict[str, Tensor]:
         """Everything as tensors, for safetensors; ``from_state`` is the way back."""

@@ -36,7 +36,7 @@ from .kmeans import SEEDS_PER_CENTRE, add_level, minibatch_kmeans, nearest, seed
 from .learning import PREFIX, batches, keep_adam, restore_adam, step
 from .ranks import Ranks
 from .tokenizer import FitData, Round, State, Tokenizer
-from .vectors import block
+from .vectors import ahead, block
 
 _BATCH_ROWS = 4_096  # of mini-batch k-means, at least; 16 a centre where there are many
 _BLOCK_ROWS = 32_768
@@ -156,8 +156,9 @@ class HGIT(Tokenizer):
             state["cluster_prices"] = fit_prices(seen, clusters, self.config.capacity, data.sample.total, data.ranks)
         sums = torch.zeros(self.config.codes, self.dim + 1, dtype=torch.float64, device=self.device)
         count = len(data.vectors)
-        for first in range(data.ranks.rank * _BLOCK_ROWS, count, data.ranks.world * _BLOCK_ROWS):
-            x = block(data.vectors, first, min(first + _BLOCK_ROWS, count), self.device)
+        starts = range(data.ranks.rank * _BLOCK_ROWS, count, data.ranks.world * _BLOCK_ROWS)
+        mine = ((i, block(data.vectors, i, min(i + _BLOCK_ROWS, count), self.device)) for i in starts)
+        for first, x in ahead(mine):
             codes = self._first_codes(data.items.slice(first, len(x)), state)
             part, counts = sum_by_code(x, codes, self.config.codes)
             sums += torch.cat([part, counts[:, None]], dim=1)

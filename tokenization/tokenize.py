@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from ..data.manifest import MANIFEST, read_manifest, sha256_file, whole_file, write_json, write_manifest
@@ -39,7 +42,7 @@ from .tokenizers import (
     load_tokenizer,
     tokenizer_type,
 )
-from .vectors import block
+from .vectors import ahead, block
 from .work import resumable_folder
 
 log = logging.getLogger(__name__)
@@ -244,20 +247,25 @@ class _Job:
 
     def encode(self, tokenizer: Tokenizer) -> None:
         """Codes of the new items, block by block, this rank's blocks; those that are there stay."""
-        config, starts = self.config, range(0, len(self.store), self.config.block_rows)
+        starts = range(0, len(self.store), self.config.block_rows)
         mine = [n for n in range(self.ranks.rank, len(starts), self.ranks.world) if not self._part(n).is_file()]
         quiet = None if self.ranks.is_first else True
         with tqdm(total=len(self.new), desc="encode", unit="item", disable=quiet) as bar:
-            for number in mine:
-                start, stop = starts[number], min(starts[number] + config.block_rows, len(self.store))
-                rows = self.new[slice(*np.searchsorted(self.new, [start, stop]))]
+            for number, rows, x in ahead(self._blocks(starts, mine)):
                 codes = np.zeros((0, tokenizer.config.levels), np.int32)
                 if len(rows):
-                    x = block(self.store, start, stop, self.device)[rows - start]
                     codes = tokenizer.encode_block(x, self.items.take(pa.array(rows))).numpy().astype(np.int32)
                 with whole_file(self._part(number)) as tmp, open(tmp, "wb") as f:
                     np.save(f, codes)
                 bar.update(len(rows))
+
+    def _blocks(self, starts: range, numbers: list[int]) -> Iterator[tuple[int, NDArray[np.int64], Tensor]]:
+        """Each block's number, the rows in it that are new, and their embeddings."""
+        for number in numbers:
+            start, stop = starts[number], min(starts[number] + self.config.block_rows, len(self.store))
+            rows = self.new[slice(*np.searchsorted(self.new, [start, stop]))]
+            x = block(self.store, start, stop, self.device) if len(rows) else torch.empty(0, self.store.dim)
+            yield number, rows, x if len(rows) == len(x) else x[rows - start]
 
     def finish(self, tokenizer: Tokenizer) -> None:
         """Suffixes, files, measures and report."""

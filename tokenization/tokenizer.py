@@ -27,7 +27,7 @@ from ..kernels.codebook import Metric, residual_encode, residual_lookup
 from .balance import fit_prices, with_prices
 from .kmeans import SEEDS_PER_CENTRE
 from .ranks import Ranks
-from .vectors import Sample, Vectors, block, check_vectors, dim_of, draw_sample
+from .vectors import Sample, Vectors, ahead, block, check_vectors, dim_of, draw_sample
 
 State = dict[str, Tensor]
 CODEBOOKS = "codebooks.safetensors"
@@ -229,10 +229,10 @@ class Tokenizer(ABC):
         check_vectors(vectors)
         self._check_items(items, len(vectors))
         self._check_dim(dim_of(vectors))
-        for first in range(start, len(vectors), rows):
-            some = None if items is None else items.slice(first, rows)
-            x = block(vectors, first, min(first + rows, len(vectors)), self.device)
-            yield self.encode_block(x, some)
+        starts = range(start, len(vectors), rows)
+        parts = ((i, block(vectors, i, min(i + rows, len(vectors)), self.device)) for i in starts)
+        for first, x in ahead(parts):
+            yield self.encode_block(x, None if items is None else items.slice(first, rows))
 
     def encode(self, vectors: Vectors, items: pa.Table | None = None, *, rows: int = 65_536) -> Tensor:
         """Codes int64 [N, L] of embeddings [N, D], new ones too; nothing is refitted. Errors: see ``encode_blocks``."""

@@ -1,7 +1,9 @@
 """What a tokenizer reads of the embeddings, in memory or on disk: a sample to learn from, and blocks."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -59,6 +61,21 @@ def blocks(vectors: Vectors, rows: int, device: torch.device) -> Iterator[tuple[
     for x in embedding_chunks(vectors, rows):
         yield first, check_finite(x, first, vectors).to(device)
         first += len(x)
+
+
+T = TypeVar("T")
+
+
+def ahead(parts: Iterator[T]) -> Iterator[T]:
+    """The same, each made on a thread while the one before is worked on: reading and computing side by side.
+
+    Holds one more than the caller does.
+    """
+    with ThreadPoolExecutor(1, "placerank-reader") as reader:
+        waiting = reader.submit(next, parts, None)
+        while (part := waiting.result()) is not None:
+            waiting = reader.submit(next, parts, None)
+            yield part
 
 
 def block(vectors: Vectors, start: int, stop: int, device: torch.device) -> Tensor:

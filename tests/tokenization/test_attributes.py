@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -112,6 +112,7 @@ def test_nothing_to_go_by_is_told() -> None:
         AttributeFeatures.fit(items(), dict.fromkeys(EVEN, 0.0))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=4), st.none() | st.text(max_size=3)), min_size=2, max_size=20), st.data())
 def test_an_items_features_depend_on_nothing_but_the_item(rows: list, data: st.DataObject) -> None:
     """Also for values that were not there when the means were fitted."""

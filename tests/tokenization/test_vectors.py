@@ -1,5 +1,6 @@
 """What a tokenizer reads of embeddings: samples, blocks, and that numbers which are not finite are told."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,7 +9,7 @@ import torch
 
 from placerank.tokenization.ranks import Ranks
 from placerank.tokenization.store import write_embeddings
-from placerank.tokenization.vectors import block, blocks, check_finite, draw_sample
+from placerank.tokenization.vectors import ahead, block, blocks, check_finite, draw_sample
 
 CPU = torch.device("cpu")
 
@@ -50,3 +51,31 @@ def test_the_first_row_that_is_not_finite_is_named() -> None:
         check_finite(x, torch.tensor([40, 50, 60, 70, 80, 90]), x)
     large = torch.full((3, 2), 3e38)
     assert check_finite(large, 0, large) is large, "a sum that overflows is no fault of the numbers"
+
+
+def test_reading_ahead_changes_nothing_and_keeps_one_step_ahead() -> None:
+    made: list[int] = []
+
+    def parts() -> Iterator[int]:
+        for i in range(5):
+            made.append(i)
+            yield i
+
+    assert list(ahead(parts())) == list(range(5)) == made
+    assert list(ahead(iter(()))) == []
+    made.clear()
+    some = ahead(parts())
+    assert next(some) == 0
+    some.close()
+    assert len(made) <= 2
+
+
+def test_what_goes_wrong_ahead_is_told() -> None:
+    def parts() -> Iterator[int]:
+        yield 1
+        raise ValueError("bad row")
+
+    some = ahead(parts())
+    assert next(some) == 1
+    with pytest.raises(ValueError, match="bad row"):
+        next(some)
