@@ -136,9 +136,11 @@ class Workplace:
         """Semantic IDs of a tokenizer and seed, made where they are missing."""
         assert variant.tokenizer is not None
         seed = seed % self.token_seeds if self.token_seeds else seed
-        name = ("aligned-" if variant.aligned else "") + f"{variant.tokenizer}-{seed}"
+        size = f"-{variant.codes}" if variant.codes else ""
+        name = f"{'aligned-' if variant.aligned else ''}{variant.tokenizer}{size}-{seed}"
         out = self.folder / "tokens" / name
-        codebook = TokenizerConfig(levels=self.budget.levels, codes=self.budget.codes, seed=seed)
+        codes = variant.codes or self.budget.codes
+        codebook = TokenizerConfig(levels=self.budget.levels, codes=codes, seed=seed)
         with locked(self.folder / "tokens" / f"{name}.lock"):
             if not out.exists():
                 embeddings = self.embeddings if variant.aligned else self.plain_embeddings()

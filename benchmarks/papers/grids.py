@@ -17,6 +17,7 @@ class Variant:
         title: in tables.
         tokenizer: whose semantic IDs join the features; None: none do.
         aligned: whether those are of the embeddings given as --embeddings, not of the encoder as it comes.
+        codes: a level of theirs, where not the budget's.
         rest, akt: the plug-ins.
     """
 
@@ -24,6 +25,7 @@ class Variant:
     title: str
     tokenizer: str | None = None
     aligned: bool = False
+    codes: int | None = None
     rest: RestConfig = field(default_factory=RestConfig)
     akt: AktConfig = field(default_factory=AktConfig)
 
@@ -74,6 +76,26 @@ def _akt() -> tuple[Variant, ...]:
 AKT = _akt()
 ALL = Variant(name="all", title="LGSID + ReST + AKT-Rec", tokenizer="hgit", rest=REST.rest, akt=AKT[-1].akt)
 
+MENDED = (
+    replace(REST, name="rest-weight-0.1", title="ReST, weight 0.1", rest=replace(REST.rest, weight=0.1)),
+    replace(REST, name="rest-weight-1", title="ReST, weight 1", rest=replace(REST.rest, weight=1.0)),
+    replace(REST, name="rest-warm-up", title="ReST's warm-up alone", rest=replace(REST.rest, contrast=[])),
+    replace(HGIT, name="hgit-64", title="HGIT, 64 codes a level", codes=64),
+    replace(AKT[-1], name="akt-views-64", title="AKT-Rec, 64 clusters", codes=64),
+    replace(AKT[-1], name="akt-weight-0.1", title="AKT-Rec, weight 0.1", akt=replace(AKT[-1].akt, one_way_weight=0.1)),
+)
+"""Ways to mend a missing gain, tried on DIN: of the plug-ins' own numbers, none of the baseline's."""
+
+BEYOND = (
+    replace(REST, name="rest-adaptive", title="ReST, radii by density", rest=replace(REST.rest, density_adaptive=True)),
+    *(
+        replace(REST, name=f"rest-dropout-{p}", title=f"ReST, attributes dropped: {p:.0%}",
+                rest=replace(REST.rest, attribute_dropout=p))
+        for p in (0.2, 0.5, 0.8)
+    ),
+)  # fmt: skip
+"""What ReST's text leaves open."""
+
 Grid = dict[str, tuple[Variant, ...]]
 """By tower, its variants, the plain one first."""
 
@@ -86,6 +108,8 @@ TABLES: dict[str, Grid] = {
     },
     # HGIT alone is the base of the ladder: with clusters come the semantic IDs that they are made of
     "akt": {tower: (NONE, HGIT, *AKT) for tower in ("din", "twin")},
+    "mend": {"din": (NONE, REST, HGIT, AKT[-1], *MENDED)},
+    "beyond": {"din": (NONE, REST, *BEYOND)},
     "whole": {tower: (NONE, HGIT, REST, AKT[-1], ALL) for tower in ("din", "twin")},
 }
 

@@ -23,6 +23,8 @@ SHOWN = {  # parts beside the whole test split, by table
     "lgsid": ("first visits", "head items", "tail items"),
     "rest": ("first visits", "head items", "tail items", "items < 3 times", "new users"),
     "akt": (*activity_parts("items"), *activity_parts("users")),
+    "mend": ("first visits", "head items", "tail items", "items < 3 times"),
+    "beyond": ("head items", "tail items", "items < 3 times", "new users", "known users"),
     "whole": ("first visits", "head items", "tail items", "items < 3 times"),
 }
 
