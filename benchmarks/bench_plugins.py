@@ -1,0 +1,215 @@
+"""Step time and memory of the plug-ins beside plain DIN: semantic IDs, ReST, each step of AKT-Rec's ladder, both.
+
+    python benchmarks/bench_plugins.py                 # three rounds, prints
+    python benchmarks/bench_plugins.py --full          # more rounds, and writes results/plugins.csv
+    python benchmarks/bench_plugins.py --sides rest akt_views --profile
+
+A step is all that training does with a batch of samples in memory: the catalog's look-ups, forward, backward, tables'
+and dense optimizer, on one rank. 4,096 samples, rows of 16 columns, histories of skewed lengths (log-normal, median a
+third of 50, cut there), popular items far more often than others. AKT-Rec needs semantic IDs, so its sides hold their
+tables too. In each round all sides run in turn on the same samples; ratios are to plain DIN's of that round: the
+median over rounds, and its range. Seconds are the processor's: what others do on the machine at the time does not
+count; wall time is beside them. Memory is the peak above what was in use before the step.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from placerank.benchmarks.kernels.harness import peak_mib
+from placerank.benchmarks.results_file import save
+from placerank.data.batch import SampleBatch
+from placerank.data.catalog import Catalog, with_columns
+from placerank.data.features import CLUSTER, USER_CLUSTER, FeatureConfig, build_features
+from placerank.data.semantic_features import SemanticFeatures
+from placerank.rankers.akt import akt_ladder
+from placerank.rankers.ranker import RankerConfig
+from placerank.rankers.rest import RestConfig
+from placerank.training.model import OptimizerConfig, assemble, table_rows
+from placerank.training.runtime import runtime
+from placerank.training.sharding import ShardingConfig
+
+BATCH, LONGEST, BATCHES = 4096, 50, 4
+ITEMS, USERS, CATEGORIES, BRANDS, CITIES = 100_000, 50_000, 300, 3_000, 20
+LEVELS, CODES = 3, 256
+NOW = 1_700_000_000
+BASELINE = "din"
+
+
+def sides() -> dict[str, tuple[bool, RankerConfig]]:
+    """By name, whether there are semantic IDs, and the ranker."""
+    rest = RestConfig(enabled=True)
+    ladder = {f"akt_{n}": (True, RankerConfig(akt=akt)) for n, akt in akt_ladder().items() if n != "none"}
+    return {
+        BASELINE: (False, RankerConfig()),
+        "semantic_ids": (True, RankerConfig()),
+        "rest": (False, RankerConfig(rest=rest)),
+        **ladder,
+        "rest_and_akt": (True, RankerConfig(rest=rest, akt=akt_ladder()["views"])),
+    }
+
+
+def make_tables(rng: np.random.Generator) -> tuple[pa.Table, pa.Table, np.ndarray]:
+    """Items and users as a prepared folder has them, and how often each item is met."""
+    share = 1 / (10 + np.arange(ITEMS - 1)) ** 0.8
+    share = rng.permutation(share / share.sum())
+    category = rng.integers(1, CATEGORIES, ITEMS)
+    brand = np.where(rng.random(ITEMS) < 0.4, rng.zipf(1.3, ITEMS).clip(max=BRANDS - 1), 0)
+    city = rng.integers(0, CITIES, ITEMS)
+    lat, lon = rng.uniform(30, 50, CITIES)[city], rng.uniform(0, 20, CITIES)[city]
+    positives = np.concatenate([[0], rng.poisson(share * 1e6)])
+    rows = pa.array(np.concatenate([[0], np.arange(ITEMS, dtype=np.int32)]), pa.int32())
+    items = pa.table(
+        {
+            "item_id": pa.array(range(ITEMS)),
+            "lat": lat + rng.normal(0, 0.05, ITEMS),
+            "lon": lon + rng.normal(0, 0.05, ITEMS),
+            "category_row": category,
+            "brand_row": brand,
+            "category_path": pa.ListArray.from_arrays(rows[: ITEMS + 1], pa.array(category)),
+            "positives": positives,
+            "last_positive": NOW - rng.integers(0, 90 * 86_400, ITEMS),
+        }
+    )
+    return items, pa.table({"user_id": pa.array(range(USERS)), "positives": rng.poisson(20, USERS)}), share
+
+
+def make_samples(rng: np.random.Generator, share: np.ndarray) -> SampleBatch:
+    lengths = torch.from_numpy((rng.lognormal(size=BATCH) * LONGEST / 3).astype(np.int64).clip(max=LONGEST))
+    total, one = int(lengths.sum()), torch.ones(BATCH, dtype=torch.int64)
+    met = torch.from_numpy(1 + rng.choice(ITEMS - 1, BATCH + total, p=share))
+    ids = KeyedJaggedTensor(
+        keys=["user", "item", "history"],
+        values=torch.cat([torch.from_numpy(rng.integers(0, USERS, BATCH)), met]),
+        lengths=torch.cat([one, one, lengths]),
+    )
+    label = torch.from_numpy(rng.random(BATCH) < 0.2).float()
+    hours = torch.from_numpy(rng.exponential(200, total)).float()
+    lat, lon = (torch.from_numpy(rng.uniform(0, 20, BATCH)).float() for _ in range(2))
+    rows = torch.arange(BATCH)
+    return SampleBatch(ids, hours, label, rows, rows, one * NOW, lat, lon, one.int() * 0, None, BATCH)
+
+
+class Side:
+    """A ranker in training: ``step`` does all of a batch."""
+
+    def __init__(self, semantic: bool, config: RankerConfig, items: pa.Table, users: pa.Table, rt: Any) -> None:
+        codes = np.random.default_rng(1).integers(0, CODES, (ITEMS, LEVELS))
+        tables = SemanticFeatures(codes, CODES, ("",), "codes").tables(65_536) if semantic else {}
+        if config.akt.enabled:
+            tables[CLUSTER] = SemanticFeatures(codes, CODES, ("",), "codes").prefix_table(1, config.akt.cluster_rows)
+        sizes = {name: size for name, (_, size) in tables.items()}
+        if config.akt.enabled:
+            sizes[USER_CLUSTER] = sizes[CLUSTER]
+        vocabularies = {"item": ITEMS, "user": USERS, "category": CATEGORIES, "brand": BRANDS}
+        features = build_features(FeatureConfig(), vocabularies, [], False, config.uses_traits, sizes)
+        self.catalog = Catalog(with_columns(items, {n: x for n, (x, _) in tables.items()}), users, features, rt.device)
+        torch.manual_seed(0)
+        self.trainee = assemble(features, config, ShardingConfig(), OptimizerConfig(), rt, BATCH, 20.0)
+        self.trainee.model.train()
+        contrast = self.trainee.model.module.contrast
+        if contrast is not None:
+            rows, counts = self.catalog.attribute_combinations()
+            found = [table_rows(self.trainee.model, n, rows[:, i]) for i, n in enumerate(features.attributes)]
+            contrast.refresh(torch.stack(found, dim=1), rows > 0, counts)
+
+    def step(self, sample: SampleBatch) -> Tensor:
+        batch = self.catalog.expand(sample)
+        scores = self.trainee.model(batch)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(scores.logits, batch.label)
+        loss = sum(scores.losses.values(), loss)
+        self.trainee.optimizer.zero_grad()
+        loss.backward()
+        self.trainee.optimizer.step()
+        return loss
+
+
+def seconds(call: Callable[[], object]) -> tuple[float, float]:
+    """Processor's and wall time."""
+    wall, processor = time.perf_counter(), time.process_time()
+    call()
+    return time.process_time() - processor, time.perf_counter() - wall
+
+
+def measure(made: dict[str, Side], samples: list[SampleBatch], rounds: int) -> list[dict[str, Any]]:
+    """One line a side: its time over plain DIN's of the same round."""
+    calls = {name: lambda side=side: [side.step(s) for s in samples] for name, side in made.items()}
+    for call in calls.values():
+        call()  # compiles
+    peaks = {name: peak_mib(call, torch.device("cpu"))[0] for name, call in calls.items()}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            times[name].append(seconds(call))
+    lines = []
+    for name in calls:
+        ratios, walls = (
+            [own[kind] / base[kind] for own, base in zip(times[name], times[BASELINE], strict=True)] for kind in (0, 1)
+        )
+        lines.append(
+            {
+                "side": name,
+                "samples": BATCH,
+                "visits": round(sum(s.history_hours.numel() for s in samples) / len(samples)),
+                "rounds": rounds,
+                "times_din": f"{statistics.median(ratios):.2f}",
+                "times_din_min": f"{min(ratios):.2f}",
+                "times_din_max": f"{max(ratios):.2f}",
+                "wall_times_din": f"{statistics.median(walls):.2f}",
+                "ms": f"{statistics.median(t for t, _ in times[name]) / len(samples) * 1e3:.0f}",
+                "peak_mib": f"{peaks[name]:.0f}",
+                "peak_times_din": f"{peaks[name] / max(peaks[BASELINE], 1e-9):.2f}",
+                "threads": torch.get_num_threads(),
+            }
+        )
+    return lines
+
+
+def profile(side: Side, samples: list[SampleBatch]) -> str:
+    """What a side's steps spend the processor's time on."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        for sample in samples:
+            side.step(sample)
+    table: str = found.key_averages().table(sort_by="self_cpu_time_total", row_limit=40, max_name_column_width=60)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="more rounds; writes results/plugins.csv")
+    parser.add_argument("--sides", nargs="+", choices=sorted(sides()), help="default: all; plain DIN always runs")
+    parser.add_argument("--profile", action="store_true", help="print where the time of each side goes instead")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    rng = np.random.default_rng(0)
+    items, users, share = make_tables(rng)
+    samples = [make_samples(rng, share) for _ in range(BATCHES)]
+    chosen = {n: side for n, side in sides().items() if n == BASELINE or not args.sides or n in args.sides}
+    with runtime(0) as rt:
+        made = {name: Side(*side, items, users, rt) for name, side in chosen.items()}
+        if args.profile:
+            for name, side in made.items():
+                side.step(samples[0])
+                print(name, profile(side, samples), sep="\n")
+            return
+        lines = measure(made, samples, 7 if args.full else 3)
+    for line in lines:
+        print(
+            f"{line['side']:13} {line['times_din']:>5} x DIN ({line['times_din_min']} to {line['times_din_max']}; "
+            f"wall {line['wall_times_din']}), {line['ms']} ms, memory {line['peak_times_din']} x"
+        )
+    if args.full:
+        save("plugins.csv", lines)
+
+
+if __name__ == "__main__":
+    main()
