@@ -1,7 +1,8 @@
 """BASM: a tower whose fields, transformation and bias adapt to the hour and the place of the request.
 
 Du et al., BASM: A Bottom-up Adaptive Spatiotemporal Model for Online Food Ordering Service, ICDE 2023
-(arXiv 2211.12033).
+(arXiv 2211.12033). Written from its abstract and from what is generally known of it: the names and tasks of the three
+layers are the paper's, their equations were not checked against its text.
 """
 
 from itertools import pairwise
@@ -113,7 +114,7 @@ class BASM(InterestTower):
     gives the interest: the ranker's own layers follow, where the paper's tower ends in a logit.
 
     Left out: the paper's fields of user, combination and query, which don't come to a tower; the user's part of the
-    context. The forms within the layers follow the paper's figures, the low ranks are ours.
+    context. What "suits" means, the low ranks, and how each layer computes are ours, see the module's docstring.
 
     The result does not depend on the order of the visits. For an empty history DIN's interest and v are zeros; the
     result is not, since the query is one of the fields.

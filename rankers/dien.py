@@ -1,6 +1,7 @@
 """Deep Interest Evolution Network: interests drawn out of the history in order, and followed with an eye on the target.
 
 Zhou et al., Deep Interest Evolution Network for Click-Through Rate Prediction, AAAI 2019 (arXiv 1809.03672).
+Written from what is generally known of it; its text was not at hand.
 """
 
 import torch
@@ -41,11 +42,11 @@ class RecurrentUnit(nn.Module):
 class DIEN(InterestTower):
     """GRU over the visits (interest extractor), then AUGRU over its states (interest evolution); the last state.
 
-    The extractor (equations 2 to 5) sees the keys alone, so its states do not depend on the target. The attention is
-    the softmax over a sample's visits of h_t W e_a (equation 14), to which a linear map of the gaps (hours and km, log
-    scale) is added: the paper has no gaps. AUGRU (equations 12, 13) multiplies its update gate with the attention.
+    The extractor sees the keys alone, so its states do not depend on the target. The attention is
+    the softmax over a sample's visits of h_t W e_a, to which a linear map of the gaps (hours and km, log
+    scale) is added: the paper has no gaps. AUGRU multiplies its update gate with the attention.
 
-    The auxiliary loss (equation 6) is the mean over all visits that have a next one of -log sigmoid(h_t . k_(t+1))
+    The auxiliary loss is the mean over all visits that have a next one of -log sigmoid(h_t . k_(t+1))
     - log(1 - sigmoid(h_t . k')), k' another visit of the batch, drawn uniformly: popular places are drawn more often,
     and with several candidates of one request in a batch, now and then the next visit's own copy. The states have D
     columns, as the inner product needs; the authors' code has an MLP in its place.

@@ -1,6 +1,7 @@
 """ETA: end-to-end target attention by hashing.
 
 Chen et al., End-to-End User Behavior Retrieval in Click-Through Rate Prediction Model, 2021 (arXiv 2108.04468).
+Written from its abstract and published summaries; its own text was not at hand.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """SIM: search-based interest model.
 
 Pi et al., Search-based User Interest Modeling with Lifelong Sequential Behavior Data for Click-Through Rate Prediction,
-CIKM 2020 (arXiv 2006.05639).
+CIKM 2020 (arXiv 2006.05639). Written from published summaries that give its equations; its own text was not at hand.
 """
 
 from math import sqrt

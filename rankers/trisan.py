@@ -1,7 +1,7 @@
 """Trilateral Spatiotemporal Attention Network: where the request is, where the items are, and when.
 
 Qi et al., Trilateral Spatiotemporal Attention Network for User Behavior Modeling in Location-based Search, CIKM 2021
-(doi 10.1145/3459637.3482206).
+(doi 10.1145/3459637.3482206). Written from its abstract, see TRISAN.
 """
 
 import torch

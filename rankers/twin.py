@@ -1,7 +1,8 @@
 """TWIN: a two-stage network whose stages agree.
 
 Chang et al., TWIN: TWo-stage Interest Network for Lifelong User Behavior Modeling in CTR Prediction at Kuaishou, KDD
-2023 (arXiv 2302.02352).
+2023 (arXiv 2302.02352). Written from its abstract, published summaries and what is generally known of its equations;
+they were not checked against its text.
 """
 
 from math import sqrt

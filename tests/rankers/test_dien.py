@@ -59,7 +59,7 @@ def test_large_logits_do_not_overflow() -> None:
     torch.testing.assert_close(tower._by_steps(query, history), want, rtol=1e-4, atol=1e-5)
 
 
-def test_auxiliary_loss_equals_equation_6(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auxiliary_loss_equals_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     tower = make()
     lengths = [3, 0, 1, 4]
     query, history = make_history(lengths)
