@@ -1,7 +1,8 @@
 """Gated recurrent unit over jagged rows, with or without an attention on its update gate (AUGRU).
 
 Zhou et al., Deep Interest Evolution Network for Click-Through Rate Prediction, AAAI 2019 (arXiv 1809.03672): its GRU
-and AUGRU. With x the input's maps, W the state's maps and a the attention (1 where there is none), a step from state h is
+and AUGRU. With x the input's maps, W the state's maps and a the attention (1 where there is none), a step from state
+h is
 
     r = sigmoid(x_r + W_r h + b_r)      u = sigmoid(x_u + W_u h + b_u)
     n = tanh(x_n + r * (W_n h + b_n))   h' = (1 - a u) * h + a u * n
