@@ -85,5 +85,5 @@ def fabricated(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     predictions = make_predictions(catalog, 2_000, rng)
     write_split(data / "test", predictions)
     splits = {"test": {"rows": len(predictions)}}
-    write_manifest(data, "prepared", {}, splits=splits, source="impressions")
+    write_manifest(data, "prepared", {}, splits=splits, source="impressions", history_length=0)
     return SimpleNamespace(data=data, predictions=predictions)

@@ -124,6 +124,6 @@ def test_an_empty_split_is_told(fabricated, tmp_path):
 @pytest.mark.parametrize(("source", "shift"), [("check-ins", math.log(4 / 49)), ("impressions", 0.0)])
 def test_drawn_negatives_shift_the_logits(source, shift, tmp_path):
     splits = {"train": {"rows": 500, "positives": 100}, "test": {"rows": 5000, "positives": 100}}
-    write_manifest(tmp_path, "prepared", {}, splits=splits, source=source)
+    write_manifest(tmp_path, "prepared", {}, splits=splits, source=source, history_length=0)
     assert sampling_shift(tmp_path, "test") == pytest.approx(shift)
     assert sampling_shift(tmp_path, "train") == 0

@@ -95,7 +95,8 @@ def _prepared(folder: Path, arrays: Arrays, hours: np.ndarray) -> Path:
     (folder / "train").mkdir(parents=True, exist_ok=True)
     path = folder / "train" / "part-00000.parquet"
     pq.write_table(pa.table(columns), path, compression="zstd", row_group_size=65_536)
-    write_manifest(folder, "prepared", {}, splits={"train": {"rows": samples}})
+    splits = {"train": {"rows": samples}}
+    write_manifest(folder, "prepared", {}, splits=splits, history_length=arrays.history.shape[1])
     return folder
 
 
