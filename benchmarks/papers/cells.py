@@ -45,7 +45,7 @@ from ...training.runtime import runtime
 from ...training.train import TrainConfig, train
 from .grids import Variant
 
-METRICS = ("auc", "gauc", "request_auc", "ndcg@10", "hit@1", "hit@10", "log_loss")
+METRICS = ("auc", "gauc", "request_auc", "ndcg@10", "hit@1", "hit@10")
 ACTIVITY_EDGES = (3, 10, 30, 100, 300)  # positives in training; as the buckets of data/activity.py
 _PARTS = {  # slicing of the report -> its labels as parts of a table
     "popularity": ("head items", "mid items", "tail items"),
