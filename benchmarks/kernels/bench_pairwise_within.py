@@ -20,6 +20,7 @@ from . import geography
 from .harness import Case, Suite, Work
 
 KM = 1.0
+MOST = 16384  # places
 CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}  # pairs that PyTorch compares at once: the fastest of several on the CPU
 
 
@@ -71,9 +72,12 @@ def eager(inputs: Inputs) -> Callable[[], object]:
     return lambda: _by_chunks(points, lambda rows: points[rows] @ points.T >= least)
 
 
-def compiled(inputs: Inputs) -> Callable[[], object]:
+def compiled(inputs: Inputs) -> Callable[[], object] | None:
     """Chords in float32, difference first, fused to one loop over a chunk. It stores bytes: of several ways to write
-    it, those that store booleans or read planes of coordinates took 2 to 6 times as long on the CPU."""
+    it, those that store booleans or read planes of coordinates took 2 to 6 times as long on the CPU. There its memory
+    grows as B squared (1.5 GiB for 16,384), so it stops at MOST."""
+    if not inputs.single.is_cuda and len(inputs.single) > MOST:
+        return None
     points, limit = inputs.single, chord_of_km(KM) ** 2
     near = torch.compile(_near, dynamic=False)
     return lambda: _by_chunks(points, lambda rows: near(points[rows], points, limit).view(torch.bool))
