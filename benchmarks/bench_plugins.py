@@ -37,7 +37,7 @@ from placerank.training.model import OptimizerConfig, assemble, table_rows
 from placerank.training.runtime import runtime
 from placerank.training.sharding import ShardingConfig
 
-BATCH, LONGEST, BATCHES = 4096, 50, 4
+BATCH, LONGEST, BATCHES = 4096, 50, 2
 ITEMS, USERS, CATEGORIES, BRANDS, CITIES = 100_000, 50_000, 300, 3_000, 20
 LEVELS, CODES = 3, 256
 NOW = 1_700_000_000

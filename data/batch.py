@@ -92,11 +92,13 @@ class LossInputs(NamedTuple):
     """What the plug-ins' own losses ask of a sample.
 
     Attributes:
+        item_cluster: of the target, row of the cluster table, 0 where unknown or there is none, int64 [B].
         item_head, user_head: whether target and user belong to the most active ones, bool [B].
         place: of the target, unit vector, NaN where unknown, float32 [B, 3].
         radius_scale: of the target (``data/density.py``), float32 [B].
     """
 
+    item_cluster: Tensor
     item_head: Tensor
     user_head: Tensor
     place: Tensor
@@ -111,11 +113,14 @@ class RankingBatch(Pipelineable):
     """What the ranker takes, on its device.
 
     Attributes:
-        sequence: keys of the EmbeddingCollection: for each table the target's feature, then the history's.
+        sequence: keys of the EmbeddingCollection: for each table the target's feature, then the history's. A table of
+            ``Features.few`` has the distinct rows of both in the history's feature, all with the first sample.
         pooled: keys of the EmbeddingBagCollection.
         dense: float32 [B, F].
         history_gaps: log(1 + hours) and log(1 + km) of each history entry, float32 [T, G].
         label: float32 [B].
+        places: for each of ``Features.few``, where among its distinct rows those of targets and of visits stand, int64
+            [F, B + T]; None: every table has its rows in full.
         context: for towers that use it, else None.
         traits, loss_inputs: for plug-ins, else None.
     """
@@ -125,6 +130,7 @@ class RankingBatch(Pipelineable):
     dense: Tensor
     history_gaps: Tensor
     label: Tensor
+    places: Tensor | None = None
     context: Context | None = None
     traits: Traits | None = None
     loss_inputs: LossInputs | None = None

@@ -124,27 +124,38 @@ class Catalog:
         to = lambda x: x.to(self.device, non_blocking=True)  # noqa: E731
         ids = sample.ids.to(self.device, non_blocking=True)
         item, user, history = ids["item"].values(), ids["user"].values(), ids["history"]
+        sequence, places = self._sequence(item, history.values(), history.lengths())
         return RankingBatch(
-            sequence=self._sequence(item, history.values(), history.lengths()),
+            sequence=sequence,
             pooled=self._pooled_ids(user, item, to(sample.time), history),
             dense=self._dense(sample, item),
             history_gaps=self._gaps(item, history.values(), history.lengths(), to(sample.history_hours)),
             label=to(sample.label),
+            places=places,
             context=self._context(sample, item, history) if self.features.context else None,
             traits=self._traits(item, history, to(sample.history_hours)) if self.features.traits else None,
             loss_inputs=self._loss_inputs(item, user) if self.features.traits else None,
         )
 
-    def _sequence(self, item: Tensor, history: Tensor, lengths: Tensor) -> KeyedJaggedTensor:
-        one = torch.ones_like(item, dtype=lengths.dtype)
-        values, all_lengths, keys = [], [], []
+    def _sequence(self, item: Tensor, history: Tensor, lengths: Tensor) -> tuple[KeyedJaggedTensor, Tensor]:
+        one, none = torch.ones_like(item, dtype=lengths.dtype), torch.zeros_like(lengths)
+        both = torch.cat([item, history])
+        values: list[Tensor] = []
+        all_lengths: list[Tensor] = []
+        places = []
         for table in self.features.sequence:
-            rows = None if table.name == "item" else self.item_rows[table.name]
-            for key, x, n in zip(table.features, (item, history), (one, lengths), strict=True):
-                keys.append(key)
-                values.append(x if rows is None else rows[x])
-                all_lengths.append(n)
-        return KeyedJaggedTensor(keys=keys, values=torch.cat(values), lengths=torch.cat(all_lengths))
+            rows = both if table.name == "item" else self.item_rows[table.name].index_select(0, both)
+            if table.name in self.features.few:
+                found, place = _distinct(rows, table.rows)
+                places.append(place)
+                values.append(found)
+                all_lengths += [none, none.index_fill(0, none.new_zeros(min(1, len(none))).long(), len(found))]
+            else:
+                values.append(rows)
+                all_lengths += [one, lengths]
+        keys = [key for table in self.features.sequence for key in table.features]
+        kjt = KeyedJaggedTensor(keys=keys, values=torch.cat(values), lengths=torch.cat(all_lengths))
+        return kjt, torch.stack(places) if places else both.new_empty(0, len(both))
 
     def _pooled_ids(self, user: Tensor, item: Tensor, time: Tensor, history: JaggedTensor) -> KeyedJaggedTensor:
         values, lengths = [], []
@@ -205,15 +216,17 @@ class Catalog:
     def _traits(self, item: Tensor, history: JaggedTensor, hours: Tensor) -> Traits:
         visits = history.values()
         return Traits(
-            attributes=self.attributes[item],
-            activity=self.activity[item],
-            visit_attributes=self.attributes[visits],
-            visit_activity=self.activity[visits],
+            attributes=self.attributes.index_select(0, item),  # on the CPU twice as fast as [item]
+            activity=self.activity.index_select(0, item),
+            visit_attributes=self.attributes.index_select(0, visits),
+            visit_activity=self.activity.index_select(0, visits),
             user_activity=self.user_activity(history.offsets(), hours),
         )
 
     def _loss_inputs(self, item: Tensor, user: Tensor) -> LossInputs:
+        cluster = self.item_rows[CLUSTER][item] if CLUSTER in self.item_rows else torch.zeros_like(item)
         return LossInputs(
+            item_cluster=cluster,
             item_head=self.item_head[item],
             user_head=self.user_head[user],
             place=self.place[item],
@@ -230,6 +243,17 @@ def with_columns(items: pa.Table, rows: dict[str, Tensor]) -> pa.Table:
     for name, values in rows.items():
         items = items.append_column(f"{name}_row", pa.array(values.numpy()))
     return items
+
+
+def _distinct(rows: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Rows [T] of a small table of that size: the distinct ones, rising [N], and where each row stands among them [T].
+
+    By a mark for each row of the table: no sort.
+    """
+    found = torch.zeros(size, dtype=torch.bool, device=rows.device).index_fill_(0, rows, True).nonzero().squeeze(1)
+    place = torch.empty(size, dtype=torch.int64, device=rows.device)
+    place[found] = torch.arange(len(found), device=rows.device)
+    return found, place.index_select(0, rows)
 
 
 def _ranges(start: Tensor, length: Tensor) -> Tensor:

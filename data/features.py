@@ -15,6 +15,8 @@ LEVEL, NGRAM = "semantic_", "prefix_"
 """Tables of semantic IDs: a level of the ID (semantic_1), or a prefix (prefix_2 is of the first two levels)."""
 CLUSTER, USER_CLUSTER = "cluster", "user_cluster"
 """Tables of AKT-Rec's clusters of items, and of users."""
+FEW_ROWS = 16_384
+"""A table of target and history with no more rows is looked up once for each distinct row of a batch."""
 HISTORY_GAPS = 2
 """Columns of the history's gaps: log(1 + hours) since the visit, log(1 + km) from that place to the target item."""
 
@@ -82,6 +84,11 @@ class Features:
     @property
     def tables(self) -> tuple[Table, ...]:
         return self.sequence + self.pooled
+
+    @property
+    def few(self) -> list[str]:
+        """Tables of target and history that have few rows beside a batch's visits; the items' is never one."""
+        return [t.name for t in self.sequence[1:] if t.rows <= FEW_ROWS]
 
     @property
     def query_dim(self) -> int:

@@ -44,6 +44,7 @@ from ..data.catalog import Catalog
 from ..data.features import HISTORY_GAPS, Features, Table
 from ..data.manifest import read_manifest, write_json
 from ..embeddings.reader import EmbeddingTable, open_table
+from ..embeddings.tables import by_table
 from .ranker import Scorer
 
 FEATURES, SCORER, TABLES = "features.json", "scorer.pt2", "tables"
@@ -149,10 +150,15 @@ class ExportedRanker:
             )
         batch = self.catalog.expand(sample)
         sequence, pooled = batch.sequence.to_dict(), batch.pooled.to_dict()
-        lookup = lambda table, key: self.tables[table.name].vectors(sequence[key].values())  # noqa: E731
+        rows = {
+            key: self.tables[t.name].vectors(sequence[key].values())
+            for t in self.features.sequence
+            for key in t.features
+        }
+        query, keys = by_table(self.features, batch, rows)
         logits: Tensor = self.scorer(
-            torch.cat([lookup(t, t.features[0]) for t in self.features.sequence], dim=1),
-            torch.cat([lookup(t, t.features[1]) for t in self.features.sequence], dim=1),
+            torch.cat(query, dim=1),
+            torch.cat(keys, dim=1),
             sequence[self.features.history_keys[0]].offsets().long(),
             batch.history_gaps,
             torch.cat([self._pool(t, pooled[key]) for t in self.features.pooled for key in t.features], dim=1),

@@ -68,9 +68,9 @@ class FinalVectors:
         for own in self.tables.blocks("item", block_rows):
             some = slice(start, start + len(own))
             rows = {name: table[catalog.item_rows[name][some]] for name, table in shared.items()}
-            side_by_side = torch.cat([own if n == "item" else rows[n] for n in self.scorer.items.names], dim=1)
+            by_table = [own if n == "item" else rows[n] for n in self.scorer.items.names]
             traits = (catalog.attributes[some], catalog.activity[some]) if catalog.features.traits else ()
-            yield self.scorer.items(side_by_side, *traits).vectors
+            yield self.scorer.items(by_table, *traits).vectors
             start += len(own)
 
     def _users(self, block_rows: int) -> Iterator[Tensor]:

@@ -1,5 +1,7 @@
 """From the rows that the tables give to the vectors that towers see: plug-ins on an item's embedding, in one place."""
 
+from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -64,17 +66,19 @@ class ItemEncoder(nn.Module):
         self.output_dim = self.dim * (len(alone) + bool(levels))
         self.plain = not levels and not akt.enabled and not warm_up
 
-    def forward(self, rows: Tensor, attributes: Tensor | None = None, activity: Tensor | None = None) -> Items:
+    def forward(
+        self, rows: Sequence[Tensor], attributes: Tensor | None = None, activity: Tensor | None = None
+    ) -> Items:
         """Items from the rows of their tables.
 
         Args:
-            rows: of all sequence tables side by side, [N, tables x D].
+            rows: [N, D] by sequence table.
             attributes: ``Traits.attributes``, int64 [N, F], for the warm-up.
             activity: ``Traits.activity``, [N, A], for the gate.
         """
         if self.plain:
-            return Items(rows, None)
-        parts = dict(zip(self.names, rows.split(self.dim, dim=1), strict=True))
+            return Items(torch.cat([*rows], dim=1), None)
+        parts = dict(zip(self.names, rows, strict=True))
         item, cluster = parts.pop("item"), parts.pop(CLUSTER, None)
         if self.gate is not None:
             assert cluster is not None and activity is not None
@@ -83,7 +87,7 @@ class ItemEncoder(nn.Module):
             assert attributes is not None
             item = self._warm_up(self.warm_up, item, [parts[name] for name in self.attributes], attributes)
         levels = [parts.pop(name) for name in list(parts) if name.startswith(LEVEL)]
-        semantic = [torch.stack(levels).sum(0)] if levels else []
+        semantic = [reduce(torch.add, levels)] if levels else []
         return Items(torch.cat([item, *parts.values(), *semantic], dim=1), cluster)
 
     def _warm_up(self, warm_up: MetaWarmUp, item: Tensor, embeddings: list[Tensor], rows: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The ranker: embeddings, plug-ins, interest tower, MLP, logit."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from ..data.activity import ACTIVITY_DIM
 from ..data.batch import Context, LossInputs, RankingBatch, Traits
-from ..data.features import CLUSTER, HISTORY_GAPS, USER_CLUSTER, Features
+from ..data.features import HISTORY_GAPS, USER_CLUSTER, Features
 from ..embeddings.cluster_gate import ClusterGate
 from ..embeddings.distinct import distinct
 from ..embeddings.tables import Embedded, FeatureEmbeddings
@@ -81,9 +82,13 @@ class Scorer(nn.Module):
         self.views = config.akt.enabled and config.akt.views
         if self.views:
             own = self.items.dim
-            content = [dim - own] if dim > own else []
             self.tower = HierarchicalViews(
-                make, [dim, own, *content], HISTORY_GAPS, 2 * ACTIVITY_DIM, config.akt.view_visits
+                make,
+                [dim, own],  # the individual view, which is all that a tower alone would see, and the cluster's
+                HISTORY_GAPS,
+                2 * ACTIVITY_DIM,
+                config.akt.view_visits,
+                inner=own if dim > own else None,  # the content's
             )
         else:
             self.tower = make(dim, HISTORY_GAPS)
@@ -119,12 +124,13 @@ class Scorer(nn.Module):
         """
         context = None if context is None else Context(*context)
         traits = None if traits is None else Traits(*traits)
-        encoded = self.encode(query, keys, pooled, traits)
+        dim = self.items.dim
+        encoded = self.encode(query.split(dim, dim=1), keys.split(dim, dim=1), pooled, traits)
         interest, _ = self.interest(encoded, offsets, gaps, context, traits, with_loss=False)
         return self.logits(encoded, interest, dense)
 
-    def encode(self, query: Tensor, keys: Tensor, pooled: Tensor, traits: Traits | None) -> Encoded:
-        """The plug-ins' part; arguments as in ``forward``."""
+    def encode(self, query: Sequence[Tensor], keys: Sequence[Tensor], pooled: Tensor, traits: Traits | None) -> Encoded:
+        """The plug-ins' part; rows of the target and of the history by sequence table, else as in ``forward``."""
         if traits is None:
             return Encoded(self.items(query), self.items(keys), pooled)
         return Encoded(
@@ -148,7 +154,9 @@ class Scorer(nn.Module):
         if self.views:
             assert traits is not None
             activity = torch.cat([traits.user_activity, traits.activity], dim=1)
-            arguments = self._views_of(query), self._views_of(keys), offsets, gaps, activity, context
+            assert query.cluster is not None and keys.cluster is not None
+            views = [query.vectors, query.cluster], [keys.vectors, keys.cluster]
+            arguments = *views, offsets, gaps, activity, context
         else:
             arguments = query.vectors, History(keys.vectors, offsets, gaps), context
         if with_loss:
@@ -156,13 +164,6 @@ class Scorer(nn.Module):
             return found[0], loss
         found = self.tower(*arguments)
         return found[0] if self.views else found, None
-
-    def _views_of(self, items: Items) -> list[Tensor]:
-        """The individual view, which is all that a tower alone would see; the cluster's; the content's."""
-        own = self.items.dim
-        assert items.cluster is not None
-        content = [items.vectors[:, own:]] if items.vectors.shape[1] > own else []
-        return [items.vectors, items.cluster, *content]
 
     def logits(self, encoded: Encoded, interest: Tensor, dense: Tensor) -> Tensor:
         """The MLP on target, interest [B, I], pooled and dense [B, F] features: float32 [B]."""
@@ -240,38 +241,38 @@ class Ranker(nn.Module):
 
     def forward(self, batch: RankingBatch) -> Scores:
         rows: Embedded = self.embeddings(batch)
-        if not self.training:
-            logits = self.scorer(
-                rows.query, rows.keys, rows.offsets, batch.history_gaps, rows.pooled, batch.dense, batch.context,
-                batch.traits,
-            )  # fmt: skip
-            return Scores(logits, {}, {})
         encoded = self.scorer.encode(rows.query, rows.keys, rows.pooled, batch.traits)
         interest, loss = self.scorer.interest(
-            encoded, rows.offsets, batch.history_gaps, batch.context, batch.traits, with_loss=True
+            encoded, rows.offsets, batch.history_gaps, batch.context, batch.traits, with_loss=self.training
         )
         scores = Scores(self.scorer.logits(encoded, interest, batch.dense), {}, {})
         if loss is not None:
             scores.losses["tower"] = loss
-        if batch.traits is not None and batch.loss_inputs is not None:
+        if self.training and batch.traits is not None and batch.loss_inputs is not None:
             self._add_contrast(scores, batch, encoded.query, rows.query, batch.traits, batch.loss_inputs)
             self._add_one_way(scores, batch, rows, batch.loss_inputs)
         return scores
 
     def _add_contrast(
-        self, scores: Scores, batch: RankingBatch, targets: Items, rows: Tensor, traits: Traits, inputs: LossInputs
+        self,
+        scores: Scores,
+        batch: RankingBatch,
+        targets: Items,
+        rows: list[Tensor],
+        traits: Traits,
+        inputs: LossInputs,
     ) -> None:
-        """ReST's loss, on the distinct targets of the batch."""
+        """ReST's loss, on the distinct targets of the batch; ``rows`` by sequence table."""
         if self.contrast is None:
             return
         items, dim = self.scorer.items, self.scorer.items.dim
         first = distinct(batch.sequence["item"].values()).first
-        parts = dict(zip(items.names, rows.detach().index_select(0, first).split(dim, dim=1), strict=True))
+        parts = dict(zip(items.names, rows, strict=True))
         loss, logged = self.contrast(
             ContrastItems(
                 vectors=targets.vectors.index_select(0, first)[:, :dim],
                 rows=traits.attributes[first],
-                attributes=torch.stack([parts[name] for name in items.attributes], dim=1),
+                attributes=torch.stack([parts[name].detach()[first] for name in items.attributes], dim=1),
                 places=inputs.place[first],
                 radius_scale=inputs.radius_scale[first] if self.config.rest.density_adaptive else None,
             )
@@ -285,8 +286,8 @@ class Ranker(nn.Module):
         if not akt.enabled or not akt.one_way_weight:
             return
         loss, share = one_way_loss(
-            rows.query[:, : self.scorer.items.dim],
-            batch.sequence[f"item_{CLUSTER}"].values(),
+            rows.query[self.scorer.items.names.index("item")],
+            inputs.item_cluster,
             inputs.item_head,
             akt.temperature,
         )

@@ -15,6 +15,26 @@ from ..kernels.jagged import segment_ids
 from .tower import Context, History, InterestTower
 
 
+class _Fork(torch.autograd.Function):
+    """All of ``values`` [T, D], and some rows of its columns from ``first`` on, each row once.
+
+    The backward adds to one copy of the gradient: with slices and gathers, autograd would fill three of [T, D].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, rows: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(rows)
+        ctx.first = first
+        return values.view_as(values), values[:, first:].index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, of_some: Tensor) -> tuple[Tensor, None, None]:
+        (rows,) = ctx.saved_tensors
+        total = grad.clone(memory_format=torch.contiguous_format)
+        total[:, ctx.first :].index_add_(0, rows, of_some)
+        return total, None, None
+
+
 class _Take(torch.autograd.Function):
     """Rows that are taken once each, so that the backward copies and adds nothing."""
 
@@ -61,10 +81,11 @@ class HierarchicalViews(nn.Module):
 
     Args:
         tower: makes a tower from width and gap columns, as ``find_tower`` gives it.
-        dims: D_v, by view.
+        dims: D_v, by view that is given.
         gaps: columns of the history's gaps.
         activity: columns of the activity of user and item together.
         recent: visits that views after the first see, at most; 0: all.
+        inner: column of the first view from which on it makes one more view, the last, by itself; None: no such view.
         hidden: width of the gate's hidden layer.
     """
 
@@ -75,6 +96,7 @@ class HierarchicalViews(nn.Module):
         gaps: int,
         activity: int,
         recent: int = 10,
+        inner: int | None = None,
         hidden: int = 16,
     ) -> None:
         super().__init__()
@@ -82,7 +104,8 @@ class HierarchicalViews(nn.Module):
             raise ValueError("views: got none, expected the width of one or more")
         if recent < 0:
             raise ValueError(f"views: got recent={recent}, expected 0 (all visits) or more")
-        self.recent = recent
+        self.recent, self.inner = recent, inner
+        dims = [*dims] if inner is None else [*dims, dims[0] - inner]
         self.towers = nn.ModuleList(tower(dim, gaps) for dim in dims)
         self.output_dim = sum(t.output_dim for t in self._towers())
         last = nn.Linear(hidden, len(dims))
@@ -109,6 +132,8 @@ class HierarchicalViews(nn.Module):
             activity: of user and item, [B, A].
             context: where the tower uses it.
         """
+        if self.inner is not None:
+            queries = [*queries, queries[0][:, self.inner :]]
         seen = self._histories(keys, offsets, gaps, context)
         interests = [t(query, *view) for t, query, view in zip(self._towers(), queries, seen, strict=True)]
         return self._fuse(interests, activity)
@@ -123,6 +148,8 @@ class HierarchicalViews(nn.Module):
         context: Context | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """As ``forward``, and the mean of the towers' own losses where they have one; used in training."""
+        if self.inner is not None:
+            queries = [*queries, queries[0][:, self.inner :]]
         seen = self._histories(keys, offsets, gaps, context)
         interests, losses = [], []
         for tower, query, view in zip(self._towers(), queries, seen, strict=True):
@@ -138,15 +165,22 @@ class HierarchicalViews(nn.Module):
         self, keys: Sequence[Tensor], offsets: Tensor, gaps: Tensor, context: Context | None
     ) -> list[tuple[History, Context | None]]:
         """What each view's tower sees."""
-        whole = [(History(key, offsets, gaps), context) for key in keys]
-        if not self.recent or len(keys) == 1:
-            return whole
+        views = len(self.towers)
+        if not self.recent or views == 1:
+            keys = keys if self.inner is None else [*keys, keys[0][:, self.inner :]]
+            return [(History(key, offsets, gaps), context) for key in keys]
         rows, ends = latest_visits(offsets, gaps.shape[0], self.recent)
+        first, *others = keys
+        others = [_Take.apply(key, rows) for key in others]
+        if self.inner is not None:
+            first, inner = _Fork.apply(first, rows, self.inner)
+            others = [*others, inner]
+        whole = History(first, offsets, gaps), context
         if context is not None:
             of_visits = {n: x[rows] for n, x in context._asdict().items() if n.startswith("visit_")}
             context = context._replace(**of_visits)
         gaps = gaps[rows]
-        return [whole[0], *((History(_Take.apply(key, rows), ends, gaps), context) for key in keys[1:])]
+        return [whole, *((History(key, ends, gaps), context) for key in others)]
 
     def _fuse(self, interests: list[Tensor], activity: Tensor) -> tuple[Tensor, Tensor]:
         weights = torch.softmax(self.gate(activity).float(), dim=1)

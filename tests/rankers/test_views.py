@@ -159,3 +159,22 @@ def test_what_can_not_be_is_told() -> None:
         HierarchicalViews(find_tower("din"), [], G, A)
     with pytest.raises(ValueError, match=r"got recent=-1"):
         HierarchicalViews(find_tower("din"), DIMS, G, A, recent=-1)
+
+
+@pytest.mark.parametrize("recent", [0, 2])
+def test_an_inner_view_is_that_of_the_first_ones_columns(recent: int) -> None:
+    first, _, _ = DIMS
+    torch.manual_seed(0)
+    given = HierarchicalViews(find_tower("din"), [first, DIMS[1], first - 2], G, A, recent=recent)
+    inner = HierarchicalViews(find_tower("din"), DIMS[:2], G, A, recent=recent, inner=2)
+    inner.load_state_dict(given.state_dict())
+    grads = []
+    for views in (given, inner):
+        inputs = make_inputs(LENGTHS)
+        leaves = [inputs[name][0].requires_grad_() for name in ("queries", "keys")]
+        for name in ("queries", "keys"):
+            last = [inputs[name][0][:, 2:]] if views is given else []
+            inputs[name] = [*inputs[name][:2], *last]
+        interest, _ = views(**inputs)
+        grads.append([interest, *torch.autograd.grad(interest.square().sum(), leaves)])
+    torch.testing.assert_close(grads[0], grads[1])
