@@ -66,17 +66,23 @@ def placerank(inputs: Inputs) -> Callable[[], object]:
     return lambda: pairwise_within(inputs.single, None, KM)
 
 
-def eager(inputs: Inputs) -> Callable[[], object]:
+def _too_large(inputs: Inputs) -> bool:
+    """For peers whose time grows as B squared, and on the CPU, where freed chunks come back in pieces, the memory too."""
+    return not inputs.single.is_cuda and len(inputs.single) > MOST
+
+
+def eager(inputs: Inputs) -> Callable[[], object] | None:
     """Cosines in float64, which still tells metres apart there, by one matrix product a chunk of queries."""
+    if _too_large(inputs):
+        return None
     points, least = inputs.double, 1 - chord_of_km(KM) ** 2 / 2
     return lambda: _by_chunks(points, lambda rows: points[rows] @ points.T >= least)
 
 
 def compiled(inputs: Inputs) -> Callable[[], object] | None:
     """Chords in float32, difference first, fused to one loop over a chunk. It stores bytes: of several ways to write
-    it, those that store booleans or read planes of coordinates took 2 to 6 times as long on the CPU. There its memory
-    grows as B squared (1.5 GiB for 16,384), so it stops at MOST."""
-    if not inputs.single.is_cuda and len(inputs.single) > MOST:
+    it, those that store booleans or read planes of coordinates took 2 to 6 times as long on the CPU."""
+    if _too_large(inputs):
         return None
     points, limit = inputs.single, chord_of_km(KM) ** 2
     near = torch.compile(_near, dynamic=False)
