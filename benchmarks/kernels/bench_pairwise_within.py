@@ -67,7 +67,7 @@ def placerank(inputs: Inputs) -> Callable[[], object]:
 
 
 def _too_large(inputs: Inputs) -> bool:
-    """For peers whose time grows as B squared, and on the CPU, where freed chunks come back in pieces, the memory too."""
+    """For peers whose time grows as B squared; on a CPU so may their memory, where freed chunks come back in pieces."""
     return not inputs.single.is_cuda and len(inputs.single) > MOST
 
 
