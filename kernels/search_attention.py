@@ -44,59 +44,80 @@ def interpolate(gaps: Tensor, table: Tensor) -> Tensor:
     return total
 
 
-def search_attention_reference(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> Tensor:
+def search_attention_reference(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """``search_attention`` in plain PyTorch."""
     knots = (queries.shape[2] - keys.shape[1]) // gaps.shape[1]
     found = rows >= 0
     rows = torch.where(found, rows, keys.shape[0])  # a row of zeros, which is there even without visits
     z = torch.cat([F.pad(keys, (0, 0, 0, 1))[rows], hats(F.pad(gaps, (0, 0, 0, 1))[rows], knots)], dim=2)
-    logits = torch.where(found[:, None], queries @ z.mT, -torch.inf)
-    weights = torch.where(found[:, None], logits.softmax(dim=2), 0)  # not NaN where nothing was found
-    return weights.to(z.dtype) @ z
+    logits = F.pad(torch.where(found[:, None], queries @ z.mT, -torch.inf), (1, 0))  # the first is no visit's
+    weights = logits.softmax(dim=2)[:, :, 1:]
+    return weights.to(z.dtype) @ z, logits.logsumexp(dim=2)
 
 
 @torch.library.custom_op("placerank::search_attention", mutates_args=())
-def _forward(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Pooled [B, A, E], and the weights as the backward takes them."""
+def _forward(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pooled [B, A, E], log total [B, A], and the weights as the backward takes them."""
     return search_attention_cpu(queries, keys, gaps, rows)
 
 
 @_forward.register_fake
-def _(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    return queries.new_empty(queries.shape), queries.new_empty(weights_shape(queries, rows))
+def _(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        queries.new_empty(queries.shape),
+        queries.new_empty(queries.shape[:2]),
+        queries.new_empty(weights_shape(queries, rows)),
+    )
 
 
 @torch.library.custom_op("placerank::search_attention_backward", mutates_args=())
 def _backward(
-    grad: Tensor, queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor, weights: Tensor, want_gaps: bool
+    grad: Tensor,
+    of_total: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    gaps: Tensor,
+    rows: Tensor,
+    weights: Tensor,
+    want_gaps: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and gaps ([0, G] if not wanted)."""
-    return search_attention_backward_cpu(grad, queries, keys, gaps, rows, weights, want_gaps)
+    return search_attention_backward_cpu(grad, of_total, queries, keys, gaps, rows, weights, want_gaps)
 
 
 @_backward.register_fake
 def _(
-    grad: Tensor, queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor, weights: Tensor, want_gaps: bool
+    grad: Tensor,
+    of_total: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    gaps: Tensor,
+    rows: Tensor,
+    weights: Tensor,
+    want_gaps: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     of_gaps = gaps.new_empty(gaps.shape[0] if want_gaps else 0, gaps.shape[1])
     return queries.new_empty(queries.shape), keys.new_empty(keys.shape), of_gaps
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    ctx.save_for_backward(*inputs, output[1])
+    ctx.save_for_backward(*inputs, output[2])
 
 
-def _grad(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, Tensor, Tensor | None, None]:
+def _grad(ctx: Any, grad: Tensor, of_total: Tensor, _: Any) -> tuple[Tensor, Tensor, Tensor | None, None]:
     want_gaps = ctx.needs_input_grad[2]
-    of_queries, of_keys, of_gaps = _backward(grad.contiguous(), *ctx.saved_tensors, want_gaps)
+    of_queries, of_keys, of_gaps = _backward(grad.contiguous(), of_total.contiguous(), *ctx.saved_tensors, want_gaps)
     return of_queries, of_keys, of_gaps if want_gaps else None, None
 
 
 _forward.register_autograd(_grad, setup_context=_save)
 
 
-def search_attention(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> Tensor:
-    """Sum of z over the chosen visits of each sample, weighted by softmax(z . query), head by head.
+def search_attention(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of z over the chosen visits of each sample, weighted by softmax(z . query, 0), head by head.
+
+    The 0 is the logit of no visit at all (add_zero_attn in nn.MultiheadAttention): w_t = exp(l_t) / (1 + sum exp(l)),
+    so the weights of visits that all match badly are small, and don't add up to 1.
 
     Args:
         queries: in z's columns, scaled, [B, A, D + G K].
@@ -105,8 +126,8 @@ def search_attention(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) 
         rows: of each sample's chosen visits, each row once in the whole batch, then -1; int64 [B, k].
 
     Returns:
-        [B, A, D + G K], zeros where nothing was chosen, differentiable in queries, keys and gaps; of keys' dtype or
-        autocast's.
+        Pooled z, [B, A, D + G K], and log(1 + sum exp(l)), [B, A]; both zeros where nothing was chosen,
+        differentiable in queries, keys and gaps; of keys' dtype or autocast's.
 
     Raises:
         ValueError: shapes or dtypes don't fit together.
@@ -127,4 +148,4 @@ def search_attention(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) 
     # an exported file must load without placerank, so it holds PyTorch's own operations
     if device != "cpu" or keys.dtype != torch.float32 or torch.compiler.is_exporting():
         return search_attention_reference(queries, keys, gaps, rows)
-    return _forward(queries, keys, gaps, rows)[0]
+    return _forward(queries, keys, gaps, rows)[:2]

@@ -46,13 +46,17 @@ def _gather(Ds: Any, knots: int, keys: Any, gaps: Any, rows: Any, b: int, t: int
 
 
 @jit(fastmath=FAST)
-def _softmax(x: Any, start: int, A: int, tiles: int, n: int) -> None:
-    """Over the first n numbers of head a, in rows start + a, start + A + a, ... of x [., tile]; 0 after them."""
+def _softmax(x: Any, start: int, A: int, tiles: int, n: int, log_total: Any, b: int) -> None:
+    """Over the first n numbers of head a, in rows start + a, start + A + a, ... of x [., tile], and a 0; 0 after them.
+
+    log_total [B, A]: log(1 + sum of exp(x)).
+    """
     for a in range(A):
-        top, total = np.float32(-np.inf), np.float32(0)
+        top = np.float32(0)
         for i in range(tiles):
             for r in range(min(_TILE, n - i * _TILE)):
                 top = max(top, x[start + i * A + a, r])
+        total = exp(-top)
         for i in range(tiles):
             row, m = start + i * A + a, min(_TILE, n - i * _TILE)
             for r in range(_TILE):
@@ -64,14 +68,15 @@ def _softmax(x: Any, start: int, A: int, tiles: int, n: int) -> None:
         for i in range(tiles):
             for r in range(_TILE):
                 x[start + i * A + a, r] /= total
+        log_total[b, a] = top + np.log(total)
 
 
 @jit(fastmath=FAST)
 def _attend(
     start: int, stop: int, Ds: Any, Es: Any, A: int, knots: int, queries: Any, keys: Any, gaps: Any, rows: Any,
-    weights: Any, pooled: Any,
+    weights: Any, pooled: Any, log_total: Any,
 ) -> None:  # fmt: skip
-    """queries, pooled [B A, E]; weights [B tiles A, tile]."""
+    """queries, pooled [B A, E]; weights [B tiles A, tile]; log_total [B, A]."""
     most = -(-rows.shape[1] // _TILE)
     z, across = np.empty((most, _TILE, len(Es)), np.float32), np.empty((len(Es), _TILE), np.float32)
     for b in range(start, stop):
@@ -84,7 +89,7 @@ def _attend(
             times(Es, _ROWS, queries, b * A, A, across, weights, first + tiles * A)
             tiles += 1
             n += m
-        _softmax(weights, first, A, tiles, n)
+        _softmax(weights, first, A, tiles, n, log_total, b)
         pooled[b * A : (b + 1) * A] = 0
         for i in range(tiles):
             times(_ROWS, Es, weights, first + i * A, A, z[i], pooled, b * A)
@@ -92,10 +97,10 @@ def _attend(
 
 @jit(fastmath=FAST)
 def _attend_back(
-    start: int, stop: int, Ds: Any, Es: Any, pairs: Any, knots: int, grad: Any, queries: Any, keys: Any, gaps: Any,
-    rows: Any, weights: Any, of_queries: Any, of_keys: Any, of_gaps: Any,
+    start: int, stop: int, Ds: Any, Es: Any, pairs: Any, knots: int, of_total: Any, grad: Any, queries: Any, keys: Any,
+    gaps: Any, rows: Any, weights: Any, of_queries: Any, of_keys: Any, of_gaps: Any,
 ) -> None:  # fmt: skip
-    """grad, queries [B A, E]; pairs has length 2 A: z gets a gradient by weights and by logits of each head."""
+    """grad, queries [B A, E]; of_total [B, A]; pairs has length 2 A: z has gradients by weights and logits of heads."""
     D, E, A = len(Ds), len(Es), len(pairs) // 2
     most = -(-rows.shape[1] // _TILE)
     z, across = np.empty((most, _TILE, E), np.float32), np.empty((E, _TILE), np.float32)
@@ -104,7 +109,7 @@ def _attend_back(
     of_z = np.empty((_TILE, D), np.float32)
     for b in range(start, stop):
         tiles, n, first = 0, 0, b * most * A
-        shared[:] = 0
+        shared[:] = -of_total[b]  # d log_total / d logit is the weight
         while tiles < most:
             m = _gather(Ds, knots, keys, gaps, rows, b, n, z[tiles], across)
             if m == 0:
@@ -148,25 +153,33 @@ def weights_shape(queries: Tensor, rows: Tensor) -> tuple[int, int]:
     return queries.shape[0] * -(-rows.shape[1] // _TILE) * queries.shape[1], _TILE
 
 
-def search_attention_cpu(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def search_attention_cpu(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The forward of ``search_attention`` for float32 on the CPU, and its weights, for the backward."""
     B, A, E = queries.shape
     D, G = keys.shape[1], gaps.shape[1]
     weights, pooled = queries.new_empty(weights_shape(queries, rows)), queries.new_empty(B * A, E)
-    arrays = (_numpy(x) for x in (queries.reshape(B * A, E), keys, gaps, rows, weights, pooled))
+    log_total = queries.new_empty(B, A)
+    arrays = (_numpy(x) for x in (queries.reshape(B * A, E), keys, gaps, rows, weights, pooled, log_total))
     parallel_rows(_attend, B, width(D), width(E), A, (E - D) // G, *arrays, grain=_GRAIN)
-    return pooled.view(B, A, E), weights
+    return pooled.view(B, A, E), log_total, weights
 
 
 def search_attention_backward_cpu(
-    grad: Tensor, queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor, weights: Tensor, want_gaps: bool
+    grad: Tensor,
+    of_total: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    gaps: Tensor,
+    rows: Tensor,
+    weights: Tensor,
+    want_gaps: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Its backward: gradients of queries, keys and gaps ([0, G] if not wanted)."""
     B, A, E = queries.shape
     D, G = keys.shape[1], gaps.shape[1]
     of_queries, of_keys = torch.empty(B * A, E), torch.zeros(keys.shape)
     of_gaps = torch.zeros(len(gaps) if want_gaps else 0, G)
-    rows_of_heads = grad.reshape(B * A, E), queries.reshape(B * A, E)
+    rows_of_heads = of_total, grad.reshape(B * A, E), queries.reshape(B * A, E)
     arrays = (_numpy(x) for x in (*rows_of_heads, keys, gaps, rows, weights, of_queries, of_keys, of_gaps))
     parallel_rows(_attend_back, B, width(D), width(E), width(2 * A), (E - D) // G, *arrays, grain=_GRAIN)
     return of_queries.view(B, A, E), of_keys, of_gaps

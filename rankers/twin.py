@@ -5,14 +5,12 @@ Chang et al., TWIN: TWo-stage Interest Network for Lifelong User Behavior Modeli
 they were not checked against its text.
 """
 
-from math import sqrt
-
 import torch
 from torch import Tensor, nn
 
 from ..kernels.jagged import segment_dot, segment_topk
 from ..kernels.search_attention import interpolate
-from .search import GAP_DIM, FoundAttention, linear_heads
+from .search import GAP_DIM, FoundAttention, linear_heads, similar_heads
 from .tower import Context, History, InterestTower
 
 
@@ -22,17 +20,17 @@ class TWIN(InterestTower):
     A visit's features are inherent (the key, the same for every user who was there) and cross (the gaps, of this user,
     visit and target). Relevance of a head:
 
-        alpha = (K_h W^h) (q W^q)^T / sqrt(d) + (K_c W^c) beta
+        alpha = (K_h W^h) (q W^q)^T + (K_c W^c) beta
 
-    with one number a gap from its embedding (W^c), weighted by beta a head. Softmax over the found visits weights the
-    values K W^v, of inherent and cross features. The projections K_h W^h hold no gaps, so a serving
-    system can keep them once an item; here W^h is moved into the query, which costs a visit 2 D operations in the
-    search: less than reading projections would.
+    with one number a gap from its embedding (W^c), weighted by beta a head. Softmax over the found visits and none (see
+    search.py) weights the values K W^v, of inherent and cross features. The projections K_h W^h hold no gaps, so a
+    serving system can keep them once an item; here W^h is moved into the query, which costs a visit 2 D operations in
+    the search: less than reading projections would.
 
     The search is for all heads together and keeps the highest mean of alpha over them, which is the highest geometric
     mean of their weights; the paper does not say how its heads share a search.
 
-    Left out: W^o on the heads' output, as the ranker's first layer is linear too.
+    Left out: W^o on the heads' output, as the ranker's first layer is linear too; 1 / sqrt(d) in alpha, see search.py.
 
     Args:
         dim, gaps: see InterestTower.
@@ -46,7 +44,7 @@ class TWIN(InterestTower):
         self.found = FoundAttention(dim, gaps, heads)
         self.output_dim = self.found.output_dim
         self.from_query = linear_heads(heads, self.found.head_dim, dim)
-        self.inherent = linear_heads(heads, self.found.head_dim, dim)
+        self.inherent = similar_heads(self.from_query, dim)
         self.cross = nn.Parameter(torch.empty(gaps, GAP_DIM).normal_(std=GAP_DIM**-0.5))
         self.beta = nn.Parameter(torch.ones(heads, gaps))
 
@@ -58,7 +56,7 @@ class TWIN(InterestTower):
     def queries(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """alpha as products: with the key, [B, A, D], and with the hats of its gaps, [B, A, G K]."""
         whole = torch.einsum("adi,ade->iae", self.from_query, self.inherent)  # W^q W^h^T
-        queries = query @ whole.flatten(1).to(query.dtype) / sqrt(self.found.head_dim)
+        queries = query @ whole.flatten(1).to(query.dtype)
         bias = self.found.gap_embedding.fold((self.beta[:, :, None] * self.cross).flatten(1))
         return queries.unflatten(1, whole.shape[1:]), bias.to(queries.dtype).expand(query.shape[0], -1, -1)
 

@@ -1,5 +1,8 @@
 """Attention over chosen visits: a loop from its definition, the reference, the compiled loops."""
 
+from collections.abc import Callable
+from math import log
+
 import pytest
 import torch
 from torch import Tensor
@@ -21,23 +24,25 @@ def make(lengths: list[int], k: int, dim: int = 6, heads: int = 3) -> tuple[Tens
     return queries, torch.randn(T, dim, generator=g), gaps, rows
 
 
-def by_hand(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> Tensor:
+def by_hand(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """A sample, a head, a visit at a time."""
-    out = torch.zeros_like(queries)
+    out, log_total = torch.zeros_like(queries), torch.zeros(queries.shape[:2])
     for b, chosen in enumerate(rows.tolist()):
         visits = []
         for t in (t for t in chosen if t >= 0):
             knots = [max(0.0, 1 - abs(min(max(float(g), 0), KNOTS - 1) - i)) for g in gaps[t] for i in range(KNOTS)]
             visits.append(torch.cat([keys[t], torch.tensor(knots)]))
         for a in range(queries.shape[1] if visits else 0):
-            weights = torch.stack([z @ queries[b, a] for z in visits]).softmax(0)
-            out[b, a] = sum(w * z for w, z in zip(weights, visits, strict=True))
-    return out
+            weights = torch.stack([z @ queries[b, a] for z in visits]).exp()
+            total = 1 + weights.sum()
+            out[b, a] = sum(w / total * z for w, z in zip(weights, visits, strict=True))
+            log_total[b, a] = total.log()
+    return out, log_total
 
 
 @pytest.mark.parametrize(("lengths", "k"), CASES)
 @pytest.mark.parametrize("attend", [search_attention, search_attention_reference])
-def test_forward_equals_the_loop(attend: object, lengths: list[int], k: int) -> None:
+def test_forward_equals_the_loop(attend: Callable[..., tuple[Tensor, Tensor]], lengths: list[int], k: int) -> None:
     inputs = make(lengths, k)
     torch.testing.assert_close(attend(*inputs), by_hand(*inputs))
 
@@ -47,7 +52,7 @@ def test_forward_equals_the_loop(attend: object, lengths: list[int], k: int) -> 
 def test_gradients_are_those_of_the_reference(lengths: list[int], k: int, dim: int) -> None:
     queries, keys, gaps, rows = make(lengths, k, dim)
     leaves = [x.requires_grad_() for x in (queries, keys, gaps)]
-    grad = torch.randn(queries.shape)
+    grad = torch.randn(queries.shape), torch.randn(queries.shape[:2])
     got = torch.autograd.grad(search_attention(*leaves, rows), leaves, grad)
     want = torch.autograd.grad(search_attention_reference(*leaves, rows), leaves, grad)
     for a, b in zip(got, want, strict=True):
@@ -67,17 +72,30 @@ def test_visits_that_were_not_chosen_do_not_matter() -> None:
     broken, broken_gaps = keys.clone(), gaps.clone()
     broken[others], broken_gaps[others] = torch.nan, torch.nan
     got = search_attention(queries, broken, broken_gaps, rows)
-    assert torch.equal(got, search_attention(queries, keys, gaps, rows))
+    for a, b in zip(got, search_attention(queries, keys, gaps, rows), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("attend", [search_attention, search_attention_reference])
+def test_logits_that_are_very_large_or_small(attend: Callable[..., tuple[Tensor, Tensor]]) -> None:
+    _, keys, gaps, rows = make([6], 6)
+    queries = torch.zeros(1, 2, 6 + G * KNOTS)
+    queries[0, :, 6 : 6 + KNOTS] = torch.tensor([[300.0], [-300.0]])  # hats of a gap add up to 1
+    pooled, log_total = attend(queries, keys, gaps, rows)
+    torch.testing.assert_close(pooled[0, 0, :6], keys.mean(dim=0))
+    torch.testing.assert_close(log_total[0], torch.tensor([300 + log(6), 0.0]))
+    assert pooled[0, 1].abs().max() < 1e-30
 
 
 def test_half_precision() -> None:
     inputs = make([9, 0, 4], 5)
     want = search_attention(*inputs)
     rounded = search_attention(*(x.bfloat16() if x.is_floating_point() else x for x in inputs))
-    assert rounded.dtype == torch.bfloat16
-    torch.testing.assert_close(rounded.float(), want, rtol=0.1, atol=0.1)
+    for a, b in zip(rounded, want, strict=True):
+        assert a.dtype == torch.bfloat16
+        torch.testing.assert_close(a.float(), b, rtol=0.1, atol=0.1)
     with torch.autocast("cpu", torch.bfloat16):
-        assert search_attention(*inputs).dtype == torch.bfloat16
+        assert search_attention(*inputs)[0].dtype == torch.bfloat16
 
 
 def test_interpolation_is_the_product_with_hats() -> None:

@@ -52,18 +52,17 @@ def pooled_values(found: FoundAttention, history: History, chosen: list[int], lo
     if not chosen:
         return torch.zeros(found.output_dim)
     z = torch.stack([with_gaps(found.gap_embedding, history, t) for t in chosen])
-    weights = logits.softmax(dim=0)
-    return torch.cat([weights[:, a] @ (z @ found.value[a].t()) for a in range(logits.shape[1])])
+    total = 1 + logits.exp().sum(dim=0)
+    weights = logits.exp() / total
+    return torch.cat([*(weights[:, a] @ (z @ found.value[a].t()) for a in range(logits.shape[1])), total.log()])
 
 
 def target_attention_by_hand(attention: TargetAttention, q: Tensor, history: History, chosen: list[int]) -> Tensor:
-    """softmax((W_b z) . (W_a q) / sqrt(d)) of each head."""
+    """softmax((W_b z) . (W_a q)) of each head, over visits and none."""
     logits = [
         torch.stack(
             [
-                (w_b @ with_gaps(attention.found.gap_embedding, history, t))
-                @ (w_a @ q)
-                / sqrt(attention.found.head_dim)
+                (w_b @ with_gaps(attention.found.gap_embedding, history, t)) @ (w_a @ q)
                 for w_a, w_b in zip(attention.from_query, attention.from_visit, strict=True)
             ]
         )

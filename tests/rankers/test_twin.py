@@ -1,7 +1,5 @@
 """TWIN against its equations, a sample and a visit at a time, and what makes its two stages consistent."""
 
-from math import sqrt
-
 import pytest
 import torch
 from torch import Tensor
@@ -38,10 +36,9 @@ def gap_vectors(tower: TWIN, gaps: Tensor) -> list[Tensor]:
 
 
 def relevance(tower: TWIN, q: Tensor, k: Tensor, gaps: Tensor) -> Tensor:
-    """alpha = (k W^h)(q W^q)^T / sqrt(d) + sum of beta_j (e_j . w_j), [A]."""
-    d = tower.found.head_dim
+    """alpha = (k W^h)(q W^q)^T + sum of beta_j (e_j . w_j), [A]."""
     crossed = torch.stack([e @ w for e, w in zip(gap_vectors(tower, gaps), tower.cross, strict=True)])
-    inherent = [(h @ k) @ (w @ q) / sqrt(d) for h, w in zip(tower.inherent, tower.from_query, strict=True)]
+    inherent = [(h @ k) @ (w @ q) for h, w in zip(tower.inherent, tower.from_query, strict=True)]
     return torch.stack(inherent) + tower.beta @ crossed
 
 
@@ -54,9 +51,11 @@ def twin_by_hand(tower: TWIN, query: Tensor, history: History) -> Tensor:
         if not chosen:
             rows.append(torch.zeros(tower.output_dim))
             continue
-        weights = torch.stack([alpha[t] for t in chosen]).softmax(dim=0)
+        weights = torch.stack([alpha[t] for t in chosen]).exp()
+        total = 1 + weights.sum(dim=0)
         z = torch.stack([torch.cat([keys[t], *gap_vectors(tower, gaps[t])]) for t in chosen])
-        rows.append(torch.cat([weights[:, a] @ (z @ v.t()) for a, v in enumerate(tower.found.value)]))
+        heads = [weights[:, a] / total[a] @ (z @ v.t()) for a, v in enumerate(tower.found.value)]
+        rows.append(torch.cat([*heads, total.log()]))
     return torch.stack(rows)
 
 
@@ -94,3 +93,21 @@ def test_the_search_follows_the_gaps() -> None:
     far[7] = 10
     assert int(tower.search(*tower.queries(query), history._replace(gaps=far))) == 7
     assert found != 7
+
+
+def test_relevance_starts_as_a_similarity() -> None:
+    torch.manual_seed(0)
+    tower = TWIN(D, G)
+    query, _ = make([1] * 50)
+    queries, _ = tower.queries(query)
+    assert (torch.einsum("bad,bd->ba", queries, query) > 0).all(), "the target itself matches in every head"
+
+
+def test_none_of_the_visits_takes_the_weight_of_those_that_match_badly() -> None:
+    torch.manual_seed(0)
+    tower = TWIN(D, G)
+    query, history = make([20])
+    heads, strength = tower(100 * query, history._replace(keys=-100 * query.expand(20, -1))).split([D, 4], dim=1)
+    assert heads.abs().max() < 1e-6 and strength.abs().max() < 1e-6
+    _, strength = tower(100 * query, history._replace(keys=100 * query.expand(20, -1))).split([D, 4], dim=1)
+    assert (strength > 10).all()
