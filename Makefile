@@ -27,9 +27,14 @@ $(STAMP): requirements/common.txt requirements/$(LOCK).txt setup.py
 	$(BIN)/placerank doctor
 	@touch $@
 
-demo: $(STAMP) ## a simulated city, all the way: simulate, prepare, train on two ranks, evaluate, export; in runs/demo
+# The alignment is cut short to fit into minutes: 20 steps, a small reward model.
+demo: $(STAMP) ## a simulated city, all the way from simulate to export, training on two ranks; in runs/demo
 	$(BIN)/placerank simulate --out runs/demo/raw --overwrite
 	$(BIN)/placerank prepare --input runs/demo/raw --out runs/demo/data --overwrite
+	$(BIN)/placerank align --data runs/demo/data --out runs/demo/align --overwrite \
+		--reward.lists 100 --reward.held-out-lists 40 --reward.negatives 7 --gdpo.pairs 320 --queries 500
+	$(BIN)/placerank tokenize --data runs/demo/data --embeddings runs/demo/align --out runs/demo/tokens --overwrite \
+		--codebook.codes 128
 	$(BIN)/placerank train --data runs/demo/data --run runs/demo/din --nproc 2 --epochs 2 --overwrite
 	$(BIN)/placerank evaluate --run runs/demo/din --overwrite
 	$(BIN)/placerank export --run runs/demo/din --out runs/demo/export --overwrite
