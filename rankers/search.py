@@ -56,9 +56,10 @@ def linear_heads(heads: int, width: int, columns: int) -> nn.Parameter:
 
 def similar_heads(of_query: nn.Parameter, columns: int) -> nn.Parameter:
     """A linear map a head, [A, d, columns], that starts equal to the query's [A, d, D] in its first D columns."""
-    of_visit = linear_heads(*of_query.shape[:2], columns)
+    heads, width, dim = of_query.shape
+    of_visit = linear_heads(heads, width, columns)
     with torch.no_grad():
-        of_visit[..., : of_query.shape[2]] = of_query
+        of_visit[..., :dim] = of_query
     return of_visit
 
 
