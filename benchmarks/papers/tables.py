@@ -18,6 +18,7 @@ from matplotlib import pyplot as plt
 Line = dict[str, Any]
 _DIGITS = 5
 _NONE = Interval(math.nan, math.nan, math.nan)
+VALIDATION = "validation split"
 HEADLINE = ("auc", "gauc", "ndcg@10")
 SHOWN = {  # parts beside the whole test split, by table
     "lgsid": ("first visits", "head items", "tail items"),
@@ -45,7 +46,7 @@ def lines_of(table: str, cells: Sequence[Cell]) -> list[Line]:
         title = next(iter(mine.values()))[0].variant.title
         about = {"table": table, "dataset": dataset, "tower": tower, "variant": variant, "title": title}
         drawn = _bootstrap(mine, plain)
-        for part in dict.fromkeys(part for _, kept in mine.values() for part in kept["test"]):
+        for part in dict.fromkeys(part for _, kept in mine.values() for part in _parts(kept)):
             for metric in METRICS:
                 values, base = (
                     {seed: v for seed, (_, kept) in of.items() if (v := _value(kept, part, metric)) is not None}
@@ -57,8 +58,15 @@ def lines_of(table: str, cells: Sequence[Cell]) -> list[Line]:
     return lines
 
 
+def _parts(kept: dict[str, Any]) -> dict[str, Any]:
+    """The test split's, and the whole validation split: the time between training and test. With one pass it is only
+    looked at, so it is a second test, and one that begins where training ends."""
+    last = kept.get("valid", [])[-1:]
+    return {**kept["test"], **({VALIDATION: last[0]} if last else {})}
+
+
 def _value(kept: dict[str, Any], part: str, metric: str) -> float | None:
-    value = kept["test"].get(part, {}).get(metric)
+    value = _parts(kept).get(part, {}).get(metric)
     return None if value is None else float(value)
 
 
@@ -124,7 +132,9 @@ def markdown(table: str, lines: list[Line]) -> str:
             told = request is not None and request["request_low"] != ""
             cells.append(f"[{request['request_low']:+.4f}, {request['request_high']:+.4f}]" if told and request else "")
             out.append(_row(cells))
-        parts = [p for p in SHOWN[table] if any(x["dataset"] == dataset and x["part"] == p for x in lines)]
+        parts = [
+            p for p in (VALIDATION, *SHOWN[table]) if any(x["dataset"] == dataset and x["part"] == p for x in lines)
+        ]
         out += ["", "AUC by part: plain, then differences\n", _row(["tower", "variant", *parts])]
         out.append(_row(["---"] * (2 + len(parts))))
         for _, tower, variant, title in here:

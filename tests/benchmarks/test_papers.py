@@ -14,7 +14,7 @@ from placerank.benchmarks.papers import cells as cells_module
 from placerank.benchmarks.papers.cells import Budget, Cell, Workplace, activity_parts, fits, locked, measure
 from placerank.benchmarks.papers.grids import HGIT, NONE, PLAIN, REST, TABLES, grid_of
 from placerank.benchmarks.papers.paired import mean_and_spread, paired_bootstrap, paired_t
-from placerank.benchmarks.papers.tables import draw, lines_of, markdown
+from placerank.benchmarks.papers.tables import VALIDATION, draw, lines_of, markdown
 from placerank.data.prepare import PrepareConfig, prepare
 from placerank.data.simulate import SimulateConfig, simulate
 from placerank.rankers.tower import TOWERS
@@ -118,7 +118,8 @@ def _keep(cell: Cell, auc: float, tail: float, requests: list[float]) -> None:
     cell.path.parent.mkdir(parents=True, exist_ok=True)
     np.save(cell.path.with_suffix(".npy"), np.array(requests, np.float32))
     test = {"all": {"auc": auc, "request_auc": np.nanmean(requests)}, "tail items": {"auc": tail}}
-    cell.path.write_text(json.dumps({"config": {"of": cell.variant.name}, "test": test}))
+    kept = {"config": {"of": cell.variant.name}, "test": test, "valid": [{"auc": 0.1}, {"auc": auc - 0.1, "epoch": 2}]}
+    cell.path.write_text(json.dumps(kept))
 
 
 def test_table_of_kept_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +141,7 @@ def test_table_of_kept_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (rest["low"], rest["high"]) == pytest.approx((0.02033 - half, 0.02033 + half), abs=2e-5)
     assert rest["relative"] == pytest.approx(0.02033 / 0.81, abs=1e-5)
     assert at["rest", "tail items", "auc"]["difference"] == 0
+    assert at["none", VALIDATION, "auc"]["mean"] == pytest.approx(0.71, abs=1e-5)  # of the last epoch
     assert at["rest", "all", "request_auc"]["request_low"] == pytest.approx(0.1, abs=1e-5)
     text = markdown("whole", lines)
     assert "0.8100 ± 0.0100" in text and "+0.0203 [" in text and "] *" in text
