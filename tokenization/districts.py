@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
-from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from ..data.geohash import LONGEST, geohash_encode
 
@@ -67,6 +66,8 @@ class Districts:
         Raises:
             ValueError: no item has coordinates.
         """
+        from sklearn.cluster import KMeans, MiniBatchKMeans  # two seconds, which only items without districts pay
+
         known = np.isfinite(lat) & np.isfinite(lon)
         if not known.any():
             raise ValueError(f"none of the {len(lat):,} items has coordinates, expected some to derive districts from")
