@@ -4,7 +4,7 @@ AKT-Rec (arXiv 2605.23310), section 3.2 "hierarchical feature aggregation". The 
 formulas; these are ours (design, section 7).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -132,11 +132,8 @@ class HierarchicalViews(nn.Module):
             activity: of user and item, [B, A].
             context: where the tower uses it.
         """
-        if self.inner is not None:
-            queries = [*queries, queries[0][:, self.inner :]]
-        seen = self._histories(keys, offsets, gaps, context)
-        interests = [t(query, *view) for t, query, view in zip(self._towers(), queries, seen, strict=True)]
-        return self._fuse(interests, activity)
+        views = self._views(queries, keys, offsets, gaps, context)
+        return self._fuse([tower(query, *seen) for tower, query, seen in views], activity)
 
     def forward_with_loss(
         self,
@@ -148,18 +145,28 @@ class HierarchicalViews(nn.Module):
         context: Context | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """As ``forward``, and the mean of the towers' own losses where they have one; used in training."""
-        if self.inner is not None:
-            queries = [*queries, queries[0][:, self.inner :]]
-        seen = self._histories(keys, offsets, gaps, context)
         interests, losses = [], []
-        for tower, query, view in zip(self._towers(), queries, seen, strict=True):
-            interest, loss = tower.forward_with_loss(query, *view)
+        for tower, query, seen in self._views(queries, keys, offsets, gaps, context):
+            interest, loss = tower.forward_with_loss(query, *seen)
             interests.append(interest)
             losses += [] if loss is None else [loss]
         return *self._fuse(interests, activity), torch.stack(losses).mean() if losses else None
 
     def _towers(self) -> list[InterestTower]:
         return cast(list[InterestTower], list(self.towers))
+
+    def _views(
+        self,
+        queries: Sequence[Tensor],
+        keys: Sequence[Tensor],
+        offsets: Tensor,
+        gaps: Tensor,
+        context: Context | None,
+    ) -> Iterator[tuple[InterestTower, Tensor, tuple[History, Context | None]]]:
+        """By view: its tower, the query, and what it sees of the history."""
+        if self.inner is not None:
+            queries = [*queries, queries[0][:, self.inner :]]
+        return zip(self._towers(), queries, self._histories(keys, offsets, gaps, context), strict=True)
 
     def _histories(
         self, keys: Sequence[Tensor], offsets: Tensor, gaps: Tensor, context: Context | None
