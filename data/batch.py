@@ -95,7 +95,7 @@ class LossInputs(NamedTuple):
         item_cluster: of the target, row of the cluster table, 0 where unknown or there is none, int64 [B].
         item_head, user_head: whether target and user belong to the most active ones, bool [B].
         place: of the target, unit vector, NaN where unknown, float32 [B, 3].
-        radius_scale: of the target (``data/density.py``), float32 [B].
+        radius_scale: of the target (``data/density.py``), float32 [B]; 1 unless radii are density-adaptive.
     """
 
     item_cluster: Tensor

@@ -64,7 +64,8 @@ class Catalog:
             self.activity = activity_features(count, (now - last).double() / (24 * _HOUR)).to(device)
             self.item_head = find_heads(count).to(device)
             self.user_head = find_heads(_tensor(users["positives"], np.int64)).to(device)
-            self.radius_scale = torch.from_numpy(density_scale(lat.numpy(), lon.numpy())).to(device)
+            scale = density_scale(lat.numpy(), lon.numpy()) if features.adaptive else np.ones(len(items), np.float32)
+            self.radius_scale = torch.from_numpy(scale).to(device)
             columns = [self.item_rows[name][:, None] for name in features.attributes]
             self.attributes = torch.cat([torch.empty(len(items), 0, dtype=torch.int64, device=device), *columns], dim=1)
 

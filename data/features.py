@@ -80,6 +80,8 @@ class Features:
     """Whether batches carry a Context."""
     traits: bool = False
     """Whether batches carry Traits."""
+    adaptive: bool = False
+    """Whether radii of the contrast follow how dense it is around an item."""
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -128,6 +130,7 @@ def build_features(
     context: bool = False,
     traits: bool = False,
     semantic: dict[str, int] | None = None,
+    adaptive: bool = False,
 ) -> Features:
     """Resolve a config against the vocabularies of a prepared folder.
 
@@ -138,6 +141,7 @@ def build_features(
         context: whether batches carry a Context, for a tower that uses it.
         traits: whether batches carry Traits, for plug-ins.
         semantic: tables made of semantic IDs -> rows, row 0 included.
+        adaptive: whether ReST's radii are density-adaptive.
 
     An attribute that no item has (a vocabulary of one row, the out-of-vocabulary one) makes no table.
 
@@ -168,4 +172,4 @@ def build_features(
     width = config.pooled_dim
     pooled += [Table(n, rows, width, both[n], mean=True) for n, rows in semantic.items() if n.startswith(NGRAM)]
     pooled += [Table(n, rows, width, (n,)) for n, rows in semantic.items() if n == USER_CLUSTER]
-    return Features(tuple(sequence), tuple(pooled), tuple(config.dense), context, traits)
+    return Features(tuple(sequence), tuple(pooled), tuple(config.dense), context, traits, adaptive)

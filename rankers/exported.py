@@ -59,7 +59,8 @@ def load_features(file: Path) -> Features:
     """The description that ``save_features`` wrote."""
     plain = json.loads(file.read_text())
     tables = lambda key: tuple(Table(**{**t, "features": tuple(t["features"])}) for t in plain[key])  # noqa: E731
-    return Features(tables("sequence"), tables("pooled"), tuple(plain["dense"]), plain["context"], plain["traits"])
+    rest = {name: plain[name] for name in ("context", "traits", "adaptive")}
+    return Features(tables("sequence"), tables("pooled"), tuple(plain["dense"]), **rest)
 
 
 def export_scorer(scorer: Scorer, features: Features, file: Path) -> None:

@@ -74,7 +74,13 @@ def read_inputs(data: Path, features: FeatureConfig, ranker: RankerConfig) -> In
         if ranker.akt.enabled and ranker.akt.users:
             sizes[USER_CLUSTER] = sizes[CLUSTER]
     resolved = build_features(
-        features, manifest["tables"], manifest["user_columns"], ranker.uses_context, ranker.uses_traits, sizes
+        features,
+        manifest["tables"],
+        manifest["user_columns"],
+        ranker.uses_context,
+        ranker.uses_traits,
+        sizes,
+        adaptive=ranker.rest.enabled and ranker.rest.density_adaptive,
     )
     if ranker.rest.enabled and ranker.rest.contrast and not items["lat"].is_valid().to_numpy().any():
         raise ValueError(f"{data}: rest contrasts items by where they are, and none has coordinates; leave rest out")
