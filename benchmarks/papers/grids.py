@@ -18,6 +18,7 @@ class Variant:
         tokenizer: whose semantic IDs join the features; None: none do.
         aligned: whether those are of the embeddings given as --embeddings, not of the encoder as it comes.
         codes: a level of theirs, where not the budget's.
+        activity: whether the tower is given as dense features what AKT-Rec's gate and views see of item and user.
         rest, akt: the plug-ins.
     """
 
@@ -26,6 +27,7 @@ class Variant:
     tokenizer: str | None = None
     aligned: bool = False
     codes: int | None = None
+    activity: bool = False
     rest: RestConfig = field(default_factory=RestConfig)
     akt: AktConfig = field(default_factory=AktConfig)
 
@@ -36,6 +38,7 @@ def _preset(name: str) -> RestConfig:
 
 
 NONE = Variant(name=PLAIN, title="none")
+ACTIVITY = Variant(name="activity", title="activity as a feature", activity=True)
 HGIT = Variant(name="hgit", title="HGIT (LGSID)", tokenizer="hgit")
 LGSID = Variant(name="lgsid", title="LGSID, aligned encoder", tokenizer="hgit", aligned=True)
 REST = Variant(name="rest", title="ReST", rest=_preset("rest"))
@@ -80,8 +83,8 @@ MENDED = (
     replace(REST, name="rest-weight-0.1", title="ReST, weight 0.1", rest=replace(REST.rest, weight=0.1)),
     replace(REST, name="rest-weight-1", title="ReST, weight 1", rest=replace(REST.rest, weight=1.0)),
     replace(REST, name="rest-warm-up", title="ReST's warm-up alone", rest=replace(REST.rest, contrast=[])),
-    replace(HGIT, name="hgit-64", title="HGIT, 64 codes a level", codes=64),
-    replace(AKT[-1], name="akt-views-64", title="AKT-Rec, 64 clusters", codes=64),
+    replace(HGIT, name="hgit-512", title="HGIT, 512 codes a level", codes=512),
+    replace(AKT[-1], name="akt-views-512", title="AKT-Rec, 512 clusters", codes=512),
     replace(AKT[-1], name="akt-weight-0.1", title="AKT-Rec, weight 0.1", akt=replace(AKT[-1].akt, one_way_weight=0.1)),
 )
 """Ways to mend a missing gain, tried on DIN: of the plug-ins' own numbers, none of the baseline's."""
@@ -107,7 +110,7 @@ TABLES: dict[str, Grid] = {
         "basm": (NONE, REST),
     },
     # HGIT alone is the base of the ladder: with clusters come the semantic IDs that they are made of
-    "akt": {tower: (NONE, HGIT, *AKT) for tower in ("din", "twin")},
+    "akt": {tower: (NONE, ACTIVITY, HGIT, *AKT) for tower in ("din", "twin")},
     "mend": {"din": (NONE, REST, HGIT, AKT[-1], *MENDED)},
     "beyond": {"din": (NONE, REST, *BEYOND)},
     "whole": {tower: (NONE, HGIT, REST, AKT[-1], ALL) for tower in ("din", "twin")},
