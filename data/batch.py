@@ -1,6 +1,7 @@
 """What the loader yields, and what the ranker takes.
 
-Shapes: B samples, T history entries in all of them together (jagged), F dense columns, G gap columns.
+Shapes: B samples, T history entries in all of them together (jagged), F dense columns, G gap columns, U distinct items
+among targets and visits of a batch: what belongs to an item is looked up and computed once, however often it was met.
 """
 
 from dataclasses import dataclass, fields
@@ -74,28 +75,25 @@ class Traits(NamedTuple):
     """What the plug-ins (ReST, AKT-Rec) know of items and users besides embeddings. F attributes, A activity columns.
 
     Attributes:
-        attributes: of the target, rows of their tables, 0 where unknown, int64 [B, F].
-        activity: of the target (``data/activity.py``), float32 [B, A].
-        visit_attributes: int64 [T, F].
-        visit_activity: float32 [T, A].
+        attributes: of the items, rows of their tables, 0 where unknown, int64 [U, F].
+        activity: of the items (``data/activity.py``), float32 [U, A].
         user_activity: of the user, as the sample's history shows it, float32 [B, A].
     """
 
     attributes: Tensor
     activity: Tensor
-    visit_attributes: Tensor
-    visit_activity: Tensor
     user_activity: Tensor
 
 
 class LossInputs(NamedTuple):
-    """What the plug-ins' own losses ask of a sample.
+    """What the plug-ins' own losses ask of items and users.
 
     Attributes:
-        item_cluster: of the target, row of the cluster table, 0 where unknown or there is none, int64 [B].
-        item_head, user_head: whether target and user belong to the most active ones, bool [B].
-        place: of the target, unit vector, NaN where unknown, float32 [B, 3].
-        radius_scale: of the target (``data/density.py``), float32 [B]; 1 unless radii are density-adaptive.
+        item_cluster: row of the cluster table, 0 where unknown or there is none, int64 [U].
+        item_head: whether the item belongs to the most active ones, bool [U].
+        user_head: whether the sample's user does, bool [B].
+        place: of the items, unit vectors, NaN where unknown, float32 [U, 3].
+        radius_scale: of the items (``data/density.py``), float32 [U]; 1 unless radii are density-adaptive.
     """
 
     item_cluster: Tensor
@@ -113,24 +111,27 @@ class RankingBatch(Pipelineable):
     """What the ranker takes, on its device.
 
     Attributes:
-        sequence: keys of the EmbeddingCollection: for each table the target's feature, then the history's. A table of
-            ``Features.few`` has the distinct rows of both in the history's feature, all with the first sample.
+        items: keys of the EmbeddingCollection: each table's rows of the distinct items, [U] a key; all belong to one
+            "sample" of the tensor.
+        target: which of the items each sample is about, int64 [B].
+        visits: which of them was visited, oldest first, int64 [T].
+        offsets: sample b's visits are entries offsets[b] to offsets[b+1], int64 [B+1].
         pooled: keys of the EmbeddingBagCollection.
         dense: float32 [B, F].
         history_gaps: log(1 + hours) and log(1 + km) of each history entry, float32 [T, G].
         label: float32 [B].
-        places: for each of ``Features.few``, where among its distinct rows those of targets and of visits stand, int64
-            [F, B + T]; None: every table has its rows in full.
         context: for towers that use it, else None.
         traits, loss_inputs: for plug-ins, else None.
     """
 
-    sequence: KeyedJaggedTensor
+    items: KeyedJaggedTensor
+    target: Tensor
+    visits: Tensor
+    offsets: Tensor
     pooled: KeyedJaggedTensor
     dense: Tensor
     history_gaps: Tensor
     label: Tensor
-    places: Tensor | None = None
     context: Context | None = None
     traits: Traits | None = None
     loss_inputs: LossInputs | None = None

@@ -58,10 +58,12 @@ class Catalog:
             for c in users.column_names
             if c.endswith("_row")
         }
-        if features.traits:
+        self.has_activity = features.traits or "activity" in features.dense
+        if self.has_activity:
             now = max(pc.max(items["last_positive"]).as_py(), 0)
             count, last = (_tensor(items[c], np.int64) for c in ("positives", "last_positive"))
             self.activity = activity_features(count, (now - last).double() / (24 * _HOUR)).to(device)
+        if features.traits:
             self.item_head = find_heads(count).to(device)
             self.user_head = find_heads(_tensor(users["positives"], np.int64)).to(device)
             scale = density_scale(lat.numpy(), lon.numpy()) if features.adaptive else np.ones(len(items), np.float32)
@@ -125,38 +127,32 @@ class Catalog:
         to = lambda x: x.to(self.device, non_blocking=True)  # noqa: E731
         ids = sample.ids.to(self.device, non_blocking=True)
         item, user, history = ids["item"].values(), ids["user"].values(), ids["history"]
-        sequence, places = self._sequence(item, history.values(), history.lengths())
+        hours = to(sample.history_hours)
+        found, place = torch.cat([item, history.values()]).unique(return_inverse=True)
+        target, visits = place.split([item.numel(), history.values().numel()])
+        user_activity = self.user_activity(history.offsets(), hours) if self.has_activity else None
         return RankingBatch(
-            sequence=sequence,
+            items=self._items(found),
+            target=target,
+            visits=visits,
+            offsets=history.offsets().long(),
             pooled=self._pooled_ids(user, item, to(sample.time), history),
-            dense=self._dense(sample, item),
-            history_gaps=self._gaps(item, history.values(), history.lengths(), to(sample.history_hours)),
+            dense=self._dense(sample, item, user_activity),
+            history_gaps=self._gaps(item, history.values(), history.lengths(), hours),
             label=to(sample.label),
-            places=places,
             context=self._context(sample, item, history) if self.features.context else None,
-            traits=self._traits(item, history, to(sample.history_hours)) if self.features.traits else None,
-            loss_inputs=self._loss_inputs(item, user) if self.features.traits else None,
+            traits=self._traits(found, user_activity) if self.features.traits else None,
+            loss_inputs=self._loss_inputs(found, user) if self.features.traits else None,
         )
 
-    def _sequence(self, item: Tensor, history: Tensor, lengths: Tensor) -> tuple[KeyedJaggedTensor, Tensor]:
-        one, none = torch.ones_like(item, dtype=lengths.dtype), torch.zeros_like(lengths)
-        both = torch.cat([item, history])
-        values: list[Tensor] = []
-        all_lengths: list[Tensor] = []
-        places = []
-        for table in self.features.sequence:
-            rows = both if table.name == "item" else self.item_rows[table.name].index_select(0, both)
-            if table.name in self.features.few:
-                found, place = _distinct(rows, table.rows)
-                places.append(place)
-                values.append(found)
-                all_lengths += [none, none.index_fill(0, none.new_zeros(min(1, len(none))).long(), len(found))]
-            else:
-                values.append(rows)
-                all_lengths += [one, lengths]
-        keys = [key for table in self.features.sequence for key in table.features]
-        kjt = KeyedJaggedTensor(keys=keys, values=torch.cat(values), lengths=torch.cat(all_lengths))
-        return kjt, torch.stack(places) if places else both.new_empty(0, len(both))
+    def _items(self, found: Tensor) -> KeyedJaggedTensor:
+        """Rows of the distinct items [U] in each table."""
+        columns = [found if t.name == "item" else self.item_rows[t.name][found] for t in self.features.sequence]
+        return KeyedJaggedTensor(
+            keys=self.features.item_keys,
+            values=torch.cat(columns),
+            lengths=torch.full((len(columns),), len(found), device=found.device),
+        )
 
     def _pooled_ids(self, user: Tensor, item: Tensor, time: Tensor, history: JaggedTensor) -> KeyedJaggedTensor:
         values, lengths = [], []
@@ -183,7 +179,7 @@ class Catalog:
                 lengths.append(history.lengths().long())
         return KeyedJaggedTensor(keys=self.features.pooled_keys, values=torch.cat(values), lengths=torch.cat(lengths))
 
-    def _dense(self, sample: SampleBatch, item: Tensor) -> Tensor:
+    def _dense(self, sample: SampleBatch, item: Tensor, user_activity: Tensor | None) -> Tensor:
         columns = [torch.empty(item.numel(), 0, device=self.device)]
         for name in self.features.dense:
             if name == "distance":
@@ -191,6 +187,9 @@ class Catalog:
                 columns += [km.nan_to_num(0).log1p()[:, None], (~km.isnan()).float()[:, None]]
             elif name == "visits":
                 columns.append(sample.visits.to(self.device).float().log1p()[:, None])
+            elif name == "activity":
+                assert user_activity is not None
+                columns += [self.activity[item], user_activity]
         return torch.cat(columns, dim=1)
 
     def _gaps(self, item: Tensor, history: Tensor, lengths: Tensor, hours: Tensor) -> Tensor:
@@ -214,24 +213,22 @@ class Catalog:
             visit_place=self.place[visits],
         )
 
-    def _traits(self, item: Tensor, history: JaggedTensor, hours: Tensor) -> Traits:
-        visits = history.values()
+    def _traits(self, found: Tensor, user_activity: Tensor | None) -> Traits:
+        assert user_activity is not None
         return Traits(
-            attributes=self.attributes.index_select(0, item),  # on the CPU twice as fast as [item]
-            activity=self.activity.index_select(0, item),
-            visit_attributes=self.attributes.index_select(0, visits),
-            visit_activity=self.activity.index_select(0, visits),
-            user_activity=self.user_activity(history.offsets(), hours),
+            attributes=self.attributes.index_select(0, found),  # on the CPU twice as fast as [found]
+            activity=self.activity.index_select(0, found),
+            user_activity=user_activity,
         )
 
-    def _loss_inputs(self, item: Tensor, user: Tensor) -> LossInputs:
-        cluster = self.item_rows[CLUSTER][item] if CLUSTER in self.item_rows else torch.zeros_like(item)
+    def _loss_inputs(self, found: Tensor, user: Tensor) -> LossInputs:
+        cluster = self.item_rows[CLUSTER][found] if CLUSTER in self.item_rows else torch.zeros_like(found)
         return LossInputs(
             item_cluster=cluster,
-            item_head=self.item_head[item],
+            item_head=self.item_head[found],
             user_head=self.user_head[user],
-            place=self.place[item],
-            radius_scale=self.radius_scale[item],
+            place=self.place[found],
+            radius_scale=self.radius_scale[found],
         )
 
     def _hour(self, time: Tensor, item: Tensor) -> Tensor:
@@ -244,17 +241,6 @@ def with_columns(items: pa.Table, rows: dict[str, Tensor]) -> pa.Table:
     for name, values in rows.items():
         items = items.append_column(f"{name}_row", pa.array(values.numpy()))
     return items
-
-
-def _distinct(rows: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Rows [T] of a small table of that size: the distinct ones, rising [N], and where each row stands among them [T].
-
-    By a mark for each row of the table: no sort.
-    """
-    found = torch.zeros(size, dtype=torch.bool, device=rows.device).index_fill_(0, rows, True).nonzero().squeeze(1)
-    place = torch.empty(size, dtype=torch.int64, device=rows.device)
-    place[found] = torch.arange(len(found), device=rows.device)
-    return found, place.index_select(0, rows)
 
 
 def _ranges(start: Tensor, length: Tensor) -> Tensor:

@@ -1,22 +1,24 @@
 """One description of features, from which batches, tables and the ranker's widths all follow.
 
-Sequence features are looked up row by row in an EmbeddingCollection: the target item and the history share the
-rows of each table. Pooled features are looked up in an EmbeddingBagCollection. Dense features are numbers.
+Sequence features are looked up row by row in an EmbeddingCollection, once for each distinct item of a batch: the target
+and the history take their rows from there. Pooled features are looked up in an EmbeddingBagCollection. Dense features
+are numbers.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .activity import ACTIVITY_DIM
+
 HOURS_PER_WEEK = 168
 ITEM_ATTRIBUTES = ("category", "brand", "price", "province", "city", "district")
-DENSE_WIDTHS = {"distance": 2, "visits": 1}
-"""Dense features and how many columns each takes: log(1 + km) with a known flag; log(1 + visits)."""
+DENSE_WIDTHS = {"distance": 2, "visits": 1, "activity": 2 * ACTIVITY_DIM}
+"""Dense features and how many columns each takes: log(1 + km) with a known flag; log(1 + visits); how active item and
+user are (``data/activity.py``)."""
 LEVEL, NGRAM = "semantic_", "prefix_"
 """Tables of semantic IDs: a level of the ID (semantic_1), or a prefix (prefix_2 is of the first two levels)."""
 CLUSTER, USER_CLUSTER = "cluster", "user_cluster"
 """Tables of AKT-Rec's clusters of items, and of users."""
-FEW_ROWS = 16_384
-"""A table of target and history with no more rows is looked up once for each distinct row of a batch."""
 HISTORY_GAPS = 2
 """Columns of the history's gaps: log(1 + hours) since the visit, log(1 + km) from that place to the target item."""
 
@@ -88,13 +90,8 @@ class Features:
         return self.sequence + self.pooled
 
     @property
-    def few(self) -> list[str]:
-        """Tables of target and history that have few rows beside a batch's visits; the items' is never one."""
-        return [t.name for t in self.sequence[1:] if t.rows <= FEW_ROWS]
-
-    @property
     def query_dim(self) -> int:
-        """Columns of the target's rows side by side, and of each history entry's."""
+        """Columns of an item's rows side by side, the target's and those of the history."""
         return sum(t.dim for t in self.sequence)
 
     @property
@@ -106,12 +103,8 @@ class Features:
         return sum(DENSE_WIDTHS[name] for name in self.dense)
 
     @property
-    def target_keys(self) -> list[str]:
+    def item_keys(self) -> list[str]:
         return [t.features[0] for t in self.sequence]
-
-    @property
-    def history_keys(self) -> list[str]:
-        return [t.features[1] for t in self.sequence]
 
     @property
     def pooled_keys(self) -> list[str]:
@@ -154,11 +147,12 @@ def build_features(
 
     shared = present(config.history_attributes)
     d = config.embedding_dim
-    sequence = [Table("item", tables["item"], d, ("item", "history"))]
-    sequence += [Table(n, tables[n], d, (f"item_{n}", f"history_{n}")) for n in shared]
+    sequence = [Table("item", tables["item"], d, ("item",))]
+    sequence += [Table(n, tables[n], d, (f"item_{n}",)) for n in shared]
     semantic = semantic or {}
-    both = {name: (f"item_{name}", f"history_{name}") for name in semantic}
-    sequence += [Table(n, rows, d, both[n]) for n, rows in semantic.items() if n.startswith(LEVEL) or n == CLUSTER]
+    sequence += [
+        Table(n, rows, d, (f"item_{n}",)) for n, rows in semantic.items() if n.startswith(LEVEL) or n == CLUSTER
+    ]
 
     rest = [n for n in present(ITEM_ATTRIBUTES) if n not in shared and n != "category"]
     known = ["user", "hour", *(["category_path"] if tables.get("category", 1) > 1 else []), *rest, *user_columns]
@@ -170,6 +164,7 @@ def build_features(
         rows = {"hour": HOURS_PER_WEEK, "category_path": tables["category"]}.get(name) or tables[name]
         pooled.append(Table(name, rows, config.pooled_dim, (f"item_{name}" if name in rest else name,)))
     width = config.pooled_dim
-    pooled += [Table(n, rows, width, both[n], mean=True) for n, rows in semantic.items() if n.startswith(NGRAM)]
+    ngrams = {n: rows for n, rows in semantic.items() if n.startswith(NGRAM)}
+    pooled += [Table(n, rows, width, (f"item_{n}", f"history_{n}"), mean=True) for n, rows in ngrams.items()]
     pooled += [Table(n, rows, width, (n,)) for n, rows in semantic.items() if n == USER_CLUSTER]
     return Features(tuple(sequence), tuple(pooled), tuple(config.dense), context, traits, adaptive)

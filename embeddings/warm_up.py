@@ -1,12 +1,10 @@
 """Meta ID warm-up: an item's embedding starts from what its attributes mean.
 
-ReST (arXiv 2511.12947), section 4.2. Shapes: T rows, N of them distinct in their attributes, F attributes, D columns.
+ReST (arXiv 2511.12947), section 4.2. Shapes: N items, F attributes, D columns.
 """
 
 import torch
 from torch import Tensor, nn
-
-from .distinct import Distinct, spread_add
 
 
 class MetaWarmUp(nn.Module):
@@ -62,31 +60,19 @@ class MetaWarmUp(nn.Module):
         content: Tensor = self.mlp((weights[:, :, None] * attributes).flatten(1))
         return content * known.any(dim=1, keepdim=True)
 
-    def forward(
-        self, ids: Tensor, attributes: Tensor, known: Tensor | None = None, groups: Distinct | None = None
-    ) -> Tensor:
-        """Warmed-up embeddings [T, D].
+    def forward(self, ids: Tensor, attributes: Tensor, known: Tensor | None = None) -> Tensor:
+        """Warmed-up embeddings [N, D].
 
         Args:
-            ids: embeddings of the items' ids, [T, D].
-            attributes: embeddings [T, F, D]; with ``groups`` of its distinct rows, [N, F, D].
-            known: bool [T, F], with ``groups`` [N, F]; see ``content``.
-            groups: rows with equal attributes, ``distinct(category_rows, brand_rows)`` say.
-
-        A batch has few combinations of attributes beside its rows of history: with ``groups`` the network sees each
-        once, and T rows cost a sort, a gather and a sum. A row for each sample is better given as it is. Rows of one
-        group lose the same attributes to dropout.
+            ids: embeddings of the items' ids, [N, D].
+            attributes: their attributes' embeddings, [N, F, D].
+            known: bool [N, F]; see ``content``.
 
         Example:
-            >>> from placerank.embeddings.distinct import distinct
-            >>> category, brand = torch.tensor([3, 5, 3, 3]), torch.tensor([0, 1, 0, 2])
-            >>> groups = distinct(category, brand)
-            >>> tables = torch.randn(6, 4), torch.randn(3, 4)
-            >>> rows = category[groups.first], brand[groups.first]
-            >>> attributes = torch.stack([table[row] for table, row in zip(tables, rows)], dim=1)
-            >>> known = torch.stack(rows, dim=1) > 0
-            >>> MetaWarmUp(4, 2)(torch.randn(4, 4), attributes, known, groups).shape
-            torch.Size([4, 4])
+            >>> known = torch.tensor([[True, True], [True, False], [False, False]])
+            >>> ids, attributes = torch.randn(3, 4), torch.randn(3, 2, 4)
+            >>> warm = MetaWarmUp(4, 2)(ids, attributes, known)
+            >>> warm.shape, torch.equal(warm[2], ids[2])
+            (torch.Size([3, 4]), True)
         """
-        content = self.content(attributes, known)
-        return ids + content if groups is None else spread_add(ids, content, groups)
+        return ids + self.content(attributes, known)

@@ -10,18 +10,20 @@ An export folder holds all that scoring needs:
     scorer.pt2         the dense part; ``torch.export.load`` reads it without placerank
 
 ``scorer.pt2`` takes these, for B candidates with T history entries in all, and gives logits float32 [B]; the
-click probability is their sigmoid. B and T are free, T may be 0.
+click probability is their sigmoid. B, T and U are free, T may be 0.
 
-    query     float32 [B, D]   for each of ``sequence`` in features.json the candidate's row of the table, side by side
-    keys      float32 [T, D]   the same of each history entry, oldest first
-    offsets   int64   [B+1]    the history of candidate b is keys[offsets[b]:offsets[b+1]]
+    items     float32 [U, D]   for each of ``sequence`` in features.json an item's row of the table, side by side;
+                               an item that is met more than once needs one row only
+    target    int64   [B]      which of the items is the candidate
+    visits    int64   [T]      which of them the history has, oldest first
+    offsets   int64   [B+1]    the history of candidate b is visits[offsets[b]:offsets[b+1]]
     gaps      float32 [T, 2]   log(1 + hours since the visit), log(1 + km from that place to the candidate)
     pooled    float32 [B, P]   for each of ``pooled``, and each of its features, the sum (or mean, if ``mean``) of the
                                candidate's rows of the table, side by side
     dense     float32 [B, F]   for each of ``dense``: distance gives log(1 + km) (0 if unknown) and 1 if known else 0;
                                visits gives log(1 + the user's earlier visits to the candidate)
     context   a tuple of seven tensors, for towers that use it: ``Context`` in ``data/batch.py``
-    traits    a tuple of five tensors, for plug-ins: ``Traits`` there. A program for a tower that uses no context takes
+    traits    a tuple of three tensors, for plug-ins: ``Traits`` there. A program for a tower that uses no context takes
               None in its place
 
 ``ExportedRanker`` does all of it from samples.
@@ -44,7 +46,6 @@ from ..data.catalog import Catalog
 from ..data.features import HISTORY_GAPS, Features, Table
 from ..data.manifest import read_manifest, write_json
 from ..embeddings.reader import EmbeddingTable, open_table
-from ..embeddings.tables import by_table
 from .ranker import Scorer
 
 FEATURES, SCORER, TABLES = "features.json", "scorer.pt2", "tables"
@@ -69,17 +70,18 @@ def export_scorer(scorer: Scorer, features: Features, file: Path) -> None:
     Raises:
         ValueError: the tower does something that ``torch.export`` can't take.
     """
-    samples, entries = 3, 5
+    samples, entries, items = 3, 5, 4
     example: tuple[Any, ...] = (
-        torch.zeros(samples, features.query_dim),
-        torch.zeros(entries, features.query_dim),
+        torch.zeros(items, features.query_dim),
+        torch.zeros(samples, dtype=torch.int64),
+        torch.zeros(entries, dtype=torch.int64),
         torch.tensor([0, 2, 2, entries]),
         torch.zeros(entries, HISTORY_GAPS),
         torch.zeros(samples, features.pooled_dim),
         torch.zeros(samples, features.dense_dim),
     )
-    B, T = Dim("samples", min=0), Dim("entries", min=0)
-    shapes: tuple[Any, ...] = ({0: B}, {0: T}, {0: B + 1}, {0: T}, {0: B}, {0: B})
+    B, T, U = Dim("samples", min=0), Dim("entries", min=0), Dim("items", min=0)
+    shapes: tuple[Any, ...] = ({0: U}, {0: B}, {0: T}, {0: B + 1}, {0: T}, {0: B}, {0: B})
     # A tensor each, or the program takes two for one; and plain tuples, since a file with a type of ours in it could
     # not be loaded without placerank.
     if features.context:
@@ -88,11 +90,10 @@ def export_scorer(scorer: Scorer, features: Features, file: Path) -> None:
         example += ((*numbers[:2], *places[:2], *numbers[2:], *places[2:]),)
         shapes += (tuple({0: n} for n in (B, B, B, B, T, T, T)),)
     if features.traits:
-        attributes = [torch.zeros(n, len(features.attributes), dtype=torch.int64) for n in (samples, entries)]
-        activity = [torch.zeros(n, ACTIVITY_DIM) for n in (samples, entries, samples)]
+        attributes = torch.zeros(items, len(features.attributes), dtype=torch.int64)
         unused = () if features.context else (None,)
-        example += (*unused, (attributes[0], activity[0], attributes[1], activity[1], activity[2]))
-        shapes += (*unused, tuple({0: n} for n in (B, B, T, T, B)))
+        example += (*unused, (attributes, *(torch.zeros(n, ACTIVITY_DIM) for n in (items, samples))))
+        shapes += (*unused, ({0: U}, {0: U}, {0: B}))
     # Without deferred checks a single sample, or no history at all, would be refused.
     try:
         with torch.no_grad():
@@ -150,17 +151,13 @@ class ExportedRanker:
                 f"scoring needs the tables {', '.join(missing)}, which this export leaves out; export all tables"
             )
         batch = self.catalog.expand(sample)
-        sequence, pooled = batch.sequence.to_dict(), batch.pooled.to_dict()
-        rows = {
-            key: self.tables[t.name].vectors(sequence[key].values())
-            for t in self.features.sequence
-            for key in t.features
-        }
-        query, keys = by_table(self.features, batch, rows)
+        items, pooled = batch.items.to_dict(), batch.pooled.to_dict()
+        rows = [self.tables[t.name].vectors(items[t.features[0]].values()) for t in self.features.sequence]
         logits: Tensor = self.scorer(
-            torch.cat(query, dim=1),
-            torch.cat(keys, dim=1),
-            sequence[self.features.history_keys[0]].offsets().long(),
+            torch.cat(rows, dim=1),
+            batch.target,
+            batch.visits,
+            batch.offsets,
             batch.history_gaps,
             torch.cat([self._pool(t, pooled[key]) for t in self.features.pooled for key in t.features], dim=1),
             batch.dense,

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ..data.features import CLUSTER, LEVEL, Features
 from ..embeddings.cluster_gate import ClusterGate
-from ..embeddings.distinct import distinct
 from ..embeddings.warm_up import MetaWarmUp
 from .akt import AktConfig
 from .rest import RestConfig
@@ -19,12 +18,14 @@ class Items(NamedTuple):
     """Items as towers see them, N of them.
 
     Attributes:
-        vectors: the item's own embedding, [N, D], then its attributes and its semantic ID.
-        cluster: embedding of its cluster, [N, D]; None without clusters.
+        vectors: the item's own embedding, then its attributes and its semantic ID, [N, D].
+        cluster: embedding of its cluster; None without clusters.
+        content: the columns of ``vectors`` after the item's own; None if there are none, or without clusters.
     """
 
     vectors: Tensor
     cluster: Tensor | None
+    content: Tensor | None
 
 
 class ItemEncoder(nn.Module):
@@ -77,7 +78,7 @@ class ItemEncoder(nn.Module):
             activity: ``Traits.activity``, [N, A], for the gate.
         """
         if self.plain:
-            return Items(torch.cat([*rows], dim=1), None)
+            return Items(torch.cat([*rows], dim=1), None, None)
         parts = dict(zip(self.names, rows, strict=True))
         item, cluster = parts.pop("item"), parts.pop(CLUSTER, None)
         if self.gate is not None:
@@ -85,14 +86,9 @@ class ItemEncoder(nn.Module):
             item, _ = self.gate(item, cluster, activity)
         if self.warm_up is not None:
             assert attributes is not None
-            item = self._warm_up(self.warm_up, item, [parts[name] for name in self.attributes], attributes)
+            item = self.warm_up(item, torch.stack([parts[name] for name in self.attributes], dim=1), attributes > 0)
         levels = [parts.pop(name) for name in list(parts) if name.startswith(LEVEL)]
         semantic = [reduce(torch.add, levels)] if levels else []
-        return Items(torch.cat([item, *parts.values(), *semantic], dim=1), cluster)
-
-    def _warm_up(self, warm_up: MetaWarmUp, item: Tensor, embeddings: list[Tensor], rows: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():  # a program for any rows can't say how many of them are distinct
-            return warm_up(item, torch.stack(embeddings, dim=1), rows > 0)
-        groups = distinct(*rows.unbind(1))
-        first = torch.stack([e.index_select(0, groups.first) for e in embeddings], dim=1)
-        return warm_up(item, first, rows.index_select(0, groups.first) > 0, groups)
+        content = [*parts.values(), *semantic]
+        vectors = torch.cat([item, *content], dim=1)
+        return Items(vectors, cluster, torch.cat(content, dim=1) if content and cluster is not None else None)

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..data.activity import ACTIVITY_DIM
 from ..data.batch import Context, LossInputs, RankingBatch, Traits
 from ..data.features import HISTORY_GAPS, USER_CLUSTER, Features
 from ..embeddings.cluster_gate import ClusterGate
-from ..embeddings.distinct import distinct
 from ..embeddings.tables import Embedded, FeatureEmbeddings
 from .akt import AktConfig, one_way_loss
 from .din import Dice
@@ -55,13 +55,11 @@ class Encoded(NamedTuple):
     """What the tables gave, after the plug-ins.
 
     Attributes:
-        query: the targets, [B, D].
-        keys: the history, [T, D].
+        items: the batch's distinct items, U of them.
         pooled: pooled features, users mixed with their clusters, [B, P].
     """
 
-    query: Items
-    keys: Items
+    items: Items
     pooled: Tensor
 
 
@@ -84,11 +82,11 @@ class Scorer(nn.Module):
             own = self.items.dim
             self.tower = HierarchicalViews(
                 make,
-                [dim, own],  # the individual view, which is all that a tower alone would see, and the cluster's
+                # the individual view, which is all that a tower alone would see, the cluster's, and the content's
+                [dim, own, *([dim - own] if dim > own else [])],
                 HISTORY_GAPS,
                 2 * ACTIVITY_DIM,
                 config.akt.view_visits,
-                inner=own if dim > own else None,  # the content's
             )
         else:
             self.tower = make(dim, HISTORY_GAPS)
@@ -101,8 +99,9 @@ class Scorer(nn.Module):
 
     def forward(
         self,
-        query: Tensor,
-        keys: Tensor,
+        items: Tensor,
+        target: Tensor,
+        visits: Tensor,
         offsets: Tensor,
         gaps: Tensor,
         pooled: Tensor,
@@ -113,8 +112,9 @@ class Scorer(nn.Module):
         """Logits float32 [B].
 
         Args:
-            query: rows of the target, of all sequence tables side by side, [B, D].
-            keys: rows of the history, jagged, [T, D].
+            items: rows of distinct items, of all sequence tables side by side, [U, D].
+            target: which of them each sample is about, int64 [B].
+            visits: which of them the history has, jagged, int64 [T].
             offsets: int64 [B+1].
             gaps: of each history entry, [T, G].
             pooled: pooled features, [B, P].
@@ -124,51 +124,48 @@ class Scorer(nn.Module):
         """
         context = None if context is None else Context(*context)
         traits = None if traits is None else Traits(*traits)
-        dim = self.items.dim
-        encoded = self.encode(query.split(dim, dim=1), keys.split(dim, dim=1), pooled, traits)
-        interest, _ = self.interest(encoded, offsets, gaps, context, traits, with_loss=False)
-        return self.logits(encoded, interest, dense)
+        encoded = self.encode(items.split(self.items.dim, dim=1), pooled, traits)
+        query = F.embedding(target, encoded.items.vectors)
+        interest, _ = self.interest(encoded, query, target, visits, offsets, gaps, context, traits, with_loss=False)
+        return self.logits(query, interest, encoded.pooled, dense)
 
-    def encode(self, query: Sequence[Tensor], keys: Sequence[Tensor], pooled: Tensor, traits: Traits | None) -> Encoded:
-        """The plug-ins' part; rows of the target and of the history by sequence table, else as in ``forward``."""
+    def encode(self, items: Sequence[Tensor], pooled: Tensor, traits: Traits | None) -> Encoded:
+        """The plug-ins' part; rows of the distinct items by sequence table, else as in ``forward``."""
         if traits is None:
-            return Encoded(self.items(query), self.items(keys), pooled)
-        return Encoded(
-            self.items(query, traits.attributes, traits.activity),
-            self.items(keys, traits.visit_attributes, traits.visit_activity),
-            self.users(pooled, traits.user_activity),
-        )
+            return Encoded(self.items(items), pooled)
+        return Encoded(self.items(items, traits.attributes, traits.activity), self.users(pooled, traits.user_activity))
 
     def interest(
         self,
         encoded: Encoded,
+        query: Tensor,
+        target: Tensor,
+        visits: Tensor,
         offsets: Tensor,
         gaps: Tensor,
         context: Context | None,
         traits: Traits | None,
         with_loss: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Interest [B, I], and the tower's own loss if that is asked for and there is one."""
-        query, keys = encoded.query, encoded.keys
+        """Interest [B, I], and the tower's own loss if that is asked for and there is one; query [B, D]."""
+        items = encoded.items
         arguments: tuple[object, ...]
         if self.views:
-            assert traits is not None
-            activity = torch.cat([traits.user_activity, traits.activity], dim=1)
-            assert query.cluster is not None and keys.cluster is not None
-            views = [query.vectors, query.cluster], [keys.vectors, keys.cluster]
-            arguments = *views, offsets, gaps, activity, context
+            assert traits is not None and items.cluster is not None
+            activity = torch.cat([traits.user_activity, traits.activity[target]], dim=1)
+            views = [items.vectors, items.cluster, *([] if items.content is None else [items.content])]
+            arguments = views, query, target, visits, offsets, gaps, activity, context
         else:
-            arguments = query.vectors, History(keys.vectors, offsets, gaps), context
+            arguments = query, History(F.embedding(visits, items.vectors), offsets, gaps), context
         if with_loss:
             *found, loss = self.tower.forward_with_loss(*arguments)  # type: ignore[operator]
             return found[0], loss
         found = self.tower(*arguments)
         return found[0] if self.views else found, None
 
-    def logits(self, encoded: Encoded, interest: Tensor, dense: Tensor) -> Tensor:
-        """The MLP on target, interest [B, I], pooled and dense [B, F] features: float32 [B]."""
-        columns = [encoded.query.vectors, interest, encoded.pooled, dense]
-        logit: Tensor = self.mlp(torch.cat(columns, dim=1)).squeeze(1).float()
+    def logits(self, query: Tensor, interest: Tensor, pooled: Tensor, dense: Tensor) -> Tensor:
+        """The MLP on target [B, D], interest [B, I], pooled [B, P] and dense [B, F] features: float32 [B]."""
+        logit: Tensor = self.mlp(torch.cat([query, interest, pooled, dense], dim=1)).squeeze(1).float()
         return logit
 
 
@@ -241,15 +238,18 @@ class Ranker(nn.Module):
 
     def forward(self, batch: RankingBatch) -> Scores:
         rows: Embedded = self.embeddings(batch)
-        encoded = self.scorer.encode(rows.query, rows.keys, rows.pooled, batch.traits)
-        interest, loss = self.scorer.interest(
-            encoded, rows.offsets, batch.history_gaps, batch.context, batch.traits, with_loss=self.training
-        )
-        scores = Scores(self.scorer.logits(encoded, interest, batch.dense), {}, {})
+        scorer, target = self.scorer, batch.target
+        encoded = scorer.encode(rows.items, rows.pooled, batch.traits)
+        query = F.embedding(target, encoded.items.vectors)
+        interest, loss = scorer.interest(
+            encoded, query, target, batch.visits, batch.offsets, batch.history_gaps, batch.context, batch.traits,
+            with_loss=self.training,
+        )  # fmt: skip
+        scores = Scores(scorer.logits(query, interest, encoded.pooled, batch.dense), {}, {})
         if loss is not None:
             scores.losses["tower"] = loss
         if self.training and batch.traits is not None and batch.loss_inputs is not None:
-            self._add_contrast(scores, batch, encoded.query, rows.query, batch.traits, batch.loss_inputs)
+            self._add_contrast(scores, batch, encoded.items, rows.items, batch.traits, batch.loss_inputs)
             self._add_one_way(scores, batch, rows, batch.loss_inputs)
         return scores
 
@@ -257,7 +257,7 @@ class Ranker(nn.Module):
         self,
         scores: Scores,
         batch: RankingBatch,
-        targets: Items,
+        found: Items,
         rows: list[Tensor],
         traits: Traits,
         inputs: LossInputs,
@@ -266,15 +266,15 @@ class Ranker(nn.Module):
         if self.contrast is None:
             return
         items, dim = self.scorer.items, self.scorer.items.dim
-        first = distinct(batch.sequence["item"].values()).first
+        targets = batch.target.unique()
         parts = dict(zip(items.names, rows, strict=True))
         loss, logged = self.contrast(
             ContrastItems(
-                vectors=targets.vectors.index_select(0, first)[:, :dim],
-                rows=traits.attributes[first],
-                attributes=torch.stack([parts[name].detach()[first] for name in items.attributes], dim=1),
-                places=inputs.place[first],
-                radius_scale=inputs.radius_scale[first] if self.config.rest.density_adaptive else None,
+                vectors=found.vectors.index_select(0, targets)[:, :dim],
+                rows=traits.attributes[targets],
+                attributes=torch.stack([parts[name].detach()[targets] for name in items.attributes], dim=1),
+                places=inputs.place[targets],
+                radius_scale=inputs.radius_scale[targets] if self.config.rest.density_adaptive else None,
             )
         )
         scores.losses["rest"] = loss
@@ -282,13 +282,13 @@ class Ranker(nn.Module):
 
     def _add_one_way(self, scores: Scores, batch: RankingBatch, rows: Embedded, inputs: LossInputs) -> None:
         """AKT-Rec's one-way losses: of the targets, and of the users."""
-        akt = self.config.akt
+        akt, target = self.config.akt, batch.target
         if not akt.enabled or not akt.one_way_weight:
             return
         loss, share = one_way_loss(
-            rows.query[self.scorer.items.names.index("item")],
-            inputs.item_cluster,
-            inputs.item_head,
+            F.embedding(target, rows.items[self.scorer.items.names.index("item")]),
+            inputs.item_cluster[target],
+            inputs.item_head[target],
             akt.temperature,
         )
         scores.losses["akt_items"], scores.logged["akt_items_anchors"] = akt.one_way_weight * loss, share

@@ -114,7 +114,8 @@ def make_plan(
             sharding_types=_types(t, t in features.pooled, config, runtime.world_size, device),
             compute_kernels=[EmbeddingComputeKernel.FUSED.value],
             min_partition=t.dim // config.column_shards,
-            pooling_factors=[1.0, max(history, 1.0)][: len(t.features)],
+            # items' rows are looked up once a batch, at most one for each target and visit
+            pooling_factors=[1.0 + history] if t in features.sequence else [1.0, max(history, 1.0)][: len(t.features)],
         )
         for t in features.tables
     }

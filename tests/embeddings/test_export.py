@@ -166,7 +166,7 @@ def test_unpack_undoes_pack(rows: list[list[float]], dtype: str) -> None:
 def train_nothing(kind: str, path: str) -> dict[str, Tensor | None]:
     """Save a ranker's checkpoint by all ranks; rank 0 returns its whole tables."""
     features = Features(
-        sequence=(Table("item", ROWS, DIM, ("item", "history")),),
+        sequence=(Table("item", ROWS, DIM, ("item",)),),
         pooled=(Table("user", 57, DIM, ("user",)), Table("city", 13, DIM, ("item_city",))),
         dense=(),
     )

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from placerank.embeddings.distinct import distinct
 from placerank.embeddings.warm_up import MetaWarmUp
 
 D, F = 4, 3
@@ -50,30 +49,6 @@ def test_an_unknown_attribute_says_and_learns_nothing() -> None:
     out.sum().backward()
     assert attributes.grad is not None
     assert attributes.grad[known].any(dim=1).all() and not attributes.grad[~known].any()
-
-
-def test_distinct_rows_give_what_all_rows_give_gradients_too() -> None:
-    warm_up = make()
-    category, brand, price = (torch.randint(3, (50,)) for _ in range(3))
-    tables = [torch.randn(3, D, requires_grad=True) for _ in range(F)]
-    ids = torch.randn(50, D, requires_grad=True)
-    inputs = [ids, *tables, *warm_up.parameters()]
-
-    def embed(rows: Tensor) -> tuple[Tensor, Tensor]:
-        columns = [c[rows] for c in (category, brand, price)]
-        attributes = torch.stack([t[c] for t, c in zip(tables, columns, strict=True)], dim=1)
-        return attributes, torch.stack(columns, dim=1) > 0
-
-    groups = distinct(category, brand, price)
-    assert len(groups.first) < 28
-    plain = warm_up(ids, *embed(torch.arange(50)))
-    grouped = warm_up(ids, *embed(groups.first), groups)
-    torch.testing.assert_close(grouped, plain)
-    upstream = torch.randn_like(plain)
-    for a, b in zip(
-        torch.autograd.grad(grouped, inputs, upstream), torch.autograd.grad(plain, inputs, upstream), strict=True
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_dropout_takes_each_attribute_away_in_training_only() -> None:

@@ -149,13 +149,13 @@ def test_gap_embedding_is_its_table_at_the_knots_and_constant_beyond() -> None:
 
 
 def test_an_exported_hard_search_reads_categories_and_not_hours(tmp_path: Path) -> None:
-    features = Features(
-        (Table("item", 9, D, ("item", "history")),), (Table("user", 9, 4, ("user",)),), (), context=True
-    )
+    features = Features((Table("item", 9, D, ("item",)),), (Table("user", 9, 4, ("user",)),), (), context=True)
     scorer = Scorer(features, RankerConfig(tower="placerank.rankers.sim:SIM")).eval()
     export_scorer(scorer, features, tmp_path / "scorer.pt2")
     program = torch.export.load(tmp_path / "scorer.pt2").module()
     for lengths in ([], [0], [1], [0, 0], LENGTHS, [150, 3]):
         query, history, context = make(lengths)
-        inputs = query, *history, torch.randn(len(lengths), 4), torch.zeros(len(lengths), 0)
+        items, target = torch.cat([query, history.keys]), torch.arange(len(query))
+        visits = torch.arange(len(query), len(items))
+        inputs = items, target, visits, *history[1:], torch.randn(len(lengths), 4), torch.zeros(len(lengths), 0)
         torch.testing.assert_close(program(*inputs, tuple(context)), scorer(*inputs, context))

@@ -157,7 +157,8 @@ def test_exported_programs_give_the_same_logits(name: str, tmp_path: Path) -> No
         B, T = len(lengths), sum(lengths)
         g = torch.Generator().manual_seed(T)
         make = lambda *shape, g=g: torch.randn(*shape, generator=g)  # noqa: E731
-        inputs: tuple[Any, ...] = (make(B, features.query_dim), make(T, features.query_dim))
+        places = [torch.randint(0, 4, (n,), generator=g) for n in (B, T)]
+        inputs: tuple[Any, ...] = (make(4, features.query_dim), *places)
         inputs += (torch.tensor([0, *lengths]).cumsum(0), make(T, HISTORY_GAPS).abs())
         inputs += (make(B, features.pooled_dim), make(B, features.dense_dim))
         if features.context:

@@ -15,8 +15,8 @@ from placerank.training.model import OptimizerConfig
 
 FEATURES = Features(
     sequence=(
-        Table("item", 101, 8, ("item", "history")),
-        Table("category", 13, 8, ("item_category", "history_category")),
+        Table("item", 101, 8, ("item",)),
+        Table("category", 13, 8, ("item_category",)),
     ),
     pooled=(Table("user", 57, 8, ("user",)), Table("category_path", 13, 8, ("category_path",))),
     dense=("distance",),
@@ -30,15 +30,18 @@ def make_batch(seed: int) -> RankingBatch:
     g = torch.Generator().manual_seed(seed)
     lengths = torch.randint(0, 5, (BATCH,), generator=g)
     lengths[0] = lengths[-1] = 0
-    total, ones = int(lengths.sum()), torch.ones(BATCH, dtype=torch.int64)
+    total, ones, found = int(lengths.sum()), torch.ones(BATCH, dtype=torch.int64), 9 + seed % 3
     rows = lambda high, n: torch.randint(0, high, (n,), generator=g)  # noqa: E731
     paths = torch.randint(0, 4, (BATCH,), generator=g)
     return RankingBatch(
-        sequence=KeyedJaggedTensor(
-            keys=["item", "history", "item_category", "history_category"],
-            values=torch.cat([rows(101, BATCH), rows(101, total), rows(13, BATCH), rows(13, total)]),
-            lengths=torch.cat([ones, lengths, ones, lengths]),
+        items=KeyedJaggedTensor(
+            keys=["item", "item_category"],
+            values=torch.cat([torch.randperm(101, generator=g)[:found], rows(13, found)]),
+            lengths=torch.tensor([found, found]),
         ),
+        target=rows(found, BATCH),
+        visits=rows(found, total),
+        offsets=torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
         pooled=KeyedJaggedTensor(
             keys=["user", "category_path"],
             values=torch.cat([rows(57, BATCH), rows(13, int(paths.sum()))]),

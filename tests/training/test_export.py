@@ -151,7 +151,7 @@ def test_some_tables(trained: SimpleNamespace, tmp_path: Path) -> None:
 
 
 FEATURES = Features(
-    sequence=(Table("item", 9, 8, ("item", "history")),), pooled=(Table("user", 5, 4, ("user",)),), dense=("visits",)
+    sequence=(Table("item", 9, 8, ("item",)),), pooled=(Table("user", 5, 4, ("user",)),), dense=("visits",)
 )
 
 
@@ -161,8 +161,10 @@ def scorer_inputs(samples: int, entries: int) -> tuple[Tensor, ...]:
     if samples:
         owner = torch.randint(0, samples, (entries,), generator=g)
         offsets[1:] = owner.bincount(minlength=samples).cumsum(0)
-    shapes = ((samples, 8), (entries, 8), None, (entries, 2), (samples, 4), (samples, 1))
-    return tuple(offsets if s is None else torch.randn(s, generator=g) for s in shapes)
+    items = 1 + entries // 2
+    places = [torch.randint(0, items, (n,), generator=g) for n in (samples, entries)]
+    shapes = ((entries, 2), (samples, 4), (samples, 1))
+    return torch.randn(items, 8, generator=g), *places, offsets, *(torch.randn(s, generator=g) for s in shapes)
 
 
 def test_dense_part_takes_any_sizes_and_needs_no_placerank(tmp_path: Path) -> None:

@@ -213,10 +213,9 @@ def test_final_vectors_are_those_that_the_ranker_computes(
     for sample in SampleLoader(trained.data, "train", 500):
         batch = catalog.expand(sample)
         rows = ranker.embeddings(batch)
-        encoded = ranker.scorer.encode(rows.query, rows.keys, rows.pooled, batch.traits)
-        for got, key in ((encoded.query, "item"), (encoded.keys, "history")):
-            want = items.vectors(batch.sequence[key].values())
-            torch.testing.assert_close(got.vectors, want, rtol=0, atol=max(off, 1e-6))
+        encoded = ranker.scorer.encode(rows.items, rows.pooled, batch.traits)
+        want = items.vectors(batch.items["item"].values())
+        torch.testing.assert_close(encoded.items.vectors, want, rtol=0, atol=max(off, 1e-6))
         at = ranker.scorer.users.names.index("user")
         for user, time, vector in zip(
             sample.ids["user"].values().tolist(), sample.time.tolist(), encoded.pooled.split(4, dim=1)[at], strict=True
