@@ -5,7 +5,7 @@ and the history take their rows from there. Pooled features are looked up in an 
 are numbers.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .activity import ACTIVITY_DIM
@@ -36,7 +36,8 @@ class FeatureConfig:
     pooled: list[str] | None = None
     """Pooled features; default: user, hour, category_path, all remaining item attributes, all user columns."""
     dense: list[str] = field(default_factory=lambda: ["distance", "visits"])
-    """Dense features: distance (request to item), visits (the user's earlier visits to the item)."""
+    """Dense features: distance (request to item), visits (the user's earlier visits to the item), activity (how often
+    and how recently the item was chosen, and the user chose)."""
     semantic_ids: Path | None = None
     """Folder that `placerank tokenize` made: its semantic IDs join the features of target and history."""
     ngram_rows: int = 65_536
@@ -55,6 +56,10 @@ class FeatureConfig:
             for value in getattr(self, name):
                 if value not in allowed:
                     raise ValueError(f"features.{name}: got {value!r}, expected some of {', '.join(allowed)}")
+
+    def moved(self, semantic_ids: Path | None) -> "FeatureConfig":
+        """The same, with semantic IDs from another folder if one is given."""
+        return replace(self, semantic_ids=semantic_ids or self.semantic_ids)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..data.activity import ACTIVITY_DIM
 from ..data.batch import Context, LossInputs, RankingBatch, Traits
@@ -125,7 +124,7 @@ class Scorer(nn.Module):
         context = None if context is None else Context(*context)
         traits = None if traits is None else Traits(*traits)
         encoded = self.encode(items.split(self.items.dim, dim=1), pooled, traits)
-        query = F.embedding(target, encoded.items.vectors)
+        query = encoded.items.vectors.index_select(0, target)
         interest, _ = self.interest(encoded, query, target, visits, offsets, gaps, context, traits, with_loss=False)
         return self.logits(query, interest, encoded.pooled, dense)
 
@@ -156,7 +155,7 @@ class Scorer(nn.Module):
             views = [items.vectors, items.cluster, *([] if items.content is None else [items.content])]
             arguments = views, query, target, visits, offsets, gaps, activity, context
         else:
-            arguments = query, History(F.embedding(visits, items.vectors), offsets, gaps), context
+            arguments = query, History(items.vectors.index_select(0, visits), offsets, gaps), context
         if with_loss:
             *found, loss = self.tower.forward_with_loss(*arguments)  # type: ignore[operator]
             return found[0], loss
@@ -240,7 +239,7 @@ class Ranker(nn.Module):
         rows: Embedded = self.embeddings(batch)
         scorer, target = self.scorer, batch.target
         encoded = scorer.encode(rows.items, rows.pooled, batch.traits)
-        query = F.embedding(target, encoded.items.vectors)
+        query = encoded.items.vectors.index_select(0, target)
         interest, loss = scorer.interest(
             encoded, query, target, batch.visits, batch.offsets, batch.history_gaps, batch.context, batch.traits,
             with_loss=self.training,
@@ -286,7 +285,7 @@ class Ranker(nn.Module):
         if not akt.enabled or not akt.one_way_weight:
             return
         loss, share = one_way_loss(
-            F.embedding(target, rows.items[self.scorer.items.names.index("item")]),
+            rows.items[self.scorer.items.names.index("item")].index_select(0, target),
             inputs.item_cluster[target],
             inputs.item_head[target],
             akt.temperature,

@@ -136,7 +136,7 @@ class HierarchicalViews(nn.Module):
     ) -> Iterator[tuple[Tensor, History, Context | None]]:
         """What each view's tower takes."""
         first, *others = views
-        yield query, History(F.embedding(visits, first), offsets, gaps), context
+        yield query, History(first.index_select(0, visits), offsets, gaps), context
         if self.recent:
             rows, offsets = latest_visits(offsets, gaps.shape[0], self.recent)
             visits, gaps = visits[rows], gaps[rows]
@@ -145,7 +145,7 @@ class HierarchicalViews(nn.Module):
                     **{n: x[rows] for n, x in context._asdict().items() if n.startswith("visit_")}
                 )
         for view in others:
-            yield F.embedding(target, view), History(F.embedding(visits, view), offsets, gaps), context
+            yield view.index_select(0, target), History(view.index_select(0, visits), offsets, gaps), context
 
     def _fuse(self, interests: list[Tensor], activity: Tensor) -> tuple[Tensor, Tensor]:
         weights = torch.softmax(self.gate(activity).float(), dim=1)

@@ -31,6 +31,8 @@ class EvaluateConfig:
     """Folder that `placerank train` made."""
     data: Path | None = None
     """Folder that `placerank prepare` made; default: the one that the run was trained on."""
+    semantic_ids: Path | None = None
+    """The semantic IDs that it was trained with, where they have moved since, or have more items by now."""
     split: str = "test"
     """Which samples: train, valid or test."""
     checkpoint: str = "best"
@@ -66,7 +68,9 @@ def evaluate(config: EvaluateConfig) -> Path:
     if out.exists() and not config.overwrite:
         raise FileExistsError(f"{out} exists; choose another folder with --out, or pass --overwrite to replace it")
     with runtime(seed=0) as rt:
-        score, _, info = load_scorer(config.run, rt, config.data, config.checkpoint, config.batch_size)
+        score, _, info = load_scorer(
+            config.run, rt, config.data, config.checkpoint, config.batch_size, config.semantic_ids
+        )
         data = config.data or read_config(config.run).data
         loader = SampleLoader(
             data, config.split, config.batch_size, rank=rt.rank, world_size=rt.world_size, shuffle=False

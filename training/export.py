@@ -1,7 +1,7 @@
 """From a run to a folder that serves: tables keyed by raw ids, the dense part, and what both need."""
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -68,8 +68,7 @@ def export(config: ExportConfig) -> Path:
     """
     trained = read_config(config.run)
     data = config.data or trained.data
-    tokens = config.semantic_ids or trained.features.semantic_ids
-    inputs = read_inputs(data, replace(trained.features, semantic_ids=tokens), trained.ranker)
+    inputs = read_inputs(data, trained.features.moved(config.semantic_ids), trained.ranker)
     features, prepared = inputs.features, inputs.manifest
     checkpoint = find_checkpoint(config.run, config.checkpoint)
     saved = verify(checkpoint)

@@ -64,7 +64,12 @@ def find_checkpoint(run: Path, which: str) -> Path:
 
 
 def load_scorer(
-    run: Path, rt: Runtime, data: Path | None = None, checkpoint: str = "best", batch_size: int | None = None
+    run: Path,
+    rt: Runtime,
+    data: Path | None = None,
+    checkpoint: str = "best",
+    batch_size: int | None = None,
+    semantic_ids: Path | None = None,
 ) -> tuple[Score, Catalog, dict[str, Any]]:
     """Build a run's ranker on this run's ranks, whatever number it was trained on, and load a checkpoint.
 
@@ -74,6 +79,7 @@ def load_scorer(
         data: prepared folder; default: the one it was trained on.
         checkpoint: "best", "latest" or a step number.
         batch_size: samples a batch, for the planner; default: the training config's.
+        semantic_ids: the folder of tokens; default: the one that it was trained with.
 
     Returns:
         A function from SampleBatch to logits [B], the catalog, and the checkpoint's manifest.
@@ -83,7 +89,7 @@ def load_scorer(
     """
     config = read_config(run)
     data = data or config.data
-    inputs = read_inputs(data, config.features, config.ranker)
+    inputs = read_inputs(data, config.features.moved(semantic_ids), config.ranker)
     features, manifest = inputs.features, inputs.manifest
     path = find_checkpoint(run, checkpoint)
     saved = json.loads((path / MANIFEST).read_text())

@@ -30,6 +30,7 @@ from placerank.rankers.ranker import Ranker, RankerConfig
 from placerank.rankers.rest import RestConfig
 from placerank.tokenization.semantic_ids import SemanticIds
 from placerank.training.checkpoint import load
+from placerank.training.evaluate import EvaluateConfig, evaluate
 from placerank.training.export import ExportConfig, export
 from placerank.training.inference import find_checkpoint, load_scorer
 from placerank.training.inputs import read_inputs
@@ -316,6 +317,8 @@ def test_semantic_ids_are_those_of_training_or_come_from_them(
     short = r"trained with semantic IDs \w{12}, features.semantic_ids has \w{12}; expected"
     told(short, lambda: train(replace(config, features=other, epochs=2)))
     told(short, lambda: export(ExportConfig(run=run, out=tmp_path / "out", semantic_ids=world.other)))
+    told(short, lambda: evaluate(EvaluateConfig(run=run, semantic_ids=world.other)))
+    evaluate(EvaluateConfig(run=run, semantic_ids=world.extended))
     out = export(ExportConfig(run=run, out=tmp_path / "out", semantic_ids=world.extended, tables=["cluster"]))
     assert (pq.read_table(out / "catalog.parquet")["cluster_row"].to_numpy()[1:] > 0).all(), "new items have theirs"
     train(replace(config, features=extended, epochs=2))
