@@ -67,9 +67,8 @@ VARIANTS: dict[str, Callable[[RewardConfig, GDPOConfig], Settings]] = {
     **{name: LADDER[name] for name in ("g-dpo", "dpo-lrdms", "dpo-lrdm", "dpo-lrd", "dpo-lr", "dpo-pr")},
     "contrast-batch": partial(_with, place_contrast=None),
     "lambda-1.8": partial(_with, similarity_weight=1.8),
-    "contrast-0.5": partial(_with, place_contrast=0.5),
     "contrast-0.7": partial(_with, place_contrast=0.7),
-    "contrast-0.9": partial(_with, place_contrast=0.9),
+    "contrast-0.8": partial(_with, place_contrast=0.8),
     "as-printed": partial(_with, place_contrast=None, centred=False),
 }
 AMPLIFIED = {f"amplified-{times}": times for times in (0.25, 0.5, 0.75, 1.0, 1.25)}

@@ -1,15 +1,18 @@
-"""Step time and memory of the plug-ins beside plain DIN: semantic IDs, ReST, each step of AKT-Rec's ladder, both.
+"""Step time and memory beside plain DIN's: every tower, and on DIN semantic IDs, ReST, AKT-Rec's ladder, both plug-ins.
 
-    python benchmarks/bench_plugins.py                 # three rounds, prints
-    python benchmarks/bench_plugins.py --full          # more rounds, and writes results/plugins.csv
-    python benchmarks/bench_plugins.py --sides rest akt_views --profile
+    python benchmarks/bench_steps.py                          # histories of 50, three rounds, prints
+    python benchmarks/bench_steps.py --histories 50 500 5000 --rounds 7 --save
+    torchrun --nproc-per-node 2 benchmarks/bench_steps.py --save
+    python benchmarks/bench_steps.py --sides rest akt_views --profile
 
 A step is all that training does with a batch of samples in memory: the catalog's look-ups, forward, backward, tables'
-and dense optimizer, on one rank. 4,096 samples, rows of 16 columns, histories of skewed lengths (log-normal, median a
-third of 50, cut there), popular items far more often than others. AKT-Rec needs semantic IDs, so its sides hold their
-tables too. In each round all sides run in turn on the same samples; ratios are to plain DIN's of that round: the
-median over rounds, and its range. Seconds are the processor's: what others do on the machine at the time does not
-count; wall time is beside them. Memory is the peak above what was in use before the step.
+and dense optimizer. Rows of 16 columns, histories of skewed lengths (log-normal, median a third of the longest, cut
+there), popular items far more often than others; 4,096 samples at histories of 50, so many fewer at longer ones that
+the visits stay as many. AKT-Rec needs semantic IDs, so its sides hold their tables too. In each round all sides run in
+turn on the same samples; ratios are to plain DIN's of that round: the median over rounds, and its range. Seconds are
+the processor's, so that what others do on the machine does not count; wall time is beside them. Memory is the peak
+above what was in use before the step. With several ranks the figures are the first one's. ``--save`` writes
+results/steps.csv, a line for each side, longest history and number of ranks.
 """
 
 import argparse
@@ -25,7 +28,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from placerank.benchmarks.kernels.harness import peak_mib
-from placerank.benchmarks.results_file import save
+from placerank.benchmarks.results_file import keep
 from placerank.data.batch import SampleBatch
 from placerank.data.catalog import Catalog, with_columns
 from placerank.data.features import CLUSTER, USER_CLUSTER, FeatureConfig, build_features
@@ -33,11 +36,12 @@ from placerank.data.semantic_features import SemanticFeatures
 from placerank.rankers.akt import akt_ladder
 from placerank.rankers.ranker import RankerConfig
 from placerank.rankers.rest import RestConfig
+from placerank.rankers.tower import TOWERS
 from placerank.training.model import OptimizerConfig, assemble, table_rows
 from placerank.training.runtime import runtime
 from placerank.training.sharding import ShardingConfig
 
-BATCH, LONGEST, BATCHES = 4096, 50, 2
+BATCH, BATCHES = 4096, 2  # samples at histories of 50
 ITEMS, USERS, CATEGORIES, BRANDS, CITIES = 100_000, 50_000, 300, 3_000, 20
 LEVELS, CODES = 3, 256
 NOW = 1_700_000_000
@@ -50,6 +54,7 @@ def sides() -> dict[str, tuple[bool, RankerConfig]]:
     ladder = {f"akt_{n}": (True, RankerConfig(akt=akt)) for n, akt in akt_ladder().items() if n != "none"}
     return {
         BASELINE: (False, RankerConfig()),
+        **{name: (False, RankerConfig(tower=name)) for name in TOWERS if name != BASELINE},
         "semantic_ids": (True, RankerConfig()),
         "rest": (False, RankerConfig(rest=rest)),
         **ladder,
@@ -82,20 +87,21 @@ def make_tables(rng: np.random.Generator) -> tuple[pa.Table, pa.Table, np.ndarra
     return items, pa.table({"user_id": pa.array(range(USERS)), "positives": rng.poisson(20, USERS)}), share
 
 
-def make_samples(rng: np.random.Generator, share: np.ndarray) -> SampleBatch:
-    lengths = torch.from_numpy((rng.lognormal(size=BATCH) * LONGEST / 3).astype(np.int64).clip(max=LONGEST))
-    total, one = int(lengths.sum()), torch.ones(BATCH, dtype=torch.int64)
-    met = torch.from_numpy(1 + rng.choice(ITEMS - 1, BATCH + total, p=share))
+def make_samples(rng: np.random.Generator, share: np.ndarray, longest: int) -> SampleBatch:
+    size = BATCH * 50 // longest
+    lengths = torch.from_numpy((rng.lognormal(size=size) * longest / 3).astype(np.int64).clip(max=longest))
+    total, one = int(lengths.sum()), torch.ones(size, dtype=torch.int64)
+    met = torch.from_numpy(1 + rng.choice(ITEMS - 1, size + total, p=share))
     ids = KeyedJaggedTensor(
         keys=["user", "item", "history"],
-        values=torch.cat([torch.from_numpy(rng.integers(0, USERS, BATCH)), met]),
+        values=torch.cat([torch.from_numpy(rng.integers(0, USERS, size)), met]),
         lengths=torch.cat([one, one, lengths]),
     )
-    label = torch.from_numpy(rng.random(BATCH) < 0.2).float()
+    label = torch.from_numpy(rng.random(size) < 0.2).float()
     hours = torch.from_numpy(rng.exponential(200, total)).float()
-    lat, lon = (torch.from_numpy(rng.uniform(0, 20, BATCH)).float() for _ in range(2))
-    rows = torch.arange(BATCH)
-    return SampleBatch(ids, hours, label, rows, rows, one * NOW, lat, lon, one.int() * 0, None, BATCH)
+    lat, lon = (torch.from_numpy(rng.uniform(0, 20, size)).float() for _ in range(2))
+    rows = torch.arange(size)
+    return SampleBatch(ids, hours, label, rows, rows, one * NOW, lat, lon, one.int() * 0, None, size)
 
 
 class Side:
@@ -110,7 +116,7 @@ class Side:
         if config.akt.enabled:
             sizes[USER_CLUSTER] = sizes[CLUSTER]
         vocabularies = {"item": ITEMS, "user": USERS, "category": CATEGORIES, "brand": BRANDS}
-        features = build_features(FeatureConfig(), vocabularies, [], False, config.uses_traits, sizes)
+        features = build_features(FeatureConfig(), vocabularies, [], config.uses_context, config.uses_traits, sizes)
         self.catalog = Catalog(with_columns(items, {n: x for n, (x, _) in tables.items()}), users, features, rt.device)
         torch.manual_seed(0)
         self.trainee = assemble(features, config, ShardingConfig(), OptimizerConfig(), rt, BATCH, 20.0)
@@ -139,7 +145,9 @@ def seconds(call: Callable[[], object]) -> tuple[float, float]:
     return time.process_time() - processor, time.perf_counter() - wall
 
 
-def measure(made: dict[str, Side], samples: list[SampleBatch], rounds: int) -> list[dict[str, Any]]:
+def measure(
+    made: dict[str, Side], samples: list[SampleBatch], longest: int, rounds: int, ranks: int
+) -> list[dict[str, Any]]:
     """One line a side: its time over plain DIN's of the same round."""
     calls = {name: lambda side=side: [side.step(s) for s in samples] for name, side in made.items()}
     for call in calls.values():
@@ -157,7 +165,9 @@ def measure(made: dict[str, Side], samples: list[SampleBatch], rounds: int) -> l
         lines.append(
             {
                 "side": name,
-                "samples": BATCH,
+                "longest": longest,
+                "ranks": ranks,
+                "samples": len(samples[0]),
                 "visits": round(sum(s.history_hours.numel() for s in samples) / len(samples)),
                 "rounds": rounds,
                 "times_din": f"{statistics.median(ratios):.2f}",
@@ -184,31 +194,37 @@ def profile(side: Side, samples: list[SampleBatch]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="more rounds; writes results/plugins.csv")
+    parser.add_argument("--histories", nargs="+", type=int, default=[50], help="longest ones (default: 50)")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sides", nargs="+", choices=sorted(sides()), help="default: all; plain DIN always runs")
     parser.add_argument("--profile", action="store_true", help="print where the time of each side goes instead")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of each rank")
+    parser.add_argument("--save", action="store_true", help="write results/steps.csv")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    rng = np.random.default_rng(0)
-    items, users, share = make_tables(rng)
-    samples = [make_samples(rng, share) for _ in range(BATCHES)]
+    items, users, share = make_tables(np.random.default_rng(0))
     chosen = {n: side for n, side in sides().items() if n == BASELINE or not args.sides or n in args.sides}
     with runtime(0) as rt:
         made = {name: Side(*side, items, users, rt) for name, side in chosen.items()}
-        if args.profile:
-            for name, side in made.items():
-                side.step(samples[0])
-                print(name, profile(side, samples), sep="\n")
-            return
-        lines = measure(made, samples, 7 if args.full else 3)
-    for line in lines:
-        print(
-            f"{line['side']:13} {line['times_din']:>5} x DIN ({line['times_din_min']} to {line['times_din_max']}; "
-            f"wall {line['wall_times_din']}), {line['ms']} ms, memory {line['peak_times_din']} x"
-        )
-    if args.full:
-        save("plugins.csv", lines)
+        lines = []
+        for longest in args.histories:
+            rng = np.random.default_rng(1 + rt.rank)
+            samples = [make_samples(rng, share, longest) for _ in range(BATCHES)]
+            if args.profile:
+                for name, side in made.items():
+                    side.step(samples[0])
+                    print(name, profile(side, samples), sep="\n")
+                continue
+            for line in measure(made, samples, longest, args.rounds, rt.world_size):
+                lines.append(line)
+                if rt.is_first:
+                    print(
+                        f"{line['side']:13} up to {longest:>5,}: {line['times_din']:>5} x DIN ({line['times_din_min']} "
+                        f"to {line['times_din_max']}; wall {line['wall_times_din']}), {line['ms']} ms, "
+                        f"memory {line['peak_times_din']} x"
+                    )
+        if args.save and lines and rt.is_first:
+            keep("steps.csv", lines, ("side", "longest", "ranks"), torch.device("cpu"))
 
 
 if __name__ == "__main__":
