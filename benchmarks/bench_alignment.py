@@ -67,7 +67,7 @@ VARIANTS: dict[str, Callable[[RewardConfig, GDPOConfig], Settings]] = {
     **{name: LADDER[name] for name in ("g-dpo", "dpo-lrdms", "dpo-lrdm", "dpo-lrd", "dpo-lr", "dpo-pr")},
     "contrast-batch": partial(_with, place_contrast=None),
     "lambda-1.8": partial(_with, similarity_weight=1.8),
-    "contrast-0.7": partial(_with, place_contrast=0.7),
+    "contrast-0.75": partial(_with, place_contrast=0.75),
     "contrast-0.8": partial(_with, place_contrast=0.8),
     "as-printed": partial(_with, place_contrast=None, centred=False),
 }

@@ -54,7 +54,7 @@ class GDPOConfig:
     """Weight of staying close to the reference (λ)."""
     centred: bool = True
     """Take the reference's mean off before comparing with it; False: as the paper prints it, see the module."""
-    place_contrast: float | None = 0.75
+    place_contrast: float | None = 0.77
     """Share of the contrast that is the same content elsewhere: how much places come to weigh; None: as printed."""
     pairs: int = 960
     """Preference pairs; each is used once an epoch."""
