@@ -16,7 +16,7 @@ from .akt import AktConfig, one_way_loss
 from .din import Dice
 from .items import ItemEncoder, Items
 from .rest import ContrastItems, RestConfig, SpatialContrast
-from .tower import History, find_tower, with_options
+from .tower import Samples, find_tower, with_options
 from .views import HierarchicalViews
 
 
@@ -121,12 +121,11 @@ class Scorer(nn.Module):
             context: where the tower uses it; an exported program takes its fields as a plain tuple.
             traits: where plug-ins use them; as the context.
         """
-        context = None if context is None else Context(*context)
+        samples = Samples(target, visits, offsets, gaps, None if context is None else Context(*context))
         traits = None if traits is None else Traits(*traits)
         encoded = self.encode(items.split(self.items.dim, dim=1), pooled, traits)
-        query = encoded.items.vectors.index_select(0, target)
-        interest, _ = self.interest(encoded, query, target, visits, offsets, gaps, context, traits, with_loss=False)
-        return self.logits(query, interest, encoded.pooled, dense)
+        interest, _ = self.interest(encoded.items, samples, traits, with_loss=False)
+        return self.logits(encoded, samples, interest, dense)
 
     def encode(self, items: Sequence[Tensor], pooled: Tensor, traits: Traits | None) -> Encoded:
         """The plug-ins' part; rows of the distinct items by sequence table, else as in ``forward``."""
@@ -135,36 +134,27 @@ class Scorer(nn.Module):
         return Encoded(self.items(items, traits.attributes, traits.activity), self.users(pooled, traits.user_activity))
 
     def interest(
-        self,
-        encoded: Encoded,
-        query: Tensor,
-        target: Tensor,
-        visits: Tensor,
-        offsets: Tensor,
-        gaps: Tensor,
-        context: Context | None,
-        traits: Traits | None,
-        with_loss: bool,
+        self, items: Items, samples: Samples, traits: Traits | None, with_loss: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Interest [B, I], and the tower's own loss if that is asked for and there is one; query [B, D]."""
-        items = encoded.items
+        """Interest [B, I], and the tower's own loss if that is asked for and there is one."""
         arguments: tuple[object, ...]
         if self.views:
             assert traits is not None and items.cluster is not None
-            activity = torch.cat([traits.user_activity, traits.activity[target]], dim=1)
+            activity = torch.cat([traits.user_activity, traits.activity[samples.target]], dim=1)
             views = [items.vectors, items.cluster, *([] if items.content is None else [items.content])]
-            arguments = views, query, target, visits, offsets, gaps, activity, context
+            arguments = views, samples, activity
         else:
-            arguments = query, History(items.vectors.index_select(0, visits), offsets, gaps), context
+            arguments = samples.query(items.vectors), samples.history(items.vectors), samples.context
         if with_loss:
             *found, loss = self.tower.forward_with_loss(*arguments)  # type: ignore[operator]
             return found[0], loss
         found = self.tower(*arguments)
         return found[0] if self.views else found, None
 
-    def logits(self, query: Tensor, interest: Tensor, pooled: Tensor, dense: Tensor) -> Tensor:
-        """The MLP on target [B, D], interest [B, I], pooled [B, P] and dense [B, F] features: float32 [B]."""
-        logit: Tensor = self.mlp(torch.cat([query, interest, pooled, dense], dim=1)).squeeze(1).float()
+    def logits(self, encoded: Encoded, samples: Samples, interest: Tensor, dense: Tensor) -> Tensor:
+        """The MLP on target, interest [B, I], pooled and dense [B, F] features: float32 [B]."""
+        columns = [samples.query(encoded.items.vectors), interest, encoded.pooled, dense]
+        logit: Tensor = self.mlp(torch.cat(columns, dim=1)).squeeze(1).float()
         return logit
 
 
@@ -237,14 +227,10 @@ class Ranker(nn.Module):
 
     def forward(self, batch: RankingBatch) -> Scores:
         rows: Embedded = self.embeddings(batch)
-        scorer, target = self.scorer, batch.target
-        encoded = scorer.encode(rows.items, rows.pooled, batch.traits)
-        query = encoded.items.vectors.index_select(0, target)
-        interest, loss = scorer.interest(
-            encoded, query, target, batch.visits, batch.offsets, batch.history_gaps, batch.context, batch.traits,
-            with_loss=self.training,
-        )  # fmt: skip
-        scores = Scores(scorer.logits(query, interest, encoded.pooled, batch.dense), {}, {})
+        encoded = self.scorer.encode(rows.items, rows.pooled, batch.traits)
+        samples = Samples(batch.target, batch.visits, batch.offsets, batch.history_gaps, batch.context)
+        interest, loss = self.scorer.interest(encoded.items, samples, batch.traits, with_loss=self.training)
+        scores = Scores(self.scorer.logits(encoded, samples, interest, batch.dense), {}, {})
         if loss is not None:
             scores.losses["tower"] = loss
         if self.training and batch.traits is not None and batch.loss_inputs is not None:

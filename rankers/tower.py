@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batch import Context
+from ..kernels.jagged import segment_ids
 
-__all__ = ["TOWERS", "Context", "History", "InterestTower", "find_tower", "register_tower", "with_options"]
+__all__ = ["TOWERS", "Context", "History", "InterestTower", "Samples", "find_tower", "register_tower", "with_options"]
 
 
 class History(NamedTuple):
@@ -37,6 +38,43 @@ class History(NamedTuple):
         offsets = torch.zeros(mask.shape[0] + 1, dtype=torch.int64, device=mask.device)
         offsets[1:] = mask.sum(dim=1).cumsum(0)
         return History(keys[mask], offsets, gaps[mask])
+
+
+class Samples(NamedTuple):
+    """What samples are about and what their users visited, as places among U distinct items.
+
+    Attributes:
+        target: which of the items, int64 [B].
+        visits: which of them each history has, oldest first, int64 [T].
+        offsets: sample b's visits are entries offsets[b] to offsets[b+1], int64 [B+1].
+        gaps: as in ``History``, [T, G].
+        context: where the tower uses it.
+    """
+
+    target: Tensor
+    visits: Tensor
+    offsets: Tensor
+    gaps: Tensor
+    context: Context | None
+
+    def query(self, items: Tensor) -> Tensor:
+        """The targets, [B, D], of items [U, D]."""
+        return items.index_select(0, self.target)
+
+    def history(self, items: Tensor) -> History:
+        """Histories whose keys are the visited ones of items [U, D]."""
+        return History(items.index_select(0, self.visits), self.offsets, self.gaps)
+
+    def latest(self, count: int) -> "Samples":
+        """The same samples with the last ``count`` visits (1 or more) of each history."""
+        first = (self.offsets[1:] - count).index_select(0, segment_ids(self.offsets, self.visits.shape[0]))
+        rows = (torch.arange(self.visits.shape[0], device=self.visits.device) >= first).nonzero().squeeze(1)
+        ends = nn.functional.pad(self.offsets.diff().clamp(max=count).cumsum(0), (1, 0))
+        context = self.context
+        if context is not None:
+            of_visits = {n: x[rows] for n, x in context._asdict().items() if n.startswith("visit_")}
+            context = context._replace(**of_visits)
+        return Samples(self.target, self.visits[rows], ends, self.gaps[rows], context)
 
 
 class InterestTower(nn.Module, ABC):

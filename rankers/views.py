@@ -9,26 +9,8 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..kernels.jagged import segment_ids
-from .tower import Context, History, InterestTower
-
-
-def latest_visits(offsets: Tensor, total: int, recent: int) -> tuple[Tensor, Tensor]:
-    """The last ``recent`` rows of each segment.
-
-    Args:
-        offsets: int64 [B+1].
-        total: rows of all segments together, T.
-        recent: positive.
-
-    Returns:
-        Row numbers, rising, int64 [R], and the offsets of what is left, int64 [B+1].
-    """
-    first = (offsets[1:] - recent).index_select(0, segment_ids(offsets, total))
-    rows = (torch.arange(total, device=offsets.device) >= first).nonzero().squeeze(1)
-    return rows, F.pad(offsets.diff().clamp(max=recent).cumsum(0), (1, 0))
+from .tower import Context, History, InterestTower, Samples
 
 
 class HierarchicalViews(nn.Module):
@@ -69,83 +51,42 @@ class HierarchicalViews(nn.Module):
             raise ValueError(f"views: got recent={recent}, expected 0 (all visits) or more")
         self.recent = recent
         self.towers = nn.ModuleList(tower(dim, gaps) for dim in dims)
-        self.output_dim = sum(t.output_dim for t in self._towers())
+        self.output_dim = sum(t.output_dim for t in cast(list[InterestTower], list(self.towers)))
         last = nn.Linear(hidden, len(dims))
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.gate = nn.Sequential(nn.Linear(activity, hidden), nn.ReLU(), last)
 
-    def forward(
-        self,
-        views: Sequence[Tensor],
-        query: Tensor,
-        target: Tensor,
-        visits: Tensor,
-        offsets: Tensor,
-        gaps: Tensor,
-        activity: Tensor,
-        context: Context | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, views: Sequence[Tensor], samples: Samples, activity: Tensor) -> tuple[Tensor, Tensor]:
         """Interest [B, I], and the views' weights [B, V], which sum to 1.
 
         Args:
             views: the items, [U, D_v] by view.
-            query: the targets as the first view has them, [B, D_1].
-            target: which of the items each sample is about, int64 [B].
-            visits: which of them the history has, int64 [T].
-            offsets: int64 [B+1].
-            gaps: [T, G].
-            activity: of user and item, [B, A].
-            context: where the tower uses it.
+            samples: which of them are targets and visits.
+            activity: of user and target, [B, A].
         """
-        seen = self._seen(views, query, target, visits, offsets, gaps, context)
-        return self._fuse([tower(*what) for tower, what in zip(self._towers(), seen, strict=True)], activity)
+        return self._fuse([tower(*what) for tower, what in self._seen(views, samples)], activity)
 
     def forward_with_loss(
-        self,
-        views: Sequence[Tensor],
-        query: Tensor,
-        target: Tensor,
-        visits: Tensor,
-        offsets: Tensor,
-        gaps: Tensor,
-        activity: Tensor,
-        context: Context | None = None,
+        self, views: Sequence[Tensor], samples: Samples, activity: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """As ``forward``, and the mean of the towers' own losses where they have one; used in training."""
         interests, losses = [], []
-        seen = self._seen(views, query, target, visits, offsets, gaps, context)
-        for tower, what in zip(self._towers(), seen, strict=True):
+        for tower, what in self._seen(views, samples):
             interest, loss = tower.forward_with_loss(*what)
             interests.append(interest)
             losses += [] if loss is None else [loss]
         return *self._fuse(interests, activity), torch.stack(losses).mean() if losses else None
 
-    def _towers(self) -> list[InterestTower]:
-        return cast(list[InterestTower], list(self.towers))
-
     def _seen(
-        self,
-        views: Sequence[Tensor],
-        query: Tensor,
-        target: Tensor,
-        visits: Tensor,
-        offsets: Tensor,
-        gaps: Tensor,
-        context: Context | None,
-    ) -> Iterator[tuple[Tensor, History, Context | None]]:
-        """What each view's tower takes."""
-        first, *others = views
-        yield query, History(first.index_select(0, visits), offsets, gaps), context
-        if self.recent:
-            rows, offsets = latest_visits(offsets, gaps.shape[0], self.recent)
-            visits, gaps = visits[rows], gaps[rows]
-            if context is not None:
-                context = context._replace(
-                    **{n: x[rows] for n, x in context._asdict().items() if n.startswith("visit_")}
-                )
-        for view in others:
-            yield view.index_select(0, target), History(view.index_select(0, visits), offsets, gaps), context
+        self, views: Sequence[Tensor], samples: Samples
+    ) -> Iterator[tuple[InterestTower, tuple[Tensor, History, Context | None]]]:
+        """By view: its tower, and what that takes."""
+        towers = cast(list[InterestTower], list(self.towers))
+        coarse = samples.latest(self.recent) if self.recent and len(towers) > 1 else samples
+        for number, (tower, view) in enumerate(zip(towers, views, strict=True)):
+            seen = coarse if number else samples
+            yield tower, (seen.query(view), seen.history(view), seen.context)
 
     def _fuse(self, interests: list[Tensor], activity: Tensor) -> tuple[Tensor, Tensor]:
         weights = torch.softmax(self.gate(activity).float(), dim=1)

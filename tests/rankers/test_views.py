@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from placerank.rankers.tower import TOWERS, Context, History, InterestTower, find_tower
-from placerank.rankers.views import HierarchicalViews, latest_visits
+from placerank.rankers.tower import TOWERS, Context, History, InterestTower, Samples, find_tower
+from placerank.rankers.views import HierarchicalViews
 
 DIMS, G, A, U = (8, 8, 16), 2, 6, 7
 LENGTHS = [3, 0, 9, 1]
@@ -41,30 +41,29 @@ def make_inputs(lengths: list[int], seed: int = 0) -> dict[str, Any]:
     batch, total = len(lengths), sum(lengths)
     rows = lambda n: torch.randint(0, 9, (n,), generator=g)  # noqa: E731
     places = lambda n: torch.nn.functional.normalize(torch.randn(n, 3, generator=g))  # noqa: E731
-    inputs: dict[str, Any] = {
+    context = Context(rows(batch), rows(batch), places(batch), places(batch), rows(total), rows(total), places(total))
+    met = [torch.randint(0, U, (n,), generator=g) for n in (batch, total)]
+    gaps = torch.rand(total, G, generator=g)
+    return {
         "views": [torch.randn(U, d, generator=g).requires_grad_() for d in DIMS],
-        "target": torch.randint(0, U, (batch,), generator=g),
-        "visits": torch.randint(0, U, (total,), generator=g),
-        "offsets": torch.tensor([0, *lengths]).cumsum(0),
-        "gaps": torch.rand(total, G, generator=g),
+        "samples": Samples(*met, torch.tensor([0, *lengths]).cumsum(0), gaps, context),
         "activity": torch.rand(batch, A, generator=g),
-        "context": Context(
-            rows(batch), rows(batch), places(batch), places(batch), rows(total), rows(total), places(total)
-        ),
     }
-    return inputs | {"query": inputs["views"][0][inputs["target"]]}
 
 
-def cut(inputs: dict, lengths: list[int], recent: int) -> dict:
-    """The same inputs with histories that have the latest visits alone."""
-    kept = [t for a, b in pairwise(inputs["offsets"].tolist()) for t in range(max(a, b - recent), b)]
-    context = inputs["context"]
-    return inputs | {
-        "visits": inputs["visits"][kept],
-        "gaps": inputs["gaps"][kept],
-        "offsets": torch.tensor([0, *(min(n, recent) for n in lengths)]).cumsum(0),
-        "context": Context(*context[:4], *(x[kept] for x in context[4:])),
-    }
+def cut(samples: Samples, recent: int) -> Samples:
+    """The same samples with histories that have the latest visits alone."""
+    kept = [t for a, b in pairwise(samples.offsets.tolist()) for t in range(max(a, b - recent), b)]
+    lengths = [min(n, recent) for n in samples.offsets.diff().tolist()]
+    context = samples.context
+    assert context is not None
+    return Samples(
+        samples.target,
+        samples.visits[kept],
+        torch.tensor([0, *lengths]).cumsum(0),
+        samples.gaps[kept],
+        Context(*context[:4], *(x[kept] for x in context[4:])),
+    )
 
 
 @pytest.mark.parametrize("name", sorted(TOWERS))
@@ -74,13 +73,11 @@ def test_any_tower_starts_as_its_views_side_by_side(name: str, recent: int) -> N
     views = HierarchicalViews(find_tower(name), DIMS, G, A, recent=recent).eval()
     inputs = make_inputs(LENGTHS)
     interest, weights = views(**inputs)
-    coarse = cut(inputs, LENGTHS, recent) if recent else inputs
+    samples = inputs["samples"]
+    coarse = cut(samples, recent) if recent else samples
     want = []
-    for v, tower in enumerate(views.towers):
-        seen = coarse if v else inputs
-        view = inputs["views"][v]
-        history = History(view[seen["visits"]], seen["offsets"], seen["gaps"])
-        want.append(tower(view[inputs["target"]], history, seen["context"]))
+    for tower, view, seen in zip(views.towers, inputs["views"], (samples, coarse, coarse), strict=True):
+        want.append(tower(view[seen.target], History(view[seen.visits], seen.offsets, seen.gaps), seen.context))
     torch.testing.assert_close(interest, torch.cat(want, dim=1))
     upstream = torch.randn_like(interest)
     got, by_hand = (torch.autograd.grad((x * upstream).sum(), inputs["views"]) for x in (interest, torch.cat(want, 1)))
@@ -106,13 +103,14 @@ def test_what_each_view_sees_and_the_mean_of_losses() -> None:
     views = HierarchicalViews(Reader, DIMS, G, A, recent=2)
     inputs = make_inputs(LENGTHS)
     interest, _, loss = views.forward_with_loss(**inputs)
-    queries = [view[inputs["target"]] for view in inputs["views"]]
+    samples = inputs["samples"]
+    queries = [view[samples.target] for view in inputs["views"]]
     torch.testing.assert_close(loss, torch.stack([q.mean() for q in queries]).mean())
     parts = interest.split([d + G for d in DIMS], dim=1)
-    category = inputs["context"].visit_category
+    category = samples.context.visit_category
     for part, view, seen in zip(parts, inputs["views"], (slice(3, 12), slice(10, 12), slice(10, 12)), strict=True):
-        keys = view[inputs["visits"][seen]]
-        want = torch.cat([keys * category[seen, None], inputs["gaps"][seen]], dim=1).sum(0)
+        keys = view[samples.visits[seen]]
+        want = torch.cat([keys * category[seen, None], samples.gaps[seen]], dim=1).sum(0)
         torch.testing.assert_close(part[2], want)
 
 
@@ -134,26 +132,31 @@ def test_the_gate_weighs_by_activity() -> None:
 @settings(deadline=None, max_examples=60)
 @given(lengths=st.lists(st.integers(0, 7), max_size=8), recent=st.integers(1, 9))
 def test_latest_visits_are_the_ends_of_the_histories(lengths: list[int], recent: int) -> None:
-    offsets = torch.tensor([0, *lengths]).cumsum(0)
-    rows, ends = latest_visits(offsets, sum(lengths), recent)
-    parts = [list(range(a, b))[-recent:] for a, b in pairwise(offsets.tolist())]
-    assert rows.tolist() == [t for part in parts for t in part]
-    assert ends.tolist() == torch.tensor([0, *map(len, parts)]).cumsum(0).tolist()
+    samples = make_inputs(lengths)["samples"]
+    got, want = samples.latest(recent), cut(samples, recent)
+    for a, b in zip((*got[:4], *got.context), (*want[:4], *want.context), strict=True):
+        assert torch.equal(a, b)
+
+
+def flat(inputs: dict[str, Any]) -> tuple[Any, ...]:
+    """As arguments, without a context."""
+    return inputs["views"], inputs["samples"]._replace(context=None), inputs["activity"]
 
 
 def test_exported_for_any_number_of_samples_and_visits() -> None:
     torch.manual_seed(0)
     views = HierarchicalViews(find_tower("din"), DIMS, G, A, recent=2).eval()
-    names = ("views", "query", "target", "visits", "offsets", "gaps", "activity")
     batch, total = torch.export.Dim("batch", min=0), torch.export.Dim("total", min=0)
-    shapes = ([{}] * 3, {0: batch}, {0: batch}, {0: total}, {0: batch + 1}, {0: total}, {0: batch})
+    samples = Samples({0: batch}, {0: total}, {0: batch + 1}, {0: total}, None)  # type: ignore[arg-type]
     with torch.no_grad():
-        example = tuple(make_inputs([2, 0, 3])[name] for name in names)
         program = torch.export.export(
-            views, example, dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True
+            views,
+            flat(make_inputs([2, 0, 3])),
+            dynamic_shapes=([{}] * 3, samples, {0: batch}),
+            prefer_deferred_runtime_asserts_over_guards=True,
         ).module()
         for lengths in (LENGTHS, [3], [0], [0, 0]):
-            inputs = tuple(make_inputs(lengths)[name] for name in names)
+            inputs = flat(make_inputs(lengths))
             torch.testing.assert_close(program(*inputs), views(*inputs))
 
 
