@@ -29,7 +29,7 @@ _KEY = ("table", "dataset", "tower", "variant", "part", "metric")
 
 def cells_of(table: str, args: argparse.Namespace) -> list[Cell]:
     """The wanted cells of a table; all variants and towers of one seed before the next, so tables fill evenly."""
-    budget = Budget()
+    budget = budget_of(args)
     found = []
     for data in args.data:
         embeddings = args.embeddings / data.name if args.embeddings else None
@@ -44,6 +44,10 @@ def cells_of(table: str, args: argparse.Namespace) -> list[Cell]:
             if not args.variants or variant.name in args.variants
         ]
     return found
+
+
+def budget_of(args: argparse.Namespace) -> Budget:
+    return Budget(epochs=args.epochs, dense_lr=args.dense_lr, lr_gamma=args.lr_gamma)
 
 
 def main() -> None:
@@ -62,6 +66,11 @@ def main() -> None:
     parser.add_argument(
         "--embeddings", type=Path, help="folder of aligned embeddings, one in it a dataset, by its name"
     )
+    parser.add_argument("--epochs", type=int, default=Budget.epochs, help="of every cell (default: %(default)s)")
+    parser.add_argument("--dense-lr", type=float, default=Budget.dense_lr, help="at the start (default: %(default)s)")
+    parser.add_argument(
+        "--lr-gamma", type=float, default=Budget.lr_gamma, help="ten times in all; 1: constant (default: %(default)s)"
+    )
     parser.add_argument("--no-run", action="store_true", help="only show the cells that are there")
     parser.add_argument("--save", action="store_true", help="write results/papers_<table>.csv and its picture")
     args = parser.parse_args()
@@ -75,7 +84,7 @@ def main() -> None:
                 cell.run()
     for table in args.tables:
         lines = lines_of(table, cells[table])
-        print(f"\n{table}: {Budget()}")
+        print(f"\n{table}: {budget_of(args)}")
         print(markdown(table, lines))
         missing = sum(cell.done() is None for cell in cells[table])
         if missing:
