@@ -128,7 +128,8 @@ class Catalog:
         ids = sample.ids.to(self.device, non_blocking=True)
         item, user, history = ids["item"].values(), ids["user"].values(), ids["history"]
         hours = to(sample.history_hours)
-        found, place = torch.cat([item, history.values()]).unique(return_inverse=True)
+        met = torch.cat([sample.ids["item"].values(), sample.ids["history"].values()])
+        found, place = map(to, met.unique(return_inverse=True))  # on the host, whose sizes a GPU need not wait for
         target, visits = place.split([item.numel(), history.values().numel()])
         user_activity = self.user_activity(history.offsets(), hours) if self.has_activity else None
         return RankingBatch(

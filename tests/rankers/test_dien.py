@@ -24,7 +24,7 @@ def step(unit: RecurrentUnit, x: Tensor, h: Tensor, attention: Tensor | float) -
 
 
 def dien_by_hand(tower: DIEN, query: Tensor, history: History) -> tuple[Tensor, list[list[Tensor]]]:
-    """Interest [B, D], and the extractor's states by sample and visit."""
+    """Interest [B, 3 D], and the extractor's states by sample and visit."""
     interests, states = [], []
     for b in range(query.shape[0]):
         visits = range(int(history.offsets[b]), int(history.offsets[b + 1]))
@@ -36,7 +36,8 @@ def dien_by_hand(tower: DIEN, query: Tensor, history: History) -> tuple[Tensor, 
         evolved = torch.zeros(D)
         for i in range(len(visits)):
             evolved = step(tower.evolution, extracted[i], evolved, torch.stack(logits).softmax(dim=0)[i])
-        interests.append(evolved)
+        mean = sum((history.keys[t] for t in visits), start=torch.zeros(D)) / max(len(visits), 1)
+        interests.append(torch.cat([evolved, mean, mean * query[b]]))
         states.append(extracted)
     return torch.stack(interests), states
 
@@ -47,7 +48,7 @@ def test_dien_equals_the_paper_by_hand(lengths: list[int]) -> None:
     query, history = make_history(lengths)
     want, _ = dien_by_hand(tower, query, history)
     torch.testing.assert_close(tower(query, history), want, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(tower._by_steps(query, history), want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tower._by_steps(query, history), want[:, :D], rtol=1e-4, atol=1e-5)
 
 
 def test_large_logits_do_not_overflow() -> None:
@@ -56,7 +57,21 @@ def test_large_logits_do_not_overflow() -> None:
     query, history = query * 1e4, history._replace(gaps=history.gaps * 1e3)
     want, _ = dien_by_hand(tower, query, history)
     torch.testing.assert_close(tower(query, history), want, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(tower._by_steps(query, history), want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tower._by_steps(query, history), want[:, :D], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "least"), [(0.1, 0.3), (1, 0.6)])
+def test_the_last_state_starts_near_what_is_like_the_target(size: float, least: float) -> None:
+    """Before any training, for targets that are one of six visits; small rows get past the biases, the attention of
+    large ones is of the right visit."""
+    torch.manual_seed(0)
+    samples, visits, dim = 300, 6, 48
+    keys = size * (2 * torch.rand(samples, visits, dim) - 1)
+    history = History(keys.flatten(0, 1), torch.arange(samples + 1) * visits, torch.zeros(samples * visits, 2))
+    visited = keys[:, 2]
+    states = DIEN(dim, 2)(visited, history)[:, :dim]
+    near, far = (torch.cosine_similarity(states, q).mean().item() for q in (visited, visited.roll(1, 0)))
+    assert near > least and abs(far) < 0.05
 
 
 def test_auxiliary_loss_equals_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
