@@ -162,6 +162,8 @@ class Workplace:
         budget = self.budget
         tokens = None if variant.tokenizer is None else self.tokens(variant, seed)
         features = FeatureConfig(semantic_ids=tokens)
+        if variant.bare:
+            features = replace(features, history_attributes=[], pooled=["user", "hour"])
         if variant.activity:
             features = replace(features, dense=[*features.dense, "activity"])
         steps = (

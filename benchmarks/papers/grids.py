@@ -19,6 +19,8 @@ class Variant:
         aligned: whether those are of the embeddings given as --embeddings, not of the encoder as it comes.
         codes: a level of theirs, where not the budget's.
         activity: whether the tower is given as dense features what AKT-Rec's gate and views see of item and user.
+        bare: whether items have their id alone, no category, brand or region.
+        base: the variant that differences are to.
         rest, akt: the plug-ins.
     """
 
@@ -28,6 +30,8 @@ class Variant:
     aligned: bool = False
     codes: int | None = None
     activity: bool = False
+    bare: bool = False
+    base: str = PLAIN
     rest: RestConfig = field(default_factory=RestConfig)
     akt: AktConfig = field(default_factory=AktConfig)
 
@@ -89,6 +93,10 @@ MENDED = (
 )
 """Ways to mend a missing gain, tried on DIN: of the plug-ins' own numbers, none of the baseline's."""
 
+BARE = Variant(name="bare", title="ids alone", bare=True)
+BARE_HGIT = replace(HGIT, name="bare-hgit", title="ids alone + HGIT", bare=True, base="bare")
+"""Do semantic IDs bring what the plain towers already have from category, brand and region?"""
+
 BEYOND = (
     replace(REST, name="rest-adaptive", title="ReST, radii by density", rest=replace(REST.rest, density_adaptive=True)),
     *(
@@ -111,7 +119,7 @@ TABLES: dict[str, Grid] = {
     },
     # HGIT alone is the base of the ladder: with clusters come the semantic IDs that they are made of
     "akt": {tower: (NONE, ACTIVITY, HGIT, *AKT) for tower in ("din", "twin")},
-    "mend": {"din": (NONE, REST, HGIT, AKT[-1], *MENDED)},
+    "mend": {"din": (NONE, REST, HGIT, AKT[-1], *MENDED, BARE, BARE_HGIT)},
     "beyond": {"din": (NONE, REST, *BEYOND)},
     "whole": {tower: (NONE, HGIT, REST, AKT[-1], ALL) for tower in ("din", "twin")},
 }

@@ -33,17 +33,16 @@ SHOWN = {  # parts beside the whole test split, by table
 def lines_of(table: str, cells: Sequence[Cell]) -> list[Line]:
     """A line for each dataset, tower, variant, part and metric; of the cells that are done.
 
-    Differences are of the seeds that both the cell and its tower's plain cell have.
+    Differences are of the seeds that both the cell and its base (its tower's plain cell, mostly) have.
     """
     results = {(c.place.data.name, c.tower, c.variant.name, c.seed): (c, kept) for c in cells if (kept := c.done())}
     rows = dict.fromkeys((dataset, tower, variant) for dataset, tower, variant, _ in results)
     lines = []
     for dataset, tower, variant in rows:
         mine = {seed: found for (*key, seed), found in results.items() if tuple(key) == (dataset, tower, variant)}
-        plain = (
-            {} if variant == PLAIN else {s: results[k] for s in mine if (k := (dataset, tower, PLAIN, s)) in results}
-        )
-        title = next(iter(mine.values()))[0].variant.title
+        of = next(iter(mine.values()))[0].variant
+        keys = {} if variant == PLAIN else {s: (dataset, tower, of.base, s) for s in mine}
+        plain, title = {s: results[key] for s, key in keys.items() if key in results}, of.title
         about = {"table": table, "dataset": dataset, "tower": tower, "variant": variant, "title": title}
         drawn = _bootstrap(mine, plain)
         for part in dict.fromkeys(part for _, kept in mine.values() for part in _parts(kept)):
