@@ -12,7 +12,7 @@ from placerank.rankers.tower import History
 
 def make() -> DIEN:
     torch.manual_seed(0)
-    return DIEN(D, 2)
+    return DIEN(D, 2, auxiliary_weight=1.0)
 
 
 def step(unit: RecurrentUnit, x: Tensor, h: Tensor, attention: Tensor | float) -> Tensor:
@@ -24,7 +24,7 @@ def step(unit: RecurrentUnit, x: Tensor, h: Tensor, attention: Tensor | float) -
 
 
 def dien_by_hand(tower: DIEN, query: Tensor, history: History) -> tuple[Tensor, list[list[Tensor]]]:
-    """Interest [B, 3 D], and the extractor's states by sample and visit."""
+    """Interest [B, 2 D], and the extractor's states by sample and visit."""
     interests, states = [], []
     for b in range(query.shape[0]):
         visits = range(int(history.offsets[b]), int(history.offsets[b + 1]))
@@ -36,8 +36,7 @@ def dien_by_hand(tower: DIEN, query: Tensor, history: History) -> tuple[Tensor, 
         evolved = torch.zeros(D)
         for i in range(len(visits)):
             evolved = step(tower.evolution, extracted[i], evolved, torch.stack(logits).softmax(dim=0)[i])
-        mean = sum((history.keys[t] for t in visits), start=torch.zeros(D)) / max(len(visits), 1)
-        interests.append(torch.cat([evolved, mean, mean * query[b]]))
+        interests.append(torch.cat([evolved, evolved * query[b]]))
         states.append(extracted)
     return torch.stack(interests), states
 
