@@ -162,7 +162,7 @@ class BASM(InterestTower):
         cells = self.cells(self.cells.cells(context.place)).flatten(1)
         c = torch.cat([self.hours(context.hour), cells], dim=1).to(query.dtype)
         suiting = self.suiting_visits(history, context)
-        x = self.fields([query, self.attention(query, history).to(query.dtype), suiting], c)
+        x = self.fields([query, self.attention.attend(query, history).to(query.dtype), suiting], c)
         x = self.transform(x, torch.cat([c, suiting], dim=1))
         for layer in self.bias_tower:
             x = layer(x, c)

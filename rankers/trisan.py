@@ -74,16 +74,16 @@ class TRISAN(InterestTower):
         cell_sizes_km: tuple[float, ...] = (1.0, 5.0, 25.0),
     ) -> None:
         super().__init__(dim, gaps)
-        self.output_dim = dim
         self.cells = CellEmbedding(cell_dim, cell_sizes_km)
         self.hours = HourEmbedding()
         times = 1 + HourEmbedding.dim
         self.to_item = Closeness(len(cell_sizes_km), times, width)
         self.to_request = Closeness(len(cell_sizes_km), times, width)
         self.attention = DIN(dim, gaps + 2 * width)
+        self.output_dim = self.attention.output_dim
 
     def forward(self, query: Tensor, history: History, context: Context | None = None) -> Tensor:
-        """query [B, D], history and its context to interest [B, D]."""
+        """query [B, D], history and its context to interest [B, 2 D]."""
         keys, offsets, gaps = history
         if context is None:
             raise ValueError("TRISAN got no context; it needs the places and hours of request, target and visits")

@@ -56,7 +56,7 @@ def suiting_by_hand(tower: BASM, history: History, context: Context, b: int) -> 
 def test_basm_equals_its_equations_by_hand() -> None:
     tower = make()
     query, history, context = make_case([12, 0, 30, 1])
-    interest = tower.attention(query, history)
+    interest = tower.attention.attend(query, history)
     rows = []
     for b in range(4):
         cells = tower.cells.table.weight[tower.cells.cells(context.place[b : b + 1])[0]].flatten()

@@ -12,7 +12,8 @@ from placerank.rankers.tower import History
 
 
 def din_by_hand(tower: DIN, query: Tensor, history: History) -> Tensor:
-    """Equation 2 of the paper, a visit at a time, with the unit on the concatenation [q, k, q - k, q * k, gaps]."""
+    """Equation 2 of the paper, a visit at a time, with the unit on the concatenation [q, k, q - k, q * k, gaps]; then
+    the product with the target beside it."""
     q_weight, bias = tower.from_query.weight, tower.from_query.bias
     k_weight, product_weight, gap_weight = tower.from_visit.weight.split([D, D, G], dim=1)
     # any split of the difference's part between q and k gives the same unit: here half of k's weight goes to it
@@ -25,8 +26,8 @@ def din_by_hand(tower: DIN, query: Tensor, history: History) -> Tensor:
             unit = full @ torch.cat([q, k, q - k, q * k, history.gaps[t]]) + bias
             weight = tower.rest(tower.first_activation(unit[None]))[0, 0]
             interest = interest + weight * k
-        rows.append(interest)
-    return torch.stack(rows) if rows else torch.zeros(0, D)
+        rows.append(torch.cat([interest, interest * query[b]]))
+    return torch.stack(rows) if rows else torch.zeros(0, 2 * D)
 
 
 @pytest.mark.parametrize("lengths", [[3, 1, 4], [0, 2, 0], [0], [0, 0], [1], [17, 0, 0, 5, 1], []])
@@ -55,7 +56,7 @@ def test_din_in_training_equals_its_layers_one_by_one() -> None:
     z = plain.from_query(q) + plain.from_visit(torch.cat([k, q * k, history.gaps], dim=1))
     weights = plain.rest(plain.first_activation(z))
     want = torch.stack([part.sum(0) for part in (weights * k).split([3, 0, 9, 1])])
-    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(got, torch.cat([want, want * query], dim=1))
     for a, b in zip(tower.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(a, b)
 

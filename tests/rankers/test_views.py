@@ -125,7 +125,8 @@ def test_the_gate_weighs_by_activity() -> None:
     by_hand = torch.softmax(views.gate[2](views.gate[0](inputs["activity"]).relu()), dim=1)
     torch.testing.assert_close(weights, by_hand)
     assert weights.std(dim=0).min() > 0
-    for v, (part, was) in enumerate(zip(interest.split(DIMS, 1), flat.split(DIMS, 1), strict=True)):
+    widths = [tower.output_dim for tower in views.towers]
+    for v, (part, was) in enumerate(zip(interest.split(widths, 1), flat.split(widths, 1), strict=True)):
         torch.testing.assert_close(part, 3 * weights[:, v : v + 1] * was)
 
 
