@@ -34,8 +34,9 @@ demo: $(STAMP) ## a simulated city, all the way from simulate to export, trainin
 	$(BIN)/placerank align --data runs/demo/data --out runs/demo/align --overwrite \
 		--reward.lists 100 --reward.held-out-lists 40 --reward.negatives 7 --gdpo.pairs 320 --queries 500
 	$(BIN)/placerank tokenize --data runs/demo/data --embeddings runs/demo/align --out runs/demo/tokens --overwrite \
-		--codebook.codes 128
-	$(BIN)/placerank train --data runs/demo/data --run runs/demo/din --nproc 2 --epochs 2 --overwrite
+		--codebook.codes 64
+	$(BIN)/placerank train --data runs/demo/data --run runs/demo/din --nproc 2 --epochs 2 --overwrite \
+		--features.semantic-ids runs/demo/tokens
 	$(BIN)/placerank evaluate --run runs/demo/din --overwrite
 	$(BIN)/placerank export --run runs/demo/din --out runs/demo/export --overwrite
 

@@ -20,8 +20,8 @@ class AktConfig:
     ``views``; ``akt_ladder`` gives these configs by name.
     """
 
-    enabled: bool = False
-    """Whether there are clusters at all; needs semantic IDs."""
+    enabled: bool | None = None
+    """Whether there are clusters at all; needs semantic IDs. Default: where there are semantic IDs."""
     prefix: int = 1
     """Levels of the semantic ID that make an item's cluster."""
     cluster_rows: int = 65_536
@@ -54,7 +54,7 @@ class AktConfig:
 def akt_ladder() -> dict[str, AktConfig]:
     """The paper's ablations by name, each adding one part to the one before."""
     return {
-        "none": AktConfig(),
+        "none": AktConfig(enabled=False),
         "cluster": AktConfig(enabled=True, one_way_weight=0.0, gate=False, views=False),
         "one_way": AktConfig(enabled=True, gate=False, views=False),
         "gate": AktConfig(enabled=True, views=False),

@@ -43,7 +43,7 @@ class RankerConfig:
     @property
     def uses_traits(self) -> bool:
         """Whether batches must carry Traits for the plug-ins."""
-        return self.rest.enabled or self.akt.enabled
+        return self.rest.enabled or bool(self.akt.enabled)
 
     def __post_init__(self) -> None:
         if not self.mlp or min(self.mlp) < 1:
@@ -76,7 +76,7 @@ class Scorer(nn.Module):
         self.users = UserEncoder(features, config.akt)
         make, dim = with_options(config.tower, config.tower_options), self.items.output_dim
         self.tower: nn.Module
-        self.views = config.akt.enabled and config.akt.views
+        self.views = bool(config.akt.enabled) and config.akt.views
         if self.views:
             own = self.items.dim
             self.tower = HierarchicalViews(
@@ -170,7 +170,7 @@ class UserEncoder(nn.Module):
         super().__init__()
         self.names = features.pooled_keys
         self.widths = [t.dim for t in features.pooled for _ in t.features]
-        self.mixes = akt.enabled and {"user", USER_CLUSTER} <= {*self.names}
+        self.mixes = bool(akt.enabled) and {"user", USER_CLUSTER} <= {*self.names}
         self.output_dim = features.pooled_dim
         if self.mixes:
             dim = self.widths[self.names.index("user")]

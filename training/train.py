@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,9 @@ class TrainConfig:
             raise ValueError(f"precision={self.precision!r}: expected fp32 or bf16")
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite are both set; choose one")
+        if self.ranker.akt.enabled is None:
+            akt = replace(self.ranker.akt, enabled=self.features.semantic_ids is not None)
+            self.ranker = replace(self.ranker, akt=akt)
 
 
 def train(config: TrainConfig) -> Path:

@@ -33,7 +33,7 @@ class Variant:
     bare: bool = False
     base: str = PLAIN
     rest: RestConfig = field(default_factory=RestConfig)
-    akt: AktConfig = field(default_factory=AktConfig)
+    akt: AktConfig = field(default_factory=lambda: AktConfig(enabled=False))
 
 
 def _preset(name: str) -> RestConfig:

@@ -127,8 +127,9 @@ LEVEL_TABLES, CLUSTER_TABLES = {"semantic_1", "semantic_2", "semantic_3"}, {"clu
 )
 def test_each_trains(kind: str, tower: str, losses: set[str], tables: set[str], world: World, tmp_path: Path) -> None:
     tokens = {"ngrams": world.ngrams, "rest": None}.get(kind, world.codes)
-    plugins = {"rest": {"rest": REST}, "akt": {"akt": AKT}, "all": {"rest": REST, "akt": AKT}}.get(kind, {})
-    config = small(world, tmp_path / "run", tokens, tower=tower, **plugins)
+    none = {"akt": AktConfig(enabled=False)}
+    plugins: dict[str, Any] = {"rest": {"rest": REST}, "akt": {"akt": AKT}, "all": {"rest": REST, "akt": AKT}}
+    config = small(world, tmp_path / "run", tokens, tower=tower, **plugins.get(kind, none))
     train(config)
     lines = metrics(config.run, "train")
     assert len(lines) > 8 and lines[0].keys() & (REST_LOSSES | AKT_LOSSES) == losses
@@ -374,7 +375,7 @@ def without_places(data: Path, folder: Path) -> Path:
 def test_flags_and_files_name_the_plugins(tmp_path: Path) -> None:
     flags = ["--data", "d", "--run", "r", "--features.semantic-ids", "t", "--ranker.rest.enabled"]
     flags += ["--ranker.rest.no-align", "--ranker.rest.positive-km", "inf", "--ranker.rest.contrast", "brand"]
-    flags += ["--ranker.akt.enabled", "--ranker.akt.no-views", "--ranker.akt.prefix", "2"]
+    flags += ["--ranker.akt.no-views", "--ranker.akt.prefix", "2"]
     config, _ = parse("placerank train", TrainConfig, RankOptions, flags)
     assert config.features.semantic_ids == Path("t")
     rest = RestConfig(enabled=True, align=False, positive_km=float("inf"), contrast=["brand"])
@@ -382,3 +383,14 @@ def test_flags_and_files_name_the_plugins(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(to_toml(config))
     again, _ = parse("placerank train", TrainConfig, RankOptions, ["--config", str(tmp_path / "run.toml")])
     assert again == config
+
+
+def test_clusters_come_with_semantic_ids_unless_told() -> None:
+    def enabled(*flags: str) -> bool | None:
+        config, _ = parse("placerank train", TrainConfig, RankOptions, ["--data", "d", "--run", "r", *flags])
+        return config.ranker.akt.enabled
+
+    tokens = "--features.semantic-ids", "t"
+    assert enabled() is False and enabled(*tokens) is True
+    assert enabled(*tokens, "--ranker.akt.enabled", "False") is False
+    assert enabled("--ranker.akt.enabled", "True") is True, "for read_inputs to refuse"
