@@ -98,7 +98,9 @@ MENDED = (
 """Ways to mend a missing gain, tried on DIN: of the plug-ins' own numbers, none of the baseline's."""
 
 BARE = Variant(name="bare", title="ids alone", bare=True)
-BARE_HGIT = replace(HGIT, name="bare-hgit", title="ids alone + HGIT", bare=True, base="bare")
+BARE_TOKENS = tuple(
+    replace(v, name=f"bare-{v.name}", title=f"ids alone + {v.title}", bare=True, base=BARE.name) for v in TOKENS
+)
 """Do semantic IDs bring what the plain towers already have from category, brand and region?"""
 
 BEYOND = (
@@ -123,7 +125,7 @@ TABLES: dict[str, Grid] = {
     },
     # HGIT alone is the base of the ladder: with clusters come the semantic IDs that they are made of
     "akt": {tower: (NONE, ACTIVITY, HGIT, *AKT) for tower in ("din", "twin")},
-    "mend": {"din": (NONE, REST, HGIT, AKT[-1], *MENDED, BARE, BARE_HGIT)},
+    "mend": {"din": (NONE, REST, HGIT, AKT[-1], *MENDED, BARE, *BARE_TOKENS)},
     "beyond": {"din": (NONE, REST, *BEYOND)},
     "whole": {tower: (NONE, HGIT, REST, AKT[-1], ALL, ALONE, BOTH) for tower in ("din", "twin")},
 }
