@@ -8,11 +8,11 @@
 A step is all that training does with a batch of samples in memory: the catalog's look-ups, forward, backward, tables'
 and dense optimizer. Rows of 16 columns, histories of skewed lengths (log-normal, median a third of the longest, cut
 there), popular items far more often than others; 4,096 samples at histories of 50, so many fewer at longer ones that
-the visits stay as many. AKT-Rec's clusters are made of semantic IDs, whose levels have tables on that side alone. In
-each round all sides run in turn on the same samples; ratios are to plain DIN's of that round: the median over rounds,
-and its range. Seconds are the processor's, so that what others do on the machine does not count; wall time is beside
-them. Memory is the peak above what was in use before the step. With several ranks the figures are the first one's.
-``--save`` writes results/steps.csv, a line for each side, longest history and number of ranks.
+the visits stay as many. AKT-Rec needs semantic IDs, so its sides hold their tables too. In each round all sides run in
+turn on the same samples; ratios are to plain DIN's of that round: the median over rounds, and its range. Seconds are
+the processor's, so that what others do on the machine does not count; wall time is beside them. Memory is the peak
+above what was in use before the step. With several ranks the figures are the first one's. ``--save`` writes
+results/steps.csv, a line for each side, longest history and number of ranks.
 """
 
 import argparse
@@ -109,8 +109,7 @@ class Side:
 
     def __init__(self, semantic: bool, config: RankerConfig, items: pa.Table, users: pa.Table, rt: Any) -> None:
         codes = np.random.default_rng(1).integers(0, CODES, (ITEMS, LEVELS))
-        levels = semantic and not config.akt.enabled
-        tables = SemanticFeatures(codes, CODES, ("",), "codes").tables(65_536) if levels else {}
+        tables = SemanticFeatures(codes, CODES, ("",), "codes").tables(65_536) if semantic else {}
         if config.akt.enabled:
             tables[CLUSTER] = SemanticFeatures(codes, CODES, ("",), "codes").prefix_table(1, config.akt.cluster_rows)
         sizes = {name: size for name, (_, size) in tables.items()}

@@ -39,10 +39,7 @@ class FeatureConfig:
     """Dense features: distance (request to item), visits (the user's earlier visits to the item), activity (how often
     and how recently the item was chosen, and the user chose)."""
     semantic_ids: Path | None = None
-    """Folder that `placerank tokenize` made: semantic IDs of the items."""
-    semantic_levels: bool | None = None
-    """Whether their levels (or prefixes) have tables of their own, as features of target and history. Default: where
-    AKT-Rec, which makes clusters of them, is off."""
+    """Folder that `placerank tokenize` made: its semantic IDs join the features of target and history."""
     ngram_rows: int = 65_536
     """Rows of a table of prefix n-grams, at most; where there are more prefixes they are hashed."""
 

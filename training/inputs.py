@@ -64,14 +64,9 @@ def read_inputs(data: Path, features: FeatureConfig, ranker: RankerConfig) -> In
     sizes: dict[str, int] = {}
     lineage: tuple[str, ...] = ()
     if features.semantic_ids is not None:
-        if not features.semantic_levels and not ranker.akt.enabled:
-            raise ValueError(
-                f"features.semantic_ids={features.semantic_ids}: nothing would use them; set features.semantic_levels, "
-                "or akt.enabled, or leave them out"
-            )
         semantic = SemanticFeatures.load(features.semantic_ids, items["item_id"])
         lineage = semantic.lineage
-        tables = semantic.tables(features.ngram_rows) if features.semantic_levels else {}
+        tables = semantic.tables(features.ngram_rows)
         if ranker.akt.enabled:
             tables[CLUSTER] = semantic.prefix_table(ranker.akt.prefix, ranker.akt.cluster_rows)
         rows = {name: values for name, (values, _) in tables.items()}

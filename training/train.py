@@ -89,8 +89,6 @@ class TrainConfig:
         if self.ranker.akt.enabled is None:
             akt = replace(self.ranker.akt, enabled=self.features.semantic_ids is not None)
             self.ranker = replace(self.ranker, akt=akt)
-        if self.features.semantic_levels is None:
-            self.features = replace(self.features, semantic_levels=not self.ranker.akt.enabled)
 
 
 def train(config: TrainConfig) -> Path:

@@ -161,7 +161,7 @@ class Workplace:
         """The resolved training config of a cell."""
         budget = self.budget
         tokens = None if variant.tokenizer is None else self.tokens(variant, seed)
-        features = FeatureConfig(semantic_ids=tokens, semantic_levels=variant.levels)
+        features = FeatureConfig(semantic_ids=tokens)
         if variant.bare:
             features = replace(features, history_attributes=[], pooled=["user", "hour"])
         if variant.activity:

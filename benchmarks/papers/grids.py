@@ -18,7 +18,6 @@ class Variant:
         tokenizer: whose semantic IDs join the features; None: none do.
         aligned: whether those are of the embeddings given as --embeddings, not of the encoder as it comes.
         codes: a level of theirs, where not the budget's.
-        levels: whether the levels have tables of their own.
         activity: whether the tower is given as dense features what AKT-Rec's gate and views see of item and user.
         bare: whether items have their id alone, no category, brand or region.
         base: the variant that differences are to.
@@ -30,7 +29,6 @@ class Variant:
     tokenizer: str | None = None
     aligned: bool = False
     codes: int | None = None
-    levels: bool = True
     activity: bool = False
     bare: bool = False
     base: str = PLAIN
@@ -83,8 +81,6 @@ def _akt() -> tuple[Variant, ...]:
 
 
 AKT = _akt()
-ALONE = replace(AKT[-1], name="akt-alone", title="AKT-Rec without levels (default)", levels=False)
-BOTH = replace(ALONE, name="both", title="ReST + AKT-Rec without levels", rest=REST.rest)
 ALL = Variant(name="all", title="LGSID + ReST + AKT-Rec", tokenizer="hgit", rest=REST.rest, akt=AKT[-1].akt)
 
 MENDED = (
@@ -127,7 +123,7 @@ TABLES: dict[str, Grid] = {
     "akt": {tower: (NONE, ACTIVITY, HGIT, *AKT) for tower in ("din", "twin")},
     "mend": {"din": (NONE, REST, HGIT, AKT[-1], *MENDED, BARE, *BARE_TOKENS)},
     "beyond": {"din": (NONE, REST, *BEYOND)},
-    "whole": {tower: (NONE, HGIT, REST, AKT[-1], ALL, ALONE, BOTH) for tower in ("din", "twin")},
+    "whole": {tower: (NONE, HGIT, REST, AKT[-1], ALL) for tower in ("din", "twin")},
 }
 
 

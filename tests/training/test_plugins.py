@@ -86,13 +86,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     )
 
 
-def small(
-    world: World, run: Path, tokens: Path | None = None, levels: bool | None = None, **ranker: Any
-) -> TrainConfig:
+def small(world: World, run: Path, tokens: Path | None = None, **ranker: Any) -> TrainConfig:
     return TrainConfig(
         data=world.data,
         run=run,
-        features=FeatureConfig(embedding_dim=8, pooled_dim=4, semantic_ids=tokens, semantic_levels=levels),
+        features=FeatureConfig(embedding_dim=8, pooled_dim=4, semantic_ids=tokens),
         ranker=RankerConfig(mlp=[16], **ranker),
         optimizer=OPTIMIZER,
         batch_size=256,
@@ -103,7 +101,7 @@ def small(
 
 
 def everything(world: World, run: Path, **changes: Any) -> TrainConfig:
-    return replace(small(world, run, world.codes, levels=True, rest=REST, akt=AKT), **changes)
+    return replace(small(world, run, world.codes, rest=REST, akt=AKT), **changes)
 
 
 def saved_tables(config: TrainConfig) -> dict[str, Any]:
@@ -122,16 +120,15 @@ LEVEL_TABLES, CLUSTER_TABLES = {"semantic_1", "semantic_2", "semantic_3"}, {"clu
         ("codes", "din", set(), LEVEL_TABLES),
         ("ngrams", "din", set(), {"prefix_1", "prefix_2", "prefix_3"}),
         ("rest", "din", REST_LOSSES, set()),
-        ("akt", "din", AKT_LOSSES, CLUSTER_TABLES),
-        ("all", "din", REST_LOSSES | AKT_LOSSES, CLUSTER_TABLES),
-        ("levels", "trisan", REST_LOSSES | AKT_LOSSES, LEVEL_TABLES | CLUSTER_TABLES),
+        ("akt", "din", AKT_LOSSES, LEVEL_TABLES | CLUSTER_TABLES),
+        ("all", "din", REST_LOSSES | AKT_LOSSES, LEVEL_TABLES | CLUSTER_TABLES),
+        ("all", "trisan", REST_LOSSES | AKT_LOSSES, LEVEL_TABLES | CLUSTER_TABLES),
     ],
 )
 def test_each_trains(kind: str, tower: str, losses: set[str], tables: set[str], world: World, tmp_path: Path) -> None:
     tokens = {"ngrams": world.ngrams, "rest": None}.get(kind, world.codes)
     none = {"akt": AktConfig(enabled=False)}
     plugins: dict[str, Any] = {"rest": {"rest": REST}, "akt": {"akt": AKT}, "all": {"rest": REST, "akt": AKT}}
-    plugins["levels"] = plugins["all"] | {"levels": True}
     config = small(world, tmp_path / "run", tokens, tower=tower, **plugins.get(kind, none))
     train(config)
     lines = metrics(config.run, "train")
@@ -333,12 +330,6 @@ def test_semantic_ids_are_those_of_training_or_come_from_them(
     told("tables.prefix_1.rows: saved None, now", lambda: export(ExportConfig(run=run, out=tmp_path / "no")))
 
 
-def test_semantic_ids_that_nothing_uses_are_told(world: World, tmp_path: Path) -> None:
-    config = small(world, tmp_path / "run", world.codes, levels=False, akt=AktConfig(enabled=False))
-    with pytest.raises(ValueError, match=r"features.semantic_ids=.*: nothing would use them"):
-        train(config)
-
-
 def test_what_plugins_lack_is_told_and_costs_no_run(world: World, tmp_path: Path) -> None:
     config = small(world, tmp_path / "run", rest=REST)
     train(config)
@@ -395,12 +386,11 @@ def test_flags_and_files_name_the_plugins(tmp_path: Path) -> None:
 
 
 def test_clusters_come_with_semantic_ids_unless_told() -> None:
-    def uses(*flags: str) -> tuple[bool | None, bool | None]:
+    def enabled(*flags: str) -> bool | None:
         config, _ = parse("placerank train", TrainConfig, RankOptions, ["--data", "d", "--run", "r", *flags])
-        return config.ranker.akt.enabled, config.features.semantic_levels
+        return config.ranker.akt.enabled
 
     tokens = "--features.semantic-ids", "t"
-    assert uses(*tokens) == (True, False)
-    assert uses(*tokens, "--ranker.akt.enabled", "False") == (False, True)
-    assert uses(*tokens, "--features.semantic-levels", "True") == (True, True)
-    assert uses() == (False, True) and uses("--ranker.akt.enabled", "True")[0], "for read_inputs to refuse"
+    assert enabled() is False and enabled(*tokens) is True
+    assert enabled(*tokens, "--ranker.akt.enabled", "False") is False
+    assert enabled("--ranker.akt.enabled", "True") is True, "for read_inputs to refuse"
