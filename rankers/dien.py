@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..kernels.gru import gru
 from ..kernels.jagged import segment_dot, segment_ids, segment_softmax
-from .tower import Context, History, InterestTower
+from .tower import Context, History, InterestTower, beside_product
 
 
 class RecurrentUnit(nn.Module):
@@ -85,7 +85,7 @@ class DIEN(InterestTower):
     def forward(self, query: Tensor, history: History, context: Context | None = None) -> Tensor:
         """query [B, D] and history to interest [B, 2 D]."""
         if torch.compiler.is_exporting():
-            return self._beside_product(self._by_steps(query, history), query)
+            return beside_product(self._by_steps(query, history), query)
         return self._evolve(query, history, self.extractor(history.keys, history.offsets))
 
     def forward_with_loss(
@@ -102,10 +102,7 @@ class DIEN(InterestTower):
         attention = segment_softmax(logits, offsets, segments).squeeze(1)
         evolved = self.evolution(states, offsets, attention)
         last = torch.where(offsets.diff() > 0, offsets[1:] - 1, keys.shape[0])
-        return self._beside_product(F.pad(evolved, (0, 0, 0, 1))[last], query)
-
-    def _beside_product(self, state: Tensor, query: Tensor) -> Tensor:
-        return torch.cat([state, state * query], dim=1)
+        return beside_product(F.pad(evolved, (0, 0, 0, 1))[last], query)
 
     def _auxiliary(self, states: Tensor, history: History) -> Tensor:
         keys, offsets, _ = history

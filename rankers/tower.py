@@ -109,6 +109,11 @@ class InterestTower(nn.Module, ABC):
         return self(query, history, context), None
 
 
+def beside_product(interest: Tensor, query: Tensor) -> Tensor:
+    """[i, i * q] of interest and query, [B, D] both: layers that see i and q side by side can't multiply them."""
+    return torch.cat([interest, interest * query], dim=1)
+
+
 TOWERS: dict[str, Callable[[int, int], InterestTower]] = {}
 
 
