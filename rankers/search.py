@@ -4,13 +4,15 @@ A first stage (general search unit) scores all visits of a history, up to 10,000
 the second (exact search unit) attends to those. The search itself is not differentiable: gradients reach the visits
 that were found, through the attention.
 
-Two things are not in the papers. With a plain softmax these towers learned more slowly than DIN and ranked a user's
+Three things are not in the papers. With a plain softmax these towers learned more slowly than DIN and ranked a user's
 places worse, on histories that were found whole:
 
 - A visit's map starts as the target's, and there is no 1 / sqrt(d): so a head's logit starts as a similarity, of a
   size that a softmax notices. Products of two random maps of rows within 0.1 differ by a hundredth at most.
 - "No visit" has a logit too, 0, and log(1 + sum exp(logits)) of each head joins the interest. A softmax over visits
   alone weights the best of them fully however badly it matches, where DIN's sum tells how many match, and how well.
+- The found keys, weighted by the mean of the heads, times the target join the interest: the ranker's layers see values
+  and target side by side and can't multiply them. TWIN's AUC in the simulated city rose by 0.009.
 
 Every linear map of a visit is moved to the sample's side (``kernels/search_attention.py``), so that the attention costs
 a visit 4 A (D + 2 G) operations forward however wide the heads are, and no key of a history is copied or padded.
@@ -67,7 +69,8 @@ class FoundAttention(nn.Module):
     """The second stage: each head's softmax over the found visits and none, and the values it weights.
 
     Values are maps of key and gap embeddings, [k, e(gaps)], to d columns a head. The heads' output is not mixed by
-    another map, since the ranker's first layer is one. Beside them lies log(1 + sum exp(logits)), a column a head.
+    another map, since the ranker's first layer is one. Beside them lie the product with the target, D columns, and
+    log(1 + sum exp(logits)), a column a head.
 
     Args:
         dim: D.
@@ -78,18 +81,23 @@ class FoundAttention(nn.Module):
     def __init__(self, dim: int, gaps: int, heads: int) -> None:
         super().__init__()
         self.head_dim = -(-dim // heads)
-        self.output_dim = heads * (self.head_dim + 1)
+        self.output_dim = heads * (self.head_dim + 1) + dim
         self.gap_embedding = GapEmbedding(gaps)
         self.value = linear_heads(heads, self.head_dim, dim + gaps * GAP_DIM)
 
-    def forward(self, queries: Tensor, history: History, rows: Tensor) -> Tensor:
-        """Queries against z [B, A, D + G K] and the found rows, int64 [B, k] with -1 for none, to [B, A d + A].
+    def forward(self, query: Tensor, queries: Tensor, history: History, rows: Tensor) -> Tensor:
+        """Interest [B, A d + D + A]; zeros where nothing was found.
 
-        Zeros where nothing was found.
+        Args:
+            query: the target, [B, D].
+            queries: each head's, against z, [B, A, D + G K].
+            history: where the rows are.
+            rows: what the search found, int64 [B, k] with -1 for none.
         """
         pooled, strength = search_attention(queries, history.keys, history.gaps, rows)
-        value = self.fold(self.value).to(pooled.dtype)
-        return torch.cat([torch.einsum("bae,ade->bad", pooled, value).flatten(1), strength.to(pooled.dtype)], dim=1)
+        value = torch.einsum("bae,ade->bad", pooled, self.fold(self.value).to(pooled.dtype)).flatten(1)
+        product = pooled[:, :, : query.shape[1]].mean(dim=1) * query
+        return torch.cat([value, product.to(value.dtype), strength.to(value.dtype)], dim=1)
 
     def fold(self, of_visit: Tensor) -> Tensor:
         """A linear map of [k, e(gaps)] as one of z = [k, hats(gaps)], [..., D + G C] to [..., D + G K]."""
@@ -117,7 +125,7 @@ class TargetAttention(nn.Module):
         self.from_visit = similar_heads(self.from_query, dim + gaps * GAP_DIM)
 
     def forward(self, query: Tensor, history: History, rows: Tensor) -> Tensor:
-        """query [B, D], history and found rows [B, k] to [B, A d + A]."""
+        """query [B, D], history and found rows [B, k] to [B, A d + D + A]."""
         whole = torch.einsum("adi,ade->iae", self.from_query, self.found.fold(self.from_visit))  # W_a^T W_b
         queries = query @ whole.flatten(1).to(query.dtype)
-        return self.found(queries.unflatten(1, whole.shape[1:]), history, rows)
+        return self.found(query, queries.unflatten(1, whole.shape[1:]), history, rows)

@@ -51,7 +51,7 @@ class TWIN(InterestTower):
     def forward(self, query: Tensor, history: History, context: Context | None = None) -> Tensor:
         """query [B, D] and history to interest [B, I]."""
         queries, bias = self.queries(query)
-        return self.found(torch.cat([queries, bias], dim=2), history, self.search(queries, bias, history))
+        return self.found(query, torch.cat([queries, bias], dim=2), history, self.search(queries, bias, history))
 
     def queries(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """alpha as products: with the key, [B, A, D], and with the hats of its gaps, [B, A, G K]."""

@@ -47,14 +47,16 @@ def with_gaps(embedding: GapEmbedding, history: History, t: int) -> Tensor:
     return torch.cat([history.keys[t], embedded_gaps(embedding, history.gaps[t])])
 
 
-def pooled_values(found: FoundAttention, history: History, chosen: list[int], logits: Tensor) -> Tensor:
-    """logits [n, A] of the chosen visits to the heads' outputs side by side."""
+def pooled_values(found: FoundAttention, q: Tensor, history: History, chosen: list[int], logits: Tensor) -> Tensor:
+    """logits [n, A] of the chosen visits to the heads' outputs, the product with the target, the strengths."""
     if not chosen:
         return torch.zeros(found.output_dim)
     z = torch.stack([with_gaps(found.gap_embedding, history, t) for t in chosen])
     total = 1 + logits.exp().sum(dim=0)
     weights = logits.exp() / total
-    return torch.cat([*(weights[:, a] @ (z @ found.value[a].t()) for a in range(logits.shape[1])), total.log()])
+    product = q * (weights.mean(dim=1) @ history.keys[chosen])
+    heads = (weights[:, a] @ (z @ found.value[a].t()) for a in range(logits.shape[1]))
+    return torch.cat([*heads, product, total.log()])
 
 
 def target_attention_by_hand(attention: TargetAttention, q: Tensor, history: History, chosen: list[int]) -> Tensor:
@@ -68,7 +70,7 @@ def target_attention_by_hand(attention: TargetAttention, q: Tensor, history: His
         )
         for t in chosen
     ]
-    return pooled_values(attention.found, history, chosen, torch.stack(logits) if logits else torch.empty(0, 1))
+    return pooled_values(attention.found, q, history, chosen, torch.stack(logits) if logits else torch.empty(0, 1))
 
 
 def most_recent(rows: list[int]) -> list[int]:

@@ -55,7 +55,8 @@ def twin_by_hand(tower: TWIN, query: Tensor, history: History) -> Tensor:
         total = 1 + weights.sum(dim=0)
         z = torch.stack([torch.cat([keys[t], *gap_vectors(tower, gaps[t])]) for t in chosen])
         heads = [weights[:, a] / total[a] @ (z @ v.t()) for a, v in enumerate(tower.found.value)]
-        rows.append(torch.cat([*heads, total.log()]))
+        product = query[b] * ((weights / total).mean(dim=1) @ keys[chosen])
+        rows.append(torch.cat([*heads, product, total.log()]))
     return torch.stack(rows)
 
 
@@ -107,7 +108,7 @@ def test_none_of_the_visits_takes_the_weight_of_those_that_match_badly() -> None
     torch.manual_seed(0)
     tower = TWIN(D, G)
     query, history = make([20])
-    heads, strength = tower(100 * query, history._replace(keys=-100 * query.expand(20, -1))).split([D, 4], dim=1)
+    heads, strength = tower(100 * query, history._replace(keys=-100 * query.expand(20, -1))).split([2 * D, 4], dim=1)
     assert heads.abs().max() < 1e-6 and strength.abs().max() < 1e-6
-    _, strength = tower(100 * query, history._replace(keys=100 * query.expand(20, -1))).split([D, 4], dim=1)
+    _, strength = tower(100 * query, history._replace(keys=100 * query.expand(20, -1))).split([2 * D, 4], dim=1)
     assert (strength > 10).all()
