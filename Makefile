@@ -35,10 +35,10 @@ demo: $(STAMP) ## a simulated city, all the way from simulate to export, trainin
 		--reward.lists 100 --reward.held-out-lists 40 --reward.negatives 7 --gdpo.pairs 320 --queries 500
 	$(BIN)/placerank tokenize --data runs/demo/data --embeddings runs/demo/align --out runs/demo/tokens --overwrite \
 		--codebook.codes 64
-	$(BIN)/placerank train --data runs/demo/data --run runs/demo/din --nproc 2 --epochs 2 --overwrite \
+	$(BIN)/placerank train --data runs/demo/data --run runs/demo/ranker --nproc 2 --epochs 2 --overwrite \
 		--features.semantic-ids runs/demo/tokens
-	$(BIN)/placerank evaluate --run runs/demo/din --overwrite
-	$(BIN)/placerank export --run runs/demo/din --out runs/demo/export --overwrite
+	$(BIN)/placerank evaluate --run runs/demo/ranker --overwrite
+	$(BIN)/placerank export --run runs/demo/ranker --out runs/demo/export --overwrite
 
 test: $(STAMP) ## all tests; those that need a GPU are skipped where there is none
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile

@@ -1,4 +1,5 @@
-"""Step time and memory beside plain DIN's: every tower, and on DIN semantic IDs, ReST, AKT-Rec's ladder, both plug-ins.
+"""Step time and memory beside plain DIN's: every tower; on DIN semantic IDs, ReST, AKT-Rec's ladder, both plug-ins; on
+TWIN, the default, ReST, AKT-Rec and both.
 
     python benchmarks/bench_steps.py                          # histories of 50, three rounds, prints
     python benchmarks/bench_steps.py --histories 50 500 5000 --rounds 7 --save
@@ -50,15 +51,17 @@ BASELINE = "din"
 
 def sides() -> dict[str, tuple[bool, RankerConfig]]:
     """By name, whether there are semantic IDs, and the ranker."""
-    rest = RestConfig(enabled=True)
-    ladder = {f"akt_{n}": (True, RankerConfig(akt=akt)) for n, akt in akt_ladder().items() if n != "none"}
+    rest, ladder = RestConfig(enabled=True), akt_ladder()
     return {
-        BASELINE: (False, RankerConfig()),
+        BASELINE: (False, RankerConfig(tower=BASELINE)),
         **{name: (False, RankerConfig(tower=name)) for name in TOWERS if name != BASELINE},
-        "semantic_ids": (True, RankerConfig()),
-        "rest": (False, RankerConfig(rest=rest)),
-        **ladder,
-        "rest_and_akt": (True, RankerConfig(rest=rest, akt=akt_ladder()["views"])),
+        "semantic_ids": (True, RankerConfig(tower=BASELINE)),
+        "rest": (False, RankerConfig(tower=BASELINE, rest=rest)),
+        **{f"akt_{n}": (True, RankerConfig(tower=BASELINE, akt=akt)) for n, akt in ladder.items() if n != "none"},
+        "rest_and_akt": (True, RankerConfig(tower=BASELINE, rest=rest, akt=ladder["gate"])),
+        "twin_rest": (False, RankerConfig(tower="twin", rest=rest)),
+        "twin_akt": (True, RankerConfig(tower="twin", akt=ladder["gate"])),
+        "twin_rest_and_akt": (True, RankerConfig(tower="twin", rest=rest, akt=ladder["gate"])),
     }
 
 
@@ -113,7 +116,7 @@ class Side:
         if config.akt.enabled:
             tables[CLUSTER] = SemanticFeatures(codes, CODES, ("",), "codes").prefix_table(1, config.akt.cluster_rows)
         sizes = {name: size for name, (_, size) in tables.items()}
-        if config.akt.enabled:
+        if config.akt.enabled and config.akt.users:
             sizes[USER_CLUSTER] = sizes[CLUSTER]
         vocabularies = {"item": ITEMS, "user": USERS, "category": CATEGORIES, "brand": BRANDS}
         features = build_features(FeatureConfig(), vocabularies, [], config.uses_context, config.uses_traits, sizes)

@@ -24,8 +24,8 @@ from .views import HierarchicalViews
 class RankerConfig:
     """The dense part of a ranker, and its plug-ins."""
 
-    tower: str = "din"
-    """Interest tower: din, dien, sim, sim_soft, twin, eta, trisan, basm, or your own as package.module:Class."""
+    tower: str = "twin"
+    """Interest tower: twin, din, dien, sim, sim_soft, eta, trisan, basm, or your own as package.module:Class."""
     tower_options: dict[str, float] = field(default_factory=dict)
     """Numbers of the tower that are not its defaults, by name: top_k of twin, auxiliary_weight of dien, ..."""
     mlp: list[int] = field(default_factory=lambda: [128, 64])

@@ -73,25 +73,33 @@ def _akt() -> tuple[Variant, ...]:
     titles = {
         "cluster": "+ cluster embedding",
         "one_way": "+ one-way loss",
-        "gate": "+ gate",
-        "views": "+ views (AKT-Rec)",
+        "gate": "+ gate (AKT-Rec here)",
+        "users": "+ users' clusters",
+        "views": "+ views (all of AKT-Rec)",
     }
     ladder = akt_ladder()
     return tuple(Variant(name=f"akt-{n}", title=t, tokenizer="hgit", akt=ladder[n]) for n, t in titles.items())
 
 
-AKT = _akt()
-ALL = Variant(name="all", title="LGSID + ReST + AKT-Rec", tokenizer="hgit", rest=REST.rest, akt=AKT[-1].akt)
+LADDER = _akt()
+AKT = next(variant for variant in LADDER if variant.akt == AktConfig(enabled=True))
+ALL = replace(AKT, name="all", title="LGSID + ReST + AKT-Rec", rest=REST.rest)
 
 MENDED = (
     replace(REST, name="rest-weight-0.1", title="ReST, weight 0.1", rest=replace(REST.rest, weight=0.1)),
     replace(REST, name="rest-weight-1", title="ReST, weight 1", rest=replace(REST.rest, weight=1.0)),
     replace(REST, name="rest-warm-up", title="ReST's warm-up alone", rest=replace(REST.rest, contrast=[])),
     replace(HGIT, name="hgit-512", title="HGIT, 512 codes a level", codes=512),
-    replace(AKT[-1], name="akt-views-512", title="AKT-Rec, 512 clusters", codes=512),
-    replace(AKT[-1], name="akt-weight-0.1", title="AKT-Rec, weight 0.1", akt=replace(AKT[-1].akt, one_way_weight=0.1)),
+    replace(AKT, name="akt-512", title="AKT-Rec, 512 clusters", codes=512),
+    replace(AKT, name="akt-weight-0.1", title="AKT-Rec, weight 0.1", akt=replace(AKT.akt, one_way_weight=0.1)),
 )
 """Ways to mend a missing gain, tried on DIN: of the plug-ins' own numbers, none of the baseline's."""
+
+ALL_MENDED = (
+    replace(ALL, name="all-contrast", title="all, ReST without warm-up", rest=replace(REST.rest, warm_up=False)),
+    replace(ALL, name="all-warm-up", title="all, ReST without contrast", rest=replace(REST.rest, contrast=[])),
+)
+"""AKT-Rec's gate and ReST's warm-up both change an item's embedding: which part of ReST goes with AKT-Rec?"""
 
 BARE = Variant(name="bare", title="ids alone", bare=True)
 BARE_TOKENS = tuple(
@@ -120,10 +128,13 @@ TABLES: dict[str, Grid] = {
         "basm": (NONE, REST),
     },
     # HGIT alone is the base of the ladder: with clusters come the semantic IDs that they are made of
-    "akt": {tower: (NONE, ACTIVITY, HGIT, *AKT) for tower in ("din", "twin")},
-    "mend": {"din": (NONE, REST, HGIT, AKT[-1], *MENDED, BARE, *BARE_TOKENS)},
+    "akt": {tower: (NONE, ACTIVITY, HGIT, *LADDER) for tower in ("din", "twin")},
+    "mend": {
+        "din": (NONE, REST, HGIT, AKT, *MENDED, BARE, *BARE_TOKENS),
+        "twin": (NONE, REST, AKT, ALL, *ALL_MENDED),
+    },
     "beyond": {"din": (NONE, REST, *BEYOND)},
-    "whole": {tower: (NONE, HGIT, REST, AKT[-1], ALL) for tower in ("din", "twin")},
+    "whole": {tower: (NONE, HGIT, REST, AKT, ALL) for tower in ("din", "twin")},
 }
 
 

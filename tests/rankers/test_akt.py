@@ -130,10 +130,11 @@ def test_heads_are_the_most_active_share() -> None:
 
 def test_configs() -> None:
     ladder = akt_ladder()
-    parts = [(c.enabled, c.one_way_weight > 0, c.gate, c.views) for c in ladder.values()]
+    parts = [(c.enabled, c.one_way_weight > 0, c.gate, c.users, c.views) for c in ladder.values()]
     rungs = [sum(p) for p in parts]
-    assert list(ladder) == ["none", "cluster", "one_way", "gate", "views"]
-    assert rungs[1:] == [1, 2, 3, 4] and not parts[0][0], "each adds one part"
+    assert list(ladder) == ["none", "cluster", "one_way", "gate", "users", "views"]
+    assert rungs[1:] == [1, 2, 3, 4, 5] and not parts[0][0], "each adds one part"
+    assert ladder["gate"] == AktConfig(enabled=True)
     for bad, told in (
         ({"prefix": 0}, "akt.prefix=0: expected at least 1"),
         ({"temperature": 0.0}, "akt.temperature=0.0: expected more than 0"),

@@ -42,7 +42,7 @@ from placerank.training.train import TrainConfig, _Loop, train
 AnyRanks = Callable[..., list[Any]]
 K, LEVELS = 4, 3
 REST = RestConfig(enabled=True, centres=5, refresh_every=4, positive_km=300, negative_km=300, attribute_dropout=0.2)
-AKT = AktConfig(enabled=True, view_visits=4)
+AKT = AktConfig(enabled=True, users=True, views=True, view_visits=4)
 
 
 @dataclass(frozen=True)
@@ -375,11 +375,11 @@ def without_places(data: Path, folder: Path) -> Path:
 def test_flags_and_files_name_the_plugins(tmp_path: Path) -> None:
     flags = ["--data", "d", "--run", "r", "--features.semantic-ids", "t", "--ranker.rest.enabled"]
     flags += ["--ranker.rest.no-align", "--ranker.rest.positive-km", "inf", "--ranker.rest.contrast", "brand"]
-    flags += ["--ranker.akt.no-views", "--ranker.akt.prefix", "2"]
+    flags += ["--ranker.akt.views", "--ranker.akt.prefix", "2"]
     config, _ = parse("placerank train", TrainConfig, RankOptions, flags)
     assert config.features.semantic_ids == Path("t")
     rest = RestConfig(enabled=True, align=False, positive_km=float("inf"), contrast=["brand"])
-    assert config.ranker == RankerConfig(rest=rest, akt=AktConfig(enabled=True, views=False, prefix=2))
+    assert config.ranker == RankerConfig(rest=rest, akt=AktConfig(enabled=True, views=True, prefix=2))
     (tmp_path / "run.toml").write_text(to_toml(config))
     again, _ = parse("placerank train", TrainConfig, RankOptions, ["--config", str(tmp_path / "run.toml")])
     assert again == config
