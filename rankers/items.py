@@ -18,14 +18,12 @@ class Items(NamedTuple):
     """Items as towers see them, N of them.
 
     Attributes:
-        vectors: the item's own embedding, then its attributes and its semantic ID, [N, D].
+        vectors: the item's own embedding, then its content, that is attributes and semantic ID, [N, D].
         cluster: embedding of its cluster; None without clusters.
-        content: the columns of ``vectors`` after the item's own; None if there are none, or without clusters.
     """
 
     vectors: Tensor
     cluster: Tensor | None
-    content: Tensor | None
 
 
 class ItemEncoder(nn.Module):
@@ -78,7 +76,7 @@ class ItemEncoder(nn.Module):
             activity: ``Traits.activity``, [N, A], for the gate.
         """
         if self.plain:
-            return Items(torch.cat([*rows], dim=1), None, None)
+            return Items(torch.cat([*rows], dim=1), None)
         parts = dict(zip(self.names, rows, strict=True))
         item, cluster = parts.pop("item"), parts.pop(CLUSTER, None)
         if self.gate is not None:
@@ -89,6 +87,4 @@ class ItemEncoder(nn.Module):
             item = self.warm_up(item, torch.stack([parts[name] for name in self.attributes], dim=1), attributes > 0)
         levels = [parts.pop(name) for name in list(parts) if name.startswith(LEVEL)]
         semantic = [reduce(torch.add, levels)] if levels else []
-        content = [*parts.values(), *semantic]
-        vectors = torch.cat([item, *content], dim=1)
-        return Items(vectors, cluster, torch.cat(content, dim=1) if content and cluster is not None else None)
+        return Items(torch.cat([item, *parts.values(), *semantic], dim=1), cluster)

@@ -141,7 +141,8 @@ class Scorer(nn.Module):
         if self.views:
             assert traits is not None and items.cluster is not None
             activity = torch.cat([traits.user_activity, traits.activity[samples.target]], dim=1)
-            views = [items.vectors, items.cluster, *([] if items.content is None else [items.content])]
+            content = items.vectors[:, self.items.dim :]
+            views = [items.vectors, items.cluster, *([content] if content.shape[1] else [])]
             arguments = views, samples, activity
         else:
             arguments = samples.query(items.vectors), samples.history(items.vectors), samples.context
