@@ -1,4 +1,4 @@
-"""DIN against the baselines that need no model, on real data, the whole way by the command that users have.
+"""The default ranker against the baselines that need no model, on real data, the whole way by the command that users have.
 
     python benchmarks/bench_real_data.py --data DATASETS/foursquare_nyc DATASETS/context_trails_pj --seeds 3 --save
 
@@ -71,7 +71,7 @@ def summary(lines: list[dict[str, Any]]) -> str:
                     continue
                 spread = statistics.stdev(values) if len(values) > 1 else 0.0
                 cells.append(f"{statistics.mean(values):.4f}" + (f" ± {spread:.4f}" if spread else ""))
-            out.append(f"| {part} | {scorer.replace('model', 'DIN')} | " + " | ".join(cells) + " |")
+            out.append(f"| {part} | {scorer} | " + " | ".join(cells) + " |")
     return "\n".join(out)
 
 
