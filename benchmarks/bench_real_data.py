@@ -1,4 +1,4 @@
-"""The default ranker against the baselines that need no model, on real data, the whole way by the command that users have.
+"""The default ranker against baselines that need no model, on real data, the whole way by the command that users have.
 
     python benchmarks/bench_real_data.py --data DATASETS/foursquare_nyc DATASETS/context_trails_pj --seeds 3 --save
 
