@@ -73,9 +73,9 @@ def _akt() -> tuple[Variant, ...]:
     titles = {
         "cluster": "+ cluster embedding",
         "one_way": "+ one-way loss",
-        "gate": "+ gate (AKT-Rec here)",
+        "gate": "AKT-Rec (+ gate)",
         "users": "+ users' clusters",
-        "views": "+ views (all of AKT-Rec)",
+        "views": "+ views (all of the paper)",
     }
     ladder = akt_ladder()
     return tuple(Variant(name=f"akt-{n}", title=t, tokenizer="hgit", akt=ladder[n]) for n, t in titles.items())
