@@ -12,7 +12,7 @@ places worse, on histories that were found whole:
 - "No visit" has a logit too, 0, and log(1 + sum exp(logits)) of each head joins the interest. A softmax over visits
   alone weights the best of them fully however badly it matches, where DIN's sum tells how many match, and how well.
 - The found keys, weighted by the mean of the heads, times the target join the interest: the ranker's layers see values
-  and target side by side and can't multiply them. TWIN's AUC in the simulated city rose by 0.009.
+  and target side by side and can't multiply them. TWIN's AUC in the simulated city rose by 0.011.
 
 Every linear map of a visit is moved to the sample's side (``kernels/search_attention.py``), so that the attention costs
 a visit 4 A (D + 2 G) operations forward however wide the heads are, and no key of a history is copied or padded.
