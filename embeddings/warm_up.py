@@ -55,10 +55,10 @@ class MetaWarmUp(nn.Module):
             known = torch.ones(attributes.shape[:2], dtype=torch.bool, device=attributes.device)
         if self.training and self.dropout:
             known = known & (torch.rand(known.shape, device=known.device) >= self.dropout)
-        known = known.to(attributes.dtype)
-        weights = known * self.excite(known * attributes.mean(dim=2))
+        attributes = attributes.masked_fill(~known[:, :, None], 0)
+        weights = self.excite(attributes.mean(dim=2))
         content: Tensor = self.mlp((weights[:, :, None] * attributes).flatten(1))
-        return content * known.amax(dim=1, keepdim=True)
+        return content * known.any(dim=1, keepdim=True)
 
     def forward(self, ids: Tensor, attributes: Tensor, known: Tensor | None = None) -> Tensor:
         """Warmed-up embeddings [N, D].

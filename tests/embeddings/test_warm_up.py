@@ -43,7 +43,7 @@ def test_an_unknown_attribute_says_and_learns_nothing() -> None:
     warm_up, ids, attributes = make(), torch.randn(2, D), torch.randn(2, F, D)
     known = torch.tensor([[True, False, True], [False, False, False]])
     attributes.requires_grad_()
-    other = torch.where(known[:, :, None], attributes.detach(), torch.full_like(attributes, 1e6))
+    other = torch.where(known[:, :, None], attributes.detach(), torch.full_like(attributes, torch.nan))
     out = warm_up(ids, attributes, known)
     assert torch.equal(out, warm_up(ids, other, known)) and torch.equal(out[1], ids[1])
     out.sum().backward()
