@@ -43,7 +43,7 @@ def keep(name: str, lines: list[dict[str, Any]], key: tuple[str, ...], device: t
     """As ``save``, but beside the lines that are there: those with the key of a new one give way to it."""
     about = conditions(device)
     new = [line | about for line in lines]
-    replaced = {tuple(line[field] for field in key) for line in new}
+    replaced = {tuple(str(line[field]) for field in key) for line in new}  # as the file has them
     path = RESULTS / name
     old: list[dict[str, Any]] = []
     if path.exists():

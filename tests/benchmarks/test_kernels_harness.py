@@ -114,3 +114,11 @@ def test_command_writes_json_table_and_pictures(
 def test_bad_settings(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_line_gives_way_to_one_of_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results_file, "RESULTS", tmp_path)
+    for x in ("old", "new"):
+        path = results_file.keep("k.csv", [{"side": "din", "longest": 50, "x": x}], ("side", "longest"), CPU)
+    with open(path, newline="") as f:
+        assert [line["x"] for line in csv.DictReader(f)] == ["new"]
