@@ -44,6 +44,11 @@ class MetaWarmUp(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    @property
+    def drops(self) -> bool:
+        """Whether attributes are dropped at random now."""
+        return self.training and self.dropout > 0
+
     def content(self, attributes: Tensor, known: Tensor | None = None) -> Tensor:
         """What attributes say of an item: MLP(SENet(attributes)), [N, F, D] to [N, D].
 
@@ -53,7 +58,7 @@ class MetaWarmUp(nn.Module):
         """
         if known is None:
             known = torch.ones(attributes.shape[:2], dtype=torch.bool, device=attributes.device)
-        if self.training and self.dropout:
+        if self.drops:
             known = known & (torch.rand(known.shape, device=known.device) >= self.dropout)
         attributes = attributes.masked_fill(~known[:, :, None], 0)
         weights = self.excite(attributes.mean(dim=2))

@@ -175,6 +175,16 @@ def segment_softmax(logits: Tensor, offsets: Tensor, segments: Tensor) -> Tensor
     return _SegmentSoftmax.apply(logits, offsets, segments)
 
 
+def fit(offsets: Tensor, k: int) -> bool:
+    """Whether no segment has more than k rows, so that nothing need be scored to choose among them.
+
+    Looked at on the CPU alone: a GPU would be waited for, and an exported program serves every length.
+    """
+    if offsets.device.type != "cpu" or torch.compiler.is_exporting():
+        return False
+    return not bool((offsets.diff() > k).any())
+
+
 def segment_topk_reference(scores: Tensor, offsets: Tensor, k: int) -> Tensor:
     """``segment_topk`` as a loop over segments."""
     found = torch.full((offsets.numel() - 1, k), -1, dtype=torch.int64)

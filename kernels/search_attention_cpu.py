@@ -177,7 +177,9 @@ def search_attention_backward_cpu(
     """Its backward: gradients of queries, keys and gaps ([0, G] if not wanted)."""
     B, A, E = queries.shape
     D, G = keys.shape[1], gaps.shape[1]
-    of_queries, of_keys = torch.empty(B * A, E), torch.zeros(keys.shape)
+    of_queries, of_keys = torch.empty(B * A, E), torch.empty(keys.shape)
+    if int((rows >= 0).sum()) < len(keys):  # else every row of of_keys is written
+        of_keys.zero_()
     of_gaps = torch.zeros(len(gaps) if want_gaps else 0, G)
     rows_of_heads = of_total, grad.reshape(B * A, E), queries.reshape(B * A, E)
     arrays = (_numpy(x) for x in (*rows_of_heads, keys, gaps, rows, weights, of_queries, of_keys, of_gaps))

@@ -19,10 +19,12 @@ class Items(NamedTuple):
 
     Attributes:
         vectors: the item's own embedding, then its content, that is attributes and semantic ID, [N, D].
+        own: those first columns of it; gradients of a few columns need no buffer of D.
         cluster: embedding of its cluster; None without clusters.
     """
 
     vectors: Tensor
+    own: Tensor
     cluster: Tensor | None
 
 
@@ -60,6 +62,7 @@ class ItemEncoder(nn.Module):
         self.gate = ClusterGate(self.dim, adaptive=akt.gate) if akt.enabled else None
         warm_up = rest.enabled and rest.warm_up
         self.warm_up = MetaWarmUp(self.dim, len(self.attributes), rest.attribute_dropout) if warm_up else None
+        self.attribute_rows = [next(t.rows for t in features.sequence if t.name == n) for n in self.attributes]
         levels = [n for n in self.names if n.startswith(LEVEL)]
         alone = [n for n in self.names if n != CLUSTER and n not in levels]
         self.output_dim = self.dim * (len(alone) + bool(levels))
@@ -76,7 +79,7 @@ class ItemEncoder(nn.Module):
             activity: ``Traits.activity``, [N, A], for the gate.
         """
         if self.plain:
-            return Items(torch.cat([*rows], dim=1), None)
+            return Items(torch.cat([*rows], dim=1), rows[self.names.index("item")], None)
         parts = dict(zip(self.names, rows, strict=True))
         item, cluster = parts.pop("item"), parts.pop(CLUSTER, None)
         if self.gate is not None:
@@ -84,7 +87,23 @@ class ItemEncoder(nn.Module):
             item, _ = self.gate(item, cluster, activity)
         if self.warm_up is not None:
             assert attributes is not None
-            item = self.warm_up(item, torch.stack([parts[name] for name in self.attributes], dim=1), attributes > 0)
+            item = item + self._content([parts[name] for name in self.attributes], attributes)
         levels = [parts.pop(name) for name in list(parts) if name.startswith(LEVEL)]
         semantic = [reduce(torch.add, levels)] if levels else []
-        return Items(torch.cat([item, *parts.values(), *semantic], dim=1), cluster)
+        return Items(torch.cat([item, *parts.values(), *semantic], dim=1), item, cluster)
+
+    def _content(self, embeddings: list[Tensor], rows: Tensor) -> Tensor:
+        """What the warm-up makes of attributes, [N, D]; embeddings [N, D] by attribute, rows int64 [N, F].
+
+        On the CPU once for each combination that is met: of 39,000 items of a batch 8,000. A GPU would wait for their
+        number longer than it computes; with dropout each item draws its own.
+        """
+        assert self.warm_up is not None
+        each = self.warm_up.drops or rows.device.type != "cpu" or torch.compiler.is_exporting()
+        if each:
+            return self.warm_up.content(torch.stack(embeddings, dim=1), rows > 0)
+        combination = reduce(lambda key, i: key * self.attribute_rows[i] + rows[:, i], range(rows.shape[1]), 0)
+        found, which = torch.unique(combination, return_inverse=True)
+        one = torch.empty_like(found).scatter_(0, which, torch.arange(len(rows)))  # any item that has it
+        chosen = torch.stack([x.index_select(0, one) for x in embeddings], dim=1)
+        return self.warm_up.content(chosen, rows[one] > 0).index_select(0, which)

@@ -124,8 +124,9 @@ class Scorer(nn.Module):
         samples = Samples(target, visits, offsets, gaps, None if context is None else Context(*context))
         traits = None if traits is None else Traits(*traits)
         encoded = self.encode(items.split(self.items.dim, dim=1), pooled, traits)
-        interest, _ = self.interest(encoded.items, samples, traits, with_loss=False)
-        return self.logits(encoded, samples, interest, dense)
+        query = samples.query(encoded.items.vectors)
+        interest, _ = self.interest(encoded.items, query, samples, traits, with_loss=False)
+        return self.logits(query, interest, encoded.pooled, dense)
 
     def encode(self, items: Sequence[Tensor], pooled: Tensor, traits: Traits | None) -> Encoded:
         """The plug-ins' part; rows of the distinct items by sequence table, else as in ``forward``."""
@@ -134,9 +135,9 @@ class Scorer(nn.Module):
         return Encoded(self.items(items, traits.attributes, traits.activity), self.users(pooled, traits.user_activity))
 
     def interest(
-        self, items: Items, samples: Samples, traits: Traits | None, with_loss: bool
+        self, items: Items, query: Tensor, samples: Samples, traits: Traits | None, with_loss: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Interest [B, I], and the tower's own loss if that is asked for and there is one."""
+        """Interest [B, I], and the tower's own loss if that is asked for and there is one; query is the targets'."""
         arguments: tuple[object, ...]
         if self.views:
             assert traits is not None and items.cluster is not None
@@ -145,17 +146,16 @@ class Scorer(nn.Module):
             views = [items.vectors, items.cluster, *([content] if content.shape[1] else [])]
             arguments = views, samples, activity
         else:
-            arguments = samples.query(items.vectors), samples.history(items.vectors), samples.context
+            arguments = query, samples.history(items.vectors), samples.context
         if with_loss:
             *found, loss = self.tower.forward_with_loss(*arguments)  # type: ignore[operator]
             return found[0], loss
         found = self.tower(*arguments)
         return found[0] if self.views else found, None
 
-    def logits(self, encoded: Encoded, samples: Samples, interest: Tensor, dense: Tensor) -> Tensor:
-        """The MLP on target, interest [B, I], pooled and dense [B, F] features: float32 [B]."""
-        columns = [samples.query(encoded.items.vectors), interest, encoded.pooled, dense]
-        logit: Tensor = self.mlp(torch.cat(columns, dim=1)).squeeze(1).float()
+    def logits(self, query: Tensor, interest: Tensor, pooled: Tensor, dense: Tensor) -> Tensor:
+        """The MLP on target [B, D], interest [B, I], pooled [B, P] and dense [B, F] features: float32 [B]."""
+        logit: Tensor = self.mlp(torch.cat([query, interest, pooled, dense], dim=1)).squeeze(1).float()
         return logit
 
 
@@ -230,8 +230,9 @@ class Ranker(nn.Module):
         rows: Embedded = self.embeddings(batch)
         encoded = self.scorer.encode(rows.items, rows.pooled, batch.traits)
         samples = Samples(batch.target, batch.visits, batch.offsets, batch.history_gaps, batch.context)
-        interest, loss = self.scorer.interest(encoded.items, samples, batch.traits, with_loss=self.training)
-        scores = Scores(self.scorer.logits(encoded, samples, interest, batch.dense), {}, {})
+        query = samples.query(encoded.items.vectors)
+        interest, loss = self.scorer.interest(encoded.items, query, samples, batch.traits, with_loss=self.training)
+        scores = Scores(self.scorer.logits(query, interest, encoded.pooled, batch.dense), {}, {})
         if loss is not None:
             scores.losses["tower"] = loss
         if self.training and batch.traits is not None and batch.loss_inputs is not None:
@@ -251,12 +252,12 @@ class Ranker(nn.Module):
         """ReST's loss, on the distinct targets of the batch; ``rows`` by sequence table."""
         if self.contrast is None:
             return
-        items, dim = self.scorer.items, self.scorer.items.dim
+        items = self.scorer.items
         targets = batch.target.unique()
         parts = dict(zip(items.names, rows, strict=True))
         loss, logged = self.contrast(
             ContrastItems(
-                vectors=found.vectors.index_select(0, targets)[:, :dim],
+                vectors=found.own.index_select(0, targets),
                 rows=traits.attributes[targets],
                 attributes=torch.stack([parts[name].detach()[targets] for name in items.attributes], dim=1),
                 places=inputs.place[targets],

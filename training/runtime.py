@@ -1,5 +1,6 @@
 """Where this process stands: its rank, its device, its process groups."""
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,20 @@ class Runtime:
         return self.rank == 0
 
 
+def keep_freed_memory() -> None:
+    """Let glibc hold on to large buffers between steps; does nothing where there is no glibc.
+
+    It gives freed ones back to the system, which hands them out again page by page, zeroed: 15 ms of a step of 195 on
+    one CPU core, at batch 4,096.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is None:
+        return
+    trim_threshold, mmap_threshold = -1, -3
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)  # before 2.36 more than that is refused
+
+
 @contextmanager
 def runtime(seed: int, timeout: timedelta = timedelta(minutes=30)) -> Iterator[Runtime]:
     """Join the process groups that torchrun describes, or make one of a single process; leave them at the end."""
@@ -40,6 +55,8 @@ def runtime(seed: int, timeout: timedelta = timedelta(minutes=30)) -> Iterator[R
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     if "RANK" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
