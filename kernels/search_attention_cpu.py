@@ -1,7 +1,8 @@
-"""CPU path of ``search_attention``: a compiled loop over samples forward, and one backward.
+"""CPU path of ``search_attention``: one compiled loop over samples forward, and one backward.
 
-The chosen visits of a sample are gathered into tiles of z that stay in its core's cache, so that all products are of
-small matrices: A queries with a tile turned on its side, A rows of weights with a tile as it is.
+A sample's queries are laid out once so that everything in the loop over its visits is as wide as a vector: four heads
+share each load of a key, a knot's numbers lie side by side by head, and so do a visit's weights. Keys are read where
+they lie, and of a gap's hats the two that are not 0.
 """
 
 from typing import Any
@@ -12,145 +13,188 @@ from torch import Tensor
 
 from .dice_cpu import exp
 from .threads import jit, parallel_rows
-from .tile_products import FAST, times, width
+from .tile_products import FAST, width
 
-_TILE = 16  # visits: half a tile is the waste of each sample
-_ROWS = width(_TILE)
+_HEADS = 4  # that share a load
 _GRAIN = 64  # samples below which a second thread does not pay
 
 
 @jit()
-def _gather(Ds: Any, knots: int, keys: Any, gaps: Any, rows: Any, b: int, t: int, z: Any, across: Any) -> int:
-    """z [tile, E] of the sample's chosen visits from the t-th on, and across = z.T; how many there are."""
-    D, k = len(Ds), rows.shape[1]
-    n = 0
-    while n < _TILE and t + n < k and rows[b, t + n] >= 0:
-        row = rows[b, t + n]
+def _split(Ds: Any, x: Any, first: int, heads: int, of_key: Any, of_hats: Any) -> None:
+    """Rows x[first : first + heads] as of_key [A, D] and, head by head side by side, of_hats [G K, A]."""
+    D = len(Ds)
+    for a in range(heads):
         for d in range(D):
-            z[n, d] = keys[row, d]
-        for i in range(D, z.shape[1]):
-            z[n, i] = 0
+            of_key[a, d] = x[first + a, d]
+        for i in range(len(of_hats)):
+            of_hats[i, a] = x[first + a, D + i]
+
+
+@jit()
+def _join(Ds: Any, of_key: Any, of_hats: Any, heads: int, x: Any, first: int) -> None:
+    """The reverse of ``_split``."""
+    D = len(Ds)
+    for a in range(heads):
+        for d in range(D):
+            x[first + a, d] = of_key[a, d]
+        for i in range(len(of_hats)):
+            x[first + a, D + i] = of_hats[i, a]
+
+
+@jit()
+def _hat(gap: Any, knots: int) -> Any:
+    """The knot below a gap, and the weight of the one above."""
+    at = min(max(gap, np.float32(0)), np.float32(knots - 1))
+    low = min(int(at), knots - 2)
+    return low, np.float32(at - np.float32(low))
+
+
+@jit(fastmath=FAST)
+def _products(
+    Ds: Any, As: Any, knots: int, of_key: Any, of_hats: Any, keys: Any, gaps: Any, rows: Any, b: int, out: Any
+) -> int:
+    """out[t, a] = z_t . x_a for the sample's visits; how many there are."""
+    n = 0
+    while n < rows.shape[1] and rows[b, n] >= 0:
+        row = rows[b, n]
+        for a in range(0, len(As), _HEADS):
+            s0 = s1 = s2 = s3 = np.float32(0)
+            for d in range(len(Ds)):
+                k = keys[row, d]
+                s0 += of_key[a, d] * k
+                s1 += of_key[a + 1, d] * k
+                s2 += of_key[a + 2, d] * k
+                s3 += of_key[a + 3, d] * k
+            out[n, a], out[n, a + 1], out[n, a + 2], out[n, a + 3] = s0, s1, s2, s3
         for g in range(gaps.shape[1]):
-            at = min(max(gaps[row, g], np.float32(0)), np.float32(knots - 1))
-            low = min(int(at), knots - 2)
-            part = np.float32(at - low)
-            z[n, D + g * knots + low] = 1 - part
-            z[n, D + g * knots + low + 1] = part
+            low, part = _hat(gaps[row, g], knots)
+            i = g * knots + low
+            for a in range(len(As)):
+                out[n, a] += (1 - part) * of_hats[i, a] + part * of_hats[i + 1, a]
         n += 1
-    if n > 0:
-        z[n:] = 0
-        for i in range(z.shape[1]):
-            for r in range(_TILE):
-                across[i, r] = z[r, i]
     return n
 
 
 @jit(fastmath=FAST)
-def _softmax(x: Any, start: int, A: int, tiles: int, n: int, log_total: Any, b: int) -> None:
-    """Over the first n numbers of head a, in rows start + a, start + A + a, ... of x [., tile], and a 0; 0 after them.
+def _sums(
+    Ds: Any, As: Any, knots: int, w: Any, keys: Any, gaps: Any, rows: Any, b: int, n: int, of_key: Any, of_hats: Any
+) -> None:
+    """of_key, of_hats = sum of w[t, a] z_t over the sample's n visits."""
+    of_key[:] = 0
+    of_hats[:] = 0
+    for t in range(0, n - n % 4, 4):
+        r0, r1, r2, r3 = rows[b, t], rows[b, t + 1], rows[b, t + 2], rows[b, t + 3]
+        for a in range(len(As)):
+            w0, w1, w2, w3 = w[t, a], w[t + 1, a], w[t + 2, a], w[t + 3, a]
+            for d in range(len(Ds)):
+                of_key[a, d] += w0 * keys[r0, d] + w1 * keys[r1, d] + w2 * keys[r2, d] + w3 * keys[r3, d]
+    for t in range(n - n % 4, n):
+        row = rows[b, t]
+        for a in range(len(As)):
+            for d in range(len(Ds)):
+                of_key[a, d] += w[t, a] * keys[row, d]
+    for t in range(n):
+        for g in range(gaps.shape[1]):
+            low, part = _hat(gaps[rows[b, t], g], knots)
+            i = g * knots + low
+            for a in range(len(As)):
+                of_hats[i, a] += (1 - part) * w[t, a]
+                of_hats[i + 1, a] += part * w[t, a]
 
-    log_total [B, A]: log(1 + sum of exp(x)).
-    """
-    for a in range(A):
-        top = np.float32(0)
-        for i in range(tiles):
-            for r in range(min(_TILE, n - i * _TILE)):
-                top = max(top, x[start + i * A + a, r])
-        total = exp(-top)
-        for i in range(tiles):
-            row, m = start + i * A + a, min(_TILE, n - i * _TILE)
-            for r in range(_TILE):
-                x[row, r] = exp(x[row, r] - top)
-            for r in range(m, _TILE):
-                x[row, r] = 0
-            for r in range(_TILE):
-                total += x[row, r]
-        for i in range(tiles):
-            for r in range(_TILE):
-                x[start + i * A + a, r] /= total
-        log_total[b, a] = top + np.log(total)
+
+@jit(fastmath=FAST)
+def _softmax(As: Any, x: Any, n: int, top: Any, total: Any) -> None:
+    """x[t, a] over the first n visits t and a 0, in place; total[a] = log(1 + sum of exp(x))."""
+    for a in range(len(As)):
+        top[a] = 0
+    for t in range(n):
+        for a in range(len(As)):
+            top[a] = max(top[a], x[t, a])
+    for a in range(len(As)):
+        total[a] = exp(-top[a])
+    for t in range(n):
+        for a in range(len(As)):
+            x[t, a] = exp(x[t, a] - top[a])
+    for t in range(n):
+        for a in range(len(As)):
+            total[a] += x[t, a]
+    for t in range(n):
+        for a in range(len(As)):
+            x[t, a] /= total[a]
+    for a in range(len(As)):
+        total[a] = top[a] + np.log(total[a])
 
 
 @jit(fastmath=FAST)
 def _attend(
-    start: int, stop: int, Ds: Any, Es: Any, A: int, knots: int, queries: Any, keys: Any, gaps: Any, rows: Any,
+    start: int, stop: int, Ds: Any, As: Any, A: int, knots: int, queries: Any, keys: Any, gaps: Any, rows: Any,
     weights: Any, pooled: Any, log_total: Any,
 ) -> None:  # fmt: skip
-    """queries, pooled [B A, E]; weights [B tiles A, tile]; log_total [B, A]."""
-    most = -(-rows.shape[1] // _TILE)
-    z, across = np.empty((most, _TILE, len(Es)), np.float32), np.empty((len(Es), _TILE), np.float32)
+    """queries, pooled [B A, E]; weights [B, k, A of As]; log_total [B, A]."""
+    of_key, of_hats = np.zeros((len(As), len(Ds)), np.float32), np.zeros((gaps.shape[1] * knots, len(As)), np.float32)
+    sum_key, sum_hats = np.empty_like(of_key), np.empty_like(of_hats)
+    top, total = np.empty(len(As), np.float32), np.empty(len(As), np.float32)
     for b in range(start, stop):
-        tiles, n, first = 0, 0, b * most * A
-        while tiles < most:
-            m = _gather(Ds, knots, keys, gaps, rows, b, n, z[tiles], across)
-            if m == 0:
-                break
-            weights[first + tiles * A : first + (tiles + 1) * A] = 0
-            times(Es, _ROWS, queries, b * A, A, across, weights, first + tiles * A)
-            tiles += 1
-            n += m
-        _softmax(weights, first, A, tiles, n, log_total, b)
-        pooled[b * A : (b + 1) * A] = 0
-        for i in range(tiles):
-            times(_ROWS, Es, weights, first + i * A, A, z[i], pooled, b * A)
+        _split(Ds, queries, b * A, A, of_key, of_hats)
+        n = _products(Ds, As, knots, of_key, of_hats, keys, gaps, rows, b, weights[b])
+        _softmax(As, weights[b], n, top, total)
+        log_total[b] = total[:A]
+        _sums(Ds, As, knots, weights[b], keys, gaps, rows, b, n, sum_key, sum_hats)
+        _join(Ds, sum_key, sum_hats, A, pooled, b * A)
 
 
 @jit(fastmath=FAST)
 def _attend_back(
-    start: int, stop: int, Ds: Any, Es: Any, pairs: Any, knots: int, of_total: Any, grad: Any, queries: Any, keys: Any,
+    start: int, stop: int, Ds: Any, As: Any, A: int, knots: int, of_total: Any, grad: Any, queries: Any, keys: Any,
     gaps: Any, rows: Any, weights: Any, of_queries: Any, of_keys: Any, of_gaps: Any,
 ) -> None:  # fmt: skip
-    """grad, queries [B A, E]; of_total [B, A]; pairs has length 2 A: z has gradients by weights and logits of heads."""
-    D, E, A = len(Ds), len(Es), len(pairs) // 2
-    most = -(-rows.shape[1] // _TILE)
-    z, across = np.empty((most, _TILE, E), np.float32), np.empty((E, _TILE), np.float32)
-    of_logits, shared = np.empty((most * A, _TILE), np.float32), np.empty(A, np.float32)
-    both, vectors = np.empty((_TILE, 2 * A), np.float32), np.empty((2 * A, E), np.float32)
-    of_z = np.empty((_TILE, D), np.float32)
+    """grad, queries, of_queries [B A, E]; of_total [B, A]; weights as ``_attend`` left them."""
+    G, heads = gaps.shape[1], len(As)
+    q, q_hats = np.zeros((heads, len(Ds)), np.float32), np.zeros((G * knots, heads), np.float32)
+    g, g_hats = np.zeros_like(q), np.zeros_like(q_hats)
+    sum_key, sum_hats = np.empty_like(q), np.empty_like(q_hats)
+    dx, shared = np.empty((rows.shape[1], heads), np.float32), np.zeros(heads, np.float32)
     for b in range(start, stop):
-        tiles, n, first = 0, 0, b * most * A
-        shared[:] = -of_total[b]  # d log_total / d logit is the weight
-        while tiles < most:
-            m = _gather(Ds, knots, keys, gaps, rows, b, n, z[tiles], across)
-            if m == 0:
-                break
-            of_logits[tiles * A : (tiles + 1) * A] = 0  # of the weights first
-            times(Es, _ROWS, grad, b * A, A, across, of_logits, tiles * A)
-            for a in range(A):
-                for r in range(_TILE):
-                    shared[a] += weights[first + tiles * A + a, r] * of_logits[tiles * A + a, r]
-            tiles += 1
-            n += m
-        of_queries[b * A : (b + 1) * A] = 0
-        vectors[:A], vectors[A:] = grad[b * A : (b + 1) * A], queries[b * A : (b + 1) * A]
-        for i in range(tiles):
-            for a in range(A):
-                for r in range(_TILE):
-                    w = weights[first + i * A + a, r]
-                    of_logits[i * A + a, r] = w * (of_logits[i * A + a, r] - shared[a])
-                    both[r, a], both[r, A + a] = w, of_logits[i * A + a, r]
-            times(_ROWS, Es, of_logits, i * A, A, z[i], of_queries, b * A)
-            of_z[:] = 0
-            m = min(_TILE, n - i * _TILE)
-            times(pairs, Ds, both, 0, m, vectors, of_z, 0)
-            for r in range(m):
-                row = rows[b, i * _TILE + r]
-                for d in range(D):
-                    of_keys[row, d] = of_z[r, d]
-                for g in range(gaps.shape[1] if of_gaps.shape[0] > 0 else 0):
-                    if gaps[row, g] > 0 and gaps[row, g] < knots - 1:
-                        low = D + g * knots + min(int(gaps[row, g]), knots - 2)
-                        for j in range(2 * A):
-                            of_gaps[row, g] += both[r, j] * (vectors[j, low + 1] - vectors[j, low])
+        w = weights[b]
+        _split(Ds, queries, b * A, A, q, q_hats)
+        _split(Ds, grad, b * A, A, g, g_hats)
+        n = _products(Ds, As, knots, g, g_hats, keys, gaps, rows, b, dx)
+        for a in range(A):
+            shared[a] = -of_total[b, a]  # d log_total / d logit is the weight
+        for t in range(n):
+            for a in range(heads):
+                shared[a] += w[t, a] * dx[t, a]
+        for t in range(n):
+            for a in range(heads):
+                dx[t, a] = w[t, a] * (dx[t, a] - shared[a])
+        _sums(Ds, As, knots, dx, keys, gaps, rows, b, n, sum_key, sum_hats)
+        _join(Ds, sum_key, sum_hats, A, of_queries, b * A)
+        for t in range(n):
+            row = rows[b, t]
+            for d in range(len(Ds)):
+                of_keys[row, d] = 0
+            for a in range(0, heads, _HEADS):
+                w0, w1, w2, w3 = w[t, a], w[t, a + 1], w[t, a + 2], w[t, a + 3]
+                x0, x1, x2, x3 = dx[t, a], dx[t, a + 1], dx[t, a + 2], dx[t, a + 3]
+                for d in range(len(Ds)):
+                    by_w = w0 * g[a, d] + w1 * g[a + 1, d] + w2 * g[a + 2, d] + w3 * g[a + 3, d]
+                    by_x = x0 * q[a, d] + x1 * q[a + 1, d] + x2 * q[a + 2, d] + x3 * q[a + 3, d]
+                    of_keys[row, d] += by_w + by_x
+            for j in range(G if len(of_gaps) > 0 else 0):
+                if gaps[row, j] > 0 and gaps[row, j] < knots - 1:
+                    i = j * knots + min(int(gaps[row, j]), knots - 2)
+                    for a in range(heads):
+                        of_gaps[row, j] += w[t, a] * (g_hats[i + 1, a] - g_hats[i, a])
+                        of_gaps[row, j] += dx[t, a] * (q_hats[i + 1, a] - q_hats[i, a])
 
 
 def _numpy(x: Tensor) -> Any:
     return x.detach().contiguous().numpy()
 
 
-def weights_shape(queries: Tensor, rows: Tensor) -> tuple[int, int]:
-    """Of the weights that the forward leaves for the backward: tile by tile, [B tiles A, tile]."""
-    return queries.shape[0] * -(-rows.shape[1] // _TILE) * queries.shape[1], _TILE
+def weights_shape(queries: Tensor, rows: Tensor) -> tuple[int, int, int]:
+    """Of the weights that the forward leaves for the backward: [B, k, A], A rounded up to whole groups of heads."""
+    return queries.shape[0], rows.shape[1], -(-queries.shape[1] // _HEADS) * _HEADS
 
 
 def search_attention_cpu(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,7 +204,7 @@ def search_attention_cpu(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tens
     weights, pooled = queries.new_empty(weights_shape(queries, rows)), queries.new_empty(B * A, E)
     log_total = queries.new_empty(B, A)
     arrays = (_numpy(x) for x in (queries.reshape(B * A, E), keys, gaps, rows, weights, pooled, log_total))
-    parallel_rows(_attend, B, width(D), width(E), A, (E - D) // G, *arrays, grain=_GRAIN)
+    parallel_rows(_attend, B, width(D), width(weights.shape[2]), A, (E - D) // G, *arrays, grain=_GRAIN)
     return pooled.view(B, A, E), log_total, weights
 
 
@@ -183,5 +227,5 @@ def search_attention_backward_cpu(
     of_gaps = torch.zeros(len(gaps) if want_gaps else 0, G)
     rows_of_heads = of_total, grad.reshape(B * A, E), queries.reshape(B * A, E)
     arrays = (_numpy(x) for x in (*rows_of_heads, keys, gaps, rows, weights, of_queries, of_keys, of_gaps))
-    parallel_rows(_attend_back, B, width(D), width(E), width(2 * A), (E - D) // G, *arrays, grain=_GRAIN)
+    parallel_rows(_attend_back, B, width(D), width(weights.shape[2]), A, (E - D) // G, *arrays, grain=_GRAIN)
     return of_queries.view(B, A, E), of_keys, of_gaps

@@ -102,8 +102,10 @@ class ItemEncoder(nn.Module):
         each = self.warm_up.drops or rows.device.type != "cpu" or torch.compiler.is_exporting()
         if each:
             return self.warm_up.content(torch.stack(embeddings, dim=1), rows > 0)
-        combination = reduce(lambda key, i: key * self.attribute_rows[i] + rows[:, i], range(rows.shape[1]), 0)
+        combination = torch.zeros_like(rows[:, 0])
+        for size, column in zip(self.attribute_rows, rows.unbind(1), strict=True):
+            combination = combination * size + column
         found, which = torch.unique(combination, return_inverse=True)
-        one = torch.empty_like(found).scatter_(0, which, torch.arange(len(rows)))  # any item that has it
-        chosen = torch.stack([x.index_select(0, one) for x in embeddings], dim=1)
-        return self.warm_up.content(chosen, rows[one] > 0).index_select(0, which)
+        first = torch.empty_like(found).scatter_reduce_(0, which, torch.arange(len(rows)), "amin", include_self=False)
+        chosen = torch.stack([x.index_select(0, first) for x in embeddings], dim=1)
+        return self.warm_up.content(chosen, rows[first] > 0).index_select(0, which)

@@ -48,9 +48,15 @@ def test_forward_equals_the_loop(attend: Callable[..., tuple[Tensor, Tensor]], l
 
 
 @pytest.mark.parametrize(("lengths", "k"), CASES)
-@pytest.mark.parametrize("dim", [1, 6])
-def test_gradients_are_those_of_the_reference(lengths: list[int], k: int, dim: int) -> None:
-    queries, keys, gaps, rows = make(lengths, k, dim)
+@pytest.mark.parametrize(("dim", "heads"), [(1, 3), (6, 3), (16, 4), (5, 1), (9, 6)])
+def test_values_and_gradients_are_those_of_the_reference(lengths: list[int], k: int, dim: int, heads: int) -> None:
+    queries, keys, gaps, rows = make(lengths, k, dim, heads)
+    for a, b in zip(
+        search_attention(queries, keys, gaps, rows),
+        search_attention_reference(queries, keys, gaps, rows),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
     leaves = [x.requires_grad_() for x in (queries, keys, gaps)]
     grad = torch.randn(queries.shape), torch.randn(queries.shape[:2])
     got = torch.autograd.grad(search_attention(*leaves, rows), leaves, grad)

@@ -112,3 +112,14 @@ def test_none_of_the_visits_takes_the_weight_of_those_that_match_badly() -> None
     assert heads.abs().max() < 1e-6 and strength.abs().max() < 1e-6
     _, strength = tower(100 * query, history._replace(keys=100 * query.expand(20, -1))).split([2 * D, 4], dim=1)
     assert (strength > 10).all()
+
+
+def test_histories_that_fit_are_found_whole_without_a_score() -> None:
+    tower, (query, history) = make_tower(top_k=40), make(LENGTHS)
+    queries, bias = tower.queries(query)
+    found = tower.search(queries, bias, history._replace(keys=torch.full_like(history.keys, torch.nan)))
+    assert [row[row >= 0].tolist() for row in found] == [
+        list(range(a, b)) for a, b in zip(history.offsets[:-1].tolist(), history.offsets[1:].tolist(), strict=True)
+    ]
+    scored = make_tower(top_k=39).search(queries, bias, history)
+    assert [(row >= 0).sum() for row in scored] == [min(n, 39) for n in LENGTHS]
