@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .threads import jit
+from .threads import inlined
 from .tile_products import FAST
 
 _ONE = np.float32(1)
@@ -23,7 +23,7 @@ _P3, _P4, _P5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.flo
 _BIAS, _MANTISSA = np.int32(127), np.int32(23)
 
 
-@jit(fastmath={"contract"})  # no "reassoc": it would undo the rounding
+@inlined(fastmath={"contract"})  # no "reassoc": it would undo the rounding
 def exp(x: np.float32) -> np.float32:
     """exp(x) to 2e-7 of its value, from -87 to 87; beyond those its value there; NaN stays NaN.
 
@@ -39,13 +39,13 @@ def exp(x: np.float32) -> np.float32:
     return (p * r * r + r + _ONE) * power
 
 
-@jit(fastmath={"contract"})
+@inlined(fastmath={"contract"})
 def sigmoid(x: np.float32) -> np.float32:
     """1 / (1 + exp(-x)), as exact as ``exp``."""
     return _ONE / (_ONE + exp(-x))
 
 
-@jit(fastmath=FAST)
+@inlined(fastmath=FAST)
 def dice(Hs: Any, z: Any, i: int, n: int, s: Any, a: Any) -> None:
     """a[:n] = Dice(z[i:i+n])."""
     H = len(Hs)
@@ -56,7 +56,7 @@ def dice(Hs: Any, z: Any, i: int, n: int, s: Any, a: Any) -> None:
             a[row, h] = x * (s[2, h] + (_ONE - s[2, h]) * p)
 
 
-@jit(fastmath=FAST)
+@inlined(fastmath=FAST)
 def dice_sums(Hs: Any, z: Any, i: int, n: int, da: Any, s: Any, a: Any, sums: Any) -> None:
     """a[:n] = Dice(z[i:i+n]) again; turns da[:n], the gradient of a, into what the gradients need summed over visits.
 
@@ -76,7 +76,7 @@ def dice_sums(Hs: Any, z: Any, i: int, n: int, da: Any, s: Any, a: Any, sums: An
             sums[2, h] += up
 
 
-@jit(fastmath=FAST)
+@inlined(fastmath=FAST)
 def dice_back(Hs: Any, z: Any, i: int, n: int, s: Any, da: Any, o: int) -> None:
     """Turns da[o:o+n], the gradient of Dice(z[i:i+n]), into that of z."""
     H = len(Hs)
@@ -90,7 +90,7 @@ def dice_back(Hs: Any, z: Any, i: int, n: int, s: Any, da: Any, o: int) -> None:
             da[o + row, h] = grad * gate + s[1, h] * (dx - s[3, h] - x * s[4, h])
 
 
-@jit(fastmath=FAST)
+@inlined(fastmath=FAST)
 def moments(Hs: Any, z: Any, i: int, n: int, near: Any, tile: Any, block: Any) -> None:
     """Add rows z[i:i+n] to a block's moments [2, H]: sums of the differences from near [H] and of their squares."""
     H = len(Hs)

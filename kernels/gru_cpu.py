@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .dice_cpu import sigmoid
-from .threads import jit, run_on_workers
+from .threads import inlined, jit, run_on_workers
 from .tile_products import FAST, outer, times, width
 
 _TILE = 16  # samples a tile
@@ -24,7 +24,7 @@ _BLOCKS = 64  # blocks, at most: each has a gradient of the weights of its own
 _ONE, _TWO = np.float32(1), np.float32(2)
 
 
-@jit(fastmath=FAST)
+@inlined(fastmath=FAST)
 def _active(order: Any, offsets: Any, first: int, n: int, t: int) -> int:
     """How many of samples order[first:first+n], longest first, have a visit t."""
     while n > 0 and offsets[order[first + n - 1] + 1] - offsets[order[first + n - 1]] <= t:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .places import TILE, Search
-from .threads import jit, run_on_workers
+from .threads import inlined, jit, run_on_workers
 from .tiles import reachable_tiles, tile_bounds
 
 # Most queries of a run, a multiple of TILE, and tiles of a chunk: a buffer of 1 MiB, half a core's level-2 cache here.
@@ -27,7 +27,7 @@ RUNS = (
 )
 
 
-@jit()
+@inlined()
 def _uniform(key: int, candidate: int) -> np.floating:
     """``hard_negatives.random_scores``."""
     x = nb.uint32(nb.uint32(key) ^ nb.uint32(nb.uint32(candidate) * nb.uint32(0x9E3779B9)))

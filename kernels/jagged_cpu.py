@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .threads import jit, parallel_rows
+from .threads import inlined, jit, parallel_rows
 from .tile_products import FAST, width
 
 _BLOCK = 1024  # rows a block, at least
@@ -98,7 +98,7 @@ def segment_linear_attention_backward_cpu(
     return of_values, of_vectors
 
 
-@jit()
+@inlined()
 def _worse(heap: Any, rows: Any, i: int, j: int) -> bool:
     return heap[i] < heap[j] or (heap[i] == heap[j] and rows[i] < rows[j])
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .threads import jit, parallel_rows
+from .threads import inlined, jit, parallel_rows
 from .tiles import curve_order, reachable_tiles, tile_bounds
 
 TILE = 64  # queries or candidates
@@ -100,7 +100,7 @@ def _near(queries: Tensor, candidates: Tensor | None, limits: Tensor) -> _Plan:
     )
 
 
-@jit()
+@inlined()
 def _list(plan: _Plan, tile: int, candidates: np.ndarray, marks: np.ndarray, ids: np.ndarray, near: np.ndarray) -> int:
     """What the tile looks at, ascending: fills ids [M] and near [3, M], returns how many. ``marks``: M zero bits."""
     x, y, z = plan.centres[tile]

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from .dice_cpu import exp
-from .threads import jit, parallel_rows
+from .threads import inlined, jit, parallel_rows
 from .tile_products import FAST, width
 
 _HEADS = 4  # that share a load
 _GRAIN = 64  # samples below which a second thread does not pay
 
 
-@jit(forceinline=True)
+@inlined()
 def _split(Ds: Any, x: Any, first: int, heads: int, of_key: Any, of_hats: Any) -> None:
     """Rows x[first : first + heads] as of_key [A, D] and, head by head side by side, of_hats [G K, A]."""
     D = len(Ds)
@@ -30,7 +30,7 @@ def _split(Ds: Any, x: Any, first: int, heads: int, of_key: Any, of_hats: Any) -
             of_hats[i, a] = x[first + a, D + i]
 
 
-@jit(forceinline=True)
+@inlined()
 def _join(Ds: Any, of_key: Any, of_hats: Any, heads: int, x: Any, first: int) -> None:
     """The reverse of ``_split``."""
     D = len(Ds)
@@ -41,7 +41,7 @@ def _join(Ds: Any, of_key: Any, of_hats: Any, heads: int, x: Any, first: int) ->
             x[first + a, D + i] = of_hats[i, a]
 
 
-@jit(forceinline=True)
+@inlined()
 def _hat(gap: Any, knots: int) -> Any:
     """The knot below a gap, and the weight of the one above."""
     at = min(max(gap, np.float32(0)), np.float32(knots - 1))
@@ -49,7 +49,7 @@ def _hat(gap: Any, knots: int) -> Any:
     return low, np.float32(at - np.float32(low))
 
 
-@jit(forceinline=True, fastmath=FAST)
+@inlined(fastmath=FAST)
 def _products(
     Ds: Any, As: Any, knots: int, of_key: Any, of_hats: Any, keys: Any, gaps: Any, rows: Any, b: int, out: Any
 ) -> int:
@@ -75,7 +75,7 @@ def _products(
     return n
 
 
-@jit(forceinline=True, fastmath=FAST)
+@inlined(fastmath=FAST)
 def _sums(
     Ds: Any, As: Any, knots: int, w: Any, keys: Any, gaps: Any, rows: Any, b: int, n: int, of_key: Any, of_hats: Any
 ) -> None:
@@ -102,7 +102,7 @@ def _sums(
                 of_hats[i + 1, a] += part * w[t, a]
 
 
-@jit(forceinline=True, fastmath=FAST)
+@inlined(fastmath=FAST)
 def _softmax(As: Any, x: Any, n: int, top: Any, total: Any) -> None:
     """x[t, a] over the first n visits t and a 0, in place; total[a] = log(1 + sum of exp(x))."""
     for a in range(len(As)):

@@ -16,7 +16,7 @@ from torch import Tensor
 from .dice import pool_statistics
 from .dice_cpu import dice, dice_back, dice_sums, moments
 from .jagged_cpu import segment_blocks
-from .threads import jit, parallel_rows
+from .threads import inlined, jit, parallel_rows
 from .tile_products import FAST, outer, times, width
 
 _TILE = 32  # visits at a time: a tile of every layer fits the first-level cache
@@ -98,7 +98,7 @@ def _last(
                         interest[b, d] += w * keys[t + row, d]
 
 
-@jit(fastmath=FAST)
+@inlined(fastmath=FAST)
 def _layer_sums(
     Hs: Any, Ns: Any, delta: Any, z: Any, t: int, n: int, s: Any, weight: Any, a: Any, da: Any, sums: Any,
     grad_weight: Any, grad_bias: Any,

@@ -7,7 +7,7 @@ tiles of 32 rows of 16 to 64 columns.
 
 from typing import Any
 
-from .threads import jit
+from .threads import inlined
 
 FAST = {"reassoc", "contract", "nsz"}
 """Sums in any order; NaN and infinity stay what they are."""
@@ -18,7 +18,7 @@ def width(columns: int) -> tuple[None, ...]:
     return (None,) * columns
 
 
-@jit(fastmath=FAST)
+@inlined(fastmath=FAST)
 def times(Ks: Any, Hs: Any, x: Any, i: int, n: int, w: Any, out: Any, o: int) -> None:
     """out[o:o+n] += x[i:i+n] @ w for x [., K], w [K, H], out [., H]."""
     K, H = len(Ks), len(Hs)
@@ -39,7 +39,7 @@ def times(Ks: Any, Hs: Any, x: Any, i: int, n: int, w: Any, out: Any, o: int) ->
             out[o + row, h] = x_w
 
 
-@jit(fastmath=FAST)
+@inlined(fastmath=FAST)
 def outer(Ks: Any, Hs: Any, x: Any, i: int, n: int, y: Any, o: int, out: Any) -> None:
     """out += x[i:i+n].T @ y[o:o+n] for x [., K], y [., H], out [K, H]."""
     K, H = len(Ks), len(Hs)

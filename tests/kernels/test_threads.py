@@ -1,0 +1,24 @@
+"""Compiled loops: what all of them must be for their results not to depend on when they were compiled."""
+
+import importlib
+import pkgutil
+
+import pytest
+from numba.core.dispatcher import Dispatcher
+
+from placerank import kernels
+
+MODULES = [m.name for m in pkgutil.iter_modules(kernels.__path__) if "triton" not in m.name]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_loop_calls_inlined_functions_alone(name: str) -> None:
+    module = vars(importlib.import_module(f"{kernels.__name__}.{name}"))
+    for loop in (x for x in module.values() if isinstance(x, Dispatcher)):
+        called = {
+            n: x for n in loop.py_func.__code__.co_names if isinstance(x := loop.py_func.__globals__.get(n), Dispatcher)
+        }
+        bare = [n for n, x in called.items() if not x.targetoptions.get("forceinline")]
+        assert not bare, (
+            f"{loop.py_func.__qualname__} calls {bare}: decorate them with inlined(), see kernels/threads.py"
+        )
