@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from placerank.kernels import row_adagrad
 from placerank.kernels.row_adagrad import row_adagrad_, row_adagrad_reference
 
 LR, EPS = 0.1, 1e-8
@@ -54,8 +55,9 @@ def test_ids_of_one_digit_and_more(rows: int) -> None:
     torch.testing.assert_close(states, want[1])
 
 
-def test_same_bits_on_any_number_of_threads_and_for_int32_or_strided_inputs() -> None:
-    weights, states, ids, grad = make(3000, 4, 20_000)
+@pytest.mark.parametrize("rows", [3000, 9000])
+def test_same_bits_on_any_number_of_threads_and_for_int32_or_strided_inputs(rows: int) -> None:
+    weights, states, ids, grad = make(rows, 4, 20_000)
     wide = torch.zeros(20_000, 8)
     wide[:, ::2] = grad
     before = torch.get_num_threads()
@@ -69,6 +71,15 @@ def test_same_bits_on_any_number_of_threads_and_for_int32_or_strided_inputs() ->
         torch.set_num_threads(before)
     for other in results[1:]:
         assert torch.equal(results[0][0], other[0]) and torch.equal(results[0][1], other[1])
+
+
+def test_tables_of_few_rows_get_the_same_bits_without_sorting(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, states, ids, grad = make(300, 16, 5000)
+    sorted_for = weights.clone(), states.clone()
+    row_adagrad_(weights, states, ids, grad, LR, EPS)
+    monkeypatch.setattr(row_adagrad, "_FEW", len(ids))
+    row_adagrad_(*sorted_for, ids, grad, LR, EPS)
+    assert torch.equal(weights, sorted_for[0]) and torch.equal(states, sorted_for[1])
 
 
 def test_float64_and_strided_tables_take_the_reference() -> None:
