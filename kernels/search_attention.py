@@ -13,8 +13,10 @@ into the queries and onto the pooled z, a sample's worth of work instead of a vi
 So 4 A (D + 2 G) operations a chosen visit are all that is left of a forward, 12 A (D + 2 G) of a step, and no key is
 copied: rows are read where they lie.
 
-CPU: float32 by compiled loops (``search_attention_cpu.py``). Other dtypes, other devices and exported programs: the
-reference, over [B, k, E].
+CPU: float32 by compiled loops (``search_attention_cpu.py``). CUDA: float32, float16 and bfloat16 by Triton kernels
+(``search_attention_triton.py``), which have not run on a GPU yet: they are tested in Triton's interpreter and compiled
+ahead of time. What neither takes goes to the reference, over [B, k, E]: other dtypes, exported programs, on CUDA heads
+times columns beyond 2,048 (both rounded up to powers of two).
 """
 
 from typing import Any
@@ -57,16 +59,24 @@ def search_attention_reference(queries: Tensor, keys: Tensor, gaps: Tensor, rows
 
 @torch.library.custom_op("placerank::search_attention", mutates_args=())
 def _forward(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pooled [B, A, E], log total [B, A], and the weights as the backward takes them."""
+    """Pooled [B, A, E], log total [B, A], and what the backward takes: weights on the CPU, log total in float32."""
     return search_attention_cpu(queries, keys, gaps, rows)
+
+
+@_forward.register_kernel("cuda")
+def _(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    from .search_attention_triton import search_attention_triton
+
+    return search_attention_triton(queries, keys, gaps, rows)
 
 
 @_forward.register_fake
 def _(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    kept = weights_shape(queries, rows) if queries.device.type == "cpu" else queries.shape[:2]
     return (
         queries.new_empty(queries.shape),
         queries.new_empty(queries.shape[:2]),
-        queries.new_empty(weights_shape(queries, rows)),
+        queries.new_empty(kept, dtype=torch.float32),
     )
 
 
@@ -78,11 +88,18 @@ def _backward(
     keys: Tensor,
     gaps: Tensor,
     rows: Tensor,
-    weights: Tensor,
+    kept: Tensor,
     want_gaps: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and gaps ([0, G] if not wanted)."""
-    return search_attention_backward_cpu(grad, of_total, queries, keys, gaps, rows, weights, want_gaps)
+    return search_attention_backward_cpu(grad, of_total, queries, keys, gaps, rows, kept, want_gaps)
+
+
+@_backward.register_kernel("cuda")
+def _(*arguments: Any) -> Any:
+    from .search_attention_triton import search_attention_backward_triton
+
+    return search_attention_backward_triton(*arguments)
 
 
 @_backward.register_fake
@@ -93,7 +110,7 @@ def _(
     keys: Tensor,
     gaps: Tensor,
     rows: Tensor,
-    weights: Tensor,
+    kept: Tensor,
     want_gaps: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     of_gaps = gaps.new_empty(gaps.shape[0] if want_gaps else 0, gaps.shape[1])
@@ -146,6 +163,16 @@ def search_attention(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) 
         keys = keys.to(torch.get_autocast_dtype(device))
     queries, gaps = queries.to(keys.dtype), gaps.to(keys.dtype)
     # an exported file must load without placerank, so it holds PyTorch's own operations
-    if device != "cpu" or keys.dtype != torch.float32 or torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() or not _compiled(queries, keys):
         return search_attention_reference(queries, keys, gaps, rows)
     return _forward(queries, keys, gaps, rows)[:2]
+
+
+def _compiled(queries: Tensor, keys: Tensor) -> bool:
+    """Whether the operation takes these, or the reference must."""
+    if not keys.is_cuda:
+        return keys.device.type == "cpu" and keys.dtype == torch.float32
+    from .search_attention_triton import fits
+
+    D = keys.shape[1]
+    return keys.dtype != torch.float64 and fits(queries.shape[1], D, queries.shape[2] - D)

@@ -7,8 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from placerank.kernels import search_attention as module
 from placerank.kernels.jagged import segment_topk
 from placerank.kernels.search_attention import hats, interpolate, search_attention, search_attention_reference
+from placerank.kernels.search_attention_triton import (
+    fits,
+    search_attention_backward_triton,
+    search_attention_triton,
+)
 
 KNOTS, G = 5, 2
 CASES = [([], 1), ([0], 2), ([1], 4), ([3, 0, 2], 4), ([0, 90, 7, 1, 30], 16)]
@@ -63,6 +69,63 @@ def test_values_and_gradients_are_those_of_the_reference(lengths: list[int], k: 
     want = torch.autograd.grad(search_attention_reference(*leaves, rows), leaves, grad)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def triton_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operation's CPU path is Triton's interpreter, where there is no GPU."""
+    if torch.cuda.is_available():
+        pytest.skip("with a GPU Triton's kernels are compiled, not interpreted")
+    monkeypatch.setattr(module, "search_attention_cpu", search_attention_triton)
+    monkeypatch.setattr(module, "search_attention_backward_cpu", search_attention_backward_triton)
+
+
+def compare(inputs: tuple[Tensor, ...], rtol: float = 1e-4, atol: float = 1e-5) -> None:
+    """Values and gradients of the operation itself, and of the reference in float32."""
+    queries, keys, gaps, rows = inputs
+    leaves = [x.detach().requires_grad_() for x in (queries, keys, gaps)]
+    exact = [x.detach().float().requires_grad_() for x in (queries, keys, gaps)]
+    got, want = module._forward(*leaves, rows)[:2], search_attention_reference(*exact, rows)
+    grad = [torch.randn_like(x) for x in want]
+    found = torch.autograd.grad(got, leaves, [x.to(queries.dtype) for x in grad])
+    for a, b in zip((*got, *found), (*want, *torch.autograd.grad(want, exact, grad)), strict=True):
+        assert a.dtype == queries.dtype
+        torch.testing.assert_close(a.float(), b, rtol=rtol, atol=atol)
+
+
+@pytest.mark.usefixtures("triton_on_cpu")
+@pytest.mark.parametrize(("lengths", "k"), CASES)
+@pytest.mark.parametrize(("dim", "heads"), [(1, 3), (16, 4), (5, 1), (70, 5)])
+def test_triton_equals_the_reference(lengths: list[int], k: int, dim: int, heads: int) -> None:
+    queries, *others = make(lengths, k, dim, heads)
+    compare((queries / dim**0.5, *others))
+
+
+@pytest.mark.usefixtures("triton_on_cpu")
+def test_triton_of_long_lists_and_large_logits() -> None:
+    queries, keys, gaps, rows = make([0, 90, 7, 70], 80, 16, 4)
+    compare((20 * queries, keys, gaps, rows), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.usefixtures("triton_on_cpu")
+def test_triton_in_halves() -> None:
+    inputs = (x.half() if x.is_floating_point() else x for x in make([33, 0, 5], 9, 16, 4))
+    compare(tuple(inputs), rtol=0.01, atol=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("dim", "heads"), [(1, 3), (48, 4), (64, 4), (200, 8)])
+def test_gpu_equals_the_reference(dim: int, heads: int, dtype: torch.dtype) -> None:
+    atol = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
+    for lengths, k in (*CASES, (torch.randint(0, 90, (700,)).tolist(), 50)):
+        queries, keys, gaps, rows = make(lengths, k, dim, heads)
+        inputs = (queries / dim**0.5).to(dtype), keys.to(dtype), gaps.to(dtype), rows
+        compare(tuple(x.cuda() for x in inputs), rtol=atol, atol=atol)
+
+
+def test_what_triton_leaves_to_the_reference() -> None:
+    assert fits(4, 512, 26) and fits(8, 256, 26) and not fits(9, 256, 26) and not fits(4, 513, 26)
 
 
 def test_gradcheck() -> None:
