@@ -15,7 +15,10 @@ from ..results_file import conditions, keep
 from .harness import Suite, measure_ceilings, run_case
 from .plots import draw
 
-KERNELS = ("pairwise_within", "hard_negatives", "residual_encode", "residual_lookup", "target_attention", "gru")
+KERNELS = (
+    "pairwise_within", "hard_negatives", "residual_encode", "residual_lookup", "target_attention", "search_attention",
+    "gru",
+)  # fmt: skip
 RESULTS = "kernels.csv"
 
 

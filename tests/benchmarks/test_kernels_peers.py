@@ -13,6 +13,7 @@ from placerank.benchmarks.kernels import (
     bench_pairwise_within,
     bench_residual_encode,
     bench_residual_lookup,
+    bench_search_attention,
     bench_target_attention,
 )
 from placerank.benchmarks.kernels.harness import Case, Suite
@@ -103,3 +104,22 @@ def test_target_attention(lengths: str) -> None:
     for peer in peers:
         for a, b in zip(ours, peer, strict=True):
             torch.testing.assert_close(a, b.view_as(a), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("lengths", ["full_histories", "skewed", "long"])
+def test_search_attention(lengths: str) -> None:
+    bench = bench_search_attention
+    for mode in ("forward", "step"):
+        inputs = bench.setup(Case(f"{mode}_{lengths}", B=5, D=bench.D), CPU)
+        for name, found in answers(bench.SUITE, inputs):
+            want = bench.placerank(inputs)()
+            if inputs.grad is None:
+                torch.testing.assert_close(found, want)
+                continue
+            torch.testing.assert_close(found[0], want[0], rtol=1e-3, atol=1e-4)
+            of_keys = found[1]
+            if name == "SDPA":  # of the gathered visits, the row of zeros first
+                real = inputs.rows >= 0
+                of_keys = torch.zeros_like(want[1])
+                of_keys[inputs.rows[real]] = found[1][:, 0, 1:, : bench.D][real]
+            torch.testing.assert_close(of_keys, want[1], rtol=1e-3, atol=1e-4)
