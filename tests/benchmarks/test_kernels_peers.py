@@ -111,15 +111,6 @@ def test_search_attention(lengths: str) -> None:
     bench = bench_search_attention
     for mode in ("forward", "step"):
         inputs = bench.setup(Case(f"{mode}_{lengths}", B=5, D=bench.D), CPU)
-        for name, found in answers(bench.SUITE, inputs):
-            want = bench.placerank(inputs)()
-            if inputs.grad is None:
-                torch.testing.assert_close(found, want)
-                continue
-            torch.testing.assert_close(found[0], want[0], rtol=1e-3, atol=1e-4)
-            of_keys = found[1]
-            if name == "SDPA":  # of the gathered visits, the row of zeros first
-                real = inputs.rows >= 0
-                of_keys = torch.zeros_like(want[1])
-                of_keys[inputs.rows[real]] = found[1][:, 0, 1:, : bench.D][real]
-            torch.testing.assert_close(of_keys, want[1], rtol=1e-3, atol=1e-4)
+        want = bench.placerank(inputs)()
+        for _, found in answers(bench.SUITE, inputs):
+            torch.testing.assert_close(found, want, rtol=1e-3, atol=1e-4)
