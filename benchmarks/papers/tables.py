@@ -14,6 +14,7 @@ from .paired import Interval, mean_and_spread, paired_bootstrap, paired_t
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 Line = dict[str, Any]
 _DIGITS = 5
@@ -172,6 +173,7 @@ def draw(path: Path, table: str, lines: list[dict[str, Any]]) -> Path:
             axis.grid(True, axis="x", alpha=0.3)
             axis.set_title(f"{tower} · {dataset}", fontsize="small")
             axis.tick_params(axis="x", labelsize="x-small")
+            axis.xaxis.set_major_locator(MaxNLocator(4))
         row[0].set_yticks(range(len(titles)), titles, fontsize="small")
         row[0].set_ylim(len(titles) - 0.5, -0.5)
     found = {
