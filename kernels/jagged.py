@@ -175,12 +175,12 @@ def segment_softmax(logits: Tensor, offsets: Tensor, segments: Tensor) -> Tensor
     return _SegmentSoftmax.apply(logits, offsets, segments)
 
 
-def fit(offsets: Tensor, k: int) -> bool:
+def all_fit(offsets: Tensor, k: int) -> bool:
     """Whether no segment has more than k rows, so that nothing need be scored to choose among them.
 
-    Looked at on the CPU alone: a GPU would be waited for, and an exported program serves every length.
+    Looked at on the CPU alone: a GPU would be waited for, and a compiled or exported program serves every length.
     """
-    if offsets.device.type != "cpu" or torch.compiler.is_exporting():
+    if offsets.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return not bool((offsets.diff() > k).any())
 

@@ -96,11 +96,10 @@ class ItemEncoder(nn.Module):
         """What the warm-up makes of attributes, [N, D]; embeddings [N, D] by attribute, rows int64 [N, F].
 
         On the CPU once for each combination that is met: of 39,000 items of a batch 8,000. A GPU would wait for their
-        number longer than it computes; with dropout each item draws its own.
+        number longer than it computes, a compiled program has none, and with dropout each item draws its own.
         """
         assert self.warm_up is not None
-        each = self.warm_up.drops or rows.device.type != "cpu" or torch.compiler.is_exporting()
-        if each:
+        if self.warm_up.drops or rows.device.type != "cpu" or torch.compiler.is_compiling():
             return self.warm_up.content(torch.stack(embeddings, dim=1), rows > 0)
         combination = torch.zeros_like(rows[:, 0])
         for size, column in zip(self.attribute_rows, rows.unbind(1), strict=True):

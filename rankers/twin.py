@@ -8,7 +8,7 @@ they were not checked against its text.
 import torch
 from torch import Tensor, nn
 
-from ..kernels.jagged import fit, segment_dot, segment_topk
+from ..kernels.jagged import all_fit, segment_dot, segment_topk
 from ..kernels.search_attention import interpolate
 from .search import GAP_DIM, FoundAttention, linear_heads, similar_heads
 from .tower import Context, History, InterestTower
@@ -64,7 +64,7 @@ class TWIN(InterestTower):
     def search(self, queries: Tensor, bias: Tensor, history: History) -> Tensor:
         """The rows with the highest relevance, int64 [B, top_k] with -1 where a history is shorter."""
         keys, offsets, gaps = history
-        if fit(offsets, self.top_k):
+        if all_fit(offsets, self.top_k):
             return segment_topk(gaps.new_zeros(gaps.shape[0]), offsets, self.top_k)
         relevance = segment_dot(keys.to(queries.dtype), queries.mean(dim=1), offsets)
         of_gaps = self.found.gap_embedding.fold((self.beta.mean(dim=0)[:, None] * self.cross).flatten())
