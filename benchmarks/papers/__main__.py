@@ -77,11 +77,17 @@ def main() -> None:
 
     cells = {table: cells_of(table, args) for table in args.tables}
     wanted = {cell.path: cell for of_table in cells.values() for cell in of_table}  # tables share cells
+    left_out: dict[tuple[str, str, str], str] = {}
     if not args.no_run:
         with tqdm(sorted(wanted.values(), key=lambda cell: cell.seed), unit="cell", disable=None) as bar:
             for cell in bar:
                 bar.set_postfix_str(f"{cell.place.data.name} {cell.tower} {cell.variant.name} {cell.seed}")
-                cell.run()
+                try:
+                    cell.run()
+                except ValueError as error:  # the data lack what the variant works on, brands say
+                    left_out[cell.place.data.name, cell.tower, cell.variant.name] = str(error)
+    for about, reason in left_out.items():
+        print("left out:", *about, f"({reason})")
     for table in args.tables:
         lines = lines_of(table, cells[table])
         print(f"\n{table}: {budget_of(args)}")

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from placerank.benchmarks.papers import __main__ as command
 from placerank.benchmarks.papers import cells as cells_module
 from placerank.benchmarks.papers.cells import Budget, Cell, Workplace, activity_parts, fits, locked, measure
 from placerank.benchmarks.papers.grids import HGIT, NONE, PLAIN, REST, TABLES, grid_of
@@ -146,6 +147,28 @@ def test_table_of_kept_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     text = markdown("whole", lines)
     assert "0.8100 ± 0.0100" in text and "+0.0203 [" in text and "] *" in text
     assert draw(tmp_path / "a.png", "whole", lines).stat().st_size > 0
+
+
+def test_what_the_data_cannot_bear_is_told_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = []
+
+    def run(cell: Cell) -> bool:
+        if cell.variant.name == "rest-3":
+            raise ValueError("these items have category")
+        ran.append(cell.variant.name)
+        return True
+
+    monkeypatch.setattr(Cell, "run", run)
+    monkeypatch.setattr(Cell, "done", lambda cell: None)
+    words = f"papers rest --data town --out {tmp_path} --seeds 2 --towers din --variants none rest-3 rest-4"
+    monkeypatch.setattr("sys.argv", words.split())
+    command.main()
+    assert ran == ["none", "rest-4"] * 2
+    out = capsys.readouterr().out
+    assert out.count("left out: town din rest-3 (these items have category)") == 1
+    assert "6 of 6 cells are missing" in out
 
 
 def test_cell_of_other_settings_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
