@@ -81,6 +81,8 @@ def _akt() -> tuple[Variant, ...]:
     return tuple(Variant(name=f"akt-{n}", title=t, tokenizer="hgit", akt=ladder[n]) for n, t in titles.items())
 
 
+ABLATIONS = _ablations()
+WITHOUT_WARM_UP = ABLATIONS[-1]
 LADDER = _akt()
 AKT = next(variant for variant in LADDER if variant.akt == AktConfig(enabled=True))
 ALL = replace(AKT, name="all", title="LGSID + ReST + AKT-Rec", rest=REST.rest)
@@ -123,7 +125,7 @@ Grid = dict[str, tuple[Variant, ...]]
 TABLES: dict[str, Grid] = {
     "lgsid": {tower: (NONE, *TOKENS) for tower in ("din", "dien", "sim", "twin", "eta")},
     "rest": {
-        "din": (NONE, REST, _rest(5, 5), _rest(10, 5), _rest(float("inf"), float("inf")), *_ablations()),
+        "din": (NONE, REST, _rest(5, 5), _rest(10, 5), _rest(float("inf"), float("inf")), *ABLATIONS),
         "trisan": (NONE, REST),
         "basm": (NONE, REST),
     },
@@ -131,7 +133,7 @@ TABLES: dict[str, Grid] = {
     "akt": {tower: (NONE, ACTIVITY, HGIT, *LADDER) for tower in ("din", "twin")},
     "mend": {
         "din": (NONE, REST, HGIT, AKT, *MENDED, BARE, *BARE_TOKENS),
-        "twin": (NONE, REST, AKT, ALL, *ALL_MENDED),
+        "twin": (NONE, REST, WITHOUT_WARM_UP, AKT, ALL, *ALL_MENDED),
     },
     "beyond": {"din": (NONE, REST, *BEYOND)},
     "whole": {tower: (NONE, HGIT, REST, AKT, ALL) for tower in ("din", "twin")},
