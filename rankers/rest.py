@@ -29,7 +29,7 @@ class RestConfig:
     enabled: bool = False
     """Whether the plug-in is on."""
     warm_up: bool = True
-    """Whether item embeddings are warmed up from their attributes; off, it gained more on real data (docs/papers.md)."""
+    """Whether item embeddings are warmed up from attributes; off, ReST gained more on real data (docs/papers.md)."""
     attribute_dropout: float = 0.0
     """Probability with which the warm-up takes a known attribute for missing, in training."""
     contrast: list[str] = field(default_factory=lambda: list(ATTRIBUTES))
