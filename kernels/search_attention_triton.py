@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .variants import Variant
 
-NUMBERS = 4096  # of heads x visits x columns in registers at once
-MOST_NUMBERS = 2048  # of heads x columns, both rounded up to powers of two: two visits at a time
+NUMBERS = 2048  # of heads x visits x columns in registers at once
+MOST_NUMBERS = 2048  # of heads x columns, both rounded up to powers of two: a visit at a time, or two
 
 
 @triton.jit
