@@ -28,6 +28,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Random numbers of a test do not depend on the tests that its worker ran before."""
+    torch.manual_seed(0)
+
+
 _RUNNER = str(Path(__file__).with_name("rank_main.py"))
 
 
