@@ -1,5 +1,5 @@
 """Step time and memory beside plain DIN's: every tower; on DIN semantic IDs, ReST, AKT-Rec's ladder, both plug-ins; on
-TWIN, the default, ReST, AKT-Rec and both.
+TWIN, the default, ReST, AKT-Rec and both. ``_whole`` is ReST with its warm-up, as in the paper.
 
     python benchmarks/bench_steps.py                          # histories of 50, three rounds, prints
     python benchmarks/bench_steps.py --histories 50 500 5000 --rounds 7 --save
@@ -36,7 +36,7 @@ from placerank.data.features import CLUSTER, USER_CLUSTER, FeatureConfig, build_
 from placerank.data.semantic_features import SemanticFeatures
 from placerank.rankers.akt import akt_ladder
 from placerank.rankers.ranker import RankerConfig
-from placerank.rankers.rest import RestConfig
+from placerank.rankers.rest import RestConfig, rest_preset
 from placerank.rankers.tower import TOWERS
 from placerank.training.model import OptimizerConfig, assemble, table_rows
 from placerank.training.runtime import runtime
@@ -51,17 +51,20 @@ BASELINE = "din"
 
 def sides() -> dict[str, tuple[bool, RankerConfig]]:
     """By name, whether there are semantic IDs, and the ranker."""
-    rest, ladder = RestConfig(enabled=True), akt_ladder()
+    rest, whole, ladder = RestConfig(enabled=True), rest_preset("rest"), akt_ladder()
     return {
         BASELINE: (False, RankerConfig(tower=BASELINE)),
         **{name: (False, RankerConfig(tower=name)) for name in TOWERS if name != BASELINE},
         "semantic_ids": (True, RankerConfig(tower=BASELINE)),
         "rest": (False, RankerConfig(tower=BASELINE, rest=rest)),
+        "rest_whole": (False, RankerConfig(tower=BASELINE, rest=whole)),
         **{f"akt_{n}": (True, RankerConfig(tower=BASELINE, akt=akt)) for n, akt in ladder.items() if n != "none"},
         "rest_and_akt": (True, RankerConfig(tower=BASELINE, rest=rest, akt=ladder["gate"])),
+        "rest_whole_and_akt": (True, RankerConfig(tower=BASELINE, rest=whole, akt=ladder["gate"])),
         "twin_rest": (False, RankerConfig(tower="twin", rest=rest)),
         "twin_akt": (True, RankerConfig(tower="twin", akt=ladder["gate"])),
         "twin_rest_and_akt": (True, RankerConfig(tower="twin", rest=rest, akt=ladder["gate"])),
+        "twin_rest_whole_and_akt": (True, RankerConfig(tower="twin", rest=whole, akt=ladder["gate"])),
     }
 
 

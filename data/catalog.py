@@ -27,6 +27,11 @@ def _tensor(column: pa.ChunkedArray, dtype: Any) -> Tensor:
     return torch.from_numpy(column.to_numpy().astype(dtype))
 
 
+def _take(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows], on the CPU in a third of the time."""
+    return x.index_select(0, rows)
+
+
 class Catalog:
     """Item and user attributes as tensors by row, and the step from samples to the ranker's batches.
 
@@ -120,7 +125,7 @@ class Catalog:
 
     def user_clusters(self, offsets: Tensor, visits: Tensor) -> Tensor:
         """Cluster rows of users by the items [T] of their histories, offsets int64 [B+1]: int64 [B], 0 for none."""
-        return history_clusters(offsets, self.item_rows[CLUSTER][visits])
+        return history_clusters(offsets, _take(self.item_rows[CLUSTER], visits))
 
     def expand(self, sample: SampleBatch) -> RankingBatch:
         """Look up everything that follows from a sample's rows: [B] samples to the ranker's batch."""
@@ -148,7 +153,7 @@ class Catalog:
 
     def _items(self, found: Tensor) -> KeyedJaggedTensor:
         """Rows of the distinct items [U] in each table."""
-        columns = [found if t.name == "item" else self.item_rows[t.name][found] for t in self.features.sequence]
+        columns = [found if t.name == "item" else _take(self.item_rows[t.name], found) for t in self.features.sequence]
         return KeyedJaggedTensor(
             keys=self.features.item_keys,
             values=torch.cat(columns),
@@ -176,7 +181,7 @@ class Catalog:
             values.append(x)
             lengths.append(n)
             if len(table.features) > 1:
-                values.append(self.item_rows[table.name][history.values()])
+                values.append(_take(self.item_rows[table.name], history.values()))
                 lengths.append(history.lengths().long())
         return KeyedJaggedTensor(keys=self.features.pooled_keys, values=torch.cat(values), lengths=torch.cat(lengths))
 
@@ -195,7 +200,7 @@ class Catalog:
 
     def _gaps(self, item: Tensor, history: Tensor, lengths: Tensor, hours: Tensor) -> Tensor:
         target = torch.repeat_interleave(item, lengths, output_size=history.numel())
-        km = unit_vectors_km(self.place[history], self.place[target]).nan_to_num(0)
+        km = unit_vectors_km(_take(self.place, history), _take(self.place, target)).nan_to_num(0)
         return torch.stack([hours, km], dim=1).log1p()
 
     def _context(self, sample: SampleBatch, item: Tensor, history: JaggedTensor) -> Context:
@@ -209,32 +214,32 @@ class Catalog:
             hour=self._hour(time, item),
             place=unit_vectors(lat, lon).float(),
             target_place=self.place[item],
-            visit_category=self.item_rows["category"][visits],
+            visit_category=_take(self.item_rows["category"], visits),
             visit_hour=self._hour(visit_time, visits),
-            visit_place=self.place[visits],
+            visit_place=_take(self.place, visits),
         )
 
     def _traits(self, found: Tensor, user_activity: Tensor | None) -> Traits:
         assert user_activity is not None
         return Traits(
-            attributes=self.attributes.index_select(0, found),  # on the CPU twice as fast as [found]
-            activity=self.activity.index_select(0, found),
+            attributes=_take(self.attributes, found),
+            activity=_take(self.activity, found),
             user_activity=user_activity,
         )
 
     def _loss_inputs(self, found: Tensor, user: Tensor) -> LossInputs:
-        cluster = self.item_rows[CLUSTER][found] if CLUSTER in self.item_rows else torch.zeros_like(found)
+        cluster = _take(self.item_rows[CLUSTER], found) if CLUSTER in self.item_rows else torch.zeros_like(found)
         return LossInputs(
             item_cluster=cluster,
-            item_head=self.item_head[found],
+            item_head=_take(self.item_head, found),
             user_head=self.user_head[user],
-            place=self.place[found],
-            radius_scale=self.radius_scale[found],
+            place=_take(self.place, found),
+            radius_scale=_take(self.radius_scale, found),
         )
 
     def _hour(self, time: Tensor, item: Tensor) -> Tensor:
         """Hour of the week, in the item's solar time: 0 to 167, from Monday."""
-        return (time + self.local_shift[item]) // _HOUR % HOURS_PER_WEEK
+        return (time + _take(self.local_shift, item)) // _HOUR % HOURS_PER_WEEK
 
 
 def with_columns(items: pa.Table, rows: dict[str, Tensor]) -> pa.Table:

@@ -255,6 +255,7 @@ def _search_runs(
         of_positives: list[tuple[Any, ...]] = [
             (*own, numbers[this], *test, *lists, lowest[this], positives[this])
             for numbers, lists in zip((q_categories, q_brands), groups, strict=True)
+            if lists[1].size
         ]
         for chunk in range(runs[run], runs[run + 1]):
             part = pieces[chunks[chunk] : chunks[chunk + 1]]

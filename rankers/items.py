@@ -19,12 +19,10 @@ class Items(NamedTuple):
 
     Attributes:
         vectors: the item's own embedding, then its content, that is attributes and semantic ID, [N, D].
-        own: those first columns of it; gradients of a few columns need no buffer of D.
         cluster: embedding of its cluster; None without clusters.
     """
 
     vectors: Tensor
-    own: Tensor
     cluster: Tensor | None
 
 
@@ -79,7 +77,7 @@ class ItemEncoder(nn.Module):
             activity: ``Traits.activity``, [N, A], for the gate.
         """
         if self.plain:
-            return Items(torch.cat([*rows], dim=1), rows[self.names.index("item")], None)
+            return Items(torch.cat([*rows], dim=1), None)
         parts = dict(zip(self.names, rows, strict=True))
         item, cluster = parts.pop("item"), parts.pop(CLUSTER, None)
         if self.gate is not None:
@@ -90,7 +88,7 @@ class ItemEncoder(nn.Module):
             item = item + self._content([parts[name] for name in self.attributes], attributes)
         levels = [parts.pop(name) for name in list(parts) if name.startswith(LEVEL)]
         semantic = [reduce(torch.add, levels)] if levels else []
-        return Items(torch.cat([item, *parts.values(), *semantic], dim=1), item, cluster)
+        return Items(torch.cat([item, *parts.values(), *semantic], dim=1), cluster)
 
     def _content(self, embeddings: list[Tensor], rows: Tensor) -> Tensor:
         """What the warm-up makes of attributes, [N, D]; embeddings [N, D] by attribute, rows int64 [N, F].

@@ -236,7 +236,7 @@ class Ranker(nn.Module):
         if loss is not None:
             scores.losses["tower"] = loss
         if self.training and batch.traits is not None and batch.loss_inputs is not None:
-            self._add_contrast(scores, batch, encoded.items, rows.items, batch.traits, batch.loss_inputs)
+            self._add_contrast(scores, batch, query, rows.items, batch.traits, batch.loss_inputs)
             self._add_one_way(scores, batch, rows, batch.loss_inputs)
         return scores
 
@@ -244,23 +244,27 @@ class Ranker(nn.Module):
         self,
         scores: Scores,
         batch: RankingBatch,
-        found: Items,
+        query: Tensor,
         rows: list[Tensor],
         traits: Traits,
         inputs: LossInputs,
     ) -> None:
-        """ReST's loss, on the distinct targets of the batch; ``rows`` by sequence table."""
+        """ReST's loss, on the distinct targets of the batch; query [B, D], ``rows`` by sequence table."""
         if self.contrast is None:
             return
         items = self.scorer.items
-        targets = batch.target.unique()
+        targets, which = batch.target.unique(return_inverse=True)
+        samples = torch.arange(len(which), device=which.device)
+        first = torch.empty_like(targets).scatter_reduce_(0, which, samples, "amin", include_self=False)
         parts = dict(zip(items.names, rows, strict=True))
         loss, logged = self.contrast(
             ContrastItems(
-                vectors=found.own.index_select(0, targets),
+                vectors=query[:, : items.dim].index_select(0, first),
                 rows=traits.attributes[targets],
-                attributes=torch.stack([parts[name].detach()[targets] for name in items.attributes], dim=1),
-                places=inputs.place[targets],
+                attributes=torch.stack(
+                    [parts[name].detach().index_select(0, targets) for name in items.attributes], dim=1
+                ),
+                places=inputs.place.index_select(0, targets),
                 radius_scale=inputs.radius_scale[targets] if self.config.rest.density_adaptive else None,
             )
         )

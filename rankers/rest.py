@@ -6,7 +6,7 @@ Jiang et al., A Plug-and-Play Spatially-Constrained Representation Enhancement F
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -24,12 +24,16 @@ ATTRIBUTES = ("category", "brand")
 
 @dataclass(kw_only=True)
 class RestConfig:
-    """ReST: warm-up of item embeddings, spatially constrained contrast. Defaults are the paper's where it has any."""
+    """ReST: spatially constrained contrast of item embeddings, and their warm-up from attributes.
+
+    The defaults are the paper's where it has any, but for the warm-up: the contrast alone gained on real data, with the
+    warm-up it did not (docs/papers.md). ``rest_preset("rest")`` is all of the paper.
+    """
 
     enabled: bool = False
     """Whether the plug-in is on."""
-    warm_up: bool = True
-    """Whether item embeddings are warmed up from attributes; off, ReST gained more on real data (docs/papers.md)."""
+    warm_up: bool = False
+    """Whether item embeddings are warmed up from attributes."""
     attribute_dropout: float = 0.0
     """Probability with which the warm-up takes a known attribute for missing, in training."""
     contrast: list[str] = field(default_factory=lambda: list(ATTRIBUTES))
@@ -67,23 +71,30 @@ class RestConfig:
             raise ValueError(f"rest.attribute_dropout={self.attribute_dropout}: expected a probability in [0, 1)")
         if not self.warm_up and not self.contrast:
             raise ValueError("rest has neither warm_up nor contrast, so it would do nothing; set rest.enabled to false")
+        if self.attribute_dropout and not self.warm_up:
+            raise ValueError(
+                f"rest.attribute_dropout={self.attribute_dropout} drops attributes of the warm-up, which is off; set "
+                "rest.warm_up to true, or leave it at 0"
+            )
 
 
 def rest_preset(name: str) -> RestConfig:
     """A row of the paper's ablation (its section 5.4) by name.
 
     rest: all of it; rest-1: without dynamic alignment; rest-2: without the brand's loss; rest-3: without the
-    category's loss; rest-4: without warm-up. The text tells what rest-2, -3 and -4 are; rest-1 is what is left.
+    category's loss; rest-4: without warm-up, the default of ``RestConfig``. The text tells what rest-2, -3 and -4 are;
+    rest-1 is what is left.
 
     Raises:
         ValueError: no such row.
     """
+    whole = RestConfig(enabled=True, warm_up=True)
     presets = {
-        "rest": RestConfig(enabled=True),
-        "rest-1": RestConfig(enabled=True, align=False),
-        "rest-2": RestConfig(enabled=True, contrast=["category"]),
-        "rest-3": RestConfig(enabled=True, contrast=["brand"]),
-        "rest-4": RestConfig(enabled=True, warm_up=False),
+        "rest": whole,
+        "rest-1": replace(whole, align=False),
+        "rest-2": replace(whole, contrast=["category"]),
+        "rest-3": replace(whole, contrast=["brand"]),
+        "rest-4": RestConfig(enabled=True),
     }
     if name not in presets:
         raise ValueError(f"preset {name!r} does not exist; there are {', '.join(presets)}")
@@ -194,7 +205,7 @@ class SpatialContrast(nn.Module):
         none = torch.full_like(known, -1)
         scale = 1.0 if items.radius_scale is None else items.radius_scale[known]
         found = hard_negatives(
-            Places(known, items.places[known], unit.detach()[known], values[known], none),
+            Places(known, *(x.index_select(0, known) for x in (items.places, unit.detach(), values)), none),
             k=self.config.negatives,
             positive_km=self.config.positive_km * scale,
             negative_km=self.config.negative_km * scale,
@@ -220,6 +231,7 @@ def info_nce(
         temperature: cosines are divided by it.
     """
     others = torch.cat([positives[:, None], negatives], dim=1)
-    cosines = torch.linalg.vecdot(F.embedding(others, unit), F.embedding(anchors, unit)[:, None])
+    compared = unit.index_select(0, others.flatten()).unflatten(0, others.shape)
+    cosines = torch.linalg.vecdot(compared, unit.index_select(0, anchors)[:, None])
     logits = (cosines / temperature).masked_fill(F.pad(~valid, (1, 0)), -torch.inf)
     return -logits.log_softmax(dim=1)[:, 0]

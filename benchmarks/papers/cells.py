@@ -198,7 +198,10 @@ def identity(config: TrainConfig) -> dict[str, Any]:
 
 
 def fits(kept: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether a kept config is the wanted one; a setting that is younger than the kept one is at its default."""
+    """Whether a kept config is the wanted one; a setting that is younger than the kept one is at its default.
+
+    The settings of a plug-in that is off do not count.
+    """
     plain = json.loads(json.dumps(asdict(TrainConfig(data=Path(), run=Path())), default=str))
 
     def same(old: Any, new: Any, default: Any) -> bool:
@@ -208,7 +211,12 @@ def fits(kept: dict[str, Any], wanted: dict[str, Any]) -> bool:
             same(old[k], new[k], default.get(k)) if k in old else new[k] == default.get(k) for k in new
         )
 
-    return same(kept, wanted, plain)
+    def in_use(config: dict[str, Any]) -> dict[str, Any]:
+        ranker = config.get("ranker", {})
+        off = [name for name in ("rest", "akt") if ranker.get(name, {}).get("enabled") is False]
+        return config | {"ranker": ranker | dict.fromkeys(off)}
+
+    return same(in_use(kept), in_use(wanted), plain)
 
 
 @dataclass(frozen=True)

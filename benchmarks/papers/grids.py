@@ -126,8 +126,8 @@ TABLES: dict[str, Grid] = {
     "lgsid": {tower: (NONE, *TOKENS) for tower in ("din", "dien", "sim", "twin", "eta")},
     "rest": {
         "din": (NONE, REST, _rest(5, 5), _rest(10, 5), _rest(float("inf"), float("inf")), *ABLATIONS),
-        "trisan": (NONE, REST),
-        "basm": (NONE, REST),
+        "trisan": (NONE, REST, WITHOUT_WARM_UP),
+        "basm": (NONE, REST, WITHOUT_WARM_UP),
     },
     # HGIT alone is the base of the ladder: with clusters come the semantic IDs that they are made of
     "akt": {tower: (NONE, ACTIVITY, HGIT, *LADDER) for tower in ("din", "twin")},

@@ -188,5 +188,9 @@ def test_younger_settings_at_their_defaults_change_nothing() -> None:
     older = {"epochs": 1, "ranker": {"tower": "din", "rest": {"enabled": True}}}
     assert fits(older, wanted)
     assert not fits(older, {"epochs": 1, "ranker": {"tower": "din", "rest": {"enabled": True, "weight": 1.0}}})
+    off, other = ({"ranker": {"rest": {"enabled": False, "weight": w}, "akt": {"prefix": 1}}} for w in (0.01, 1.0))
+    assert fits(off, other) and off["ranker"]["rest"]["weight"] == 0.01
+    other["ranker"]["akt"]["prefix"] = 2
+    assert not fits(off, other)
     assert not fits(wanted, {**wanted, "epochs": 2})
     assert not fits({**wanted, "gone": 1}, wanted)

@@ -28,20 +28,22 @@ def make(rest: RestConfig, items: int) -> tuple[ItemEncoder, list[Tensor], Tenso
 
 @pytest.mark.parametrize("items", [0, 1, 60])
 def test_warm_up_by_combination_equals_warm_up_by_item(items: int) -> None:
-    encoder, rows, attributes = make(RestConfig(enabled=True), items)
+    encoder, rows, attributes = make(RestConfig(enabled=True, warm_up=True), items)
     assert encoder.warm_up is not None
-    found = encoder(rows, attributes)
+    found = encoder(rows, attributes).vectors
     want = encoder.warm_up(rows[0], torch.stack(rows[1:], dim=1), attributes > 0)
-    torch.testing.assert_close(found.own, want)
-    torch.testing.assert_close(found.vectors, torch.cat([want, *rows[1:]], dim=1))
+    torch.testing.assert_close(found[:, :D], want)
+    torch.testing.assert_close(found, torch.cat([want, *rows[1:]], dim=1))
     leaves = [rows[0], *encoder.parameters()]
     grad = torch.randn(items, D)
-    for a, b in zip(torch.autograd.grad(found.own, leaves, grad), torch.autograd.grad(want, leaves, grad), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(found[:, :D], leaves, grad), torch.autograd.grad(want, leaves, grad), strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 
 def test_rows_of_the_same_attribute_get_the_same_gradient_together() -> None:
-    encoder, rows, attributes = make(RestConfig(enabled=True), 60)
+    encoder, rows, attributes = make(RestConfig(enabled=True, warm_up=True), 60)
     assert encoder.warm_up is not None
     grad = torch.randn(60, D)
 
@@ -50,13 +52,13 @@ def test_rows_of_the_same_attribute_get_the_same_gradient_together() -> None:
         return [torch.zeros(n, D).index_add(0, attributes[:, i], got[i]) for i, n in enumerate((CATEGORIES, BRANDS))]
 
     each = encoder.warm_up(rows[0], torch.stack(rows[1:], dim=1), attributes > 0)
-    for a, b in zip(by_row(encoder(rows, attributes).own), by_row(each), strict=True):
+    for a, b in zip(by_row(encoder(rows, attributes).vectors[:, :D]), by_row(each), strict=True):
         torch.testing.assert_close(a, b)
 
 
 def test_the_network_runs_once_a_combination_but_once_an_item_with_dropout() -> None:
     for dropout, most in ((0.0, CATEGORIES * BRANDS), (0.5, 60)):
-        encoder, rows, attributes = make(RestConfig(enabled=True, attribute_dropout=dropout), 60)
+        encoder, rows, attributes = make(RestConfig(enabled=True, warm_up=True, attribute_dropout=dropout), 60)
         assert encoder.warm_up is not None
         with mock.patch.object(encoder.warm_up, "content", wraps=encoder.warm_up.content) as content:
             encoder(rows, attributes)

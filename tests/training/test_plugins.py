@@ -41,7 +41,9 @@ from placerank.training.train import TrainConfig, _Loop, train
 
 AnyRanks = Callable[..., list[Any]]
 K, LEVELS = 4, 3
-REST = RestConfig(enabled=True, centres=5, refresh_every=4, positive_km=300, negative_km=300, attribute_dropout=0.2)
+REST = RestConfig(
+    enabled=True, warm_up=True, centres=5, refresh_every=4, positive_km=300, negative_km=300, attribute_dropout=0.2
+)
 AKT = AktConfig(enabled=True, users=True, views=True, view_visits=4)
 
 
@@ -120,15 +122,21 @@ LEVEL_TABLES, CLUSTER_TABLES = {"semantic_1", "semantic_2", "semantic_3"}, {"clu
         ("codes", "din", set(), LEVEL_TABLES),
         ("ngrams", "din", set(), {"prefix_1", "prefix_2", "prefix_3"}),
         ("rest", "din", REST_LOSSES, set()),
+        ("contrast", "din", REST_LOSSES, set()),
         ("akt", "din", AKT_LOSSES, LEVEL_TABLES | CLUSTER_TABLES),
         ("all", "din", REST_LOSSES | AKT_LOSSES, LEVEL_TABLES | CLUSTER_TABLES),
         ("all", "trisan", REST_LOSSES | AKT_LOSSES, LEVEL_TABLES | CLUSTER_TABLES),
     ],
 )
 def test_each_trains(kind: str, tower: str, losses: set[str], tables: set[str], world: World, tmp_path: Path) -> None:
-    tokens = {"ngrams": world.ngrams, "rest": None}.get(kind, world.codes)
+    tokens = {"ngrams": world.ngrams, "rest": None, "contrast": None}.get(kind, world.codes)
     none = {"akt": AktConfig(enabled=False)}
-    plugins: dict[str, Any] = {"rest": {"rest": REST}, "akt": {"akt": AKT}, "all": {"rest": REST, "akt": AKT}}
+    plugins: dict[str, Any] = {
+        "rest": {"rest": REST},
+        "contrast": {"rest": replace(REST, warm_up=False, attribute_dropout=0.0)},
+        "akt": {"akt": AKT},
+        "all": {"rest": REST, "akt": AKT},
+    }
     config = small(world, tmp_path / "run", tokens, tower=tower, **plugins.get(kind, none))
     train(config)
     lines = metrics(config.run, "train")
