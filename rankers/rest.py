@@ -203,9 +203,10 @@ class SpatialContrast(nn.Module):
         """L_a for the attribute's values [N], and the share of known ones that have a positive."""
         known = (values > 0).nonzero().flatten()
         none = torch.full_like(known, -1)
+        places, vectors = items.places.index_select(0, known), unit.detach().index_select(0, known)
         scale = 1.0 if items.radius_scale is None else items.radius_scale[known]
         found = hard_negatives(
-            Places(known, *(x.index_select(0, known) for x in (items.places, unit.detach(), values)), none),
+            Places(known, places, vectors, values[known], none),
             k=self.config.negatives,
             positive_km=self.config.positive_km * scale,
             negative_km=self.config.negative_km * scale,
