@@ -31,7 +31,7 @@ class RankerConfig:
     mlp: list[int] = field(default_factory=lambda: [128, 64])
     """Widths of the hidden layers between tower and logit."""
     rest: RestConfig = field(default_factory=RestConfig)
-    """ReST: warm-up and spatial contrast."""
+    """ReST: spatial contrast; warm-up on request."""
     akt: AktConfig = field(default_factory=AktConfig)
     """AKT-Rec: clusters, one-way transfer, views."""
 
