@@ -254,7 +254,7 @@ class Ranker(nn.Module):
             return
         items = self.scorer.items
         targets, which = batch.target.unique(return_inverse=True)
-        samples = torch.arange(len(which), device=which.device)
+        samples = torch.arange(len(which), device=which.device)  # of query: its gradient needs no buffer of all items
         first = torch.empty_like(targets).scatter_reduce_(0, which, samples, "amin", include_self=False)
         parts = dict(zip(items.names, rows, strict=True))
         loss, logged = self.contrast(
