@@ -91,6 +91,6 @@ def one_way_loss(individual: Tensor, cluster: Tensor, is_head: Tensor, temperatu
     own = torch.searchsorted(clusters, cluster[tails])
     has_head = torch.isin(cluster[tails], clusters)
     anchors = individual.index_select(0, tails[has_head])
-    similarity = F.normalize(anchors.float()) @ F.normalize(means).T
-    total = F.cross_entropy(similarity / temperature, own[has_head], reduction="sum")
+    logits = F.normalize(anchors.float()) @ (F.normalize(means) / temperature).T
+    total = F.cross_entropy(logits, own[has_head], reduction="sum")
     return total / max(1, anchors.shape[0]), has_head.float().sum() / max(1, tails.numel())
