@@ -5,7 +5,7 @@
     python benchmarks/bench_loader.py --save            # also writes results/loader.csv
 
 A figure is a whole epoch after the first one (files in the page cache), every batch taken and dropped. The sides take
-turns, so that a slow minute of the machine hits all of them. The trainer's side is the training step (DIN, default
+turns, so that a slow minute of the machine hits all of them. The trainer's side is the training step (TWIN, default
 settings) on batches in memory: what the loader has to keep up with.
 """
 
