@@ -14,6 +14,18 @@ from .akt import AktConfig
 from .rest import RestConfig
 
 
+def first_of_each(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each distinct number comes first, by number, [U], and which of those it is for each of the numbers [N].
+
+    Example:
+        >>> first_of_each(torch.tensor([7, 3, 7, 5]))
+        (tensor([1, 3, 0]), tensor([2, 0, 2, 1]))
+    """
+    found, which = numbers.unique(return_inverse=True)
+    rows = torch.arange(len(which), device=which.device)
+    return torch.empty_like(found).scatter_reduce_(0, which, rows, "amin", include_self=False), which
+
+
 class Items(NamedTuple):
     """Items as towers see them, N of them.
 
@@ -102,7 +114,6 @@ class ItemEncoder(nn.Module):
         combination = torch.zeros_like(rows[:, 0])
         for size, column in zip(self.attribute_rows, rows.unbind(1), strict=True):
             combination = combination * size + column
-        found, which = torch.unique(combination, return_inverse=True)
-        first = torch.empty_like(found).scatter_reduce_(0, which, torch.arange(len(rows)), "amin", include_self=False)
+        first, which = first_of_each(combination)
         chosen = torch.stack([x.index_select(0, first) for x in embeddings], dim=1)
         return self.warm_up.content(chosen, rows[first] > 0).index_select(0, which)

@@ -14,7 +14,7 @@ from ..embeddings.cluster_gate import ClusterGate
 from ..embeddings.tables import Embedded, FeatureEmbeddings
 from .akt import AktConfig, one_way_loss
 from .din import Dice
-from .items import ItemEncoder, Items
+from .items import ItemEncoder, Items, first_of_each
 from .rest import ContrastItems, RestConfig, SpatialContrast
 from .tower import Samples, find_tower, with_options
 from .views import HierarchicalViews
@@ -253,13 +253,12 @@ class Ranker(nn.Module):
         if self.contrast is None:
             return
         items = self.scorer.items
-        targets, which = batch.target.unique(return_inverse=True)
-        samples = torch.arange(len(which), device=which.device)  # of query: its gradient needs no buffer of all items
-        first = torch.empty_like(targets).scatter_reduce_(0, which, samples, "amin", include_self=False)
+        first, _ = first_of_each(batch.target)
+        targets = batch.target[first]
         parts = dict(zip(items.names, rows, strict=True))
         loss, logged = self.contrast(
             ContrastItems(
-                vectors=query[:, : items.dim].index_select(0, first),
+                vectors=query[:, : items.dim].index_select(0, first),  # their gradient needs no buffer of all items
                 rows=traits.attributes[targets],
                 attributes=torch.stack(
                     [parts[name].detach().index_select(0, targets) for name in items.attributes], dim=1

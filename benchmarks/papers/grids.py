@@ -98,7 +98,7 @@ MENDED = (
 """Ways to mend a missing gain, tried on DIN: of the plug-ins' own numbers, none of the baseline's."""
 
 ALL_MENDED = (
-    replace(ALL, name="all-contrast", title="all, ReST without warm-up", rest=replace(REST.rest, warm_up=False)),
+    replace(ALL, name="all-contrast", title="all, ReST without warm-up", rest=WITHOUT_WARM_UP.rest),
     replace(ALL, name="all-warm-up", title="all, ReST without contrast", rest=replace(REST.rest, contrast=[])),
 )
 """AKT-Rec's gate and ReST's warm-up both change an item's embedding: which part of ReST goes with AKT-Rec?"""
