@@ -169,6 +169,9 @@ def draw(path: Path, table: str, lines: list[dict[str, Any]]) -> Path:
                     axis.plot(middle, at, "o", color=f"C{i}", markersize=4, label=part)
                     if x["low"] != "":
                         axis.plot([float(x["low"]), float(x["high"])], [at, at], color=f"C{i}", linewidth=1.2)
+            if not axis.lines and axis is not row[0]:  # the first has the row's names
+                axis.set_axis_off()
+                continue
             axis.axvline(0, color="0.4", linewidth=0.8)
             axis.grid(True, axis="x", alpha=0.3)
             axis.set_title(f"{tower} · {dataset}", fontsize="small")
