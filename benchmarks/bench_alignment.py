@@ -34,22 +34,22 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from placerank.benchmarks.results_file import RESULTS, save
+from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.manifest import write_json
-from placerank.data.prepare import PrepareConfig, prepare
-from placerank.data.simulate import SimulateConfig, simulate
+from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.tokenization.align import preference_pairs, read_catalog
-from placerank.tokenization.coverage import AT, cluster_nmi, neighbour_coverage
-from placerank.tokenization.districts import DistrictConfig, with_districts
-from placerank.tokenization.encoders import EncoderConfig, encode_to_store, load_encoder
-from placerank.tokenization.gdpo import LADDER, GDPOConfig, align_policy, g_dpo
-from placerank.tokenization.gdpo import Rung as Settings
-from placerank.tokenization.histories import read_histories
-from placerank.tokenization.locations import Locations
-from placerank.tokenization.lora import LoraSettings, add_adapter
-from placerank.tokenization.measures import region_labels
-from placerank.tokenization.prompts import PromptConfig, build_prompts
-from placerank.tokenization.reward import RewardConfig, RewardModel, train_reward
-from placerank.tokenization.store import EmbeddingStore
+from placerank.tokenization.alignment.gdpo import LADDER, GDPOConfig, align_policy, g_dpo
+from placerank.tokenization.alignment.gdpo import Rung as Settings
+from placerank.tokenization.alignment.histories import read_histories
+from placerank.tokenization.alignment.locations import Locations
+from placerank.tokenization.alignment.lora import LoraSettings, add_adapter
+from placerank.tokenization.alignment.reward import RewardConfig, RewardModel, train_reward
+from placerank.tokenization.judging.coverage import AT, cluster_nmi, neighbour_coverage
+from placerank.tokenization.judging.measures import region_labels
+from placerank.tokenization.text.districts import DistrictConfig, with_districts
+from placerank.tokenization.text.encoders import EncoderConfig, encode_to_store, load_encoder
+from placerank.tokenization.text.prompts import PromptConfig, build_prompts
+from placerank.tokenization.text.store import EmbeddingStore
 
 CITY = "simulated city"
 BEFORE = "before"

@@ -23,12 +23,12 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from placerank.benchmarks.results_file import save
-from placerank.data.catalog import Catalog
-from placerank.data.features import FeatureConfig, build_features
-from placerank.data.loader import SampleLoader
+from placerank.data.batches.catalog import Catalog
+from placerank.data.batches.features import FeatureConfig, build_features
+from placerank.data.batches.loader import SampleLoader
+from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.manifest import read_manifest
-from placerank.data.prepare import PrepareConfig, prepare
-from placerank.data.simulate import SimulateConfig, simulate
+from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.rankers.ranker import RankerConfig
 from placerank.training.model import OptimizerConfig, assemble
 from placerank.training.runtime import Runtime, runtime

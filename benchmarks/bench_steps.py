@@ -30,14 +30,14 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from placerank.benchmarks.kernels.harness import peak_mib
 from placerank.benchmarks.results_file import keep
-from placerank.data.batch import SampleBatch
-from placerank.data.catalog import Catalog, with_columns
-from placerank.data.features import CLUSTER, USER_CLUSTER, FeatureConfig, build_features
-from placerank.data.semantic_features import SemanticFeatures
-from placerank.rankers.akt import akt_ladder
+from placerank.data.batches.batch import SampleBatch
+from placerank.data.batches.catalog import Catalog, with_columns
+from placerank.data.batches.features import CLUSTER, USER_CLUSTER, FeatureConfig, build_features
+from placerank.data.batches.semantic_features import SemanticFeatures
+from placerank.rankers.plugins.akt import akt_ladder
+from placerank.rankers.plugins.rest import RestConfig, rest_preset
 from placerank.rankers.ranker import RankerConfig
-from placerank.rankers.rest import RestConfig, rest_preset
-from placerank.rankers.tower import TOWERS
+from placerank.rankers.towers.tower import TOWERS
 from placerank.training.model import OptimizerConfig, assemble, table_rows
 from placerank.training.runtime import runtime
 from placerank.training.sharding import ShardingConfig

@@ -41,8 +41,8 @@ from tqdm import tqdm
 
 from placerank.benchmarks.results_file import keep
 from placerank.data.manifest import whole_file
-from placerank.tokenization.store import EmbeddingStore, EmbeddingWriter
-from placerank.tokenization.tokenizers import HGIT, ResidualKMeans, Tokenizer, TokenizerConfig
+from placerank.tokenization.codes.tokenizers import HGIT, ResidualKMeans, Tokenizer, TokenizerConfig
+from placerank.tokenization.text.store import EmbeddingStore, EmbeddingWriter
 
 FULL, DIM = 2_325_266, 384
 LEVELS, CODES = 3, 512

@@ -29,14 +29,14 @@ from tqdm import tqdm
 
 from placerank.benchmarks.results_file import RESULTS, save
 from placerank.data.manifest import write_json
-from placerank.data.schema import read_items
-from placerank.tokenization.collisions import assign_suffixes
-from placerank.tokenization.districts import DistrictConfig, with_districts
-from placerank.tokenization.encoders import EncoderConfig, encode_to_store, load_encoder
-from placerank.tokenization.prompts import PromptConfig, build_prompts
-from placerank.tokenization.report import ReportConfig, measure
-from placerank.tokenization.store import EmbeddingStore
-from placerank.tokenization.tokenizers import TokenizerConfig, tokenizer_type
+from placerank.data.raw.schema import read_items
+from placerank.tokenization.codes.collisions import assign_suffixes
+from placerank.tokenization.codes.tokenizers import TokenizerConfig, tokenizer_type
+from placerank.tokenization.judging.tokenize_report import ReportConfig, measure
+from placerank.tokenization.text.districts import DistrictConfig, with_districts
+from placerank.tokenization.text.encoders import EncoderConfig, encode_to_store, load_encoder
+from placerank.tokenization.text.prompts import PromptConfig, build_prompts
+from placerank.tokenization.text.store import EmbeddingStore
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

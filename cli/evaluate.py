@@ -1,6 +1,6 @@
 """``placerank evaluate``: runs in this process, or on ``--nproc`` ranks."""
 
-from ..training.evaluate import EvaluateConfig, evaluate
+from ..evaluation.evaluate import EvaluateConfig, evaluate
 from .step import run_step_on_ranks
 
 

@@ -1,6 +1,6 @@
 """``placerank prepare``."""
 
-from ..data.prepare import PrepareConfig, prepare
+from ..data.preparation.prepare import PrepareConfig, prepare
 from .step import run_step
 
 

@@ -1,6 +1,6 @@
 """``placerank simulate``."""
 
-from ..data.simulate import SimulateConfig, simulate
+from ..data.city.simulate import SimulateConfig, simulate
 from .step import run_step
 
 

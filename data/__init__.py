@@ -1,0 +1,6 @@
+"""From a user's tables to batches. Four rooms, in the order in which data goes through them:
+
+``city`` simulates raw tables, ``raw`` reads and checks anybody's, ``preparation`` makes samples, vocabularies and the
+catalog's columns of them (the ``prepare`` step), ``batches`` reads those for training. What all of them use lies
+beside the rooms: whole folders and manifests, geohashes, array helpers. May import kernels, nothing else of ours.
+"""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.activity import ACTIVITY_DIM
+from ..data.batches.activity import ACTIVITY_DIM
 
 _FIRST_LOGIT = 2.0  # the gate starts from 0.12 without activity to 0.88 with all of it
 _LEAST_GRADIENT = 0.1
@@ -50,7 +50,7 @@ class ClusterGate(nn.Module):
         adaptive: False mixes both in equal parts whatever the activity, and scales nothing: the paper's ablation.
 
     Example:
-        >>> from placerank.data.activity import activity_features
+        >>> from placerank.data.batches.activity import activity_features
         >>> gate = ClusterGate(4)
         >>> activity = activity_features(torch.tensor([0, 50, 5000]), torch.tensor([float("nan"), 3.0, 0.5]))
         >>> mixed, g = gate(torch.ones(3, 4), torch.zeros(3, 4), activity)

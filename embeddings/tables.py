@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
-from ..data.batch import RankingBatch
-from ..data.features import Features
+from ..data.batches.batch import RankingBatch
+from ..data.batches.features import Features
 
 INIT_RANGE = 0.1
 """Rows start uniform in +-INIT_RANGE. TorchRec's default, sqrt(1/rows), makes small tables far louder."""

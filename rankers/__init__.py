@@ -1,19 +1,5 @@
-"""Interest towers and the ranker that wires them."""
+"""The ranker: ``ranker.py`` wires embeddings, plug-ins, one tower and an MLP; ``exported.py`` scores without training.
 
-from .basm import BASM
-from .dien import DIEN
-from .din import DIN
-from .eta import ETA
-from .sim import SIM, SoftSIM
-from .tower import register_tower
-from .trisan import TRISAN
-from .twin import TWIN
-
-register_tower("din", DIN)
-register_tower("dien", DIEN)
-register_tower("sim", SIM)
-register_tower("sim_soft", SoftSIM)
-register_tower("twin", TWIN)
-register_tower("eta", ETA)
-register_tower("trisan", TRISAN)
-register_tower("basm", BASM)
+``towers`` holds what turns a target and a history into a vector, ``plugins`` what works with every tower. May import
+kernels, data and embeddings.
+"""

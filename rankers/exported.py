@@ -22,7 +22,7 @@ click probability is their sigmoid. B, T and U are free, T may be 0.
                                candidate's rows of the table, side by side
     dense     float32 [B, F]   for each of ``dense``: distance gives log(1 + km) (0 if unknown) and 1 if known else 0;
                                visits gives log(1 + the user's earlier visits to the candidate)
-    context   a tuple of seven tensors, for towers that use it: ``Context`` in ``data/batch.py``
+    context   a tuple of seven tensors, for towers that use it: ``Context`` in ``data/batches/batch.py``
     traits    a tuple of three tensors, for plug-ins: ``Traits`` there. A program for a tower that uses no context takes
               None in its place
 
@@ -40,10 +40,10 @@ from torch.export import Dim
 from torch.nn import functional as F
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
-from ..data.activity import ACTIVITY_DIM
-from ..data.batch import SampleBatch
-from ..data.catalog import Catalog
-from ..data.features import HISTORY_GAPS, Features, Table
+from ..data.batches.activity import ACTIVITY_DIM
+from ..data.batches.batch import SampleBatch
+from ..data.batches.catalog import Catalog
+from ..data.batches.features import HISTORY_GAPS, Features, Table
 from ..data.manifest import read_manifest, write_json
 from ..embeddings.reader import EmbeddingTable, open_table
 from .ranker import Scorer

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.activity import ACTIVITY_DIM
-from ..data.catalog import Catalog
-from ..data.features import USER_CLUSTER
-from ..data.loader import SampleLoader
+from ..data.batches.activity import ACTIVITY_DIM
+from ..data.batches.catalog import Catalog
+from ..data.batches.features import USER_CLUSTER
+from ..data.batches.loader import SampleLoader
 from ..embeddings.shards import CheckpointTables
 from .ranker import Scorer
 

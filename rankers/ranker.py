@@ -7,17 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..data.activity import ACTIVITY_DIM
-from ..data.batch import Context, LossInputs, RankingBatch, Traits
-from ..data.features import HISTORY_GAPS, USER_CLUSTER, Features
+from ..data.batches.activity import ACTIVITY_DIM
+from ..data.batches.batch import Context, LossInputs, RankingBatch, Traits
+from ..data.batches.features import HISTORY_GAPS, USER_CLUSTER, Features
 from ..embeddings.cluster_gate import ClusterGate
 from ..embeddings.tables import Embedded, FeatureEmbeddings
-from .akt import AktConfig, one_way_loss
-from .din import Dice
-from .items import ItemEncoder, Items, first_of_each
-from .rest import ContrastItems, RestConfig, SpatialContrast
-from .tower import Samples, find_tower, with_options
-from .views import HierarchicalViews
+from .plugins.akt import AktConfig, one_way_loss
+from .plugins.items import ItemEncoder, Items, first_of_each
+from .plugins.rest import ContrastItems, RestConfig, SpatialContrast
+from .plugins.views import HierarchicalViews
+from .towers.din import Dice
+from .towers.tower import Samples, find_tower, with_options
 
 
 @dataclass(kw_only=True)

@@ -83,8 +83,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small simulated city, prepared; do not write into it."""
     # Imported here, so that the kernels' tests run where there is nothing but what kernels need.
-    from placerank.data.prepare import PrepareConfig, prepare
-    from placerank.data.simulate import SimulateConfig, simulate
+    from placerank.data.city.simulate import SimulateConfig, simulate
+    from placerank.data.preparation.prepare import PrepareConfig, prepare
 
     folder = tmp_path_factory.mktemp("city")
     simulate(SimulateConfig(out=folder / "raw", cities=2, items=300, users=200, requests=700, days=30))

@@ -27,22 +27,22 @@ import torch
 from torch import Tensor, nn
 
 from ..data.manifest import read_manifest, sha256_file, write_json, write_manifest
-from ..data.schema import read_items
-from . import behaviour as visits
-from .align_report import embedding_measures, write_align_report
-from .behaviour import BehaviourConfig, VisitPairs, align_behaviour
-from .districts import DistrictConfig, Districts, with_districts
-from .encoders import Encoder, EncoderConfig, encode_to_store, load_encoder
-from .finetune import METRICS, read_metrics
-from .gdpo import LADDER, GDPOConfig, align_policy, pair_counts
-from .histories import Histories, cooccurrence, read_histories
-from .locations import Locations
-from .lora import LoraSettings, add_adapter, load_adapter, save_adapter, target_modules
-from .pairs import PreferencePairs, collaborative_pairs, geographic_pairs
-from .prompts import PromptConfig, Prompts, build_prompts
+from ..data.raw.schema import read_items
+from .alignment import behaviour as visits
+from .alignment.behaviour import BehaviourConfig, VisitPairs, align_behaviour
+from .alignment.finetune import METRICS, read_metrics
+from .alignment.gdpo import LADDER, GDPOConfig, align_policy, pair_counts
+from .alignment.histories import Histories, cooccurrence, read_histories
+from .alignment.locations import Locations
+from .alignment.lora import LoraSettings, add_adapter, load_adapter, save_adapter, target_modules
+from .alignment.pairs import PreferencePairs, collaborative_pairs, geographic_pairs
+from .alignment.reward import RewardConfig, RewardModel, train_reward
+from .judging.align_report import embedding_measures, write_align_report
 from .ranks import Ranks, joined, rank_device
-from .reward import RewardConfig, RewardModel, train_reward
-from .store import EmbeddingStore, EmbeddingWriter
+from .text.districts import DistrictConfig, Districts, with_districts
+from .text.encoders import Encoder, EncoderConfig, encode_to_store, load_encoder
+from .text.prompts import PromptConfig, Prompts, build_prompts
+from .text.store import EmbeddingStore, EmbeddingWriter
 from .work import resumable_folder
 
 log = logging.getLogger(__name__)

@@ -27,13 +27,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.manifest import MANIFEST, read_manifest, sha256_file, whole_file, write_json, write_manifest
-from ..data.schema import read_items
-from .districts import DistrictConfig, Districts, with_districts
-from .ranks import Ranks, joined, rank_device
-from .report import ReportConfig, measure, write_report
-from .semantic_ids import FILE, KIND, SemanticIds
-from .store import EmbeddingStore
-from .tokenizers import (
+from ..data.raw.schema import read_items
+from .codes.semantic_ids import FILE, KIND, SemanticIds
+from .codes.tokenizers import (
     HGITOptions,
     KMeansOptions,
     RQVAEOptions,
@@ -42,7 +38,11 @@ from .tokenizers import (
     load_tokenizer,
     tokenizer_type,
 )
-from .vectors import ahead, block
+from .judging.tokenize_report import ReportConfig, measure, write_report
+from .ranks import Ranks, joined, rank_device
+from .text.districts import DistrictConfig, Districts, with_districts
+from .text.store import EmbeddingStore
+from .text.vectors import ahead, block
 from .work import resumable_folder
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import torch
 
-from ..data.features import CLUSTER, HOURS_PER_WEEK, LEVEL, NGRAM, USER_CLUSTER, Features
+from ..data.batches.features import CLUSTER, HOURS_PER_WEEK, LEVEL, NGRAM, USER_CLUSTER, Features
 from ..data.manifest import MANIFEST, sha256_file, whole_folder, write_manifest
 from ..embeddings.export import RawIds, check_format, export_tables
 from ..embeddings.shards import CheckpointTables

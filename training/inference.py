@@ -5,7 +5,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from ..data.catalog import Catalog
+from ..data.batches.catalog import Catalog
 from ..data.manifest import MANIFEST
 from .checkpoint import checkpoint_path, load, saved_steps
 from .inputs import read_inputs

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ..data.catalog import Catalog, with_columns
-from ..data.features import CLUSTER, USER_CLUSTER, FeatureConfig, Features, build_features
+from ..data.batches.catalog import Catalog, with_columns
+from ..data.batches.features import CLUSTER, USER_CLUSTER, FeatureConfig, Features, build_features
+from ..data.batches.semantic_features import SemanticFeatures
 from ..data.manifest import read_manifest
-from ..data.semantic_features import SemanticFeatures
 from ..rankers.ranker import RankerConfig
 
 

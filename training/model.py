@@ -12,7 +12,7 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from ..data.features import Features
+from ..data.batches.features import Features
 from ..embeddings.cpu_lookup import use_sorted_lookup
 from ..rankers.ranker import Ranker, RankerConfig
 from .runtime import Runtime

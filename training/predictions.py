@@ -21,7 +21,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.batch import SampleBatch
+from ..data.batches.batch import SampleBatch
 from .metrics import ALL_METRICS, Summary, summarize
 
 Score = Callable[[SampleBatch], Tensor]

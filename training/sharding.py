@@ -20,7 +20,7 @@ from torchrec.distributed.planner.types import (
 )
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
-from ..data.features import Features, Table
+from ..data.batches.features import Features, Table
 from .runtime import Runtime
 
 CPU_TYPES = ("table_wise", "row_wise", "column_wise")

@@ -20,10 +20,10 @@ from torch.utils.tensorboard import SummaryWriter
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from tqdm import tqdm
 
-from ..data.batch import RankingBatch, SampleBatch
-from ..data.catalog import Catalog
-from ..data.features import FeatureConfig
-from ..data.loader import SampleLoader
+from ..data.batches.batch import RankingBatch, SampleBatch
+from ..data.batches.catalog import Catalog
+from ..data.batches.features import FeatureConfig
+from ..data.batches.loader import SampleLoader
 from ..data.manifest import drop_lines_after, environment, write_json
 from ..rankers.ranker import RankerConfig
 from .checkpoint import Checkpointer, load, newest_whole

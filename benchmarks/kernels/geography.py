@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from placerank.data.city import cities_of, scatter
+from placerank.data.city.world import cities_of, scatter
 
 CENTRE = (31.2222, 121.4581)  # the city and the block stand in Shanghai
 CITY_KM = 10.0  # deviation of the city's districts from its centre: 95 % of the places are within 20 to 28 km, by seed

@@ -24,19 +24,19 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ...data.features import FeatureConfig
-from ...data.loader import SampleLoader
+from ...data.batches.features import FeatureConfig
+from ...data.batches.loader import SampleLoader
 from ...data.manifest import environment, read_manifest, whole_file, write_json
-from ...data.prepare import PrepareConfig, prepare
-from ...data.schema import read_items
+from ...data.preparation.prepare import PrepareConfig, prepare
+from ...data.raw.schema import read_items
+from ...evaluation.breakdown import ItemFacts, Slicing, slice_metrics, slicings
 from ...rankers.ranker import RankerConfig
-from ...tokenization.districts import DistrictConfig, with_districts
-from ...tokenization.encoders import EncoderConfig, encode_to_store, load_encoder
-from ...tokenization.prompts import PromptConfig, build_prompts
-from ...tokenization.report import ReportConfig
+from ...tokenization.codes.tokenizer import TokenizerConfig
+from ...tokenization.judging.tokenize_report import ReportConfig
+from ...tokenization.text.districts import DistrictConfig, with_districts
+from ...tokenization.text.encoders import EncoderConfig, encode_to_store, load_encoder
+from ...tokenization.text.prompts import PromptConfig, build_prompts
 from ...tokenization.tokenize import TokenizeConfig, tokenize
-from ...tokenization.tokenizer import TokenizerConfig
-from ...training.breakdown import ItemFacts, Slicing, slice_metrics, slicings
 from ...training.inference import load_scorer
 from ...training.metrics import grouped_auc
 from ...training.model import OptimizerConfig
@@ -46,7 +46,7 @@ from ...training.train import TrainConfig, train
 from .grids import Variant
 
 METRICS = ("auc", "gauc", "request_auc", "ndcg@10", "hit@1", "hit@10")
-ACTIVITY_EDGES = (3, 10, 30, 100, 300)  # positives in training; as the buckets of data/activity.py
+ACTIVITY_EDGES = (3, 10, 30, 100, 300)  # positives in training; as the buckets of data/batches/activity.py
 _PARTS = {  # slicing of the report -> its labels as parts of a table
     "popularity": ("head items", "mid items", "tail items"),
     "appearances": ("items < 3 times", "items >= 3 times"),

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field, replace
 
-from ...rankers.akt import AktConfig, akt_ladder
-from ...rankers.rest import RestConfig, rest_preset
+from ...rankers.plugins.akt import AktConfig, akt_ladder
+from ...rankers.plugins.rest import RestConfig, rest_preset
 
 PLAIN = "none"
 

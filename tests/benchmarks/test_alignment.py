@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from placerank.benchmarks import bench_alignment as bench
-from placerank.tokenization.coverage import AT
-from placerank.tokenization.gdpo import LADDER, GDPOConfig
-from placerank.tokenization.reward import RewardConfig
+from placerank.tokenization.alignment.gdpo import LADDER, GDPOConfig
+from placerank.tokenization.alignment.reward import RewardConfig
+from placerank.tokenization.judging.coverage import AT
 
 
 def line(variant: str, seed: int, town: float, similar: float, by_before: float) -> dict[str, Any]:

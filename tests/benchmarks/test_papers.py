@@ -16,10 +16,10 @@ from placerank.benchmarks.papers.cells import Budget, Cell, Workplace, activity_
 from placerank.benchmarks.papers.grids import HGIT, NONE, PLAIN, REST, TABLES, grid_of
 from placerank.benchmarks.papers.paired import mean_and_spread, paired_bootstrap, paired_t
 from placerank.benchmarks.papers.tables import VALIDATION, draw, lines_of, markdown
-from placerank.data.prepare import PrepareConfig, prepare
-from placerank.data.simulate import SimulateConfig, simulate
-from placerank.rankers.tower import TOWERS
-from placerank.tokenization.tokenizers import TOKENIZERS
+from placerank.data.city.simulate import SimulateConfig, simulate
+from placerank.data.preparation.prepare import PrepareConfig, prepare
+from placerank.rankers.towers.tower import TOWERS
+from placerank.tokenization.codes.tokenizers import TOKENIZERS
 from placerank.training.predictions import Predictions
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from placerank.data.activity import ACTIVITY_DIM, COLD, activity_features
+from placerank.data.batches.activity import ACTIVITY_DIM, COLD, activity_features
 from placerank.embeddings.cluster_gate import ClusterGate
 
 D = 5

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchrec.distributed.types import ShardedTensor
 
-from placerank.data.features import Features, Table
+from placerank.data.batches.features import Features, Table
 from placerank.data.manifest import whole_folder, write_manifest
 from placerank.embeddings.export import RawIds, export_tables
 from placerank.embeddings.quantize import DTYPES, pack, packed_layout, unpack

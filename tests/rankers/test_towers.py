@@ -14,14 +14,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tower_cases import D, G, make_case, make_context, make_tower, select
 from toy_ranker import BATCH, FEATURES, OPTIMIZER, fill, local_pieces, make_batch, put_together
 
-from placerank.data.batch import RankingBatch
-from placerank.data.features import HISTORY_GAPS
-from placerank.rankers.dien import DIEN
-from placerank.rankers.din import DIN
+from placerank.data.batches.batch import RankingBatch
+from placerank.data.batches.features import HISTORY_GAPS
 from placerank.rankers.exported import export_scorer
 from placerank.rankers.ranker import Ranker, RankerConfig, Scorer
-from placerank.rankers.sim import SIM
-from placerank.rankers.tower import TOWERS, History, find_tower, register_tower, with_options
+from placerank.rankers.towers.dien import DIEN
+from placerank.rankers.towers.din import DIN
+from placerank.rankers.towers.sim import SIM
+from placerank.rankers.towers.tower import TOWERS, History, find_tower, register_tower, with_options
 from placerank.training.model import assemble
 from placerank.training.runtime import runtime
 from placerank.training.sharding import ShardingConfig
@@ -246,14 +246,14 @@ def test_a_tower_that_does_not_exist_is_told() -> None:
     known = ", ".join(NAMES)
     with pytest.raises(ValueError, match=rf"tower 'dinn' does not exist; there are {known}, or package.module:Class"):
         find_tower("dinn")
-    with pytest.raises(ValueError, match=r"tower 'placerank.rankers.din:DNI': .*expected package.module:Class"):
-        find_tower("placerank.rankers.din:DNI")
+    with pytest.raises(ValueError, match=r"tower 'placerank.rankers.towers.din:DNI': .*expected package.module:Class"):
+        find_tower("placerank.rankers.towers.din:DNI")
     with pytest.raises(ValueError, match="tower 'din' is already registered"):
         register_tower("din", DIN)
 
 
 def test_a_tower_of_ones_own_by_its_path() -> None:
-    assert isinstance(find_tower("placerank.rankers.din:DIN")(D, G), DIN)
+    assert isinstance(find_tower("placerank.rankers.towers.din:DIN")(D, G), DIN)
 
 
 def test_options_change_a_tower() -> None:

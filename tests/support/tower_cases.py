@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from placerank.data.batch import Context
+from placerank.data.batches.batch import Context
 from placerank.kernels.haversine import unit_vectors
-from placerank.rankers.din import Dice
-from placerank.rankers.tower import History, InterestTower, find_tower
+from placerank.rankers.towers.din import Dice
+from placerank.rankers.towers.tower import History, InterestTower, find_tower
 
 D, G = 8, 2
 

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 from tiny_models import tiny_model
 
-from placerank.tokenization.encoders import Encoder, EncoderConfig, load_encoder
-from placerank.tokenization.locations import Locations
-from placerank.tokenization.prompts import PromptConfig, Prompts, build_prompts
+from placerank.tokenization.alignment.locations import Locations
+from placerank.tokenization.text.encoders import Encoder, EncoderConfig, load_encoder
+from placerank.tokenization.text.prompts import PromptConfig, Prompts, build_prompts
 
 TOWNS = ("ulm", "york", "oslo")
 

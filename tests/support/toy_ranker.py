@@ -8,8 +8,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.distributed.types import ShardedTensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from placerank.data.batch import RankingBatch
-from placerank.data.features import Features, Table
+from placerank.data.batches.batch import RankingBatch
+from placerank.data.batches.features import Features, Table
 from placerank.rankers.ranker import Ranker, RankerConfig
 from placerank.training.model import OptimizerConfig
 

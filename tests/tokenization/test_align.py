@@ -17,17 +17,17 @@ from tiny_models import tiny_model
 from transformers import AutoModel
 
 from placerank.data.manifest import read_manifest
-from placerank.tokenization import finetune as finetune_module
 from placerank.tokenization.align import AlignConfig, align, encode_items, load_aligned, read_catalog
-from placerank.tokenization.behaviour import BehaviourConfig
-from placerank.tokenization.districts import DistrictConfig, Districts
-from placerank.tokenization.encoders import EncoderConfig
-from placerank.tokenization.finetune import OptimizerSettings
-from placerank.tokenization.gdpo import GDPOConfig
-from placerank.tokenization.lora import LoraSettings
-from placerank.tokenization.prompts import PromptConfig
-from placerank.tokenization.reward import RewardConfig
-from placerank.tokenization.store import EmbeddingStore
+from placerank.tokenization.alignment import finetune as finetune_module
+from placerank.tokenization.alignment.behaviour import BehaviourConfig
+from placerank.tokenization.alignment.finetune import OptimizerSettings
+from placerank.tokenization.alignment.gdpo import GDPOConfig
+from placerank.tokenization.alignment.lora import LoraSettings
+from placerank.tokenization.alignment.reward import RewardConfig
+from placerank.tokenization.text.districts import DistrictConfig, Districts
+from placerank.tokenization.text.encoders import EncoderConfig
+from placerank.tokenization.text.prompts import PromptConfig
+from placerank.tokenization.text.store import EmbeddingStore
 from placerank.tokenization.work import partial_of
 
 

@@ -18,13 +18,13 @@ import torch
 
 from placerank.cli.main import main
 from placerank.data.manifest import read_manifest, sha256_file
-from placerank.data.schema import read_items
+from placerank.data.raw.schema import read_items
 from placerank.tokenization import tokenize as tokenize_module
-from placerank.tokenization.report import ReportConfig
-from placerank.tokenization.semantic_ids import SemanticIds, check_trained_with
-from placerank.tokenization.store import EmbeddingWriter, write_embeddings
+from placerank.tokenization.codes.semantic_ids import SemanticIds, check_trained_with
+from placerank.tokenization.codes.tokenizers import HGITOptions, KMeansOptions, TokenizerConfig, load_tokenizer
+from placerank.tokenization.judging.tokenize_report import ReportConfig
+from placerank.tokenization.text.store import EmbeddingWriter, write_embeddings
 from placerank.tokenization.tokenize import TokenizeConfig, codes_of, items_of, tokenize
-from placerank.tokenization.tokenizers import HGITOptions, KMeansOptions, TokenizerConfig, load_tokenizer
 
 DIM = 16
 
@@ -151,7 +151,7 @@ def run_and_die(config: TokenizeConfig, blocks: int) -> None:
     tokenize_module.Tokenizer.encode_block = dying  # type: ignore[method-assign]
     assert save is np.save
     if blocks < 0:
-        from placerank.tokenization.hgit import HGIT
+        from placerank.tokenization.codes.hgit import HGIT
 
         HGIT._epoch = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment, method-assign]
     tokenize(config)

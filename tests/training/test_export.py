@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from placerank.data.features import FeatureConfig, Features, Table, build_features
-from placerank.data.loader import SampleLoader
+from placerank.data.batches.features import FeatureConfig, Features, Table, build_features
+from placerank.data.batches.loader import SampleLoader
+from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.manifest import read_manifest
-from placerank.data.prepare import PrepareConfig, prepare
-from placerank.data.simulate import SimulateConfig, simulate
+from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.embeddings.reader import load_table
 from placerank.rankers.exported import ExportedRanker, export_scorer, load_features, save_features
 from placerank.rankers.ranker import RankerConfig, Scorer

@@ -17,20 +17,20 @@ from torch import Tensor
 from toy_ranker import BATCH, FEATURES, OPTIMIZER, RANKER, fill, initial_ranker
 
 from placerank.cli.settings import RankOptions, parse, to_toml
-from placerank.data.catalog import Catalog
-from placerank.data.features import FeatureConfig
-from placerank.data.loader import SampleLoader
+from placerank.data.batches.catalog import Catalog
+from placerank.data.batches.features import FeatureConfig
+from placerank.data.batches.loader import SampleLoader
+from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.manifest import write_manifest
-from placerank.data.prepare import PrepareConfig, prepare
-from placerank.data.simulate import SimulateConfig, simulate
+from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.embeddings.reader import load_table
-from placerank.rankers.akt import AktConfig
+from placerank.evaluation.evaluate import EvaluateConfig, evaluate
 from placerank.rankers.exported import ExportedRanker
+from placerank.rankers.plugins.akt import AktConfig
+from placerank.rankers.plugins.rest import RestConfig
 from placerank.rankers.ranker import Ranker, RankerConfig
-from placerank.rankers.rest import RestConfig
-from placerank.tokenization.semantic_ids import SemanticIds
+from placerank.tokenization.codes.semantic_ids import SemanticIds
 from placerank.training.checkpoint import load
-from placerank.training.evaluate import EvaluateConfig, evaluate
 from placerank.training.export import ExportConfig, export
 from placerank.training.inference import find_checkpoint, load_scorer
 from placerank.training.inputs import read_inputs

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from placerank.data.loader import SampleLoader
+from placerank.data.batches.loader import SampleLoader
 from placerank.data.manifest import write_manifest
 from placerank.training.predictions import Predictions, gather, predict, validate
 from placerank.training.runtime import runtime

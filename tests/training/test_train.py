@@ -11,9 +11,9 @@ import pytest
 import torch
 from runs import metrics, train_and_die, train_here
 
-from placerank.data.features import FeatureConfig
-from placerank.data.loader import SampleLoader
-from placerank.data.prepare import PrepareConfig, prepare
+from placerank.data.batches.features import FeatureConfig
+from placerank.data.batches.loader import SampleLoader
+from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.rankers.ranker import RankerConfig
 from placerank.training.checkpoint import saved_steps
 from placerank.training.inference import find_checkpoint, load_scorer, read_config

@@ -20,14 +20,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from worker import ATTENTION, LEARNING_RATE, MLP, Arrays, Case, Side, serve
 
-from placerank.data.batch import SampleBatch
-from placerank.data.catalog import Catalog
-from placerank.data.features import FeatureConfig, Features, build_features
-from placerank.data.loader import SampleLoader
+from placerank.data.batches.batch import SampleBatch
+from placerank.data.batches.catalog import Catalog
+from placerank.data.batches.features import FeatureConfig, Features, build_features
+from placerank.data.batches.loader import SampleLoader
 from placerank.data.manifest import write_manifest
-from placerank.rankers.din import DIN
 from placerank.rankers.ranker import RankerConfig
-from placerank.rankers.tower import register_tower
+from placerank.rankers.towers.din import DIN
+from placerank.rankers.towers.tower import register_tower
 from placerank.training.model import OptimizerConfig, assemble
 from placerank.training.runtime import Runtime, runtime
 from placerank.training.sharding import ShardingConfig

@@ -1,0 +1,56 @@
+"""What NumPy and Arrow lack: concatenated ranges, runs of equal keys, hashes of ids."""
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+Ints = NDArray[np.integer]
+_PRIME = np.uint64(0x100000001B3)
+
+
+def ranges(start: Ints, length: Ints) -> NDArray[np.int64]:
+    """Concatenated ranges [start_i, start_i + length_i), int64 [sum(length)]."""
+    ends = np.cumsum(length, dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(np.asarray(start, np.int64) - (ends - length), length)
+
+
+def starts_run(*keys: Ints) -> NDArray[np.bool_]:
+    """True where any of the keys differs from the row before it: the first row of each run of equal keys, bool [R]."""
+    new = np.zeros(len(keys[0]), bool)
+    new[:1] = True
+    for key in keys:
+        new[1:] |= key[1:] != key[:-1]
+    return new
+
+
+def first_of_run(new: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Row at which the run of each row starts, int64 [R], from the marks of ``starts_run``."""
+    return np.maximum.accumulate(np.where(new, np.arange(len(new)), 0))
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64: every bit of the input moves every bit of the output."""
+    x = x ^ (x >> np.uint64(30))
+    x = x * np.uint64(0xBF58476D1CE4E5B9)
+    x = x ^ (x >> np.uint64(27))
+    x = x * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:
+    """64-bit hashes of integer or string ids without nulls; the same on every machine and in every run."""
+    if pa.types.is_integer(ids.type):
+        return _mix(ids.to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64) + np.uint64(1))
+    ids = pa.concat_arrays([ids.cast(pa.large_binary())])  # offsets that start at 0
+    buffers = ids.buffers()
+    offsets = np.frombuffer(buffers[1], np.int64)[ids.offset : ids.offset + len(ids) + 1]
+    if len(ids) == 0 or offsets[-1] == offsets[0]:
+        return _mix(np.zeros(len(ids), np.uint64))
+    data = np.frombuffer(buffers[2], np.uint8)[offsets[0] : offsets[-1]].astype(np.uint64) + np.uint64(1)
+    offsets = offsets - offsets[0]
+    length = np.diff(offsets)
+    powers = np.cumprod(np.full(int(length.max()), _PRIME))
+    data *= powers[np.arange(len(data)) - np.repeat(offsets[:-1], length)]
+    total = np.concatenate([[np.uint64(0)], np.cumsum(data)])  # wraps, and so does the difference
+    return _mix(total[offsets[1:]] - total[offsets[:-1]] + length.astype(np.uint64))

@@ -1,0 +1,175 @@
+"""One description of features, from which batches, tables and the ranker's widths all follow.
+
+Sequence features are looked up row by row in an EmbeddingCollection, once for each distinct item of a batch: the target
+and the history take their rows from there. Pooled features are looked up in an EmbeddingBagCollection. Dense features
+are numbers.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from .activity import ACTIVITY_DIM
+
+HOURS_PER_WEEK = 168
+ITEM_ATTRIBUTES = ("category", "brand", "price", "province", "city", "district")
+DENSE_WIDTHS = {"distance": 2, "visits": 1, "activity": 2 * ACTIVITY_DIM}
+"""Dense features and how many columns each takes: log(1 + km) with a known flag; log(1 + visits); how active item and
+user are (``data/batches/activity.py``)."""
+LEVEL, NGRAM = "semantic_", "prefix_"
+"""Tables of semantic IDs: a level of the ID (semantic_1), or a prefix (prefix_2 is of the first two levels)."""
+CLUSTER, USER_CLUSTER = "cluster", "user_cluster"
+"""Tables of AKT-Rec's clusters of items, and of users."""
+HISTORY_GAPS = 2
+"""Columns of the history's gaps: log(1 + hours) since the visit, log(1 + km) from that place to the target item."""
+
+
+@dataclass(kw_only=True)
+class FeatureConfig:
+    """Which features the ranker sees and how wide their embeddings are."""
+
+    embedding_dim: int = 16
+    """Columns of every table that the target item and the history share."""
+    pooled_dim: int = 8
+    """Columns of every pooled table (user, hour of the week, ...)."""
+    history_attributes: list[str] = field(default_factory=lambda: ["category", "brand"])
+    """Item attributes that join the item's id in the target and in the history."""
+    pooled: list[str] | None = None
+    """Pooled features; default: user, hour, category_path, all remaining item attributes, all user columns."""
+    dense: list[str] = field(default_factory=lambda: ["distance", "visits"])
+    """Dense features: distance (request to item), visits (the user's earlier visits to the item), activity (how often
+    and how recently the item was chosen, and the user chose)."""
+    semantic_ids: Path | None = None
+    """Folder that `placerank tokenize` made: its semantic IDs join the features of target and history."""
+    ngram_rows: int = 65_536
+    """Rows of a table of prefix n-grams, at most; where there are more prefixes they are hashed."""
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_dim", "pooled_dim"):
+            value = getattr(self, name)
+            if value < 4 or value % 4:
+                raise ValueError(f"features.{name}={value}: fbgemm needs a positive multiple of 4")
+        if self.pooled is not None and not self.pooled:
+            raise ValueError("features.pooled is empty: name one or more, such as user, or leave it out for all")
+        if self.ngram_rows < 1:
+            raise ValueError(f"features.ngram_rows={self.ngram_rows}: expected at least 1")
+        for name, allowed in (("history_attributes", ITEM_ATTRIBUTES), ("dense", tuple(DENSE_WIDTHS))):
+            for value in getattr(self, name):
+                if value not in allowed:
+                    raise ValueError(f"features.{name}: got {value!r}, expected some of {', '.join(allowed)}")
+
+    def moved(self, semantic_ids: Path | None) -> "FeatureConfig":
+        """The same, with semantic IDs from another folder if one is given."""
+        return replace(self, semantic_ids=semantic_ids or self.semantic_ids)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One embedding table: ``rows`` x ``dim`` float32, read by the features named.
+
+    Pooled features of one sample are added up, or averaged if ``mean``.
+    """
+
+    name: str
+    rows: int
+    dim: int
+    features: tuple[str, ...]
+    mean: bool = False
+
+
+@dataclass(frozen=True)
+class Features:
+    """The resolved description: every table with its size, in the order in which batches carry the features."""
+
+    sequence: tuple[Table, ...]
+    pooled: tuple[Table, ...]
+    dense: tuple[str, ...]
+    context: bool = False
+    """Whether batches carry a Context."""
+    traits: bool = False
+    """Whether batches carry Traits."""
+    adaptive: bool = False
+    """Whether radii of the contrast follow how dense it is around an item."""
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        return self.sequence + self.pooled
+
+    @property
+    def query_dim(self) -> int:
+        """Columns of an item's rows side by side, the target's and those of the history."""
+        return sum(t.dim for t in self.sequence)
+
+    @property
+    def pooled_dim(self) -> int:
+        return sum(t.dim * len(t.features) for t in self.pooled)
+
+    @property
+    def dense_dim(self) -> int:
+        return sum(DENSE_WIDTHS[name] for name in self.dense)
+
+    @property
+    def item_keys(self) -> list[str]:
+        return [t.features[0] for t in self.sequence]
+
+    @property
+    def pooled_keys(self) -> list[str]:
+        return [feature for t in self.pooled for feature in t.features]
+
+    @property
+    def attributes(self) -> list[str]:
+        """What ReST warms up items from and contrasts, of the tables that target and history share."""
+        return [t.name for t in self.sequence if t.name in ("category", "brand")]
+
+
+def build_features(
+    config: FeatureConfig,
+    tables: dict[str, int],
+    user_columns: list[str],
+    context: bool = False,
+    traits: bool = False,
+    semantic: dict[str, int] | None = None,
+    adaptive: bool = False,
+) -> Features:
+    """Resolve a config against the vocabularies of a prepared folder.
+
+    Args:
+        config: the wanted features.
+        tables: vocabulary name -> rows, row 0 included (the manifest's ``tables``).
+        user_columns: names of the categorical user columns.
+        context: whether batches carry a Context, for a tower that uses it.
+        traits: whether batches carry Traits, for plug-ins.
+        semantic: tables made of semantic IDs -> rows, row 0 included.
+        adaptive: whether ReST's radii are density-adaptive.
+
+    An attribute that no item has (a vocabulary of one row, the out-of-vocabulary one) makes no table.
+
+    Raises:
+        ValueError: a pooled feature that the data doesn't have.
+    """
+
+    def present(names: list[str] | tuple[str, ...]) -> list[str]:
+        return [n for n in names if tables.get(n, 1) > 1]
+
+    shared = present(config.history_attributes)
+    d = config.embedding_dim
+    sequence = [Table("item", tables["item"], d, ("item",))]
+    sequence += [Table(n, tables[n], d, (f"item_{n}",)) for n in shared]
+    semantic = semantic or {}
+    sequence += [
+        Table(n, rows, d, (f"item_{n}",)) for n, rows in semantic.items() if n.startswith(LEVEL) or n == CLUSTER
+    ]
+
+    rest = [n for n in present(ITEM_ATTRIBUTES) if n not in shared and n != "category"]
+    known = ["user", "hour", *(["category_path"] if tables.get("category", 1) > 1 else []), *rest, *user_columns]
+    wanted = known if config.pooled is None else config.pooled
+    pooled = []
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"features.pooled: got {name!r}, this data has {', '.join(known)}")
+        rows = {"hour": HOURS_PER_WEEK, "category_path": tables["category"]}.get(name) or tables[name]
+        pooled.append(Table(name, rows, config.pooled_dim, (f"item_{name}" if name in rest else name,)))
+    width = config.pooled_dim
+    ngrams = {n: rows for n, rows in semantic.items() if n.startswith(NGRAM)}
+    pooled += [Table(n, rows, width, (f"item_{n}", f"history_{n}"), mean=True) for n, rows in ngrams.items()]
+    pooled += [Table(n, rows, width, (n,)) for n, rows in semantic.items() if n == USER_CLUSTER]
+    return Features(tuple(sequence), tuple(pooled), tuple(config.dense), context, traits, adaptive)

@@ -1,0 +1,285 @@
+"""Step ``simulate``: a raw folder of a simulated city, where the true probability of every click is known."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from ..manifest import whole_folder, write_manifest
+from .words import COARSE, FINE_PER_COARSE, LEAVES
+from .world import (
+    FAVOURITES,
+    Districts,
+    People,
+    Places,
+    demand,
+    draw_column,
+    flat_km,
+    items_table,
+    make_districts,
+    make_people,
+    make_places,
+    scatter,
+    users_table,
+)
+
+START = 1_704_067_200  # 2024-01-01 UTC, a Monday
+DAY = 86_400
+BLOCK = 8_192  # requests of one random stream and one row group; part of what a seed means
+# Share of requests by hour of the day (0 to 23) and by day of the week (Monday first).
+HOURS = np.array([2, 1, 1, 1, 1, 2, 4, 7, 9, 9, 9, 11, 13, 12, 10, 10, 11, 13, 15, 15, 13, 11, 8, 4], float)
+WEEKDAYS = np.array([9, 9, 9, 10, 12, 14, 11], float)
+
+# Weights of the click's logit. Taste decides most; distance and quality alone are far from enough.
+FAVOURITE, SIBLING = 3.6, 0.6  # a favourite leaf category; another leaf of the same coarse one
+HABIT = 1.0
+DISTANCE = 2.0
+PRICE = 0.35
+QUALITY = 0.65
+STYLE = 0.3
+HOUR = 0.3
+
+
+@dataclass(kw_only=True)
+class SimulateConfig:
+    """Draw a simulated city: items, users and impressions with clicks.
+
+    The same values give the same files, byte for byte, with the same versions of numpy and pyarrow.
+    """
+
+    out: Path
+    """Folder to write."""
+    country: str = "NL"
+    """Country whose real cities are used: ISO 3166, two capital letters."""
+    cities: int = 8
+    """Number of its largest cities."""
+    items: int = 5_000
+    """Number of places."""
+    users: int = 5_000
+    """Number of people."""
+    requests: int = 34_000
+    """Number of times that somebody looks at a list of places."""
+    candidates: int = 20
+    """Places drawn for each request; those drawn twice, out of reach or not yet open are left out."""
+    days: int = 120
+    """Days from 2024-01-01 over which the requests are spread."""
+    reach_km: float = 10.0
+    """No place farther than this from the person is shown, km."""
+    click_rate: float = 0.18
+    """Share of shown places that are clicked, in expectation."""
+    seed: int = 0
+    """Seed of everything that is drawn."""
+    overwrite: bool = False
+    """Replace the folder if it exists."""
+
+    def __post_init__(self) -> None:
+        self.out = Path(self.out)
+        for name in ("cities", "items", "users", "requests", "candidates", "days"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if not 0 < self.reach_km <= 100:
+            raise ValueError(f"reach_km: got {self.reach_km}, expected more than 0 and at most 100 (one city)")
+        if not 0 < self.click_rate < 1:
+            raise ValueError(f"click_rate: got {self.click_rate}, expected between 0 and 1")
+        if self.seed < 0:
+            raise ValueError(f"seed: got {self.seed}, expected 0 or more")
+
+
+@dataclass(kw_only=True)
+class _Shown:
+    """Impressions of one block, one row each, before clicks."""
+
+    request: np.ndarray
+    user: np.ndarray
+    item: np.ndarray
+    time: np.ndarray
+    lat: np.ndarray
+    lon: np.ndarray
+    logit: np.ndarray
+
+
+class _City:
+    """Districts, places and people with the tables that drawing requests needs."""
+
+    def __init__(self, config: SimulateConfig) -> None:
+        self.config = config
+        self.end = START + config.days * DAY
+        rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(0,)))
+        self.districts: Districts = make_districts(rng, config.country, config.cities, config.items)
+        self.places: Places = make_places(rng, self.districts, config.items, START, self.end)
+        self.people: People = make_people(rng, self.districts, self.places, config.users, START, self.end)
+        self.rng = rng
+        self.attraction = np.concatenate([[0.0], np.cumsum(self.places.attraction)])
+        self.activity = np.cumsum(self.people.activity)
+        self.veterans = np.flatnonzero(self.people.joined == 0)
+        self.veteran_activity = np.cumsum(self.people.activity[self.veterans])
+        self.demand = demand()
+        week = np.tile(HOURS, 7) * np.repeat(WEEKDAYS, 24)
+        hours = np.tile(week, -(-config.days // 7))[: config.days * 24]
+        self.rhythm = np.concatenate([[0.0], np.cumsum(hours) / hours.sum()])
+        self.intercept = 0.0
+
+    def shown(self, rng: np.random.Generator, first: int, n: int) -> _Shown:
+        """Requests ``first`` to ``first + n`` (in the order of time) and what each shows."""
+        config, places, people, districts = self.config, self.places, self.people, self.districts
+        shape = (n, config.candidates)
+        # One request per stratum of the rhythm's distribution: chronological across blocks, whatever the block.
+        level = (np.arange(first, first + n) + rng.random(n)) / config.requests
+        time = START + (np.interp(level, self.rhythm, np.arange(len(self.rhythm))) * 3600).astype(np.int64)
+        user = np.searchsorted(self.activity, rng.random(n) * self.activity[-1], side="right")
+        among = np.searchsorted(self.veteran_activity, rng.random(n) * self.veteran_activity[-1], side="right")
+        user = np.where(people.joined[user] <= time, user, self.veterans[among])
+
+        at = np.searchsorted([0.5, 0.8], rng.random(n), side="right")  # home, work, centre
+        lat, lon = scatter(rng, people.lat[user, at], people.lon[user, at], 0.3)
+        here = people.district[user, at]
+
+        seen = draw_column(districts.near_share, np.repeat(here[:, None], config.candidates, axis=1), rng.random(shape))
+        there = np.take_along_axis(districts.near[here], seen, axis=1)
+        favourite = np.take_along_axis(people.favourites[user], rng.integers(0, FAVOURITES, shape), axis=1)
+        item = self._draw(rng, there, favourite)
+
+        item.sort(axis=1)
+        keep = np.ones(shape, bool)
+        keep[:, 1:] = item[:, 1:] != item[:, :-1]
+        km = flat_km(lat[:, None], lon[:, None], places.lat[item], places.lon[item])
+        # The local plane is right to 0.1 %: a little less than the reach keeps the promise on the sphere.
+        keep &= (km <= config.reach_km * 0.998) & (places.opened[item] <= time[:, None])
+        row, _ = np.nonzero(keep)
+        kept = item[keep]
+        return _Shown(
+            request=first + row,
+            user=user[row],
+            item=kept,
+            time=time[row],
+            lat=lat[row],
+            lon=lon[row],
+            logit=self._logit(user, time, row, kept, km[keep].astype(np.float32)),
+        )
+
+    def _draw(self, rng: np.random.Generator, district: np.ndarray, favourite: np.ndarray) -> np.ndarray:
+        """Item rows: popular ones of a district, any of it, or popular ones of a favourite leaf there."""
+        leaves = len(LEAVES)
+        mode = rng.random(district.shape, dtype=np.float32)
+        place = rng.random(district.shape)
+        low, high = self.places.bucket[district * leaves], self.places.bucket[(district + 1) * leaves]
+        leaf_low = self.places.bucket[district * leaves + favourite]
+        leaf_high = self.places.bucket[district * leaves + favourite + 1]
+        by_taste = (mode > 0.75) & (leaf_high > leaf_low)
+        low, high = np.where(by_taste, leaf_low, low), np.where(by_taste, leaf_high, high)
+        evenly = low + (place * (high - low)).astype(np.int64)
+        mass = self.attraction[low] + place * (self.attraction[high] - self.attraction[low])
+        popular = np.searchsorted(self.attraction, mass, side="right") - 1
+        item = np.where((mode > 0.45) & (mode <= 0.75), evenly, popular)
+        return np.clip(item, low, np.maximum(high - 1, low)).clip(max=len(self.places.item_id) - 1)
+
+    def _logit(
+        self, user: np.ndarray, time: np.ndarray, row: np.ndarray, item: np.ndarray, km: np.ndarray
+    ) -> np.ndarray:
+        """Logit of each shown place but for the intercept; ``user`` and ``time`` are by request."""
+        places, people = self.places, self.people
+        n, every = len(user), np.arange(len(user))[:, None]
+        taste = np.zeros((n, len(LEAVES)), np.float32)
+        favourites = people.favourites[user]
+        by_coarse = taste.reshape(n, len(COARSE), FINE_PER_COARSE)
+        by_coarse[every, favourites // FINE_PER_COARSE] = SIBLING
+        taste[every, favourites] = FAVOURITE * people.strength[user]
+        hour = (time // 3600 + self.districts.utc_offset[self.districts.city[people.district[user, 0]]]) % 24
+        taste += HOUR * np.repeat(self.demand[hour], FINE_PER_COARSE, axis=1)
+
+        who, brand = user[row], places.brand[item]
+        logit = taste[row, places.leaf[item]]
+        logit += HABIT * (people.habits[who] == brand[:, None]).any(axis=1)
+        logit -= DISTANCE * np.log1p(km / people.radius[who])
+        logit -= PRICE * np.abs(places.dearness[item] - people.thrift[who])
+        logit += QUALITY * places.quality[item]
+        logit += STYLE * np.einsum("nd,nd->n", people.style[who], places.style[item])
+        return logit + np.float32(self.intercept)
+
+    def calibrate(self) -> None:
+        """Set the intercept so that the expected click rate over the whole period is the asked one."""
+        rng = np.random.default_rng(np.random.SeedSequence(self.config.seed, spawn_key=(1,)))
+        step = max(self.config.requests // 16, 1)
+        n = min(256, step)
+        firsts = range(0, self.config.requests - n + 1, step)
+        logit = np.concatenate([self.shown(rng, first, n).logit for first in firsts]).astype(np.float64)
+        if not len(logit):
+            raise ValueError(
+                f"nothing is within reach: reach_km {self.config.reach_km} and {self.config.items} items leave no "
+                "candidate; take more items or a larger reach"
+            )
+        low, high = -20.0, 20.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            if _sigmoid(logit + middle).mean() < self.config.click_rate:
+                low = middle
+            else:
+                high = middle
+        self.intercept = (low + high) / 2
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def _blocks(city: _City) -> Iterator[pa.Table]:
+    """Interactions, one table for each block of requests, in the order of time."""
+    config = city.config
+    for number, first in enumerate(range(0, config.requests, BLOCK)):
+        rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(2, number)))
+        shown = city.shown(rng, first, min(BLOCK, config.requests - first))
+        probability = _sigmoid(shown.logit)
+        yield pa.table(
+            {
+                "user_id": shown.user + 1,
+                "item_id": city.places.item_id[shown.item],
+                "timestamp": pa.array(shown.time).cast(pa.timestamp("s", "UTC")).cast(pa.timestamp("ms", "UTC")),
+                "label": (rng.random(len(probability), dtype=np.float32) < probability).astype(np.int8),
+                "user_lat": np.round(shown.lat, 6),
+                "user_lon": np.round(shown.lon, 6),
+                "request_id": shown.request,
+                "probability": probability,
+            }
+        )
+
+
+def simulate(config: SimulateConfig) -> Path:
+    """Write ``items.parquet``, ``users.parquet`` and ``interactions.parquet`` (with ``probability``) to ``config.out``.
+
+    Items and users are held in memory (about 200 bytes each); interactions stream to disk in blocks of 8,192
+    requests, in the order of time. The probability is that of the Bernoulli draw that made the label, so the AUC of
+    ``probability`` is the best that any ranker can reach in expectation.
+
+    Raises:
+        FileExistsError: the folder exists and ``overwrite`` is False.
+        ValueError: unknown country, or too few cities in it.
+    """
+    with whole_folder(config.out, config.overwrite) as folder:
+        city = _City(config)
+        city.calibrate()
+        pq.write_table(items_table(city.rng, city.districts, city.places), folder / "items.parquet", compression="zstd")
+        pq.write_table(users_table(city.districts, city.people), folder / "users.parquet", compression="zstd")
+        rows = clicks = 0
+        writer: pq.ParquetWriter | None = None
+        total = -(-config.requests // BLOCK)
+        for table in tqdm(_blocks(city), total=total, desc="simulate", unit="block", disable=None):
+            writer = writer or pq.ParquetWriter(
+                folder / "interactions.parquet",
+                table.schema,
+                compression="zstd",
+                use_dictionary=["user_id", "item_id", "timestamp", "label", "request_id"],
+            )
+            writer.write_table(table, row_group_size=len(table))
+            rows += len(table)
+            clicks += int(table["label"].to_numpy().sum(dtype=np.int64))
+        assert writer is not None
+        writer.close()
+        write_manifest(
+            folder, "raw", config, rows={"items": config.items, "users": config.users, "interactions": rows},
+            click_rate=clicks / rows, time=[START, city.end],
+        )  # fmt: skip
+    return config.out

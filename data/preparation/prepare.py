@@ -1,0 +1,395 @@
+"""``prepare``: tables of items and interactions become samples, vocabularies and a catalog.
+
+The way: the interactions stream through the checks of ``schema`` into bucket files by a hash of the user; the
+times in them decide the split; then each bucket is sorted and turned into samples alone. Memory holds the items,
+the users' ids and one bucket, whatever the number of interactions.
+"""
+
+import hashlib
+import json
+import shutil
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ..batches.features import CLUSTER, LEVEL, NGRAM, USER_CLUSTER
+from ..manifest import MANIFEST, read_manifest, sha256_file, whole_folder, write_manifest
+from ..raw.checks import BadRows, OnBadRows
+from ..raw.columns import DataError
+from ..raw.readers import convert
+from ..raw.schema import has_column, interaction_files, iter_interactions, open_parquet, read_items, read_users
+from .buckets import Bucket, BucketWriter
+from .negatives import Reach
+from .samples import SPLITS, CheckIns, SplitWriter, check_ins, impressions, user_blocks
+from .vocabulary import item_vocabularies, rows_of, vocabulary
+
+Format = Literal["parquet", "csv", "foursquare", "gowalla", "yelp"]
+
+_BUCKET_ROWS = 2_000_000
+_TIME_BINS = 1 << 22
+_BUCKETS = "buckets"  # temporary, inside the unfinished folder
+_NEVER = np.iinfo(np.int64).max
+_HEAD, _MID = 0.1, 0.5  # the most popular tenth of the items is the head, the next 40 % the middle
+
+
+@dataclass(kw_only=True)
+class PrepareConfig:
+    """Turn tables of items and interactions into training, validation and test samples."""
+
+    input: Path
+    """Folder (or file, for csv and the public formats) with the raw data."""
+    out: Path
+    """Folder to make; it appears when it is whole."""
+    format: Format = "parquet"
+    """parquet: a folder in placerank's schema; csv: the same tables as CSV (see columns); or a public dataset."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Only for csv: column names in the file, by name in the schema; others are taken as they are."""
+    history_length: int = 50
+    """The user's last so many positives before a sample make its history."""
+    valid_fraction: float = 0.1
+    """Share of the interactions, by time, for validation: those before the test's."""
+    test_fraction: float = 0.1
+    """Share of the interactions, by time, for the test: the latest."""
+    min_user_positives: int = 2
+    """Users with fewer positives in the training split share row 0 of the user table."""
+    price_buckets: int = 8
+    """Prices are cut into so many buckets of about equal numbers of items."""
+    reach_km: float = 10.0
+    """Check-ins only: negatives lie at most so far from the place of the request."""
+    place_max_hours: float = 24.0
+    """Check-ins only: a visit at most so old says where the user is."""
+    train_negatives: int = 4
+    """Check-ins only: negatives a visit in the training split."""
+    eval_negatives: int = 49
+    """Check-ins only: negatives a visit in the validation and test splits."""
+    on_bad_rows: OnBadRows = "error"
+    """error: stop at the first bad row; skip: set bad rows aside in OUT/rejected and count them."""
+    row_group_rows: int = 65_536
+    """Rows of a Parquet row group of samples: the unit that the loader reads."""
+    seed: int = 0
+    """Decides the negatives and the order of the training samples."""
+    overwrite: bool = False
+    """Replace the output folder if it exists."""
+
+    def __post_init__(self) -> None:
+        self.input, self.out = Path(self.input), Path(self.out)
+        for name, least in (
+            ("history_length", 1),
+            ("min_user_positives", 1),
+            ("price_buckets", 1),
+            ("train_negatives", 1),
+            ("eval_negatives", 1),
+            ("seed", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"prepare.{name}={getattr(self, name)}: expected at least {least}")
+        for name in ("valid_fraction", "test_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"prepare.{name}={getattr(self, name)}: expected a share in [0, 1)")
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"prepare.valid_fraction={self.valid_fraction} and test_fraction={self.test_fraction}: "
+                "expected a sum below 1, so that training samples are left"
+            )
+        if not self.reach_km > 0:
+            raise ValueError(f"prepare.reach_km={self.reach_km}: expected more than 0 km")
+        if not self.place_max_hours >= 0:
+            raise ValueError(f"prepare.place_max_hours={self.place_max_hours}: expected 0 hours or more")
+        if not 1 <= self.row_group_rows <= 65_536:
+            raise ValueError(f"prepare.row_group_rows={self.row_group_rows}: expected 1 to 65,536 rows")
+        if self.columns and self.format != "csv":
+            raise ValueError(f"prepare.columns is for format 'csv' alone; got format {self.format!r}: drop columns")
+        if self.input.resolve() == self.out.resolve():
+            raise ValueError(f"prepare.out={self.out} is the input; choose another folder")
+
+
+def prepare(config: PrepareConfig) -> Path:
+    """Make the prepared folder; returns its path.
+
+    No sample knows its future. The history is the user's last positives strictly before the sample's time
+    (positives of the same moment, and other candidates of the request, are not in it); ``visits`` counts the
+    user's positives on the item strictly before; the counts of the catalog, the popularity buckets and the
+    vocabulary of users come from the training split alone. The splits are cut at whole timestamps, so no moment
+    lies on both sides.
+
+    **Requests.** Candidates that were shown together share a request: rows of one user with one ``request_id``,
+    or else of one user and one timestamp. All take the first known place of the request's rows.
+
+    **Check-ins.** Where no interaction has label 0, each visit is a request, and negatives are drawn uniformly,
+    without replacement, among the items within ``reach_km``, the same for every model. The place of the request
+    must not be the place of the visit itself, because distance 0 would tell the label. It is ``user_lat``,
+    ``user_lon`` if given, or else the place of the user's previous visit, if that is at most
+    ``place_max_hours`` old. A visit farther than ``reach_km`` from there would be told from its negatives by
+    distance alone; its place is unknown (NaN for all its candidates), and so it is for users who were nowhere
+    before. Then negatives are drawn around the visited item. Fewer items within reach make fewer negatives; a
+    visit with none cannot be ranked and makes no samples (the manifest counts them), but it is in histories. A
+    negative may be an item that the user visits at another time. Candidates of a request are in random order.
+
+    Raises:
+        DataError: the input breaks the schema, holds no positive, or leaves a split empty.
+        FileExistsError: ``out`` exists and ``overwrite`` is False.
+    """
+    if not config.input.exists():
+        raise FileNotFoundError(f"prepare.input={config.input} not found; check the path")
+    with whole_folder(config.out, config.overwrite) as folder:
+        (folder / _BUCKETS).mkdir()
+        with BadRows(config.on_bad_rows, folder / "rejected" if config.on_bad_rows == "skip" else None) as bad_rows:
+            raw, left_out = config.input, {}
+            if config.format != "parquet":
+                raw = convert(config.input, config.format, config.columns, folder / _BUCKETS / "raw", bad_rows)
+                left_out = read_manifest(raw, "raw")["left_out"]
+            items = read_items(raw, bad_rows).sort_by("item_id")
+            users = read_users(raw, bad_rows)
+            buckets, seen = _spill(raw, items, bad_rows, folder / _BUCKETS)
+        job = _Job(config, folder, items, users, seen, has_column(raw, "probability"))
+        job.cut(buckets)
+        with tqdm(total=seen.rows, desc="samples", unit="row", unit_scale=True, disable=None) as progress:
+            for number, path in enumerate(buckets):
+                job.bucket(number, path, progress)
+                path.unlink()
+        extra = job.finish()
+        shutil.rmtree(folder / _BUCKETS)
+        made_from = {"raw": _fingerprint(config.input)}
+        told = {"rejected": bad_rows.summary(), "left_out": left_out}
+        write_manifest(folder, "prepared", config, made_from, **told, **extra)
+    return config.out
+
+
+def _fingerprint(path: Path) -> str:
+    """The input's content hash: from its manifest, or of its files."""
+    if (path / MANIFEST).is_file():
+        return str(json.loads((path / MANIFEST).read_text())["content_hash"])
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return hashlib.sha256("".join(f"{p.name}\0{sha256_file(p)}\n" for p in files).encode()).hexdigest()
+
+
+@dataclass
+class _Seen:
+    """What the first pass saw."""
+
+    rows: int = 0
+    negatives: int = 0
+    first: int = _NEVER
+    last: int = 0
+
+
+def _spill(raw: Path, items: pa.Table, bad_rows: BadRows, folder: Path) -> tuple[list[Path], _Seen]:
+    """First pass: check every interaction and put it into the bucket of its user."""
+    total = sum(open_parquet(f).metadata.num_rows for f in interaction_files(raw))
+    seen = _Seen()
+    with (
+        BucketWriter(folder, max(1, -(-total // _BUCKET_ROWS))) as writer,
+        tqdm(total=total, desc="interactions", unit="row", unit_scale=True, disable=None) as progress,
+    ):
+        for block in iter_interactions(raw, items["item_id"], bad_rows):
+            writer.write(block)
+            time = block["timestamp"].to_numpy()
+            seen.rows += len(block)
+            seen.negatives += int((block["label"].to_numpy() == 0).sum())
+            seen.first, seen.last = min(seen.first, int(time.min())), max(seen.last, int(time.max()))
+            progress.update(len(block))
+    if seen.negatives == seen.rows:
+        raise DataError(
+            f"{raw}: all {seen.rows:,} interactions have label 0, expected some with label 1 (clicked or visited); "
+            "check the label column"
+        )
+    return sorted(folder.glob("*.arrow")), seen
+
+
+class _Job:
+    """The second pass: bucket by bucket, what the samples and the catalog are made of."""
+
+    def __init__(
+        self,
+        config: PrepareConfig,
+        folder: Path,
+        items: pa.Table,
+        users: pa.Table | None,
+        seen: _Seen,
+        with_probability: bool,
+    ) -> None:
+        self.config, self.folder, self.items, self.users, self.seen = config, folder, items, users, seen
+        self.with_probability = with_probability
+        self.longest = config.history_length
+        self.starts = np.array([_NEVER, _NEVER])  # of the validation and of the test split
+        self.positives = np.zeros(len(items), np.int64)
+        self.shown = np.zeros(len(items), np.int64)
+        self.last_positive = np.zeros(len(items), np.int64)
+        self.writers = [SplitWriter(folder / name, config.row_group_rows) for name in SPLITS]
+        self.user_count = self.request_count = self.known_users = 0
+        self.user_parts: list[pa.Table] = []
+        self.how: CheckIns | None = None
+        if seen.negatives == 0:
+            lat, lon = (items[c].to_numpy() for c in ("lat", "lon"))
+            counts = np.array([config.train_negatives, config.eval_negatives, config.eval_negatives])
+            reach = Reach(lat, lon, config.reach_km)
+            self.how = CheckIns(lat, lon, reach, counts, config.place_max_hours * 3600)
+
+    def cut(self, buckets: list[Path]) -> None:
+        """Choose where validation and test start: the first moments that leave enough interactions before them.
+
+        Counted in bins of a 4-millionth of the whole time, at least a second, so memory is bounded.
+        """
+        seen, config = self.seen, self.config
+        width = (seen.last - seen.first) // _TIME_BINS + 1
+        bins = np.zeros((seen.last - seen.first) // width + 1, np.int64)
+        for path in buckets:
+            with pa.memory_map(str(path)) as source:
+                reader = pa.ipc.open_file(source)
+                only = pa.ipc.IpcReadOptions(included_fields=[reader.schema.get_field_index("time")])
+                for i in range(reader.num_record_batches):
+                    batch = pa.ipc.open_file(source, options=only).get_batch(i)
+                    at = (batch["time"].to_numpy(zero_copy_only=False) - seen.first) // width
+                    bins += np.bincount(at, minlength=len(bins))
+        before = np.cumsum(bins) - bins
+        for i, share in enumerate((config.valid_fraction + config.test_fraction, config.test_fraction)):
+            if share > 0:
+                at = np.searchsorted(before, round(seen.rows * (1 - share)))
+                self.starts[i] = seen.first + int(at) * width
+        if config.valid_fraction == 0:
+            self.starts[0] = self.starts[1]
+
+    def bucket(self, number: int, path: Path, progress: tqdm) -> None:
+        """Samples, counts and users of one bucket."""
+        b = Bucket(path, each_row_a_request=self.how is not None)
+        split = np.searchsorted(self.starts, b.time, "right")
+        user_row = self._count(b, (split == 0) & (b.label == 1), split == 0)
+        weight = np.ones(len(b), np.int64) if self.how is None else 1 + self.how.negatives[split]
+        for block, rows in enumerate(user_blocks(b, weight)):
+            rng = np.random.default_rng([self.config.seed, number, block])
+            if self.how is None:
+                samples = impressions(b, rows, self.longest, self.with_probability)
+            else:
+                samples = check_ins(b, rows, self.longest, split, self.how, rng)
+            of = np.searchsorted(self.starts, samples.time, "right")
+            key = rng.random(len(of))
+            for i, writer in enumerate(self.writers):
+                mine = np.flatnonzero(of == i)
+                mixed = np.argsort(key[mine]) if i == 0 else np.lexsort((key[mine], samples.request[mine]))
+                writer.write(samples, mine[mixed], user_row, self.user_count, self.request_count)
+            progress.update(rows.stop - rows.start)
+        self.user_count += len(b.users)
+        self.request_count += int(b.request[-1]) + 1
+
+    def _count(self, b: Bucket, positive: NDArray[np.bool_], train: NDArray[np.bool_]) -> NDArray[np.int32]:
+        """Add the bucket's training rows to the counts; returns the vocabulary row of each of its users."""
+        items = len(self.items)
+        self.shown += np.bincount(b.item[train], minlength=items)
+        self.positives += np.bincount(b.item[positive], minlength=items)
+        np.maximum.at(self.last_positive, b.item[positive], b.time[positive])
+        count = np.bincount(b.user[positive], minlength=len(b.users))
+        last = np.zeros(len(b.users), np.int64)
+        np.maximum.at(last, b.user[positive], b.time[positive])
+        known = count >= self.config.min_user_positives
+        self.user_parts.append(
+            pa.table(
+                {
+                    "user_id": b.users.filter(pa.array(known)),
+                    "positives": count[known],
+                    "last_positive": last[known],
+                }
+            )
+        )
+        row = np.where(known, self.known_users + np.cumsum(known), 0).astype(np.int32)
+        self.known_users += int(known.sum())
+        return row
+
+    def finish(self) -> dict[str, Any]:
+        """Close the shards, write catalog, users and vocabularies; returns the manifest's fields."""
+        for writer in self.writers:
+            writer.close()
+        self._check_splits()
+        vocabularies, columns = item_vocabularies(self.items, self.config.price_buckets)
+        self._write_catalog(columns)
+        tables = {"item": len(self.items) + 1, "user": self.known_users + 1}
+        user_columns = self._write_users(vocabularies)
+        (self.folder / "vocab").mkdir()
+        for name, table in vocabularies.items():
+            pq.write_table(table, self.folder / "vocab" / f"{name}.parquet", compression="zstd")
+            tables[name] = len(table)
+        extra: dict[str, Any] = {
+            "tables": tables,
+            "splits": {name: w.summary() for name, w in zip(SPLITS, self.writers, strict=True) if w.rows},
+            "history_length": self.longest,
+            "users": self.user_count,
+            "user_columns": user_columns,
+            "source": "impressions" if self.how is None else "check-ins",
+        }
+        if self.how is not None:
+            kept = sum(w.requests for w in self.writers)
+            extra["check_ins"] = {"requests": kept, "known_place": self.how.known, "no_negatives": self.how.skipped}
+        return extra
+
+    def _check_splits(self) -> None:
+        train, valid, test = self.writers
+        span = f"interactions run from {self.seen.first} to {self.seen.last} (unix seconds)"
+        wanted = (True, self.config.valid_fraction > 0, self.config.test_fraction > 0)
+        for name, writer, want in zip(SPLITS, self.writers, wanted, strict=True):
+            if want and writer.rows == 0:
+                raise DataError(
+                    f"the {name} split is empty: {self.seen.rows:,} {span}, and one moment is never cut in two; "
+                    "give more data, check the timestamps, or change valid_fraction and test_fraction"
+                )
+        if train.positives == 0:
+            raise DataError(
+                f"the train split has {train.rows:,} samples and no positive, expected some with label 1; {span}: "
+                "check the labels by time, or lower valid_fraction and test_fraction"
+            )
+        for name, writer in (("valid", valid), ("test", test)):
+            if writer.rows and writer.positives in (0, writer.rows):
+                kind = "positives" if writer.positives else "negatives"
+                warnings.warn(f"the {name} split holds only {kind}: its AUC is undefined", stacklevel=3)
+        if self.user_count == 1:
+            warnings.warn("the interactions are of one user only: user embeddings learn nothing", stacklevel=3)
+        if self.how is not None and self.how.own_place > self.how.given / 2:
+            warnings.warn(
+                f"user_lat, user_lon are the visited item's own place in {self.how.own_place:,} of {self.how.given:,} "
+                "visits: distance 0 tells the label; drop the two columns, unless they are where the user was before",
+                stacklevel=3,
+            )
+
+    def _write_catalog(self, columns: dict[str, pa.Array]) -> None:
+        n = len(self.items)
+        by_popularity = np.argsort(-self.positives, kind="stable")
+        bucket = np.full(n, 2, np.int8)
+        bucket[by_popularity[: int(np.ceil(_MID * n))]] = 1
+        bucket[by_popularity[: int(np.ceil(_HEAD * n))]] = 0
+        raw = ("item_id", "name", "category", "brand", "price", "lat", "lon", "province", "city", "district")
+        rows = {**columns, "positives": self.positives, "impressions": self.shown, "last_positive": self.last_positive}
+        table = self.items.select(raw)
+        for name, column in {**rows, "popularity_bucket": bucket}.items():
+            table = table.append_column(name, pa.array(column))
+        missing = {"popularity_bucket": 2, "category_path": [], "lat": np.nan, "lon": np.nan}
+        first = {f.name: [missing.get(f.name, None if f.name in raw else 0)] for f in table.schema}
+        table = pa.concat_tables([pa.table(first, schema=table.schema), table])
+        pq.write_table(table.combine_chunks(), self.folder / "catalog.parquet", compression="zstd")
+
+    def _write_users(self, vocabularies: dict[str, pa.Table]) -> list[str]:
+        """Write users.parquet and add the vocabularies of the users' columns; returns their names."""
+        table = pa.concat_tables(self.user_parts).combine_chunks()
+        columns = [] if self.users is None else [c for c in self.users.column_names if c != "user_id"]
+        own = {*vocabularies, "item", "user", "positives", "last_positive", "hour", CLUSTER, USER_CLUSTER}
+        clash = sorted(c for c in columns if c in own or c.startswith((LEVEL, NGRAM)))
+        if clash:
+            raise DataError(f"users.parquet: columns {clash} have names of placerank's own; rename them")
+        if self.users is not None:
+            at = pa.array(rows_of(table["user_id"], pa.table({"value": _after_null(self.users["user_id"])})))
+            for name in columns:
+                vocabularies[name] = vocabulary(self.users[name])
+                rows = np.concatenate([[0], rows_of(self.users[name], vocabularies[name])]).astype(np.int32)
+                table = table.append_column(f"{name}_row", pa.array(rows).take(at))
+        first = {f.name: [None if f.name == "user_id" else 0] for f in table.schema}
+        table = pa.concat_tables([pa.table(first, schema=table.schema), table])
+        pq.write_table(table.combine_chunks(), self.folder / "users.parquet", compression="zstd")
+        return columns
+
+
+def _after_null(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.nulls(1, values.type), *values.chunks])

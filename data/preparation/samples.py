@@ -1,0 +1,267 @@
+"""From a bucket of interactions to the rows of the sample files."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ..arrays import first_of_run, ranges, starts_run
+from .buckets import Bucket
+from .history import earlier_visits, history_ranges
+from .negatives import Reach
+
+SPLITS = ("train", "valid", "test")
+_CANDIDATES = 1 << 20  # of the users handled together
+_GROUPS_PER_FILE = 16
+_HOUR = 3600
+
+
+@dataclass
+class Samples:
+    """Candidates of some users as columns [C], and the positives that their histories point into [P]."""
+
+    user: NDArray[np.int32]
+    item: NDArray[np.int32]
+    label: NDArray[np.int8]
+    time: NDArray[np.int64]
+    request: NDArray[np.int64]
+    lat: NDArray[np.float32]
+    lon: NDArray[np.float32]
+    visits: NDArray[np.int32]
+    history_start: NDArray[np.int64]
+    history_end: NDArray[np.int64]
+    probability: NDArray[np.float32] | None
+    positive_item: NDArray[np.int32]
+    positive_time: NDArray[np.int64]
+
+
+@dataclass
+class CheckIns:
+    """How candidates are made where the source holds visits alone.
+
+    Attributes:
+        lat, lon: places of the items in degrees, float64 [I].
+        reach: the same places, to draw from.
+        negatives: how many a request, by split.
+        place_seconds: how old a visit may be to say where the user is.
+        skipped: requests left out because nothing else is within reach.
+        known: requests with a known place, of those kept.
+        given: requests for which the source gives a place.
+        own_place: requests whose given place is the positive's own place.
+    """
+
+    lat: NDArray[np.float64]
+    lon: NDArray[np.float64]
+    reach: Reach
+    negatives: NDArray[np.int64]
+    place_seconds: float
+    skipped: int = 0
+    known: int = 0
+    given: int = 0
+    own_place: int = 0
+
+
+def user_blocks(bucket: Bucket, weight: NDArray[np.int64]) -> Iterator[slice]:
+    """Rows of whole users with about ``_CANDIDATES`` candidates together; ``weight``: candidates of each row."""
+    block = np.cumsum(weight) // _CANDIDATES
+    block = block[first_of_run(starts_run(bucket.user))]
+    cuts = [*np.flatnonzero(starts_run(block)), len(block)]
+    return (slice(a, b) for a, b in pairwise(cuts))
+
+
+def impressions(bucket: Bucket, rows: slice, longest: int, with_probability: bool) -> Samples:
+    """Samples of a source that says what was shown: one a row."""
+    user, item, time, label = (getattr(bucket, n)[rows] for n in ("user", "item", "time", "label"))
+    positive = label == 1
+    start, end = history_ranges(user, time, positive, longest)
+    return Samples(
+        user=user,
+        item=item,
+        label=label,
+        time=time,
+        request=bucket.request[rows],
+        lat=bucket.lat[rows],
+        lon=bucket.lon[rows],
+        visits=earlier_visits(user, item, time, positive),
+        history_start=start,
+        history_end=end,
+        probability=bucket.probability[rows] if with_probability else None,
+        positive_item=item[positive],
+        positive_time=time[positive],
+    )
+
+
+def _places(bucket: Bucket, rows: slice, how: CheckIns) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Where the user is when a request is made, degrees [R]; NaN = unknown."""
+    user, item, time = bucket.user[rows], bucket.item[rows], bucket.time[rows]
+    lat, lon = bucket.lat[rows].astype(np.float64), bucket.lon[rows].astype(np.float64)
+    given = ~np.isnan(lat)
+    how.given += int(given.sum())
+    how.own_place += int((given & (np.abs(lat - how.lat[item]) < 1e-5) & (np.abs(lon - how.lon[item]) < 1e-5)).sum())
+    previous = first_of_run(starts_run(user, time)) - 1
+    recent = (previous >= first_of_run(starts_run(user))) & (time - time[previous] <= how.place_seconds)
+    before = item[previous]
+    lat = np.where(given, lat, np.where(recent, how.lat[before], np.nan))
+    lon = np.where(given, lon, np.where(recent, how.lon[before], np.nan))
+    known = how.reach.within(lat, lon, item)
+    return np.where(known, lat, np.nan).astype(np.float32), np.where(known, lon, np.nan).astype(np.float32)
+
+
+def check_ins(
+    bucket: Bucket, rows: slice, longest: int, split: NDArray[np.int64], how: CheckIns, rng: np.random.Generator
+) -> Samples:
+    """Samples of a source of visits: each visit is a request, with negatives drawn within reach (see ``prepare``)."""
+    user, item, time = bucket.user[rows], bucket.item[rows], bucket.time[rows]
+    start, end = history_ranges(user, time, np.ones(len(user), bool), longest)
+    lat, lon = _places(bucket, rows, how)
+    known = ~np.isnan(lat)
+    centre_lat, centre_lon = np.where(known, lat, how.lat[item]), np.where(known, lon, how.lon[item])
+    request, candidate, label = [np.arange(len(user))], [item], [np.ones(len(user), np.int8)]
+    for which, k in enumerate(how.negatives):
+        of = np.flatnonzero(split[rows] == which)
+        drawn = how.reach.draw(centre_lat[of], centre_lon[of], item[of], int(k), rng)
+        found = drawn >= 0
+        request.append(np.repeat(of, found.sum(1)))
+        candidate.append(drawn[found].astype(np.int32))
+        label.append(np.zeros(len(candidate[-1]), np.int8))
+    event = np.concatenate(request)
+    item_of, label_of = np.concatenate(candidate), np.concatenate(label)
+    visits = earlier_visits(user[event], item_of, time[event], label_of == 1)
+    alone = np.bincount(event, minlength=len(user)) == 1
+    how.skipped += int(alone.sum())
+    how.known += int((known & ~alone).sum())
+    order = np.argsort(event, kind="stable")
+    order = order[~alone[event[order]]]
+    event = event[order]
+    return Samples(
+        user=user[event],
+        item=item_of[order],
+        label=label_of[order],
+        time=time[event],
+        request=bucket.request[rows][event],
+        lat=lat[event],
+        lon=lon[event],
+        visits=visits[order],
+        history_start=start[event],
+        history_end=end[event],
+        probability=None,
+        positive_item=item,
+        positive_time=time,
+    )
+
+
+def sample_table(
+    s: Samples, rows: NDArray[np.int64], user_row: NDArray[np.int32], users: int, requests: int
+) -> pa.Table:
+    """The Parquet columns of some samples.
+
+    Args:
+        rows: which samples, in the order wanted.
+        user_row: vocabulary row of each user of the bucket.
+        users, requests: how many came before this bucket.
+    """
+    start, length = s.history_start[rows], s.history_end[rows] - s.history_start[rows]
+    offsets = np.zeros(len(rows) + 1, np.int32)
+    np.cumsum(length, out=offsets[1:])
+    at = ranges(start, length)
+    hours = (np.repeat(s.time[rows], length) - s.positive_time[at]) / _HOUR
+    columns: dict[str, Any] = {
+        "request": s.request[rows] + requests,
+        "user_row": user_row[s.user[rows]],
+        "user_index": s.user[rows].astype(np.int64) + users,
+        "item_row": s.item[rows] + np.int32(1),
+        "label": s.label[rows],
+        "time": s.time[rows],
+        "lat": s.lat[rows],
+        "lon": s.lon[rows],
+        "visits": s.visits[rows],
+        "history": pa.ListArray.from_arrays(offsets, s.positive_item[at] + np.int32(1)),
+        "history_hours": pa.ListArray.from_arrays(offsets, hours.astype(np.float32)),
+    }
+    if s.probability is not None:
+        columns["probability"] = s.probability[rows]
+    return pa.table(columns)
+
+
+@dataclass
+class SplitWriter:
+    """Writes the shards of one split: full row groups, so many to a file, and counts what it wrote."""
+
+    folder: Path
+    row_group_rows: int
+    rows: int = 0
+    requests: int = 0
+    positives: int = 0
+    history: int = 0
+    first: int | None = None
+    last: int | None = None
+    _files: int = 0
+    _groups: int = 0
+    _pending: list[pa.Table] = field(default_factory=list)
+    _writer: pq.ParquetWriter | None = None
+
+    def write(
+        self, s: Samples, rows: NDArray[np.int64], user_row: NDArray[np.int32], users: int, requests: int
+    ) -> None:
+        """Append samples; see ``sample_table``."""
+        if len(rows) == 0:
+            return
+        time = s.time[rows]
+        self.rows += len(rows)
+        self.requests += len(np.unique(s.request[rows]))
+        self.positives += int(s.label[rows].sum())
+        self.history += int((s.history_end[rows] - s.history_start[rows]).sum())
+        self.first = int(time.min()) if self.first is None else min(self.first, int(time.min()))
+        self.last = int(time.max()) if self.last is None else max(self.last, int(time.max()))
+        for at in range(0, len(rows), self.row_group_rows):
+            self._pending.append(sample_table(s, rows[at : at + self.row_group_rows], user_row, users, requests))
+            self._flush(self.row_group_rows)
+
+    def _flush(self, least: int) -> None:
+        while self._pending and sum(t.num_rows for t in self._pending) >= least:
+            table = pa.concat_tables(self._pending)
+            self._write_group(table.slice(0, self.row_group_rows))
+            rest = table.slice(self.row_group_rows)
+            self._pending = [rest] if rest.num_rows else []
+
+    def _write_group(self, table: pa.Table) -> None:
+        if self._writer is None:
+            self.folder.mkdir(exist_ok=True)
+            self._writer = pq.ParquetWriter(
+                self.folder / f"part-{self._files:05d}.parquet",
+                table.schema,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=["label", "visits"],
+                column_encoding={f"{n}.list.element": "BYTE_STREAM_SPLIT" for n in ("history", "history_hours")},
+            )
+            self._files += 1
+        self._writer.write_table(table, row_group_size=self.row_group_rows)
+        self._groups += 1
+        if self._groups % _GROUPS_PER_FILE == 0:
+            self._close_file()
+
+    def _close_file(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def close(self) -> None:
+        """Write what is left; the split is whole after this."""
+        self._flush(1)
+        self._close_file()
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "requests": self.requests,
+            "positives": self.positives,
+            "mean_history": self.history / max(self.rows, 1),
+            "time": [self.first, self.last],
+        }

@@ -1,0 +1,243 @@
+"""Where a ranker is good and where it is not: the metrics on slices of the predictions.
+
+AUC and GAUC of a slice compare the rows of the slice with each other, positives and negatives. NDCG and Hit of a
+slice ask where its positives stand among *all* the negatives of their requests: the tail items of a request
+alone are too few to be a list.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from ..kernels.haversine import haversine_km
+from ..training.metrics import (
+    PROBABILITY_METRICS,
+    RANKING_METRICS,
+    auc_standard_error,
+    grouped_auc,
+    nan_to_none,
+    request_ranking,
+    summarize,
+)
+from ..training.predictions import Predictions
+
+Codes = NDArray[np.int64]
+
+RARE = 3  # items with fewer positives than this in training (AKT-Rec's cold items)
+DISTANCE_KM = (1, 3, 10, 30)
+# First local hour of each period; before the first one it is still the last (night). BASM and StEN name the
+# same five periods of a day's orders.
+PERIODS = (("breakfast", 5), ("lunch", 10), ("afternoon", 14), ("dinner", 17), ("night", 21))
+CITIES_SHOWN = 20
+MIN_ROWS, MIN_OF_A_CLASS = 100, 10  # below, a slice has counts but no metrics
+UNKNOWN = "unknown"
+_IN_SLICES = tuple(name for name in RANKING_METRICS if name != "request_auc")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemFacts:
+    """What slices, baselines and maps need of the catalog; arrays by item row, row 0 = out of vocabulary.
+
+    Attributes:
+        name: display name, "" where missing.
+        positives: in training.
+        popularity_bucket: 0 head, 1 mid, 2 tail.
+        lat, lon: degrees, NaN = unknown.
+        city: index into ``cities``; 0 = unknown.
+        cities: names, "unknown" first, then by number of items, the largest first.
+    """
+
+    name: NDArray[Any]
+    positives: NDArray[np.int64]
+    popularity_bucket: NDArray[np.int8]
+    lat: NDArray[np.float64]
+    lon: NDArray[np.float64]
+    city: NDArray[np.int64]
+    cities: list[str]
+
+    @classmethod
+    def load(cls, prepared: Path) -> "ItemFacts":
+        """Read ``catalog.parquet`` of a prepared folder."""
+        columns = ["name", "positives", "popularity_bucket", "lat", "lon", "city"]
+        table = pq.read_table(prepared / "catalog.parquet", columns=columns).combine_chunks()
+        city = pc.dictionary_encode(table["city"].cast("string").combine_chunks())
+        code = pc.fill_null(city.indices, -1).to_numpy().astype(np.int64) + 1
+        by_size = np.argsort(-np.bincount(code, minlength=len(city.dictionary) + 1)[1:], kind="stable") + 1
+        place = np.zeros(len(by_size) + 1, np.int64)
+        place[by_size] = np.arange(1, len(by_size) + 1)
+        names = np.array([UNKNOWN, *city.dictionary.to_pylist()], dtype=object)
+        return cls(
+            name=pc.fill_null(table["name"].cast("string"), "").to_numpy(),
+            positives=pc.fill_null(table["positives"], 0).to_numpy().astype(np.int64),
+            popularity_bucket=pc.fill_null(table["popularity_bucket"], 2).to_numpy().astype(np.int8),
+            lat=table["lat"].to_numpy().astype(np.float64),
+            lon=table["lon"].to_numpy().astype(np.float64),
+            city=place[code],
+            cities=[UNKNOWN, *names[by_size]],
+        )
+
+    def __len__(self) -> int:
+        return len(self.positives)
+
+    def distance_km(self, predictions: Predictions) -> NDArray[np.float64]:
+        """[N] km from the place of the request to the item; NaN where either is unknown."""
+        rows = predictions.item_row
+        here = (torch.from_numpy(x.astype(np.float64)) for x in (predictions.lat, predictions.lon))
+        there = (torch.from_numpy(x[rows]) for x in (self.lat, self.lon))
+        km: NDArray[np.float64] = haversine_km(*here, *there).numpy()
+        return km
+
+    def local_hour(self, predictions: Predictions) -> NDArray[np.float64]:
+        """[N] hour of the day at the item, 0 <= h < 24, by its longitude (15 degrees an hour); UTC where unknown.
+
+        Needs no time zone table and is at most about an hour and a half off the clock on the wall.
+        """
+        shift = np.round(np.nan_to_num(self.lon) / 15)[predictions.item_row]
+        return (predictions.time / 3600 + shift) % 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slicing:
+    """One way to part the rows.
+
+    Attributes:
+        name: key in ``metrics.json``.
+        title: for people.
+        code: [N], index into ``labels``; negative = in none of them.
+        labels: names of the slices.
+        shown: how many of the largest to report; the rest is measured for the weighted AUC alone.
+    """
+
+    name: str
+    title: str
+    code: Codes
+    labels: Sequence[str]
+    shown: int = 100
+
+
+def _popularity(p: Predictions, items: ItemFacts) -> tuple[Codes, Sequence[str]]:
+    return items.popularity_bucket[p.item_row].astype(np.int64), ("head", "mid", "tail")
+
+
+def _appearances(p: Predictions, items: ItemFacts) -> tuple[Codes, Sequence[str]]:
+    labels = (f"< {RARE} in training", f">= {RARE} in training")
+    return (items.positives[p.item_row] >= RARE).astype(np.int64), labels
+
+
+def _users(p: Predictions, items: ItemFacts) -> tuple[Codes, Sequence[str]]:
+    return (p.user_row > 0).astype(np.int64), ("new", "known")
+
+
+def _periods(p: Predictions, items: ItemFacts) -> tuple[Codes, Sequence[str]]:
+    first = np.array([hour for _, hour in PERIODS])
+    code = (np.searchsorted(first, items.local_hour(p), side="right") - 1) % len(PERIODS)
+    return code, [name for name, _ in PERIODS]
+
+
+def _cities(p: Predictions, items: ItemFacts) -> tuple[Codes, Sequence[str]]:
+    city = items.city[p.item_row]
+    return np.where(city == 0, len(items.cities), city) - 1, [*items.cities[1:], UNKNOWN]
+
+
+def _distances(p: Predictions, items: ItemFacts) -> tuple[Codes, Sequence[str]]:
+    km = items.distance_km(p)
+    edges = (0, *DISTANCE_KM)
+    labels = [f"{a}-{b} km" for a, b in pairwise(edges)] + [f"> {edges[-1]} km", UNKNOWN]
+    return np.where(np.isnan(km), len(labels) - 1, np.searchsorted(DISTANCE_KM, km)), labels
+
+
+def _visits(p: Predictions, items: ItemFacts) -> tuple[Codes, Sequence[str]]:
+    return (p.visits > 0).astype(np.int64), ("first visit", "repeat")
+
+
+_SLICINGS: tuple[tuple[str, str, Callable[[Predictions, ItemFacts], tuple[Codes, Sequence[str]]]], ...] = (
+    ("popularity", "Popularity of the item", _popularity),
+    ("appearances", "Positives of the item in training", _appearances),
+    ("user", "User known from training", _users),
+    ("visit", "First visit or repeat", _visits),
+    ("distance", "Distance to the item", _distances),
+    ("period", "Time of day at the item", _periods),
+    ("city", "City of the item", _cities),
+)
+
+
+def slicings(predictions: Predictions, items: ItemFacts) -> list[Slicing]:
+    """All ways in which a report parts the rows."""
+    made = []
+    for name, title, part in _SLICINGS:
+        code, labels = part(predictions, items)
+        made.append(Slicing(name=name, title=title, code=code, labels=labels, shown=CITIES_SHOWN))
+    return made
+
+
+def weighted_auc(slicing: Slicing, label: NDArray[Any], score: NDArray[Any]) -> float:
+    """AUC within each slice, averaged with rows as weights: TAUC over periods, CAUC over cities (BASM, StEN).
+
+    Slices with one class are left out; NaN if that leaves none.
+    """
+    inside = slicing.code >= 0
+    return grouped_auc(slicing.code[inside], label[inside], score[inside]).mean()
+
+
+def slice_metrics(
+    slicing: Slicing, predictions: Predictions, score: NDArray[Any], probability: NDArray[np.float64] | None = None
+) -> list[dict[str, Any]]:
+    """Metrics of every slice that has rows, in the order of ``labels``; of the ``shown`` largest if there are more.
+
+    Args:
+        score: [N] the scorer to measure.
+        probability: [N] its probabilities, if it has some.
+
+    Returns:
+        For each slice ``label``, ``rows``, ``positives`` and either the metrics with ``auc_standard_error``, or
+        nulls and ``note`` where it is too small to say anything (100 rows, 10 of each class).
+    """
+    rows = np.bincount(slicing.code[slicing.code >= 0], minlength=len(slicing.labels))
+    shown = np.sort(np.argsort(-rows, kind="stable")[: slicing.shown])
+    request = np.unique(predictions.request, return_inverse=True)[1]
+    found = []
+    for i in shown[rows[shown] > 0]:
+        inside = slicing.code == i
+        positives = int(np.count_nonzero(predictions.label[inside]))
+        counts = {"label": slicing.labels[i], "rows": int(rows[i]), "positives": positives}
+        if rows[i] < MIN_ROWS or min(positives, rows[i] - positives) < MIN_OF_A_CLASS:
+            nothing = dict.fromkeys((*_IN_SLICES, "auc_standard_error"))
+            found.append(counts | nothing | {"note": "too few"})
+        else:
+            found.append(counts | _measure(inside, predictions, request, score, probability))
+    return found
+
+
+def _measure(
+    inside: NDArray[np.bool_],
+    p: Predictions,
+    request: Codes,
+    score: NDArray[Any],
+    probability: NDArray[np.float64] | None,
+) -> dict[str, float | None]:
+    """All metrics of one slice; ``request`` counts the requests without gaps."""
+    summary = summarize(
+        label=p.label[inside],
+        score=score[inside],
+        user=p.user_index[inside],
+        request=request[inside],
+        probability=None if probability is None else probability[inside],
+        metrics=("auc", "gauc", *PROBABILITY_METRICS),
+    )
+    # the slice's positives among all the negatives of their requests
+    wanted = inside & (p.label == 1)
+    listed = np.zeros(request.max() + 1, bool)
+    listed[request[wanted]] = True
+    rows = np.flatnonzero(listed[request] & (wanted | (p.label == 0)))
+    ranking = request_ranking(request[rows], p.label[rows], score[rows])
+    del ranking["requests"]
+    error = auc_standard_error(summary.values["auc"], summary.positives, summary.rows - summary.positives)
+    return {n: nan_to_none(v) for n, v in (summary.values | ranking).items()} | {"auc_standard_error": error}

@@ -1,0 +1,213 @@
+"""Evaluation: score a split, measure the model, the baselines and the oracle, slice by slice, and write a report."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+
+from ..data.batches.loader import SampleLoader
+from ..data.manifest import read_manifest, whole_folder, write_json, write_manifest
+from ..training.inference import load_scorer, read_config
+from ..training.metrics import nan_to_none, reliability, summarize
+from ..training.predictions import Predictions, gather, predict
+from ..training.runtime import runtime
+from .baselines import Scorer, baselines, model, oracle
+from .breakdown import ItemFacts, Slicing, slice_metrics, slicings, weighted_auc
+from .report import COLUMNS, write_report
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """Measure a trained ranker against baselines and the oracle, and write a report with pictures."""
+
+    run: Path
+    """Folder that `placerank train` made."""
+    data: Path | None = None
+    """Folder that `placerank prepare` made; default: the one that the run was trained on."""
+    semantic_ids: Path | None = None
+    """The semantic IDs that it was trained with, where they have moved since, or have more items by now."""
+    split: str = "test"
+    """Which samples: train, valid or test."""
+    checkpoint: str = "best"
+    """best (by validation AUC), latest, or a step number."""
+    batch_size: int = 4096
+    """Samples scored at a time on each rank."""
+    out: Path | None = None
+    """Folder to write; default: evaluation/ in the run folder."""
+    overwrite: bool = False
+    """Replace that folder if it exists."""
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"split={self.split!r}: expected one of {', '.join(SPLITS)}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: expected at least 1")
+        if self.checkpoint not in ("best", "latest") and not self.checkpoint.isdecimal():
+            raise ValueError(f"checkpoint={self.checkpoint!r}: expected best, latest or a step number such as 1200")
+
+
+def evaluate(config: EvaluateConfig) -> Path:
+    """Score a split and write predictions.parquet, metrics.json, report.html and pictures; returns their folder.
+
+    Under torchrun all ranks call it: each scores its share of the samples, rank 0 measures and writes. Every row
+    counts once, whatever the number of ranks; logits of other batches may differ in their last bits, as
+    matrix products do.
+
+    Raises:
+        FileExistsError: the folder exists and ``overwrite`` is False.
+        ValueError: the split is empty, or the model's scores are not finite.
+    """
+    out = config.out or config.run / "evaluation"
+    if out.exists() and not config.overwrite:
+        raise FileExistsError(f"{out} exists; choose another folder with --out, or pass --overwrite to replace it")
+    with runtime(seed=0) as rt:
+        score, _, info = load_scorer(
+            config.run, rt, config.data, config.checkpoint, config.batch_size, config.semantic_ids
+        )
+        data = config.data or read_config(config.run).data
+        loader = SampleLoader(
+            data, config.split, config.batch_size, rank=rt.rank, world_size=rt.world_size, shuffle=False
+        )
+        predictions = gather(predict(score, loader), scratch=out.with_name(f".{out.name}.parts"))
+        if predictions is not None:
+            predictions = replace(predictions, logit=predictions.logit + sampling_shift(data, config.split))
+            write_evaluation(out, predictions, data, info, config)
+        dist.barrier()
+    return out
+
+
+def sampling_shift(data: Path, split: str) -> np.float32:
+    """What drawing more negatives for evaluation than for training adds to every logit.
+
+    Where the source has no impressions, ``prepare`` draws the negatives, by default 4 a positive for training and 49
+    for evaluation. A model trained at the one rate is right at the other after a shift by the log of the ratio (He et
+    al., Practical Lessons from Predicting Clicks on Ads at Facebook, 2014, section 6.3). Impressions need none.
+    """
+    manifest = read_manifest(data, "prepared")
+    if manifest["source"] != "check-ins":
+        return np.float32(0)
+    trained, scored = (
+        (s["rows"] - s["positives"]) / s["positives"] for s in (manifest["splits"]["train"], manifest["splits"][split])
+    )
+    return np.float32(math.log(trained / scored))
+
+
+def write_evaluation(
+    out: Path, predictions: Predictions, data: Path, info: dict[str, Any], config: EvaluateConfig
+) -> None:
+    """Measure the rows of all ranks and write the evaluation folder; on rank 0.
+
+    Args:
+        out: the folder to make.
+        predictions: all scored rows.
+        data: the prepared folder, for what belongs to items.
+        info: manifest of the checkpoint, of which ``step`` is reported.
+        config: for the report and the manifest.
+    """
+    if not len(predictions):
+        raise ValueError(f"the {config.split} split of {data} has no samples; choose another --split or prepare more")
+    items = ItemFacts.load(data)
+    metrics = {"split": config.split, "step": info.get("step")} | measure(predictions, items)
+    with whole_folder(out, config.overwrite) as folder:
+        predictions.write(folder / "predictions.parquet")
+        write_json(folder / "metrics.json", metrics)
+        write_report(folder, metrics=metrics, predictions=predictions, items=items, run=config.run)
+        made_from = {"prepared": read_manifest(data, "prepared")["content_hash"]}
+        write_manifest(folder, "evaluation", config, made_from, step=info.get("step"))
+    print_summary(metrics)
+    Console().print(f"report: {out / 'report.html'}")
+
+
+def measure(predictions: Predictions, items: ItemFacts) -> dict[str, Any]:
+    """All that ``metrics.json`` says about the rows: JSON-ready, null where undefined, with the reason beside it.
+
+    Returns:
+        ``scorers``: name -> metrics (with ``tauc`` and ``cauc``) of the model, the baselines and the oracle;
+        ``share_of_oracle``: metric -> (model - chance) / (oracle - chance), chance being 0.5;
+        ``slices``: slicing -> ``title`` and, by scorer, a list of slices with their metrics;
+        ``reliability``: the model's curve; ``notes``: what is missing and why.
+    """
+    scorers = [model(predictions), *baselines(predictions, items)]
+    best = oracle(predictions)
+    if best is not None:
+        scorers.append(best)
+    parts = slicings(predictions, items)
+    overall = {scorer.name: _overall(scorer, predictions, parts) for scorer in scorers}
+    curve = reliability(predictions.label, predictions.predicted())
+    return {
+        "rows": len(predictions),
+        "positives": int(predictions.label.sum()),
+        "scorers": overall,
+        "share_of_oracle": {
+            name: _share(overall["model"][name], overall["oracle"][name]) for name in ("auc", "gauc", "tauc", "cauc")
+        }
+        if best
+        else None,
+        "slices": {
+            part.name: {
+                "title": part.title,
+                "scorers": {s.name: slice_metrics(part, predictions, s.score, s.probability) for s in scorers},
+            }
+            for part in parts
+        },
+        "reliability": {name: column.tolist() for name, column in curve._asdict().items()},
+        "notes": _notes([s.name for s in scorers]),
+    }
+
+
+def _overall(scorer: Scorer, p: Predictions, parts: list[Slicing]) -> dict[str, Any]:
+    found = summarize(
+        label=p.label, score=scorer.score, user=p.user_index, request=p.request, probability=scorer.probability
+    ).to_json()
+    weighted = {
+        name: nan_to_none(weighted_auc(part, p.label, scorer.score))
+        for name, of in (("tauc", "period"), ("cauc", "city"))
+        for part in parts
+        if part.name == of
+    }
+    return {"title": scorer.title} | found | weighted
+
+
+def _share(value: float | None, best: float | None) -> float | None:
+    """How far from chance to the oracle; None where that way is nothing."""
+    if value is None or best is None or math.isclose(best, 0.5):
+        return None
+    return (value - 0.5) / (best - 0.5)
+
+
+def _notes(names: list[str]) -> list[str]:
+    notes = []
+    if "nearest" not in names:
+        notes.append("No request has a place: the nearest-first baseline and the distance slices say nothing.")
+    if "oracle" not in names:
+        notes.append("The source does not know the true probabilities: there is no oracle.")
+    return notes
+
+
+def print_summary(metrics: dict[str, Any]) -> None:
+    """A table on the terminal: the model beside the baselines and the oracle."""
+    scorers = metrics["scorers"]
+    title = f"{metrics['split']}: {metrics['rows']:,} rows, {metrics['positives']:,} positives"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("")
+    for title in COLUMNS.values():
+        table.add_column(title, justify="right")
+    for name, scorer in scorers.items():
+        cells = ["" if scorer.get(c) is None else f"{scorer[c]:.4f}" for c in COLUMNS]
+        table.add_row(name, *cells, style="bold" if name == "model" else None)
+    console = Console()
+    console.print(table)
+    for name, reason in scorers["model"]["undefined"].items():
+        console.print(f"{name} is undefined: {reason}")
+    share = metrics["share_of_oracle"]
+    if share and share["auc"] is not None:
+        console.print(f"The model's AUC is {share['auc']:.1%} of the way from 0.5 to the oracle's.")
+    for note in metrics["notes"]:
+        console.print(note)

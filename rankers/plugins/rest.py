@@ -1,0 +1,238 @@
+"""ReST's contrastive plug-in: items in reach that share an attribute come together, near ones that differ go apart.
+
+Jiang et al., A Plug-and-Play Spatially-Constrained Representation Enhancement Framework for Local-Life Recommendation
+(arXiv 2511.12947). Shapes: N distinct items of a batch, F attributes, D columns, K negatives.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...embeddings.centres import Centres, attribute_mean
+from ...kernels.hard_negatives import hard_negatives
+from ...kernels.places import Places
+
+log = logging.getLogger(__name__)
+
+ATTRIBUTES = ("category", "brand")
+
+
+@dataclass(kw_only=True)
+class RestConfig:
+    """ReST: spatially constrained contrast of item embeddings, and their warm-up from attributes.
+
+    The defaults are the paper's where it has any, but for the warm-up: the contrast alone gained on real data, with the
+    warm-up it did not (docs/papers.md). ``rest_preset("rest")`` is all of the paper.
+    """
+
+    enabled: bool = False
+    """Whether the plug-in is on."""
+    warm_up: bool = False
+    """Whether item embeddings are warmed up from attributes."""
+    attribute_dropout: float = 0.0
+    """Probability with which the warm-up takes a known attribute for missing, in training."""
+    contrast: list[str] = field(default_factory=lambda: list(ATTRIBUTES))
+    """Attributes with a contrastive loss each: category, brand; none: no contrast."""
+    align: bool = True
+    """Whether items weigh in by how far they are from the centre of their attributes; else all weigh 1."""
+    positive_km: float = 30.0
+    """Farthest positive; inf for no limit."""
+    negative_km: float = 10.0
+    """Farthest negative; inf for no limit."""
+    density_adaptive: bool = False
+    """Whether radii follow how dense it is around an item; at the median they are those above."""
+    negatives: int = 9
+    """Hard negatives of an item."""
+    temperature: float = 0.1
+    """Of InfoNCE; cosines are divided by it."""
+    weight: float = 0.01
+    """Of the contrastive losses beside the cross-entropy."""
+    centres: int = 50
+    """k-means centres of attribute embeddings."""
+    refresh_every: int = 500
+    """Steps between refreshes of the centres."""
+
+    def __post_init__(self) -> None:
+        for name in self.contrast:
+            if name not in ATTRIBUTES:
+                raise ValueError(f"rest.contrast: got {name!r}, expected some of {', '.join(ATTRIBUTES)}")
+        for name in ("positive_km", "negative_km", "temperature", "weight"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"rest.{name}={getattr(self, name)}: expected a positive number")
+        for name in ("negatives", "centres", "refresh_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"rest.{name}={getattr(self, name)}: expected at least 1")
+        if not 0 <= self.attribute_dropout < 1:
+            raise ValueError(f"rest.attribute_dropout={self.attribute_dropout}: expected a probability in [0, 1)")
+        if not self.warm_up and not self.contrast:
+            raise ValueError("rest has neither warm_up nor contrast, so it would do nothing; set rest.enabled to false")
+        if self.attribute_dropout and not self.warm_up:
+            raise ValueError(
+                f"rest.attribute_dropout={self.attribute_dropout} drops attributes of the warm-up, which is off; set "
+                "rest.warm_up to true, or leave it at 0"
+            )
+
+
+def rest_preset(name: str) -> RestConfig:
+    """A row of the paper's ablation (its section 5.4) by name.
+
+    rest: all of it; rest-1: without dynamic alignment; rest-2: without the brand's loss; rest-3: without the
+    category's loss; rest-4: without warm-up, the default of ``RestConfig``. The text tells what rest-2, -3 and -4 are;
+    rest-1 is what is left.
+
+    Raises:
+        ValueError: no such row.
+    """
+    whole = RestConfig(enabled=True, warm_up=True)
+    presets = {
+        "rest": whole,
+        "rest-1": replace(whole, align=False),
+        "rest-2": replace(whole, contrast=["category"]),
+        "rest-3": replace(whole, contrast=["brand"]),
+        "rest-4": RestConfig(enabled=True),
+    }
+    if name not in presets:
+        raise ValueError(f"preset {name!r} does not exist; there are {', '.join(presets)}")
+    return presets[name]
+
+
+class ContrastItems(NamedTuple):
+    """Distinct items of a batch, row by row the same item.
+
+    Attributes:
+        vectors: their (warmed-up) embeddings, [N, D]; gradients flow into them.
+        rows: of each attribute's table, 0 where unknown, int64 [N, F].
+        attributes: embeddings of those, [N, F, D]; no gradient flows into them.
+        places: unit vectors, NaN where unknown, float32 [N, 3].
+        radius_scale: ``density_scale`` of the items, float32 [N]; None: all 1.
+    """
+
+    vectors: Tensor
+    rows: Tensor
+    attributes: Tensor
+    places: Tensor
+    radius_scale: Tensor | None = None
+
+
+class SpatialContrast(nn.Module):
+    """SIDENet (section 4.3): for each attribute a, over the items i that have a positive p and negatives n,
+
+        L_a = mean_i  alpha_i · -log( e^{s(i,p)/t} / (e^{s(i,p)/t} + sum_n e^{s(i,n)/t}) ),   s = cosine,
+        alpha_i = 1 - (cos(E_i, R_M) + 1) / 2   (equation 10),
+
+    and the loss is weight · sum_a L_a. The positive of i is the least similar of the items with the same value of a
+    within ``positive_km``; its negatives are the K most similar of those with another value within ``negative_km``
+    (``kernels/hard_negatives.py``). R_M is the centre nearest to the mean of the item's attribute embeddings.
+
+    The text is silent on these: one search an attribute, so that what the brand calls a positive is never the
+    category's question; an item whose value is unknown is neither anchor, positive nor negative for that attribute;
+    an item without a negative is no anchor; alpha is a weight, so no gradient flows through it; items are those of this
+    rank's batch.
+
+    Args:
+        dim: D.
+        config: what to contrast and how.
+        attributes: names of the columns of rows and attributes, in their order.
+
+    Raises:
+        ValueError: none of the attributes to contrast is among ``attributes``.
+    """
+
+    def __init__(self, dim: int, config: RestConfig, attributes: Sequence[str] = ATTRIBUTES) -> None:
+        super().__init__()
+        self.config = config
+        self.columns = {name: list(attributes).index(name) for name in config.contrast if name in attributes}
+        missing = sorted(set(config.contrast) - set(self.columns))
+        if not self.columns:
+            raise ValueError(
+                f"rest.contrast={config.contrast}: these items have {', '.join(attributes) or 'no attributes'}; "
+                "contrast one that they have, or leave the plug-in out"
+            )
+        if missing:
+            log.warning("rest.contrast: no item has a %s, so it makes no loss", " or a ".join(missing))
+        self.centres = Centres(config.centres, dim)
+
+    def due(self, step: int) -> bool:
+        """Whether the centres are to be refreshed before this step, counted from 0."""
+        return self.config.align and step % self.config.refresh_every == 0
+
+    def refresh(self, attributes: Tensor, known: Tensor, counts: Tensor | None = None) -> None:
+        """Fit the centres to the attributes of all items; all ranks call it, see ``Centres.refresh``.
+
+        Args:
+            attributes: embeddings of all combinations of attributes, [M, F, D].
+            known: bool [M, F]; combinations of which nothing is known are left out.
+            counts: items of each combination, [M]; None: one.
+        """
+        used = known.any(dim=1)
+        vectors = attribute_mean(attributes[used], known[used])
+        self.centres.refresh(vectors, None if counts is None else counts[used])
+
+    def alpha(self, items: ContrastItems) -> Tensor:
+        """Equation 10, float32 [N]: 0 where a vector points to its centre, 1 where it points away; 1 without align."""
+        if not self.config.align:
+            return items.vectors.new_ones(len(items.vectors), dtype=torch.float32)
+        centre = self.centres.nearest(attribute_mean(items.attributes, items.rows > 0))
+        return 1 - (F.cosine_similarity(items.vectors.detach().float(), centre, dim=1) + 1) / 2
+
+    def forward(self, items: ContrastItems) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted loss, a scalar, and numbers to log.
+
+        Logged for each attribute: ``<attribute>_loss`` before the weight, and ``<attribute>_positives``, the share of
+        items with a known value that found a positive; ``alpha``, its mean over the items; ``drift`` of the centres at
+        their last refresh. No items, or none with both a positive and a negative: the loss is 0.
+        """
+        alpha = self.alpha(items)
+        unit = F.normalize(items.vectors.float(), dim=1)
+        loss = unit.sum() * 0  # so that there is a gradient, zero, even where no attribute has an anchor
+        logged = {"alpha": alpha.sum() / max(1, len(alpha)), "drift": self.centres.drift.clone()}
+        for name, column in self.columns.items():
+            own, share = self._attribute_loss(unit, alpha, items, items.rows[:, column])
+            loss = loss + own
+            logged |= {f"{name}_loss": own.detach(), f"{name}_positives": share}
+        return self.config.weight * loss, logged
+
+    def _attribute_loss(
+        self, unit: Tensor, alpha: Tensor, items: ContrastItems, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """L_a for the attribute's values [N], and the share of known ones that have a positive."""
+        known = (values > 0).nonzero().flatten()
+        none = torch.full_like(known, -1)
+        places, vectors = items.places.index_select(0, known), unit.detach().index_select(0, known)
+        scale = 1.0 if items.radius_scale is None else items.radius_scale[known]
+        found = hard_negatives(
+            Places(known, places, vectors, values[known], none),
+            k=self.config.negatives,
+            positive_km=self.config.positive_km * scale,
+            negative_km=self.config.negative_km * scale,
+        )
+        usable = (found.positives_valid & found.negatives_valid.any(dim=1)).nonzero().flatten()
+        anchors, negatives = known[usable], known[found.negatives[usable]]
+        valid, positives = found.negatives_valid[usable], known[found.positives[usable]]
+        own = info_nce(unit, anchors, positives, negatives, valid, self.config.temperature)
+        share = found.positives_valid.sum() / max(1, len(known))
+        return (alpha[anchors] * own).sum() / max(1, len(anchors)), share
+
+
+def info_nce(
+    unit: Tensor, anchors: Tensor, positives: Tensor, negatives: Tensor, valid: Tensor, temperature: float
+) -> Tensor:
+    """-log of the share that an anchor's positive has beside its negatives, [A].
+
+    Args:
+        unit: vectors of length 1, [N, D].
+        anchors, positives: rows, int64 [A].
+        negatives: rows, int64 [A, K].
+        valid: bool [A, K], which negatives count.
+        temperature: cosines are divided by it.
+    """
+    others = torch.cat([positives[:, None], negatives], dim=1)
+    compared = unit.index_select(0, others.flatten()).unflatten(0, others.shape)
+    cosines = torch.linalg.vecdot(compared, unit.index_select(0, anchors)[:, None])
+    logits = (cosines / temperature).masked_fill(F.pad(~valid, (1, 0)), -torch.inf)
+    return -logits.log_softmax(dim=1)[:, 0]

@@ -1,0 +1,543 @@
+"""``prepare`` against loops over rows: splits, histories, counts, negatives, vocabularies; and bad input."""
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from placerank.data.manifest import read_manifest
+from placerank.data.preparation import prepare as module
+from placerank.data.preparation import samples as samples_module
+from placerank.data.preparation.prepare import PrepareConfig, prepare
+from placerank.data.preparation.vocabulary import category_rows, price_rows, rows_of, vocabulary
+from placerank.data.raw.columns import DataError
+from placerank.kernels.haversine import haversine_km
+
+START = 1_600_000_000
+ITEMS = pa.table(
+    {
+        "item_id": [f"i{i}" for i in range(12)],
+        "name": [f"place {i}" if i % 3 else None for i in range(12)],
+        "category": pa.array(
+            [None, ["food"], ["food", "noodles"], ["shop", "noodles"], [], *[["food", "noodles", "ramen"]] * 7],
+            pa.list_(pa.string()),
+        ),
+        "brand": [None, "b", "a", "b", *[None] * 8],
+        "price": pa.array([None, 1, 2, 2, 3, *[4] * 7], pa.float32()),
+        "lat": [50.0 + 0.01 * i for i in range(11)] + [60.0],
+        "lon": [4.0] * 12,
+        "city": ["x", "y", *["x"] * 10],
+    }
+)
+
+
+def write(folder: Path, interactions: dict[str, Any], items: pa.Table = ITEMS, users: pa.Table | None = None) -> Path:
+    folder.mkdir(exist_ok=True)
+    pq.write_table(items, folder / "items.parquet")
+    pq.write_table(pa.table(interactions), folder / "interactions.parquet")
+    if users is not None:
+        pq.write_table(users, folder / "users.parquet")
+    return folder
+
+
+def impressions(rows: int = 400, users: int = 6, seed: int = 0, moments: int = 60) -> dict[str, Any]:
+    """Random impressions; several rows, and several requests, of a user share a moment."""
+    rng = np.random.default_rng(seed)
+    time = START + 1000 * rng.integers(0, moments, rows)
+    lat = np.where(rng.random(rows) < 0.5, np.nan, rng.uniform(50, 51, rows))
+    user = rng.integers(0, users, rows)
+    return {
+        "user_id": [f"u{u}" for u in user],
+        "item_id": [f"i{i}" for i in rng.integers(0, 12, rows)],
+        "timestamp": pa.array(time, pa.timestamp("s", "UTC")),
+        "label": rng.integers(0, 2, rows).astype(np.int8),
+        "user_lat": pa.array(lat, mask=np.isnan(lat)),
+        "user_lon": pa.array(lat - 46, mask=np.isnan(lat)),
+        "request_id": [f"{t}-{u}-{k}" for t, u, k in zip(time, user, rng.integers(0, 2, rows), strict=True)],
+    }
+
+
+def visits(rows: int = 300, users: int = 5, seed: int = 0, moments: int = 200) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    return {
+        "user_id": rng.integers(0, users, rows),
+        "item_id": [f"i{i}" for i in rng.integers(0, 12, rows)],
+        "timestamp": pa.array(START + 7200 * rng.integers(0, moments, rows), pa.timestamp("s", "UTC")),
+        "label": np.ones(rows, np.int8),
+    }
+
+
+def run(raw: Path, **options: Any) -> Path:
+    return prepare(PrepareConfig(**{"input": raw, "out": raw.parent / "out", "overwrite": True, **options}))
+
+
+def read(folder: Path, split: str) -> list[dict[str, Any]]:
+    return [r for p in sorted((folder / split).glob("*.parquet")) for r in pq.read_table(p).to_pylist()]
+
+
+def everything(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    return {split: read(folder, split) for split in ("train", "valid", "test")}
+
+
+def same(a: Path, b: Path) -> bool:
+    files = [{n: f["sha256"] for n, f in read_manifest(x, "prepared", verify=True)["files"].items()} for x in (a, b)]
+    return files[0] == files[1]
+
+
+def column(folder: Path, file: str, name: str) -> list[Any]:
+    return pq.read_table(folder / file)[name].to_pylist()
+
+
+def rows_back(folder: Path, interactions: dict[str, Any]) -> list[tuple[str, str, int, int]]:
+    """(user, item, time, label) of the source."""
+    table = pa.table(interactions)
+    time = table["timestamp"].cast(pa.int64()).to_pylist()
+    return list(
+        zip(table["user_id"].to_pylist(), table["item_id"].to_pylist(), time, table["label"].to_pylist(), strict=True)
+    )
+
+
+def check_no_leak(folder: Path, source: list[tuple[Any, str, int, int]], longest: int) -> None:
+    """Histories, visits and counts of every sample and catalog row, from the source by loops."""
+    items = column(folder, "catalog.parquet", "item_id")
+    splits = everything(folder)
+    users = sorted({u for u, *_ in source})  # one bucket, so in the order of user_index
+    positives: dict[Any, list[tuple[int, str]]] = defaultdict(list)
+    for user, item, time, label in source:
+        if label:
+            positives[user].append((time, item))
+    for rows in splits.values():
+        for row in rows:
+            user, item = users[row["user_index"]], items[row["item_row"]]
+            before = sorted(x for x in positives[user] if x[0] < row["time"])
+            got = [items[i] for i in row["history"]]
+            hours = [(row["time"] - t) / 3600 for t, _ in before[-longest:]]
+            assert row["history_hours"] == pytest.approx(hours)
+            cut = before[-longest][0] if len(before) > longest else None
+            pairs = list(zip([t for t, _ in before[-longest:]], got, strict=True))
+            untied = [Counter(x for x in some if x[0] != cut) for some in (pairs, before[-longest:])]
+            assert untied[0] == untied[1] and set(pairs) <= set(before)  # which ones at the cut is free
+            assert row["visits"] == sum(x == item for _, x in before)
+    train_end = min(r["time"] for r in splits["valid"])
+    known = [(u, i, t) for u, i, t, label in source if label and t < train_end]
+    assert column(folder, "catalog.parquet", "positives") == [sum(i == x for _, i, _ in known) for x in items]
+    last = [max((t for _, i, t in known if i == x), default=0) for x in items]
+    assert column(folder, "catalog.parquet", "last_positive") == last
+    seen = [i for _, i, t, _ in source if t < train_end]
+    assert column(folder, "catalog.parquet", "impressions") == [sum(i == x for i in seen) for x in items]
+    count = Counter(u for u, *_ in known)
+    ids = column(folder, "users.parquet", "user_id")
+    assert ids[0] is None and set(ids[1:]) == {u for u, n in count.items() if n >= 2}
+    assert column(folder, "users.parquet", "positives")[1:] == [count[u] for u in ids[1:]]
+    row_of = {u: i for i, u in enumerate(ids)}
+    for rows in splits.values():
+        assert all(r["user_row"] == row_of.get(users[r["user_index"]], 0) for r in rows)
+
+
+# --- impressions ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_impressions_against_loops(tmp_path: Path, seed: int) -> None:
+    source = impressions(seed=seed)
+    folder = run(write(tmp_path / "raw", source), history_length=4)
+    rows = rows_back(folder, source)
+    check_no_leak(folder, rows, 4)
+    splits, items = everything(folder), column(folder, "catalog.parquet", "item_id")
+    users = sorted({u for u, *_ in rows})
+    got = [(users[r["user_index"]], items[r["item_row"]], r["time"], r["label"]) for s in splits.values() for r in s]
+    assert Counter(got) == Counter(rows)  # every row of the source once, nothing else
+
+
+def test_requests(tmp_path: Path) -> None:
+    source = impressions()
+    folder = run(write(tmp_path / "raw", source))
+    items, users = column(folder, "catalog.parquet", "item_id"), sorted(set(source["user_id"]))
+    expected = Counter(
+        (request, user, item, label)
+        for request, user, item, label in zip(
+            *(source[c] for c in ("request_id", "user_id", "item_id", "label")), strict=True
+        )
+    )
+    raw_request: dict[tuple[str, str, int], set[str]] = defaultdict(set)
+    for request, user, item, label in expected:
+        raw_request[user, item, label].add(request)
+    seen: set[int] = set()
+    for split, rows in everything(folder).items():
+        groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        last = None
+        for row in rows:
+            if split != "train" and row["request"] != last:
+                assert row["request"] not in groups  # adjacent
+                last = row["request"]
+            groups[row["request"]].append(row)
+        assert not seen & set(groups)
+        seen |= set(groups)
+        for group in groups.values():
+            assert len({(r["user_index"], r["time"], str(r["lat"]), str(r["lon"])) for r in group}) == 1
+            common = set.intersection(
+                *(raw_request[users[r["user_index"]], items[r["item_row"]], r["label"]] for r in group)
+            )
+            assert common
+    assert len(seen) == len(set(source["request_id"]))
+
+
+def test_without_request_ids_a_moment_is_a_request(tmp_path: Path) -> None:
+    source = impressions()
+    del source["request_id"]
+    folder = run(write(tmp_path / "raw", source))
+    rows = [r for s in everything(folder).values() for r in s]
+    assert len({r["request"] for r in rows}) == len({(r["user_index"], r["time"]) for r in rows})
+    assert len({(r["request"], r["user_index"], r["time"]) for r in rows}) == len({r["request"] for r in rows})
+
+
+def test_place_on_some_rows_is_shared(tmp_path: Path) -> None:
+    source = impressions()
+    lat = source["user_lat"]
+    folder = run(write(tmp_path / "raw", source))
+    known = {r for r, x in zip(source["request_id"], lat.to_pylist(), strict=True) if x is not None}
+    rows = [r for s in everything(folder).values() for r in s]
+    assert len({r["request"] for r in rows if r["lat"] == r["lat"]}) == len(known)
+    assert all((r["lat"] == r["lat"]) == (r["lon"] == r["lon"]) for r in rows)
+
+
+def test_splits(tmp_path: Path) -> None:
+    source = impressions(rows=1000, moments=1000)
+    folder = run(write(tmp_path / "raw", source), valid_fraction=0.2, test_fraction=0.1)
+    splits = everything(folder)
+    assert abs(len(splits["valid"]) - 200) < 10 and abs(len(splits["test"]) - 100) < 10
+    assert max(r["time"] for r in splits["train"]) < min(r["time"] for r in splits["valid"])
+    assert max(r["time"] for r in splits["valid"]) < min(r["time"] for r in splits["test"])
+    told = read_manifest(folder, "prepared")["splits"]
+    for name, rows in splits.items():
+        assert told[name] == {
+            "rows": len(rows),
+            "requests": len({r["request"] for r in rows}),
+            "positives": sum(r["label"] for r in rows),
+            "mean_history": pytest.approx(np.mean([len(r["history"]) for r in rows])),
+            "time": [min(r["time"] for r in rows), max(r["time"] for r in rows)],
+        }
+
+
+def test_no_split_for_a_share_of_zero(tmp_path: Path) -> None:
+    folder = run(write(tmp_path / "raw", impressions()), valid_fraction=0, test_fraction=0)
+    assert set(read_manifest(folder, "prepared")["splits"]) == {"train"} and len(read(folder, "train")) == 400
+    folder = run(write(tmp_path / "raw", impressions()), valid_fraction=0)
+    assert set(read_manifest(folder, "prepared")["splits"]) == {"train", "test"}
+
+
+def test_probability_is_kept(tmp_path: Path) -> None:
+    source = impressions()
+    source["probability"] = np.linspace(0, 1, 400, dtype=np.float32)
+    folder = run(write(tmp_path / "raw", source))
+    rows = [r for s in everything(folder).values() for r in s]
+    assert sorted(r["probability"] for r in rows) == pytest.approx(np.linspace(0, 1, 400))
+
+
+# --- what must not matter ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [impressions, visits])
+@pytest.mark.parametrize("small", [False, True])
+def test_order_of_rows_does_not_matter(tmp_path: Path, make: Any, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clocks that go back, shuffled files and items, one bucket or many."""
+    if small:
+        monkeypatch.setattr(module, "_BUCKET_ROWS", 70)
+        monkeypatch.setattr(samples_module, "_CANDIDATES", 90)
+    source = pa.table(make())
+    shuffled = source.take(pa.array(np.random.default_rng(5).permutation(len(source))))
+    items = ITEMS.take(pa.array(np.random.default_rng(6).permutation(len(ITEMS))))
+    one = run(write(tmp_path / "a", source), out=tmp_path / "one")
+    assert same(one, run(write(tmp_path / "b", source.sort_by("timestamp")), out=tmp_path / "two"))
+    assert same(one, run(write(tmp_path / "c", shuffled, items), out=tmp_path / "three"))
+    assert not same(one, run(tmp_path / "a", out=tmp_path / "four", seed=1))
+
+
+@pytest.mark.parametrize("make", [impressions, visits])
+def test_buckets_hold_the_same_samples(tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = write(tmp_path / "raw", make())
+
+    def positives(folder: Path) -> Counter[Any]:
+        ids = {"item": column(folder, "catalog.parquet", "item_id"), "user": column(folder, "users.parquet", "user_id")}
+        return Counter(
+            (ids["user"][r["user_row"]], ids["item"][r["item_row"]], r["time"], r["visits"], len(r["history"]), split)
+            for split, rows in everything(folder).items()
+            for r in rows
+            if r["label"]
+        )
+
+    one = run(raw, out=tmp_path / "one")
+    monkeypatch.setattr(module, "_BUCKET_ROWS", 70)
+    monkeypatch.setattr(samples_module, "_CANDIDATES", 90)
+    many = run(raw, out=tmp_path / "many", row_group_rows=32)
+    assert positives(one) == positives(many)
+    for folder in (one, many):
+        rows = [r for s in everything(folder).values() for r in s]
+        assert len({r["user_index"] for r in rows}) == read_manifest(folder, "prepared")["users"]
+        assert len({(r["request"], r["user_index"], r["time"]) for r in rows}) == len({r["request"] for r in rows})
+    assert pq.ParquetFile(many / "train" / "part-00000.parquet").metadata.row_group(0).num_rows == 32
+
+
+# --- check-ins --------------------------------------------------------------------------------------------------
+
+
+def distance(lat: float, lon: float, item: dict[str, Any]) -> float:
+    degrees = (torch.tensor(x, dtype=torch.float64) for x in (lat, lon, item["lat"], item["lon"]))
+    return float(haversine_km(*degrees))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_check_ins_against_loops(tmp_path: Path, seed: int) -> None:
+    source = visits(seed=seed)
+    reach, hours, counts = 4.0, 24, {"train": 2, "valid": 5, "test": 5}
+    folder = run(
+        write(tmp_path / "raw", source),
+        reach_km=reach,
+        place_max_hours=hours,
+        train_negatives=2,
+        eval_negatives=5,
+        history_length=3,
+    )
+    rows = rows_back(folder, source)
+    check_no_leak(folder, rows, 3)
+    items = pq.read_table(folder / "catalog.parquet").to_pylist()
+    by_id = {x["item_id"]: x for x in items}
+    users = sorted({u for u, *_ in rows})
+    lonely, known, placed = 0, 0, 0
+    positives: list[tuple[Any, str, int]] = []
+    first_is_positive = []
+    for split, samples in everything(folder).items():
+        groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for row in samples:
+            groups[row["request"]].append(row)
+        for group in groups.values():
+            (positive,) = (r for r in group if r["label"])
+            own = items[positive["item_row"]]
+            user, time = users[positive["user_index"]], positive["time"]
+            positives.append((user, own["item_id"], time))
+            if split != "train":
+                first_is_positive.append(group[0]["label"])
+            assert len({(r["user_index"], r["time"], str(r["lat"]), str(r["lon"])) for r in group}) == 1
+            before = [(t, i) for u, i, t, _ in rows if u == user and time - hours * 3600 <= t < time]
+            latest = {i for t, i in before if t == max(before)[0]}
+            lat, lon = group[0]["lat"], group[0]["lon"]
+            if lat == lat:
+                known += 1
+                assert any(abs(by_id[i]["lat"] - lat) < 1e-5 for i in latest) and distance(lat, lon, own) <= reach
+            else:
+                assert not latest or any(distance(by_id[i]["lat"], 4.0, own) > reach for i in latest)
+                placed += bool(latest)
+                lat, lon = own["lat"], own["lon"]
+            reachable = [x["item_id"] for x in items[1:] if distance(lat, lon, x) <= reach and x is not own]
+            drawn = [items[r["item_row"]]["item_id"] for r in group if not r["label"]]
+            assert len(set(drawn)) == len(drawn) == min(counts[split], len(reachable)) > 0
+            assert set(drawn) <= set(reachable)
+    lonely = sum(i == "i11" for _, i, _, _ in rows)  # nothing else is near it
+    assert Counter(positives) == Counter((u, i, t) for u, i, t, _ in rows if i != "i11") and lonely
+    told = read_manifest(folder, "prepared")
+    assert told["check_ins"] == {"requests": len(rows) - lonely, "known_place": known, "no_negatives": lonely}
+    assert told["source"] == "check-ins" and known and placed
+    assert 0.05 < np.mean(first_is_positive) < 0.4  # where a candidate stands does not tell its label
+
+
+def test_given_places(tmp_path: Path) -> None:
+    source = visits()
+    lat = np.array([50.0 + 0.01 * int(i[1:]) for i in source["item_id"]])
+    source |= {"user_lat": np.clip(lat + 0.01, 50, 51), "user_lon": np.full(300, 4.0)}
+    folder = run(write(tmp_path / "raw", source), reach_km=4.0)
+    rows = [r for s in everything(folder).values() for r in s]
+    positives = [r for r in rows if r["label"]]
+    items = column(folder, "catalog.parquet", "lat")
+    assert all(r["lat"] == pytest.approx(items[r["item_row"]] + 0.01) for r in positives)
+    source["user_lat"] = lat
+    with pytest.warns(UserWarning, match=r"own place in \d+ of 300 visits: distance 0 tells the label; drop"):
+        run(write(tmp_path / "raw", source), reach_km=4.0)
+    source["user_lat"] = lat + 5  # too far: the place is not used
+    folder = run(write(tmp_path / "raw", source), reach_km=4.0)
+    assert all(r["lat"] != r["lat"] for s in everything(folder).values() for r in s)
+
+
+# --- catalog, users, vocabularies -------------------------------------------------------------------------------
+
+
+def test_catalog(tmp_path: Path) -> None:
+    folder = run(write(tmp_path / "raw", impressions()))
+    catalog = pq.read_table(folder / "catalog.parquet").to_pylist()
+    vocab = {p.stem: column(folder, f"vocab/{p.name}", "value") for p in (folder / "vocab").glob("*")}
+    tables = read_manifest(folder, "prepared")["tables"]
+    assert tables == {"item": 13, "user": 7, **{n: len(v) for n, v in vocab.items()}}
+    assert all(v[0] is None for v in vocab.values())
+    assert vocab["category"][1:] == ["food", "food > noodles", "food > noodles > ramen", "shop", "shop > noodles"]
+    assert catalog[0]["item_id"] is None and catalog[0]["lat"] != catalog[0]["lat"]
+    assert catalog[0]["category_path"] == [] and catalog[0]["popularity_bucket"] == 2
+    by_id = {x["item_id"]: x for x in ITEMS.to_pylist()}
+    for row in catalog[1:]:
+        source = by_id[row["item_id"]]
+        assert row["lat"] == source["lat"] and row["name"] == source["name"]
+        path = source["category"] or []
+        assert [vocab["category"][i] for i in row["category_path"]] == [
+            " > ".join(path[: d + 1]) for d in range(len(path))
+        ]
+        assert row["category_row"] == (row["category_path"][-1] if path else 0)
+        for name in ("brand", "city", "province", "district"):
+            assert vocab[name][row[f"{name}_row"]] == source.get(name)
+        price = vocab["price"][row["price_row"]]
+        assert price == (None if source["price"] is None else f"{source['price']:g}-{source['price']:g}")
+    counts = sorted((-r["positives"], i, r["popularity_bucket"]) for i, r in enumerate(catalog[1:]))
+    assert [b for *_, b in counts] == [0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2]  # ceil of 10 % and 50 % of 12
+
+
+def test_user_columns(tmp_path: Path) -> None:
+    users = pa.table(
+        {"user_id": ["u5", "u0", "u1", "u9"], "age": ["old", "young", None, "ancient"], "sex": [1, 0, 1, 0]}
+    )
+    folder = run(write(tmp_path / "raw", impressions(), users=users))
+    assert read_manifest(folder, "prepared")["user_columns"] == ["age", "sex"]
+    age = column(folder, "vocab/age.parquet", "value")
+    assert age == [None, "ancient", "old", "young"]
+    got = dict(zip(column(folder, "users.parquet", "user_id"), column(folder, "users.parquet", "age_row"), strict=True))
+    assert got == {None: 0, "u0": 3, "u1": 0, "u2": 0, "u3": 0, "u4": 0, "u5": 2}
+    with pytest.raises(DataError, match=r"columns \['city'\] have names of placerank's own; rename"):
+        run(write(tmp_path / "raw", impressions(), users=users.rename_columns(["user_id", "city", "sex"])))
+
+
+def test_new_users_share_row_0(tmp_path: Path) -> None:
+    source = impressions()
+    source["user_id"] = [
+        u if t.as_py().timestamp() < START + 50_000 else "late"
+        for u, t in zip(source["user_id"], source["timestamp"], strict=True)
+    ]
+    folder = run(write(tmp_path / "raw", source))
+    late = [r for r in read(folder, "test")]
+    assert {r["user_row"] for r in late} == {0} and len({r["user_index"] for r in late}) == 1
+    assert late[0]["user_index"] not in {r["user_index"] for r in read(folder, "train")}
+    assert "late" not in column(folder, "users.parquet", "user_id")
+
+
+def test_price_buckets() -> None:
+    price = pa.chunked_array([pa.array([None, *np.arange(100)], pa.float32())])
+    table, rows = price_rows(price, 4)
+    assert table["value"].to_pylist() == [None, "0-24.75", "24.75-49.5", "49.5-74.25", "74.25-99"]
+    assert np.bincount(rows).tolist() == [1, 25, 25, 25, 25]
+    table, rows = price_rows(pa.chunked_array([pa.nulls(3, pa.float32())]), 4)
+    assert len(table) == 1 and rows.tolist() == [0, 0, 0]
+
+
+def test_empty_vocabularies() -> None:
+    table, deepest, paths = category_rows(pa.chunked_array([pa.nulls(2, pa.list_(pa.string()))]))
+    assert len(table) == 1 and deepest.tolist() == [0, 0] and paths.to_pylist() == [[], []]
+    table = vocabulary(pa.chunked_array([pa.nulls(2, pa.string())]))
+    assert rows_of(pa.array(["a", None]), table).tolist() == [0, 0]
+
+
+# --- what is refused, or told -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"history_length": 0}, "prepare.history_length=0: expected at least 1"),
+        ({"valid_fraction": 1.0}, r"prepare.valid_fraction=1.0: expected a share in \[0, 1\)"),
+        ({"valid_fraction": 0.5, "test_fraction": 0.5}, "expected a sum below 1"),
+        ({"reach_km": 0.0}, "prepare.reach_km=0.0: expected more than 0 km"),
+        ({"place_max_hours": float("nan")}, "prepare.place_max_hours=nan: expected 0 hours or more"),
+        ({"row_group_rows": 100_000}, "prepare.row_group_rows=100000: expected 1 to 65,536 rows"),
+        ({"columns": {"user_id": "u"}}, "prepare.columns is for format 'csv' alone; got format 'parquet'"),
+        ({"out": Path("raw")}, "prepare.out=raw is the input"),
+    ],
+)
+def test_config_is_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PrepareConfig(**{"input": Path("raw"), "out": Path("out"), **options})
+
+
+def test_one_class_only(tmp_path: Path) -> None:
+    source = impressions()
+    source["label"] = np.zeros(400, np.int8)
+    with pytest.raises(DataError, match="all 400 interactions have label 0, expected some with label 1"):
+        run(write(tmp_path / "raw", source))
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_no_positive_in_train(tmp_path: Path) -> None:
+    source = impressions()
+    late = np.array([t.as_py().timestamp() > START + 55_000 for t in source["timestamp"]])
+    source["label"] = late.astype(np.int8)
+    with pytest.raises(DataError, match=r"the train split has \d+ samples and no positive"):
+        run(write(tmp_path / "raw", source))
+    source["label"] = 1 - source["label"]
+    with pytest.warns(UserWarning, match="the test split holds only negatives: its AUC is undefined"):
+        run(write(tmp_path / "raw", source), test_fraction=0.05)
+
+
+def test_one_moment_only(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the valid split is empty: 400 interactions run from 1600000000 to 1600000000"):
+        run(write(tmp_path / "raw", impressions(moments=1)))
+
+
+def test_one_user_only(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="of one user only"):
+        folder = run(write(tmp_path / "raw", impressions(users=1)))
+    assert read_manifest(folder, "prepared")["users"] == 1
+
+
+def test_request_over_several_moments(tmp_path: Path) -> None:
+    source = impressions()
+    source["request_id"] = ["same"] * 400
+    with pytest.raises(DataError, match=r"a request_id of user 'u\d' has rows at \d+ and at \d+.*expected one moment"):
+        run(write(tmp_path / "raw", source))
+
+
+def test_bad_rows(tmp_path: Path) -> None:
+    source = impressions()
+    source["item_id"][7] = "nowhere"
+    with pytest.raises(DataError, match="row 7, column 'item_id': got 'nowhere'"):
+        run(write(tmp_path / "raw", source))
+    folder = run(tmp_path / "raw", on_bad_rows="skip")
+    assert sum(len(x) for x in everything(folder).values()) == 399
+    (told,) = read_manifest(folder, "prepared")["rejected"]
+    assert told["rows"] == 1 and pq.read_table(folder / "rejected" / "interactions.parquet")["row"].to_pylist() == [7]
+
+
+def test_missing_input_and_output_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"prepare\.input=.*nothing not found"):
+        run(tmp_path / "nothing")
+    raw = write(tmp_path / "raw", impressions())
+    run(raw)
+    with pytest.raises(FileExistsError, match="out exists; choose another folder"):
+        run(raw, overwrite=False)
+
+
+def test_manifest_says_what_it_was_made_from(tmp_path: Path) -> None:
+    raw = write(tmp_path / "raw", impressions())
+    first = read_manifest(run(raw), "prepared")["made_from"]
+    (raw / "manifest.json").write_text(json.dumps({"content_hash": "abc"}))
+    assert read_manifest(run(raw), "prepared")["made_from"] == {"raw": "abc"} != first
+    assert not (tmp_path / "out" / "buckets").exists()
+
+
+def test_public_formats_and_csv(tmp_path: Path) -> None:
+    """Read through ``convert``: lines that the reader sets aside and leaves out are told in one place."""
+    lines = [
+        f"{u}\t2010-10-{d:02}T10:00:00Z\t{50 + p / 100}\t4.0\tp{p}"
+        for u in "ab"
+        for d in range(1, 29)
+        for p in (d % 5,)
+    ]
+    (tmp_path / "loc-gowalla_totalCheckins.txt").write_text(
+        "\n".join([*lines, "a\t2010-10-01T10:00:00Z\t95\t4\tp7", ""])
+    )
+    source = tmp_path / "loc-gowalla_totalCheckins.txt"
+    with pytest.raises(DataError, match=r"line \d+, column 'lat': got '95'"):
+        run(source, format="gowalla")
+    folder = run(source, format="gowalla", on_bad_rows="skip")
+    told = read_manifest(folder, "prepared")
+    assert told["left_out"] == {"check-ins without a location": 0} and sum(r["rows"] for r in told["rejected"]) == 1
+    assert sum(s["positives"] for s in told["splits"].values()) == 56 and told["tables"]["item"] == 6
+    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["rejected", "test", "train", "valid", "vocab"]

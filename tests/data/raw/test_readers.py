@@ -1,0 +1,264 @@
+"""Public formats become our schema; broken lines are told by file and line, or set aside."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from placerank.data.manifest import read_manifest
+from placerank.data.raw.readers import convert, yelp_category
+from placerank.data.raw.schema import BadRows, DataError, iter_interactions, read_items, read_users
+from placerank.data.raw.text import numbers, times
+
+NYC = (
+    "470\t49bbd6c0f964a520f4531fe3\t4bf58dd8d48988d127951735\tArts & Crafts Store\t40.719\t-74.002\t-240\t"
+    "Tue Apr 03 18:00:09 +0000 2012\n"
+    "979\t4a43c0aef964a520c6a61fe3\t4bf58dd8d48988d1df941735\tCaf\u00e9\t40.606\t-74.044\t-240\t"
+    "Tue Apr 03 18:00:25 +0000 2012\n"
+    "470\t4a43c0aef964a520c6a61fe3\t4bf58dd8d48988d1df941735\tCaf\u00e9\t40.607\t-74.045\t-240\t"
+    "Wed Apr 04 01:02:03 +0000 2012\n"
+)
+SNAP = (
+    "0\t2010-10-19T23:55:27Z\t30.2359091167\t-97.7951395833\t22847\n"
+    "0\t2010-10-18T22:17:43Z\t30.2691029532\t-97.7493953705\t420315\n"
+    "1\t2010-10-17T23:42:03Z\t30.2359091167\t-97.7951395833\t22847\n"
+)
+
+
+def interactions(folder: Path) -> pa.Table:
+    return pa.concat_tables(iter_interactions(folder, read_items(folder)["item_id"]))
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+def test_foursquare(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "dataset_TSMC2014_NYC.txt").write_bytes(NYC.encode(encoding))
+    out = convert(tmp_path, "foursquare", {}, tmp_path / "raw")
+    items = read_items(out).to_pylist()
+    assert [i["item_id"] for i in items] == ["49bbd6c0f964a520f4531fe3", "4a43c0aef964a520c6a61fe3"]
+    assert items[1]["category"] == ["Caf\u00e9"] and items[1]["lat"] == 40.606 and items[1]["name"] is None
+    visits = interactions(out)
+    assert visits["user_id"].to_pylist() == ["470", "979", "470"]
+    assert visits["timestamp"].to_pylist() == [1333476009, 1333476025, 1333501323]
+    assert visits["label"].to_pylist() == [1, 1, 1]
+    assert read_manifest(out, "raw", verify=True)["interactions"] == 3
+
+
+def test_gowalla_plain_and_gzip(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "loc-gowalla_totalCheckins.txt", tmp_path / "again.txt.gz"
+    plain.write_text(SNAP)
+    packed.write_bytes(gzip.compress(SNAP.encode()))
+    a, b = (convert(f, "gowalla", {}, tmp_path / f.name[:5]) for f in (plain, packed))
+    assert interactions(a).equals(interactions(b)) and len(read_items(a)) == 2
+    assert interactions(a)["timestamp"].to_pylist() == [1287532527, 1287440263, 1287358923]
+
+
+def test_brightkite_without_locations(tmp_path: Path) -> None:
+    source = tmp_path / "loc-brightkite_totalCheckins.txt"
+    source.write_text(
+        SNAP
+        + "5\t2008-01-01T00:00:00Z\t0.0\t0.0\t00000000000000000000000000000000\n"
+        + "5\t2008-01-01T00:00:00Z\t\t\t\n"
+        + "\n"
+        + "5\t2008-01-02T00:00:00Z\t1.5\t-2\tabc"  # no newline at the end
+    )
+    out = convert(source, "gowalla", {}, tmp_path / "raw")
+    assert read_manifest(out, "raw")["left_out"] == {"check-ins without a location": 2}
+    assert interactions(out)["item_id"].to_pylist() == ["22847", "420315", "22847", "abc"]
+
+
+BUSINESS: list[dict[str, Any]] = [
+    {"business_id": "b1", "name": "Ramen Ya", "categories": "Sushi Bars, Restaurants, Japanese", "latitude": 36.1,
+     "longitude": -115.1, "city": "Las Vegas", "state": "NV", "attributes": {"RestaurantsPriceRange2": "u'2'", "X": 1}},
+    {"business_id": "b2", "name": "Nowhere", "categories": None, "latitude": 36.2, "longitude": -115.2, "city": None,
+     "state": "NV", "attributes": None, "hours": {"Monday": "9:0-17:0"}},
+]  # fmt: skip
+REVIEW: list[dict[str, Any]] = [
+    {
+        "review_id": "r1",
+        "user_id": "u1",
+        "business_id": "b2",
+        "stars": 4.0,
+        "date": "2018-07-07 22:09:11",
+        "text": "a\tb",
+    },
+    {
+        "review_id": "r2",
+        "user_id": "u2",
+        "business_id": "b1",
+        "stars": 1.0,
+        "date": "2012-01-03 15:28:18",
+        "text": "\n",
+    },
+]
+
+
+def yelp(folder: Path, business: str, review: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "yelp_academic_dataset_business.json").write_text(business)
+    (folder / "yelp_academic_dataset_review.json").write_text(review)
+    return folder
+
+
+def lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(r) + "\n" for r in rows)
+
+
+def test_yelp(tmp_path: Path) -> None:
+    out = convert(yelp(tmp_path / "yelp", lines(BUSINESS), lines(REVIEW)), "yelp", {}, tmp_path / "raw")
+    first, second = read_items(out).to_pylist()
+    assert first["category"] == ["Restaurants", "Sushi Bars"] and first["price"] == 2 and first["province"] == "NV"
+    assert second["category"] is None and second["price"] is None
+    assert interactions(out).select(["user_id", "item_id", "timestamp", "label"]).to_pylist() == [
+        {"user_id": "u1", "item_id": "b2", "timestamp": 1531001351, "label": 1},
+        {"user_id": "u2", "item_id": "b1", "timestamp": 1325604498, "label": 1},
+    ]
+
+
+def test_yelp_category_without_a_top_level() -> None:
+    got = yelp_category(pa.chunked_array([["Sushi Bars, Japanese", "Food", "", None, "Pets,  Dogs "]]))
+    assert got.to_pylist() == [["Sushi Bars"], ["Food"], [], [], ["Pets", "Dogs"]]
+
+
+def test_yelp_broken_line(tmp_path: Path) -> None:
+    broken = '{"user_id": "u1", "business_id": "b1", "date": "2018-07-0\n'
+    source = yelp(tmp_path / "yelp", lines(BUSINESS), lines(REVIEW) + broken + lines(REVIEW[:1]))
+    with pytest.raises(DataError, match=r"review.json: line 3: got '\{\"user_id.*expected a JSON object with user_id"):
+        convert(source, "yelp", {}, tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+    with BadRows("skip", tmp_path / "rejected") as bad_rows:
+        out = convert(source, "yelp", {}, tmp_path / "raw", bad_rows)
+    assert len(interactions(out)) == 3 and bad_rows.total == 1
+    aside = pq.read_table(tmp_path / "rejected" / "yelp_academic_dataset_review.json-lines.parquet").to_pylist()
+    assert aside[0]["row"] == 3 and aside[0]["text"] == broken.strip()
+
+
+def csv(folder: Path, items: str, visits: str, users: str | None = None) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "items.csv").write_text(items)
+    (folder / "interactions.csv").write_text(visits)
+    if users:
+        (folder / "users.csv").write_text(users)
+    return folder
+
+
+ITEMS_CSV = 'venue,title,category,lat,lon,price\n007,"Joe\'s, ""the"" place",Food > Pizza,1.5,2,9.50\n8,,,-3,4e0,\n'
+VISITS_CSV = "who,venue,timestamp,label\nx,007,2020-01-01T00:00:00Z,1\ny,8,1577836801,0\n"
+COLUMNS = {"item_id": "venue", "name": "title", "user_id": "who"}
+
+
+def test_csv(tmp_path: Path) -> None:
+    out = convert(csv(tmp_path / "c", ITEMS_CSV, VISITS_CSV, "who,age\nx,30\ny,\n"), "csv", COLUMNS, tmp_path / "raw")
+    first, second = read_items(out).to_pylist()
+    assert first["item_id"] == "007" and first["name"] == 'Joe\'s, "the" place' and first["price"] == 9.5
+    assert first["category"] == ["Food", "Pizza"] and second["category"] is None and second["name"] is None
+    assert interactions(out)["timestamp"].to_pylist() == [1577836800, 1577836801]
+    assert interactions(out)["label"].to_pylist() == [1, 0]
+    assert "request_id" not in pq.read_schema(out / "interactions.parquet").names
+    users = read_users(out)
+    assert users is not None and users.to_pylist() == [{"user_id": "x", "age": "30"}, {"user_id": "y", "age": None}]
+
+
+BAD_CSV = [
+    (ITEMS_CSV + "9,n,c,91,0,1\n", VISITS_CSV, "items.csv: line 4, column 'lat': got '91', expected a latitude in"),
+    (ITEMS_CSV + "9,n,c,north,0,1\n", VISITS_CSV, "items.csv: line 4, column 'lat': got 'north', expected a latitude"),
+    (ITEMS_CSV + "9,n,c,nan,0,1\n", VISITS_CSV, "items.csv: line 4, column 'lat': got 'nan', expected a latitude"),
+    (ITEMS_CSV + "9,n,c,1,0,cheap\n", VISITS_CSV, "items.csv: line 4, column 'price': got 'cheap', expected a price"),
+    (ITEMS_CSV + "8,n,c,1,0,1\n", VISITS_CSV, "line 4, column 'item_id': got '8', which line 3 has too, expected"),
+    (ITEMS_CSV + "9,n,c,1\n", VISITS_CSV, "items.csv: line 4: got 4 fields in '9,n,c,1', expected 6 fields as in the"),
+    (ITEMS_CSV, VISITS_CSV + "x,9,1577836801,1\n", "line 4, column 'item_id': got '9', expected an item_id that is in"),
+    (
+        ITEMS_CSV,
+        VISITS_CSV + "x,8,yesterday,1\n",
+        "line 4, column 'timestamp': got 'yesterday', expected a time between",
+    ),
+    (ITEMS_CSV, VISITS_CSV + "x,8,1577836801000,1\n", "got '1577836801000', expected a time between 1970 and 2200"),
+    (ITEMS_CSV, VISITS_CSV + "x,8,1577836801,2\n", "line 4, column 'label': got '2', expected 0 or 1"),
+    (ITEMS_CSV, VISITS_CSV + ",8,1577836801,1\n", "line 4, column 'user_id': got None, expected an id, not null"),
+]
+
+
+@pytest.mark.parametrize(("items", "visits", "message"), BAD_CSV, ids=range(len(BAD_CSV)))
+def test_csv_bad_rows(tmp_path: Path, items: str, visits: str, message: str) -> None:
+    source = csv(tmp_path / "c", items, visits)
+    with pytest.raises(DataError) as error:
+        convert(source, "csv", COLUMNS, tmp_path / "raw")
+    assert message in str(error.value) and "--on-bad-rows skip" in str(error.value)
+    with BadRows("skip", tmp_path / "rejected") as bad_rows:
+        out = convert(source, "csv", COLUMNS, tmp_path / "raw", bad_rows)
+    assert bad_rows.total == 1 and len(read_items(out)) == 2 and len(interactions(out)) == 2
+
+
+def test_csv_columns(tmp_path: Path) -> None:
+    source = csv(tmp_path / "c", ITEMS_CSV, VISITS_CSV)
+    with pytest.raises(DataError, match=r"items.csv: column 'item_id' is missing; found \['venue', 'title'.*--columns"):
+        convert(source, "csv", {}, tmp_path / "raw")
+    with pytest.raises(
+        ValueError, match="columns: got 'itemid', which is not a column of the schema; did you mean 'item_id'"
+    ):
+        convert(source, "csv", {"itemid": "venue"}, tmp_path / "raw")
+    with pytest.raises(DataError, match="columns brand=chain name no column of the files"):
+        convert(source, "csv", {**COLUMNS, "brand": "chain"}, tmp_path / "raw")
+    with pytest.raises(FileNotFoundError, match=r"expected items.csv and interactions.csv .* got \['dataset"):
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "empty" / "dataset.csv").write_text("")
+        convert(tmp_path / "empty", "csv", {}, tmp_path / "raw")
+
+
+def test_foursquare_bad_lines(tmp_path: Path) -> None:
+    source = tmp_path / "f.txt"
+    source.write_text(NYC + "1\t2\t3\n" + NYC.replace("40.719", "140.719").replace("03 18:00:09", "33 18:00:09"))
+    with pytest.raises(DataError, match=r"f.txt: line 4: got 3 fields, expected 8 fields separated by tabs \(user_id"):
+        convert(source, "foursquare", {}, tmp_path / "raw")
+    source.write_text(NYC.replace("40.719", "140.719"))
+    with pytest.raises(DataError, match=r"f.txt: line 1, column 'lat': got '140.719', expected a latitude"):
+        convert(source, "foursquare", {}, tmp_path / "raw")
+    source.write_text(NYC + NYC.replace("40.719", "140.719") + NYC[:-30] + "Tue Apr 33 2012\n")
+    with BadRows("skip", tmp_path / "rejected") as bad_rows:
+        out = convert(source, "foursquare", {}, tmp_path / "raw", bad_rows)
+    assert len(interactions(out)) == 7
+    assert [(c["column"], c["rows"]) for c in bad_rows.summary()] == [("lat", 1), ("timestamp", 1)]
+    aside = pq.read_table(tmp_path / "rejected" / "f.txt-places.parquet").to_pylist()
+    assert aside[0]["row"] == 4 and aside[0]["lat"] == "140.719"
+
+
+def test_unusable_sources(tmp_path: Path) -> None:
+    source = tmp_path / "loc-gowalla_totalCheckins.txt"
+    source.write_text("")
+    with pytest.raises(DataError, match=r"totalCheckins.txt: the file is empty \(0 bytes\)"):
+        convert(source, "gowalla", {}, tmp_path / "raw")
+    packed = tmp_path / "loc.txt.gz"
+    packed.write_bytes(gzip.compress((SNAP * 1000).encode())[:-20])
+    with pytest.raises(DataError, match=r"loc.txt.gz: cannot be read to its end"):
+        convert(packed, "gowalla", {}, tmp_path / "raw")
+    with pytest.raises(FileNotFoundError, match=r"expected one file \*TSMC2014\*.txt\*, got \["):
+        convert(tmp_path, "foursquare", {}, tmp_path / "raw")
+    with pytest.raises(ValueError, match="format: got 'xml', expected one of csv, foursquare, gowalla, yelp"):
+        convert(tmp_path, "xml", {}, tmp_path / "raw")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="with format 'yelp', expected them with 'csv' alone"):
+        convert(tmp_path, "yelp", {"item_id": "id"}, tmp_path / "raw")
+    source.write_text("5\t2008-01-01T00:00:00Z\t0.0\t0.0\t00000000000000000000000000000000\n")
+    with pytest.raises(DataError, match="got no interactions that can be used"):
+        convert(source, "gowalla", {}, tmp_path / "raw")
+
+
+def test_many_blocks_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "g.txt"
+    source.write_text(
+        "".join(f"{i % 7}\t2010-10-19T23:55:{i % 60:02}Z\t{i % 50}\t{-i}\t{i % 50}\n" for i in range(150))
+    )
+    whole = convert(source, "gowalla", {}, tmp_path / "whole")
+    monkeypatch.setattr("placerank.data.raw.text.BLOCK_BYTES", 64)
+    parts = convert(source, "gowalla", {}, tmp_path / "parts")
+    assert interactions(whole).equals(interactions(parts)) and read_items(whole).equals(read_items(parts))
+
+
+def test_times_and_numbers() -> None:
+    text = ["1577836800", "2020-01-01", "2020-01-01 00:00", "2020-01-01T00:00:00.123Z", "2020-01-01 02:00:00+02:00",
+            "2019-12-31T19:00:00-0500", "-1", "", None, "1/1/2020", "2020-13-01"]  # fmt: skip
+    assert times(pa.chunked_array([text])).to_pylist() == [1577836800] * 6 + [-1] + [None] * 4
+    got = numbers(pa.chunked_array([["1", " -2.5e1 ", ".5", "5.", "1,5", "0x1", "", None, "inf"]])).to_pylist()
+    assert got == [1, -25, 0.5, 5, None, None, None, None, float("inf")]

@@ -1,0 +1,37 @@
+"""Ranges and runs against loops; hashes that depend on the id alone."""
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from placerank.data.arrays import first_of_run, hash_ids, ranges, starts_run
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 7))))
+def test_ranges(pairs: list[tuple[int, int]]) -> None:
+    start, length = np.array(pairs, np.int64).reshape(-1, 2).T
+    expected = [i for s, n in pairs for i in range(s, s + n)]
+    assert ranges(start, length).tolist() == expected
+
+
+def test_runs() -> None:
+    new = starts_run(np.array([1, 1, 1, 2, 2]), np.array([5, 6, 6, 6, 6]))
+    assert new.tolist() == [True, True, False, True, False]
+    assert first_of_run(new).tolist() == [0, 1, 1, 3, 3]
+    assert starts_run(np.array([], int)).tolist() == []
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.text(max_size=6), min_size=1, max_size=20))
+def test_hashes_depend_on_the_id_alone(ids: list[str]) -> None:
+    whole = hash_ids(pa.array(ids))
+    assert [hash_ids(pa.array([x]))[0] for x in ids] == whole.tolist()
+    assert hash_ids(pa.array(["x", *ids]).slice(1)).tolist() == whole.tolist()
+    assert len(set(whole.tolist())) == len(set(ids))
+
+
+def test_hashes_spread() -> None:
+    for ids in (pa.array(range(100_000)), pa.array([f"user-{i}" for i in range(100_000)])):
+        count = np.bincount((hash_ids(ids) % np.uint64(50)).astype(int), minlength=50)
+        assert abs(count - 2000).max() < 6 * np.sqrt(2000)

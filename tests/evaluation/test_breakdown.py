@@ -1,0 +1,111 @@
+"""Slices hold the rows that they say, and their metrics are those of the rows taken out by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from placerank.evaluation import breakdown as b
+from placerank.training.metrics import request_ranking
+
+
+@pytest.fixture(scope="module")
+def items(fabricated):
+    return b.ItemFacts.load(fabricated.data)
+
+
+@pytest.fixture(scope="module")
+def parts(fabricated, items):
+    return {s.name: s for s in b.slicings(fabricated.predictions, items)}
+
+
+def labels_of(slicing):
+    return np.array(slicing.labels)[slicing.code]
+
+
+def test_every_row_is_in_one_slice_of_each(fabricated, parts):
+    assert set(parts) == {"popularity", "appearances", "user", "visit", "distance", "period", "city"}
+    for slicing in parts.values():
+        assert slicing.code.shape == (len(fabricated.predictions),)
+        assert slicing.code.min() >= 0 and slicing.code.max() < len(slicing.labels)
+
+
+def test_slices_say_what_they_hold(fabricated, items, parts):
+    p = fabricated.predictions
+    i = 1234
+    row = p.item_row[i]
+    assert labels_of(parts["popularity"])[i] == ("head", "mid", "tail")[items.popularity_bucket[row]]
+    np.testing.assert_array_equal(labels_of(parts["appearances"]) == "< 3 in training", items.positives[p.item_row] < 3)
+    np.testing.assert_array_equal(labels_of(parts["user"]) == "new", p.user_row == 0)
+    np.testing.assert_array_equal(labels_of(parts["visit"]) == "first visit", p.visits == 0)
+    assert set(labels_of(parts["city"])) == {"unknown", "Pisa", "Livorno"}
+
+
+def test_distance_buckets(items, fabricated):
+    p = fabricated.predictions
+    # one degree of latitude is 111.195 km: requests due south of their items
+    km = np.array([0.5, 2, 5, 20, 40, np.nan])
+    few = p.take(np.arange(6))
+    few = dataclasses.replace(
+        few,
+        lat=(items.lat[few.item_row] - km / 111.195).astype(np.float32),
+        lon=items.lon[few.item_row].astype(np.float32),
+    )
+    np.testing.assert_allclose(items.distance_km(few)[:5], km[:5], atol=0.01)
+    distance = next(s for s in b.slicings(few, items) if s.name == "distance")
+    assert labels_of(distance).tolist() == ["0-1 km", "1-3 km", "3-10 km", "10-30 km", "> 30 km", "unknown"]
+
+
+@pytest.mark.parametrize(
+    ("hour", "period"),
+    [(0, "night"), (4.9, "night"), (5, "breakfast"), (10, "lunch"), (14, "afternoon"), (17, "dinner"), (21, "night")],
+)
+def test_periods_are_local_to_the_item(fabricated, items, hour, period):
+    one = fabricated.predictions.take(np.arange(1))
+    east = dataclasses.replace(items, lon=np.full(len(items), 139.7))  # Tokyo: nine hours ahead
+    at = dataclasses.replace(one, time=np.array([int((hour - 9) % 24 * 3600)]))
+    slicing = next(s for s in b.slicings(at, east) if s.name == "period")
+    assert labels_of(slicing).tolist() == [period]
+
+
+def test_slice_metrics_are_those_of_its_rows(fabricated, parts):
+    p = fabricated.predictions
+    found = {s["label"]: s for s in b.slice_metrics(parts["popularity"], p, p.logit, p.predicted())}
+    assert list(found) == ["head", "mid", "tail"]
+    assert sum(s["rows"] for s in found.values()) == len(p)
+    for name, got in found.items():
+        inside = labels_of(parts["popularity"]) == name
+        assert got["positives"] == p.label[inside].sum()
+        assert got["auc"] == pytest.approx(roc_auc_score(p.label[inside], p.logit[inside]))
+        # its positives among every negative: other positives are taken out of the lists
+        listed = inside | (p.label == 0)
+        want = request_ranking(p.request[listed], p.label[listed], p.logit[listed])
+        assert got["hit@1"] == want["hit@1"] and got["ndcg@10"] == want["ndcg@10"]
+        assert 0 < got["auc_standard_error"] < 0.05
+        assert got["calibration"] == pytest.approx(p.predicted()[inside].sum() / p.label[inside].sum())
+
+
+def test_weighted_auc_is_the_mean_over_slices(fabricated, parts):
+    p = fabricated.predictions
+    for name in ("period", "city"):
+        code = parts[name].code
+        want = np.average(
+            [roc_auc_score(p.label[code == c], p.logit[code == c]) for c in np.unique(code)],
+            weights=[np.sum(code == c) for c in np.unique(code)],
+        )
+        assert b.weighted_auc(parts[name], p.label, p.logit) == pytest.approx(want)
+
+
+def test_too_small_slices_say_so(fabricated, parts):
+    p = fabricated.predictions
+    few = p.take(np.arange(60))
+    slicing = dataclasses.replace(parts["visit"], code=parts["visit"].code[:60])
+    for got in b.slice_metrics(slicing, few, few.logit, few.predicted()):
+        assert got["auc"] is None and got["note"] == "too few" and got["rows"] > 0
+
+
+def test_only_the_largest_are_shown(fabricated, parts):
+    p = fabricated.predictions
+    shown = b.slice_metrics(dataclasses.replace(parts["city"], shown=2), p, p.logit)
+    assert [s["label"] for s in shown] == ["Pisa", "Livorno"] and "log_loss" not in shown[0]

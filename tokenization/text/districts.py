@@ -1,0 +1,133 @@
+"""Districts from coordinates, for data that has none.
+
+Location text is what the language model reads, and NMI and town coverage are measured against; data without it
+(check-ins) still has coordinates. k-means on the sphere makes districts of about the same number of items, so that a
+dense centre has many small ones and a suburb few large ones, as administrative districts do. Cells of a fixed size
+would make most of a city one district, or most districts empty.
+
+A district is named by the geohash of its centre, with as many letters as keep the names apart (at least 5): the name
+does not depend on the order of districts, and names of near districts start alike, which a language model can use.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from ...data.geohash import LONGEST, geohash_encode
+
+_EXACT_ITEMS = 20_000  # up to here plain k-means takes a second; beyond, mini-batches
+_MAX_DISTRICTS = 20_000
+_SHORTEST_NAME = 5  # letters: cells about 5 km across
+
+
+@dataclass(kw_only=True)
+class DistrictConfig:
+    """Districts from coordinates."""
+
+    derive: Literal["auto", "always", "never"] = "auto"
+    """auto: if fewer than half of the items have a district; always: instead of those given; never: as given."""
+    items_per_district: int = 150
+    """About so many items in each."""
+    seed: int = 0
+    """Of k-means."""
+
+    def __post_init__(self) -> None:
+        if self.derive not in ("auto", "always", "never"):
+            raise ValueError(f"districts.derive={self.derive!r}: expected auto, always or never")
+        if self.items_per_district < 1:
+            raise ValueError(f"districts.items_per_district={self.items_per_district}: expected at least 1")
+        if self.seed < 0:
+            raise ValueError(f"districts.seed={self.seed}: expected 0 or more")
+
+
+@dataclass(frozen=True)
+class Districts:
+    """Centres of districts and their names; says in which an item lies, new items too.
+
+    Attributes:
+        lat, lon: of the centres in degrees, float64 [C].
+        names: geohashes of the centres, [C], no two alike.
+    """
+
+    lat: NDArray[np.float64]
+    lon: NDArray[np.float64]
+    names: NDArray[np.str_]
+
+    @classmethod
+    def fit(cls, lat: NDArray[np.float64], lon: NDArray[np.float64], config: DistrictConfig) -> "Districts":
+        """Districts of items at lat, lon (degrees [N]; those with NaN are passed over).
+
+        Raises:
+            ValueError: no item has coordinates.
+        """
+        from sklearn.cluster import KMeans, MiniBatchKMeans  # two seconds, which only items without districts pay
+
+        known = np.isfinite(lat) & np.isfinite(lon)
+        if not known.any():
+            raise ValueError(f"none of the {len(lat):,} items has coordinates, expected some to derive districts from")
+        points = _on_sphere(lat[known], lon[known])
+        places = len(np.unique(points.round(9), axis=0))
+        count = min(-(-int(known.sum()) // config.items_per_district), places, _MAX_DISTRICTS)
+        if len(points) <= _EXACT_ITEMS:
+            means = KMeans(count, n_init=1, random_state=config.seed).fit(points)
+        else:
+            means = MiniBatchKMeans(count, n_init=1, batch_size=max(4096, 2 * count), random_state=config.seed)
+            means.fit(points)
+        x, y, z = (means.cluster_centers_ / np.linalg.norm(means.cluster_centers_, axis=1, keepdims=True)).T
+        lat, lon = np.degrees(np.arcsin(z.clip(-1, 1))), np.degrees(np.arctan2(y, x))
+        for letters in range(_SHORTEST_NAME, LONGEST + 1):
+            names = geohash_encode(lat, lon, letters)
+            _, first = np.unique(names, return_index=True)  # also in the names' order, whatever k-means' order was
+            if len(first) == len(names):
+                break
+        return cls(lat[first], lon[first], names[first])
+
+    def of(self, lat: NDArray[np.float64], lon: NDArray[np.float64]) -> pa.Array:
+        """The names of the nearest districts of places, string [n]; null where the place is unknown."""
+        known = np.isfinite(lat) & np.isfinite(lon)
+        at = np.zeros(len(lat), np.int64)
+        if known.any():
+            _, at[known] = cKDTree(_on_sphere(self.lat, self.lon)).query(_on_sphere(lat[known], lon[known]))
+        return pa.array(self.names[at], pa.string(), mask=~known)
+
+    def save(self, file: Path) -> None:
+        """One row a district: district, lat, lon."""
+        pq.write_table(pa.table({"district": pa.array(self.names), "lat": self.lat, "lon": self.lon}), file)
+
+    @classmethod
+    def load(cls, file: Path) -> "Districts":
+        """What ``save`` wrote."""
+        table = pq.read_table(file)
+        names = np.array(table["district"].to_pylist())
+        return cls(table["lat"].to_numpy(), table["lon"].to_numpy(), names)
+
+
+def with_districts(items: pa.Table, config: DistrictConfig) -> tuple[pa.Table, Districts | None]:
+    """The items with a district each, and where the districts are; None where the given ones are kept.
+
+    Raises:
+        ValueError: districts are to be derived and no item has coordinates.
+    """
+    given = items["district"] if "district" in items.column_names else pa.nulls(len(items), pa.string())
+    enough = len(items) - given.null_count >= len(items) / 2
+    if config.derive == "never" or (config.derive == "auto" and enough):
+        return items, None
+    lat, lon = (items[name].to_numpy().astype(np.float64) for name in ("lat", "lon"))
+    districts = Districts.fit(lat, lon, config)
+    column = districts.of(lat, lon)
+    at = items.column_names.index("district") if "district" in items.column_names else None
+    return (
+        items.append_column("district", column) if at is None else items.set_column(at, "district", column),
+        districts,
+    )
+
+
+def _on_sphere(lat: NDArray[np.float64], lon: NDArray[np.float64]) -> NDArray[np.float64]:
+    lat, lon = np.radians(lat), np.radians(lon)
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
