@@ -1,5 +1,6 @@
 """The house: links, the wheel, the lock, and that our folders' names shadow nobody's packages."""
 
+import ast
 import importlib.metadata
 import os
 import re
@@ -21,6 +22,33 @@ def test_every_code_folder_has_its_link() -> None:
     links = {path.name: os.readlink(path) for path in (ROOT / "src/placerank").iterdir() if path.is_symlink()}
     assert {"cli", "data", "embeddings", "kernels", "rankers", "training"} <= set(FOLDERS)
     assert links == {name: f"../../{name}" for name in FOLDERS}
+
+
+def test_readme_shows_the_house() -> None:
+    """The tree in the README names every folder of code, and every module in the folder that it lies in."""
+    tree = (ROOT / "README.md").read_text().split("## The files")[1].split("```")[1]
+    listed = lambda name: name not in ("__init__.py", "x.py") and not name.endswith(("_cpu.py", "_triton.py"))  # noqa: E731
+    shown: dict[str, set[str]] = {}
+    parents: list[str] = []
+    for line in tree.strip("\n").splitlines():
+        level, words = (len(line) - len(line.lstrip())) // 2, line.split()
+        parents = parents[:level]
+        if words[0].endswith("/"):
+            parents.append(words[0])
+        folder = "".join(parents)
+        shown.setdefault(folder, set()).update(n for n in re.findall(r"[a-z_]+\.py", line) if listed(n))
+    modules = [p for name in FOLDERS if name not in ("benchmarks", "cli") for p in (ROOT / name).rglob("*.py")]
+    held: dict[str, set[str]] = {}
+    for path in modules:
+        names = held.setdefault(f"{path.parent.relative_to(ROOT).as_posix()}/", set())
+        if listed(path.name):
+            names.add(path.name)
+    assert {folder: shown.get(folder) for folder in held} == held
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    rooms = [path for name in FOLDERS for path in (ROOT / name).rglob("__init__.py")]
+    assert [str(path) for path in rooms if not ast.get_docstring(ast.parse(path.read_text()))] == []
 
 
 def test_wheel_holds_every_file(tmp_path: Path) -> None:
