@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +33,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def seeded() -> None:
     """Random numbers of a test do not depend on the tests that its worker ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def fabricated(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A made-up evaluation: ``data``, a prepared folder, and ``predictions`` of its test split."""
+    from made_up import fabricate
+
+    return fabricate(tmp_path_factory.mktemp("prepared"))
 
 
 _RUNNER = str(Path(__file__).with_name("rank_main.py"))

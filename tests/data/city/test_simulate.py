@@ -12,10 +12,10 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from placerank.data.city import simulate as module
 from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.city.words import LEAVES
 from placerank.data.city.world import KM_PER_DEGREE, flat_km
-from placerank.data.city.world import simulate as module
 from placerank.data.manifest import read_manifest
 from placerank.data.raw.schema import iter_interactions, read_items, read_users
 from placerank.kernels.haversine import haversine_km

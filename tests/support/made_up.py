@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from placerank.data.manifest import write_manifest
 from placerank.kernels.haversine import EARTH_RADIUS_KM
@@ -76,11 +75,9 @@ def write_split(folder: Path, predictions: Predictions) -> None:
     pq.write_table(pa.table(columns), folder / "part-00000.parquet", row_group_size=1_000)
 
 
-@pytest.fixture(scope="session")
-def fabricated(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """``data``, a prepared folder with a catalog and a test split, and its rows scored: ``predictions`` (20,000)."""
+def fabricate(data: Path) -> SimpleNamespace:
+    """Fill ``data``, a prepared folder, with a catalog and a test split; its rows scored: ``predictions`` (20,000)."""
     rng = np.random.default_rng(7)
-    data = tmp_path_factory.mktemp("prepared")
     catalog = write_catalog(data, 400, rng)
     predictions = make_predictions(catalog, 2_000, rng)
     write_split(data / "test", predictions)
