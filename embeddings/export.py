@@ -8,22 +8,29 @@ For a table ``item`` in format
     npy           item.npy [rows, width]; item.ids.parquet: ``id``
     faiss         item.faiss: inner product, fp32 or fp16; labels are the ids where they are integers, else row numbers
                   of item.ids.parquet. FAISS builds and writes an index as a whole, so here memory holds the table.
-                  item.oov.npy [dim]: the vector of row 0, which the index leaves out.
+                  item.oov.npy [dim]: the vector of row 0, which the index leaves out. The id -1, FAISS's label for
+                  "nothing found", is refused.
 
 Rows stand in the order of the table. Row 0 is the one of unknown values and has the id null; only a table without
 vocabulary (the hours of the week) has an id in every row. ``width`` counts elements of a packed row.
+
+In a table's file name, all but letters, digits, ``_``, ``-``, ``.`` and spaces is percent-encoded (``table_file``).
+pandas reads integer ids as its nullable integers, since a null would else make them float64, which rounds long ones.
 """
 
 import json
+import re
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import Tensor
@@ -32,6 +39,7 @@ from tqdm import tqdm
 from .quantize import DTYPES, pack, packed_layout
 
 FORMATS = ("parquet", "safetensors", "npy", "faiss")
+IDS, OOV = ".ids.parquet", ".oov.npy"
 
 
 class TableSource(Protocol):
@@ -93,6 +101,24 @@ class RawIds:
             yield pa.concat_arrays(held)
 
 
+def table_file(name: str, ending: str) -> str:
+    """A file name for a table of any name: in one folder, no two names share one; urllib's ``unquote`` undoes it."""
+    return re.sub(r"[^\w\-. ]", lambda match: quote(match[0], safe=""), name) + f".{ending}"
+
+
+def for_pandas(schema: pa.Schema, *columns: str) -> pa.Schema:
+    """The schema with a note to pandas: these columns, where integers, are nullable ones (Int64), not float64."""
+    told = []
+    for name in columns:
+        if pa.types.is_integer(schema.field(name).type):
+            kind = str(schema.field(name).type)
+            nullable = kind.replace("uint", "UInt").replace("int", "Int")
+            types = {"pandas_type": kind, "numpy_type": nullable, "metadata": None}
+            told.append({"name": name, "field_name": name, **types})
+    note = json.dumps({"index_columns": [], "column_indexes": [], "columns": told})
+    return schema.with_metadata({**(schema.metadata or {}), "pandas": note}) if told else schema
+
+
 class _Writer(ABC):
     """Takes a table block by block: ``add`` for each, then ``close``; a context manager that closes."""
 
@@ -125,7 +151,8 @@ class _ParquetWriter(_Writer):
         else:
             element = pa.from_numpy_dtype(self.kind)
             self.vector = pa.list_(pa.field("element", element, nullable=False), self.width)
-        self.schema = pa.schema([pa.field("id", ids), pa.field("vector", self.vector, nullable=False)])
+        fields = [pa.field("id", ids), pa.field("vector", self.vector, nullable=False)]
+        self.schema = for_pandas(pa.schema(fields), "id")
         self.writer = pq.ParquetWriter(
             file,
             self.schema,
@@ -135,7 +162,7 @@ class _ParquetWriter(_Writer):
         )
 
     def add(self, start: int, ids: pa.Array, block: Tensor) -> None:
-        packed = np.ascontiguousarray(pack(block, self.dtype))
+        packed = pack(block, self.dtype)
         if self.kind == np.uint8:
             vector = pa.FixedSizeBinaryArray.from_buffers(self.vector, len(packed), [None, pa.py_buffer(packed)])
         else:
@@ -150,12 +177,11 @@ class _IdsFile:
     """``<table>.ids.parquet`` beside a format that has no place for ids."""
 
     def __init__(self, file: Path, ids: pa.DataType) -> None:
-        self.writer = pq.ParquetWriter(
-            file.with_suffix(".ids.parquet"), pa.schema([pa.field("id", ids)]), compression="zstd"
-        )
+        self.schema = for_pandas(pa.schema([pa.field("id", ids)]), "id")
+        self.writer = pq.ParquetWriter(file.with_suffix(IDS), self.schema, compression="zstd")
 
     def add(self, ids: pa.Array) -> None:
-        self.writer.write_table(pa.table({"id": ids}))
+        self.writer.write_table(pa.table([ids], schema=self.schema))
 
     def close(self) -> None:
         self.writer.close()
@@ -173,7 +199,7 @@ class _FlatWriter(_Writer):
     def header(self) -> None: ...
 
     def add(self, start: int, ids: pa.Array, block: Tensor) -> None:
-        rest = np.ascontiguousarray(pack(block, self.dtype)).data.cast("B")
+        rest = pack(block, self.dtype).data.cast("B")
         while rest:  # a raw file may take less than it is given
             rest = rest[self.file.write(rest) :]
         self.ids.add(ids)
@@ -215,15 +241,15 @@ class _FaissWriter(_Writer):
 
     def add(self, start: int, ids: pa.Array, block: Tensor) -> None:
         self.ids.add(ids)
-        vectors = block.numpy()
+        pack(block, self.dtype)  # tells values that fp16 can't hold
+        vectors = pack(block, "fp32")
         labels: NDArray[np.int64] = np.arange(start, start + len(ids))
         if start == 0 and ids[0].as_py() is None:
-            np.save(self.path.with_suffix(".oov.npy"), vectors[0])
+            np.save(self.path.with_suffix(OOV), vectors[0])
             ids, vectors, labels = ids[1:], vectors[1:], labels[1:]
         if pa.types.is_integer(ids.type):
-            labels = ids.to_numpy(zero_copy_only=False).astype(np.int64)
-        pack(block, self.dtype)  # tells values that fp16 can't hold
-        self.index.add_with_ids(np.ascontiguousarray(vectors), labels)
+            labels = ids.cast(pa.int64()).to_numpy(zero_copy_only=False)
+        self.index.add_with_ids(vectors, labels)
 
     def close(self) -> None:
         self.save(self.index, str(self.path))
@@ -236,6 +262,20 @@ _WRITERS: dict[str, type[_Writer]] = {
     "npy": _NpyWriter,
     "faiss": _FaissWriter,
 }
+
+
+def _check_labels(name: str, ids: RawIds) -> None:
+    """Raises ValueError for an integer id that a search would not tell from "nothing found"."""
+    if not pa.types.is_signed_integer(ids.type):
+        return
+    row = 0
+    for block in ids.blocks(1 << 20):
+        if (at := pc.index(block, pa.scalar(-1, ids.type)).as_py()) >= 0:
+            raise ValueError(
+                f"table {name!r}, row {row + at}: the id -1 is what a FAISS index answers for 'nothing found'; give "
+                "that row another id, or export as parquet, npy or safetensors"
+            )
+        row += len(block)
 
 
 def check_format(format: str, dtype: str) -> None:
@@ -270,7 +310,8 @@ def export_tables(
         For the manifest: table name -> rows, dim, format, dtype, file (relative to the folder).
 
     Raises:
-        ValueError: a table that is not there, or with another number of rows than ids; nothing is written then.
+        ValueError: a table that is not there, or with another number of rows than ids, or with ids that the format
+            can't take; nothing is written then. Blocks that are not those of their ids; remove the folder.
         OSError: the disk is full; remove the folder.
     """
     check_format(format, dtype)
@@ -283,7 +324,10 @@ def export_tables(
             source = raw.file or "the range of its rows"
             raise ValueError(f"table {name!r} has {rows} rows, {source} {raw.rows} ids; use the data it was trained on")
         packed_layout(dim, dtype)
-        written[name] = {"rows": rows, "dim": dim, "format": format, "dtype": dtype, "file": f"{name}.{format}"}
+        if format == "faiss":
+            _check_labels(name, raw)
+        file_name = table_file(name, format)
+        written[name] = {"rows": rows, "dim": dim, "format": format, "dtype": dtype, "file": file_name}
     with tqdm(total=sum(t["rows"] for t in written.values()), unit="row", unit_scale=True, disable=None) as bar:
         for name, table in written.items():
             bar.set_description(name)
@@ -291,6 +335,9 @@ def export_tables(
             with _WRITERS[format](file, table["rows"], table["dim"], dtype, ids[name].type) as writer:
                 start = 0
                 for raw_ids, block in zip(ids[name].blocks(block_rows), tables.blocks(name, block_rows), strict=True):
+                    got, want = tuple(block.shape), (len(raw_ids), table["dim"])
+                    if got != want:
+                        raise ValueError(f"table {name!r}, row {start}: got a block {got}, expected {want}")
                     writer.add(start, raw_ids, block)
                     start += len(block)
                     bar.update(len(block))

@@ -36,11 +36,16 @@ def packed_layout(dim: int, dtype: str) -> tuple[np.dtype, int]:
 
 
 def pack(rows: Tensor, dtype: str) -> NDArray:
-    """float32 [n, dim] to [n, width] of the dtype's layout.
+    """float32 [n, dim], of any strides, to [n, width] of the dtype's layout, row after row in memory.
 
     Raises:
-        ValueError: a value that float16 can't hold (fp16 and int4 keep values or biases in it), or NaN.
+        ValueError: a value that float16 can't hold (fp16 and int4 keep values or biases in it), or NaN; rows that are
+            not float32 [n, dim]; int4 of an odd number of columns.
     """
+    if rows.dtype != torch.float32 or rows.dim() != 2:
+        raise ValueError(f"rows to pack: got {rows.dtype} {tuple(rows.shape)}, expected torch.float32 [n, dim]")
+    packed_layout(rows.shape[1], dtype)
+    rows = rows.detach().contiguous()  # fbgemm's quantisers take no notice of strides
     if dtype == "fp32":
         return rows.numpy()
     largest = max(abs(x.item()) for x in rows.aminmax()) if rows.numel() else 0.0
@@ -56,8 +61,8 @@ def pack(rows: Tensor, dtype: str) -> NDArray:
 
 
 def unpack(packed: NDArray, dtype: str) -> Tensor:
-    """[n, width] back to float32 [n, dim]; shares memory with fp32 input."""
-    rows = torch.from_numpy(packed)
+    """[n, width], of any strides, back to float32 [n, dim]; may share memory with fp32 input."""
+    rows = torch.from_numpy(np.ascontiguousarray(packed))  # as in ``pack``
     if dtype in ("fp32", "fp16"):
         return rows.float()
     if dtype == "int8":

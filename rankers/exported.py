@@ -45,10 +45,10 @@ from ..data.batches.batch import SampleBatch
 from ..data.batches.catalog import Catalog
 from ..data.batches.features import HISTORY_GAPS, Features, Table
 from ..data.manifest import read_manifest, write_json
-from ..embeddings.reader import EmbeddingTable, open_table
+from ..embeddings.reader import TABLES, EmbeddingTable, open_table
 from .ranker import Scorer
 
-FEATURES, SCORER, TABLES = "features.json", "scorer.pt2", "tables"
+FEATURES, SCORER = "features.json", "scorer.pt2"
 
 
 def save_features(features: Features, file: Path) -> None:
@@ -124,11 +124,16 @@ class ExportedRanker:
         self.features, self.catalog, self.tables, self.scorer = features, catalog, tables, scorer
 
     @classmethod
-    def load(cls, folder: Path, verify: bool = False) -> Self:
-        """Read an export folder; ``verify`` compares every file with its hash first.
+    def load(cls, folder: Path, verify: bool = True) -> Self:
+        """Read an export folder.
+
+        Args:
+            folder: what ``placerank export`` wrote.
+            verify: compare the hash of every file with the manifest's first: 1.1 s a GB, see ``load_table``. Without
+                it sizes alone are compared.
 
         Raises:
-            FileNotFoundError, ValueError: not an export folder, or not a whole one.
+            FileNotFoundError, ValueError: not an export folder, not a whole one, or a damaged one.
         """
         folder = Path(folder)
         exported: dict[str, Any] = read_manifest(folder, "export", verify)["tables"]

@@ -9,9 +9,10 @@ import torch
 
 from ..data.batches.features import CLUSTER, HOURS_PER_WEEK, LEVEL, NGRAM, USER_CLUSTER, Features
 from ..data.manifest import MANIFEST, sha256_file, whole_folder, write_manifest
-from ..embeddings.export import RawIds, check_format, export_tables
+from ..embeddings.export import RawIds, check_format, export_tables, for_pandas
+from ..embeddings.reader import TABLES
 from ..embeddings.shards import CheckpointTables
-from ..rankers.exported import FEATURES, SCORER, TABLES, export_scorer, save_features
+from ..rankers.exported import FEATURES, SCORER, export_scorer, save_features
 from ..rankers.final_vectors import ITEM_FINAL, USER_FINAL, FinalVectors, final_tables
 from ..rankers.ranker import RankerConfig, Scorer
 from .checkpoint import load, verify
@@ -95,8 +96,9 @@ def export(config: ExportConfig) -> Path:
             tables |= export_tables(final, computed, folder / TABLES, *how)
         export_scorer(scorer, features, folder / SCORER)
         save_features(features, folder / FEATURES)
-        pq.write_table(inputs.items, folder / "catalog.parquet", compression="zstd")
-        pq.write_table(inputs.users, folder / "users.parquet", compression="zstd")
+        for table, key, name in ((inputs.items, "item_id", "catalog"), (inputs.users, "user_id", "users")):
+            told = table.replace_schema_metadata(for_pandas(table.schema, key).metadata)
+            pq.write_table(told, folder / f"{name}.parquet", compression="zstd")
         made_from = {"checkpoint": sha256_file(checkpoint / MANIFEST), "prepared": prepared["content_hash"]}
         write_manifest(folder, "export", config, made_from, step=saved["step"], tables=tables)
     return config.out
