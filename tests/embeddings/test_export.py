@@ -7,9 +7,10 @@ import os
 import resource
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -161,6 +162,109 @@ def test_unpack_undoes_pack(rows: list[list[float]], dtype: str) -> None:
     else:
         tiny = table.abs().amax(1, keepdim=True) * 1e-6 + 1e-6
         assert (error <= limits(table, dtype) + tiny).all()
+
+
+def strided(table: Tensor) -> list[Tensor]:
+    """The same numbers in other orders of memory: columns of a wider table, column by column, every other row."""
+    wide, tall = torch.randn(len(table), 3 * table.shape[1]), torch.randn(2 * len(table), table.shape[1])
+    wide[:, 5 : 5 + table.shape[1]], tall[::2] = table, table
+    return [wide[:, 5 : 5 + table.shape[1]], table.T.contiguous().T, tall[::2]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_any_strides_are_packed_and_unpacked(dtype: str, table: Tensor) -> None:
+    packed = pack(table, dtype)
+    for view in strided(table):
+        assert np.array_equal(pack(view, dtype), packed) and not view.is_contiguous()
+    back = unpack(packed, dtype)
+    for rows in (slice(None, None, 2), slice(None, None, -1), slice(3, 60, 7)):
+        assert torch.equal(unpack(packed[rows], dtype), back[torch.arange(ROWS).numpy()[rows].tolist()])
+    assert torch.equal(unpack(np.asfortranarray(packed), dtype), back)
+
+
+class Computed:
+    """A table in memory, as a source for export."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+
+    def shape(self, name: str) -> tuple[int, int]:
+        return ROWS, DIM
+
+    def blocks(self, name: str, block_rows: int) -> Iterator[Tensor]:
+        yield from self.table.split(block_rows)
+
+
+@pytest.mark.parametrize(
+    ("format", "dtype"),
+    [*itertools.product(("parquet", "safetensors", "npy"), DTYPES), ("faiss", "fp32"), ("faiss", "fp16")],
+)
+def test_blocks_of_any_strides_export_the_same_file(format: str, dtype: str, table: Tensor, tmp_path: Path) -> None:
+    ids, files = {"item": ids_of(tmp_path, NUMBERS)}, []
+    for number, view in enumerate((table, *strided(table))):
+        (tmp_path / f"{number}").mkdir()
+        export_tables(Computed(view), ids, tmp_path / f"{number}", format, dtype, BLOCK)
+        files.append({p.name: p.read_bytes() for p in (tmp_path / f"{number}").iterdir()})
+    assert all(each == files[0] for each in files)
+
+
+def test_blocks_that_are_not_what_was_said_are_told(table: Tensor, tmp_path: Path) -> None:
+    ids = {"item": ids_of(tmp_path, NUMBERS)}
+    with pytest.raises(ValueError, match=r"table 'item', row 16: got a block \(85, 8\), expected \(16, 8\)"):
+        source = Computed(table)
+        source.blocks = lambda name, n: iter((table[:n], table[n:]))  # type: ignore[method-assign]
+        export_tables(source, ids, tmp_path, "npy", "fp32", BLOCK)
+    with pytest.raises(ValueError, match=r"row 0: got a block \(16, 4\), expected \(16, 8\)"):
+        export_tables(Computed(table[:, :4]), ids, tmp_path, "npy", "fp32", BLOCK)
+    with pytest.raises(ValueError, match=r"rows to pack: got torch.float64 \(16, 8\), expected torch.float32"):
+        export_tables(Computed(table.double()), ids, tmp_path, "npy", "fp32", BLOCK)
+    with pytest.raises(ValueError, match="packs two columns into a byte, the table has 7"):
+        pack(table[:, :7], "int4")
+
+
+@pytest.mark.parametrize("format", ["parquet", "safetensors", "npy", "faiss"])
+def test_pandas_is_told_that_integer_ids_are_integers(format: str, table: Tensor, tmp_path: Path) -> None:
+    """Read as float64, as pandas does with a column that has a null, ids over 2**53 are rounded."""
+    files = {"parquet": "item.parquet"}
+    for type, told in ((pa.int64(), "Int64"), (pa.int32(), "Int32"), (pa.string(), None)):
+        pq.write_table(pa.table({"value": pa.array(NUMBERS).cast(type)}), tmp_path / "ids")
+        export_tables(Computed(table), {"item": RawIds.read(tmp_path / "ids")}, tmp_path, format)
+        schema = pq.read_schema(tmp_path / files.get(format, "item.ids.parquet"))
+        note = json.loads((schema.metadata or {}).get(b"pandas", b'{"columns": []}'))
+        assert [(c["name"], c["numpy_type"]) for c in note["columns"]] == ([("id", told)] if told else [])
+
+
+def test_faiss_takes_any_label_but_its_own_for_nothing(table: Tensor, tmp_path: Path) -> None:
+    import faiss
+
+    ids = [None, -2, -(2**63), 2**63 - 1, 2**53 + 1, *range(ROWS - 5)]
+    export_tables(Computed(table), {"item": ids_of(tmp_path, ids)}, tmp_path, "faiss", "fp32", BLOCK)
+    index = faiss.read_index(str(tmp_path / "item.faiss"))
+    assert faiss.vector_to_array(index.id_map).tolist() == ids[1:]
+    ids[77] = -1
+    os.remove(tmp_path / "item.faiss")
+    with pytest.raises(ValueError, match=r"table 'item', row 77: the id -1 is what a FAISS index answers .*; give"):
+        export_tables(Computed(table), {"item": ids_of(tmp_path, ids)}, tmp_path, "faiss", "fp32", BLOCK)
+    assert not (tmp_path / "item.faiss").exists()
+    written = export_tables(Computed(table), {"item": ids_of(tmp_path, ids)}, tmp_path, "npy", "fp32", BLOCK)
+    assert torch.equal(open_table(tmp_path, "item", written["item"]).lookup([-1]), table[[77]])
+
+
+NAMES = ["age/range", "age.range", "age", "age%2Frange", "../up", "..", ".", "", "con", "type", "район", "a b", "a\nb"]
+
+
+@pytest.mark.parametrize("format", ["parquet", "safetensors", "npy", "faiss"])
+def test_a_table_of_any_name_has_files_of_its_own(format: str, table: Tensor, tmp_path: Path) -> None:
+    """Tables of users' columns are named as those are."""
+    ids, out = ids_of(tmp_path, TEXT), tmp_path / "out"
+    out.mkdir()
+    written = {}
+    for number, name in enumerate(NAMES):
+        written |= export_tables(Computed(table + number), {name: ids}, out, format)
+    assert list(written) == NAMES and sorted(p.name for p in tmp_path.iterdir()) == ["ids.parquet", "out"]
+    assert [unquote(t["file"]) for t in written.values()] == [f"{name}.{format}" for name in NAMES]
+    for number, name in enumerate(NAMES):
+        assert torch.equal(open_table(out, name, written[name]).lookup(TEXT), table + number)
 
 
 def train_nothing(kind: str, path: str) -> dict[str, Tensor | None]:

@@ -1,5 +1,6 @@
 """A trained run to an export folder, and scores from it equal to the trainer's."""
 
+import json
 import resource
 import shutil
 import subprocess
@@ -134,6 +135,25 @@ def test_vectors_by_raw_id(trained: SimpleNamespace) -> None:
     assert load_table(trained.out, "hour").ids.to_pylist() == list(range(168))
     users = pq.read_table(trained.data / "users.parquet")["user_id"].to_pylist()
     assert load_table(trained.out, "user").ids.to_pylist() == users
+
+
+def test_ids_are_integers_for_pandas_in_every_file(trained: SimpleNamespace) -> None:
+    """Simulated users have integer ids, and row 0 has none."""
+    for name, column in (("users", "user_id"), ("tables/user", "id")):
+        note = json.loads(pq.read_schema(trained.out / f"{name}.parquet").metadata[b"pandas"])
+        assert [(c["name"], c["numpy_type"]) for c in note["columns"]] == [(column, "Int64")]
+
+
+def test_damage_is_told_on_load(trained: SimpleNamespace, tmp_path: Path) -> None:
+    out = tmp_path / "export"
+    shutil.copytree(trained.out, out)
+    for name in ("scorer.pt2", "features.json", "catalog.parquet", "users.parquet", "tables/hour.parquet"):
+        good = (out / name).read_bytes()
+        (out / name).write_bytes(good[:100] + bytes([good[100] ^ 1]) + good[101:])
+        with pytest.raises(ValueError, match=rf"{name}: content differs from what was written \(sha256\)"):
+            ExportedRanker.load(out)
+        (out / name).write_bytes(good)
+    ExportedRanker.load(out)
 
 
 def test_some_tables(trained: SimpleNamespace, tmp_path: Path) -> None:
