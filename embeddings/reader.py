@@ -128,7 +128,7 @@ def load_table(folder: Path, name: str, verify: bool = True) -> EmbeddingTable:
         folder: what ``placerank export`` wrote.
         name: of the table.
         verify: compare the hash of the table's files with the manifest's first. That reads them once from end to end,
-            1.1 s a GB where they are in the page cache, at the disk's speed where it is slower than that. Without
+            0.7 s a GB on a core of its own where they are in the page cache, else at the disk's speed. Without
             it sizes alone are compared, and a mapped table opens at once: for files that were verified on this
             machine before, as by another worker.
 

@@ -129,7 +129,7 @@ class ExportedRanker:
 
         Args:
             folder: what ``placerank export`` wrote.
-            verify: compare the hash of every file with the manifest's first: 1.1 s a GB, see ``load_table``. Without
+            verify: compare the hash of every file with the manifest's first: 0.7 s a GB, see ``load_table``. Without
                 it sizes alone are compared.
 
         Raises:
