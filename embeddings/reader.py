@@ -90,7 +90,7 @@ class EmbeddingTable:
             raise TypeError(f"{wrong}: got one string {ids!r}, expected a list of ids")
         try:
             wanted = pa.array(ids)
-            if pa.types.is_floating(wanted.type):
+            if pa.types.is_floating(wanted.type) and len(wanted):
                 raise TypeError(f"{wrong}: got {wanted.type}, in which long ids lose digits; pass them as they were")
             wanted = wanted.cast(self.ids.type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OverflowError) as error:
