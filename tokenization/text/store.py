@@ -261,8 +261,8 @@ class EmbeddingStore:
                 yield file
         except (pa.ArrowException, OSError, LookupError, AttributeError, ValueError) as error:
             raise ValueError(
-                f"{path} cannot be read whole ({' '.join(str(error).split())}): it is damaged or not all there; copy it "
-                "again, or make the embeddings again"
+                f"{path} cannot be read whole ({' '.join(str(error).split())}): it is damaged or not all there; copy "
+                "it again, or make the embeddings again"
             ) from error
 
     def _group(self, file: pq.ParquetFile, group: int) -> NDArray[np.float32]:
