@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -234,3 +235,15 @@ def test_what_it_refuses(prepared: Path, model: Path, tmp_path: Path, done: Path
         config(prepared, model, out, rung="dpo")
     with pytest.raises(ValueError, match="resume and overwrite are both set"):
         config(prepared, model, out, resume=True, overwrite=True)
+
+
+def test_a_damaged_adapter_is_told(done: Path, prepared: Path, tmp_path: Path) -> None:
+    earlier = shutil.copytree(done, tmp_path / "earlier")
+    weights = earlier / "adapter/adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 8
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors: content differs from what was written"):
+        load_aligned(earlier)
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors: content differs from what was written"):
+        align(AlignConfig(data=prepared, out=tmp_path / "out", adapter=earlier))
