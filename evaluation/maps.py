@@ -4,14 +4,12 @@ Items are points on a dark ground, like a city at night, in both themes of the p
 points draw the city themselves.
 """
 
-import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
@@ -20,27 +18,17 @@ from matplotlib.gridspec import GridSpec
 from numpy.typing import NDArray
 
 from ..kernels.haversine import EARTH_RADIUS_KM
+from ..reports.figures import GROUND, PALE
 from ..training.predictions import Predictions
 from .breakdown import ItemFacts
 from .pictures import draw_ladder, draw_valid_auc
 
-GROUND, PALE, FAINT = "#0e1420", "#dfe5ee", "#5b6778"
 MOST_POINTS = 200_000  # more cannot be told apart at this size
 MIN_SEEN = 5  # items with fewer candidates in the split have no error to speak of
 LABELLED_CITIES = 8
 _KM_PER_DEGREE = math.pi * EARTH_RADIUS_KM / 180
 _LIGHTS = LinearSegmentedColormap.from_list("lights", ["#2b4a7a", "#3f8fb5", "#7fd0b0", "#ffe08a", "#fff7e0"])
 _ERROR = LinearSegmentedColormap.from_list("error", ["#3fa7ff", "#6f9cc4", "#8a92a0", "#d09a70", "#ff8a3d"])
-_STYLE: Any = {
-    "text.color": PALE,
-    "axes.labelcolor": PALE,
-    "xtick.color": PALE,
-    "ytick.color": PALE,
-    "axes.edgecolor": FAINT,
-    "figure.facecolor": GROUND,
-    "axes.facecolor": GROUND,
-    "font.size": 10,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,13 +252,3 @@ def overview(metrics: dict[str, Any], lines: Sequence[dict[str, Any]], items: It
     upper.set_xlabel("")
     draw_valid_auc(lower, lines, None)
     return figure
-
-
-def png(draw: Callable[[], Figure], dpi: int = 110) -> bytes:
-    """The figure as PNG bytes on its dark ground."""
-    buffer = io.BytesIO()
-    with rc_context(_STYLE):
-        draw().savefig(
-            buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.15, metadata={"Software": "placerank"}
-        )
-    return buffer.getvalue()

@@ -1,71 +1,20 @@
-"""Charts of an evaluation, drawn with matplotlib in colours that the report's style sheet can swap.
+"""Charts of an evaluation: the ladder of scorers, learning curves, slices, calibration; see ``reports/figures.py``."""
 
-Every chart is drawn in the colours of ``THEME`` below and returned as SVG text to put into a page: ``themed_svg``
-replaces each colour by its CSS variable, so one picture serves light and dark, and text stays text.
-"""
-
-import io
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-# name of the CSS variable -> colour on a light ground. All differ: they are told apart by their value.
-THEME = {
-    "ink": "#1c2430",
-    "muted": "#66707f",
-    "line": "#d8dce3",
-    "model": "#0b7a75",
-    "oracle": "#c98a00",
-    "popularity": "#8b5fbf",
-    "visits": "#3f7fd1",
-    "nearest": "#d0605e",
-}
-_STYLE: Any = {
-    "font.size": 10,
-    "text.color": THEME["ink"],
-    "axes.labelcolor": THEME["muted"],
-    "axes.edgecolor": THEME["line"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "xtick.color": THEME["muted"],
-    "ytick.color": THEME["muted"],
-    "grid.color": THEME["line"],
-    "legend.frameon": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "placerank",  # the same rows give the same bytes
-}
+from ..reports.figures import THEME
+
+COLOURS = {"model": "teal", "oracle": "gold", "popularity": "violet", "visits": "blue", "nearest": "red"}
+"""Names of the theme's colours, by scorer."""
+_MODEL = THEME["teal"]
 _MARKERS = {"popularity": "^", "visits": "s", "nearest": "v", "oracle": "D"}
-
-
-def themed_svg(draw: Callable[[], Figure]) -> str:
-    """Draw a figure and return it as SVG text whose colours are CSS variables and whose width follows the page."""
-    with rc_context(_STYLE):
-        text = io.StringIO()
-        draw().savefig(text, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for name, colour in THEME.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    svg = re.sub(r" ?font-family: [^;\"]*;?", "", svg)  # the page's own
-    return re.sub(r'^<svg([^>]*?) width="[^"]*" height="[^"]*"|^<svg([^>]*?) height="[^"]*"', r"<svg\1\2", svg)
-
-
-def save_png(draw: Callable[[], Figure], path: Any, dpi: int = 150) -> None:
-    """The same figure on a white ground, for a README."""
-    with rc_context(_STYLE | {"figure.facecolor": "white"}):
-        draw().savefig(path, dpi=dpi, bbox_inches="tight", pad_inches=0.25, metadata={"Software": "placerank"})
 
 
 def _figure(width: float, height: float, columns: int = 1, **grid: Any) -> tuple[Figure, list[Axes]]:
@@ -87,7 +36,7 @@ def draw_ladder(ax: Axes, scorers: dict[str, dict[str, Any]]) -> None:
     for y, name in enumerate(names):
         value = known[name]["auc"]
         strong = name in ("model", "oracle")
-        ax.barh(y, value - 0.5, left=0.5, height=0.62, color=THEME[name], alpha=1.0 if strong else 0.55)
+        ax.barh(y, value - 0.5, left=0.5, height=0.62, color=THEME[COLOURS[name]], alpha=1.0 if strong else 0.55)
         ax.annotate(
             f"{value:.3f}",
             (max(value, 0.5), y),
@@ -126,9 +75,7 @@ def _series(lines: Sequence[dict[str, Any]], split: str, *names: str) -> tuple[l
 def draw_loss(ax: Axes, lines: Sequence[dict[str, Any]], best_step: int | None) -> None:
     """Loss of the training steps and of the validations."""
     ax.plot(*_series(lines, "train", "loss"), color=THEME["muted"], linewidth=1.2, label="training")
-    ax.plot(
-        *_series(lines, "valid", "loss", "log_loss"), color=THEME["model"], marker="o", markersize=4, label="validation"
-    )
+    ax.plot(*_series(lines, "valid", "loss", "log_loss"), color=_MODEL, marker="o", markersize=4, label="validation")
     ax.set(title="Loss (nats)", xlabel="step")
     ax.legend(loc="upper right")
     _mark_step(ax, best_step)
@@ -137,7 +84,7 @@ def draw_loss(ax: Axes, lines: Sequence[dict[str, Any]], best_step: int | None) 
 def draw_valid_auc(ax: Axes, lines: Sequence[dict[str, Any]], best_step: int | None) -> None:
     """AUC of the validations; the value at ``best_step`` is written beside its point."""
     steps, values = _series(lines, "valid", "auc")
-    ax.plot(steps, values, color=THEME["model"], marker="o", markersize=4)
+    ax.plot(steps, values, color=_MODEL, marker="o", markersize=4)
     ax.set(title="Validation AUC", xlabel="step")
     _mark_step(ax, best_step)
     if best_step in steps:
@@ -147,8 +94,7 @@ def draw_valid_auc(ax: Axes, lines: Sequence[dict[str, Any]], best_step: int | N
 
 
 def _mark_step(ax: Axes, step: int | None) -> None:
-    ax.grid(axis="y", linewidth=0.6)
-    ax.set_axisbelow(True)
+    ax.grid(axis="y")
     if step:
         ax.axvline(step, color=THEME["line"], linewidth=1.5, zorder=0)
 
@@ -179,10 +125,10 @@ def slices(parts: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
                     0.505, y, bar.get("note", "undefined"), va="center", color=THEME["muted"], style="italic", size=9
                 )
             else:
-                ax.barh(y, bar["auc"] - 0.5, left=0.5, height=0.62, color=THEME["model"], alpha=0.28, linewidth=0)
-                ax.plot([bar["auc"]] * 2, [y - 0.31, y + 0.31], color=THEME["model"], linewidth=2.5)
+                ax.barh(y, bar["auc"] - 0.5, left=0.5, height=0.62, color=_MODEL, alpha=0.28, linewidth=0)
+                ax.plot([bar["auc"]] * 2, [y - 0.31, y + 0.31], color=_MODEL, linewidth=2.5)
                 error = 1.96 * bar["auc_standard_error"]
-                ax.plot([bar["auc"] - error, bar["auc"] + error], [y, y], color=THEME["model"], linewidth=1.2)
+                ax.plot([bar["auc"] - error, bar["auc"] + error], [y, y], color=_MODEL, linewidth=1.2)
             for name in names:
                 value = part["scorers"][name][i]["auc"]
                 if value is None:
@@ -193,9 +139,9 @@ def slices(parts: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
                         value,
                         y,
                         _MARKERS[name],
-                        color=THEME[name],
+                        color=THEME[COLOURS[name]],
                         markersize=5.5,
-                        markeredgecolor=THEME[name],
+                        markeredgecolor=THEME[COLOURS[name]],
                         markeredgewidth=0,
                     )
             y += 1.0
@@ -205,8 +151,7 @@ def slices(parts: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
     ax.axvline(0.5, color=THEME["muted"], linewidth=1)
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
-    ax.grid(axis="x", linewidth=0.6)
-    ax.set_axisbelow(True)
+    ax.grid(axis="x")
     ax.set_xlabel("AUC within the slice")
     ax.text(1.01, -0.8, "rows", transform=transform, color=THEME["muted"], size=9, va="center")
     return figure
@@ -223,7 +168,7 @@ def calibration(curve: dict[str, Sequence[float]], predicted: np.ndarray, label:
         curve["predicted"],
         p,
         yerr=1.96 * np.sqrt(np.maximum(p * (1 - p), 0) / n),
-        color=THEME["model"],
+        color=_MODEL,
         marker="o",
         markersize=4,
         linewidth=1.4,
@@ -235,7 +180,7 @@ def calibration(curve: dict[str, Sequence[float]], predicted: np.ndarray, label:
     ax.set_aspect("equal", adjustable="box")
     ax = axes[1]
     bins = np.linspace(0, max(math.ceil(predicted.max() * 20) / 20, 0.05), 41)
-    for kind, colour, name in ((label == 0, "muted", "negatives"), (label == 1, "model", "positives")):
+    for kind, colour, name in ((label == 0, "muted", "negatives"), (label == 1, "teal", "positives")):
         if kind.any():
             weights = np.full(int(kind.sum()), 1 / kind.sum())
             ax.hist(predicted[kind], bins=list(bins), weights=weights, color=THEME[colour], alpha=0.55, label=name)
@@ -244,7 +189,6 @@ def calibration(curve: dict[str, Sequence[float]], predicted: np.ndarray, label:
     ax.legend(loc="upper right")
     for ax in axes:
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        ax.grid(axis="y", linewidth=0.6)
-        ax.set_axisbelow(True)
+        ax.grid(axis="y")
     axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     return figure

@@ -1,21 +1,18 @@
 """The report of an evaluation: one HTML page with its pictures inside, which opens without a network."""
 
-import base64
-import html
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
 
+from ..reports import figures, page
 from ..training.predictions import Predictions
 from . import maps, pictures
 from .breakdown import ItemFacts
 
-TEMPLATE = Path(__file__).with_name("report.html")
 COLUMNS = {
     "auc": "AUC",
     "gauc": "GAUC",
@@ -52,18 +49,16 @@ def write_report(
         _what_was_run(metrics, run),
     ]
     known = "" if metrics.get("step") is None else f" · checkpoint of step {metrics['step']:,}"
-    page = Template(TEMPLATE.read_text()).substitute(
-        title=html.escape(f"placerank · {run.resolve().name}"),
-        subtitle=html.escape(
-            f"{metrics['split']} split · {metrics['rows']:,} candidates, {metrics['positives']:,} positives · "
-            f"{metrics['scorers']['model']['users']:,} users{known}"
-        ),
-        cards=_cards(metrics),
-        sections="\n".join(filter(None, sections)),
-    )
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
-    pictures.save_png(lambda: maps.overview(metrics, log, items), folder / "overview.png")
+    page.write_page(
+        path,
+        f"placerank · {run.resolve().name}",
+        f"{metrics['split']} split · {metrics['rows']:,} candidates, {metrics['positives']:,} positives · "
+        f"{metrics['scorers']['model']['users']:,} users{known}",
+        _cards(metrics),
+        sections,
+    )
+    figures.save(lambda: maps.overview(metrics, log, items), folder / "overview.png")
     return path
 
 
@@ -90,23 +85,19 @@ def _number(name: str, value: float | None) -> str:
     return f"{value:.3f}" if name == "calibration" else f"{value:.4f}"
 
 
-def _section(title: str, lead: str, body: str) -> str:
-    return f'<section>\n<h2>{html.escape(title)}</h2>\n<p class="lead">{lead}</p>\n{body}\n</section>'
-
-
-def _cards(metrics: dict[str, Any]) -> str:
+def _cards(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     model, share = metrics["scorers"]["model"], metrics["share_of_oracle"]
     cards = []
     if share and share["auc"] is not None:
-        cards.append(("main", f"{share['auc']:.0%}", "of the way from chance to the oracle, in AUC"))
-    cards += [
-        ("main", _number("auc", model["auc"])[:6], "AUC"),
-        ("", _number("gauc", model["gauc"]), "GAUC: AUC within each user"),
-        ("", _number("ndcg@10", model["ndcg@10"]), "NDCG@10 within requests"),
-        ("", _number("tauc", model["tauc"]), "TAUC: mean over times of day"),
-        ("", _number("cauc", model["cauc"]), "CAUC: mean over cities"),
-    ]
-    return "".join(f'<div class="card {kind}"><b>{value}</b><span>{text}</span></div>' for kind, value, text in cards)
+        cards.append((f"{share['auc']:.0%}", "of the way from chance to the oracle, in AUC"))
+    names = {
+        "auc": "AUC",
+        "gauc": "GAUC: AUC within each user",
+        "ndcg@10": "NDCG@10 within requests",
+        "tauc": "TAUC: mean over times of day",
+        "cauc": "CAUC: mean over cities",
+    }
+    return cards + [(_number(name, model[name]), text) for name, text in names.items()]
 
 
 def _comparison(metrics: dict[str, Any]) -> str:
@@ -117,18 +108,17 @@ def _comparison(metrics: dict[str, Any]) -> str:
         values = [s[column] for s in rivals.values() if s.get(column) is not None]
         if len(values) > 1:
             best[column] = min(values) if column in _SMALLER_IS_BETTER else max(values)
+    line = {"model": "strong", "oracle": "muted"}
     rows = []
     for name, scorer in scorers.items():
-        cells = [f'<td><span class="dot" style="background:var(--{name})"></span>{html.escape(scorer["title"])}</td>']
+        kind = line.get(name, "")
+        cells = [page.Cell(text=scorer["title"], kind=kind, colour=pictures.COLOURS[name])]
         for column in COLUMNS:
-            value = scorer.get(column)
-            mark = ' class="best"' if name != "oracle" and value is not None and value == best.get(column) else ""
-            why = scorer["undefined"].get(column)
-            tip = f' title="{html.escape(why)}"' if why else ""
-            cells.append(f"<td{mark}{tip}>{_number(column, value)}</td>")
-        rows.append(f'<tr class="{name}">{"".join(cells)}</tr>')
-    head = "".join(f"<th>{title}</th>" for title in COLUMNS.values())
-    table = f'<div class="scroll"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
+            value, why = scorer.get(column), scorer["undefined"].get(column) or ""
+            is_best = name != "oracle" and value is not None and value == best.get(column)
+            cells.append(page.Cell(text=_number(column, value), kind="best" if is_best else kind, tip=why))
+        rows.append(cells)
+    table = page.table(["", *COLUMNS.values()], rows)
     model = scorers["model"]
     coverage = "" if model["gauc_coverage"] is None else f" ({model['gauc_coverage']:.0%} of the rows)"
     lead = (
@@ -137,35 +127,26 @@ def _comparison(metrics: dict[str, Any]) -> str:
         f"its candidates ({model['requests']:,} requests with both). Calibration is predicted over true positives: "
         "1 is right. The best without the oracle is in colour."
     )
-    notes = "".join(f'<p class="muted">{html.escape(note)}</p>' for note in metrics["notes"])
-    picture = ""
-    if model["auc"] is not None:
-        picture = f"<figure>{pictures.themed_svg(lambda: pictures.ladder(scorers))}</figure>"
-    return _section("Model against scores that need no model", lead, table + notes + picture)
-
-
-def _image(png: bytes, text: str) -> str:
-    data = base64.b64encode(png).decode()
-    return f'<figure class="map"><img alt="{html.escape(text)}" src="data:image/png;base64,{data}"></figure>'
+    notes = "".join(map(page.lead, metrics["notes"]))
+    picture = "" if model["auc"] is None else figures.svg(lambda: pictures.ladder(scorers))
+    return page.section("Model against scores that need no model", lead, table + notes + picture)
 
 
 def _maps(folder: Path, predictions: Predictions, items: ItemFacts) -> str:
     if not maps.frames(items):
-        return _section("Map of the items", "No item has coordinates: there is nothing to draw.", "")
-    popular = maps.png(lambda: maps.popularity_map(items))
-    (folder / "map.png").write_bytes(popular)
+        return page.section("Map of the items", "No item has coordinates: there is nothing to draw.", "")
     error, _ = maps.item_error(predictions, items)
-    body = _image(popular, "map of the items by popularity")
-    body += (
-        "<h3>Where the model is wrong</h3>"
-        '<p class="lead">Predicted minus true positives of each item, in standard deviations of what pure chance would '
-        "leave. Orange: the model promises too much; blue: too little; grey: within chance. If every prediction were "
-        f"right, one item in twenty would still lie beyond ±2. Items with fewer than {maps.MIN_SEEN} candidates are "
-        f"left out: {np.count_nonzero(~np.isnan(error)):,} of {len(items) - 1:,} are shown.</p>"
+    explained = (
+        "Predicted minus true positives of each item, in standard deviations of what pure chance would leave. Orange: "
+        "the model promises too much; blue: too little; grey: within chance. If every prediction were right, one item "
+        f"in twenty would still lie beyond ±2. Items with fewer than {maps.MIN_SEEN} candidates are left out: "
+        f"{np.count_nonzero(~np.isnan(error)):,} of {len(items) - 1:,} are shown."
     )
-    body += _image(maps.png(lambda: maps.error_map(predictions, items)), "map of the items by error of the prediction")
+    body = figures.png(lambda: maps.popularity_map(items), "map of the items by popularity", folder / "map.png")
+    body += page.lead(explained, "Where the model is wrong")
+    body += figures.png(lambda: maps.error_map(predictions, items), "map of the items by error of the prediction")
     lead = "Every point is an item; the brighter and larger, the more positives it had in training."
-    return _section("Map of the items", lead, body)
+    return page.section("Map of the items", lead, body)
 
 
 def _slices(metrics: dict[str, Any]) -> str:
@@ -173,19 +154,14 @@ def _slices(metrics: dict[str, Any]) -> str:
     parts = [part for part in metrics["slices"].values() if len(part["scorers"]["model"]) > 1]
     if not parts:
         return ""
-    legend = "".join(
-        f'<span><i style="color:var(--{name})">{_MARKS.get(name, "▬")}</i>{html.escape(scorer["title"])}</span>'
-        for name, scorer in metrics["scorers"].items()
-    )
+    marks = [(_MARKS.get(name, "▬"), pictures.COLOURS[name], s["title"]) for name, s in metrics["scorers"].items()]
     lead = (
         "AUC among the rows of each slice alone, positives and negatives; the line on a bar is its 95 % interval for "
         "independent rows. A bar that ends left of a mark is beaten there. Head items are the top 10 % by positives in "
         "training, mid the next 40 %, tail the rest; local time comes from the item's longitude."
     )
-    picture = pictures.themed_svg(lambda: pictures.slices(parts, names))
-    return _section(
-        "Where it is good, and where not", lead, f'<div class="legend">{legend}</div><figure>{picture}</figure>'
-    )
+    picture = figures.svg(lambda: pictures.slices(parts, names))
+    return page.section("Where it is good, and where not", lead, page.legend(marks) + picture)
 
 
 def _learning_curve(log: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> str:
@@ -193,8 +169,7 @@ def _learning_curve(log: Sequence[dict[str, Any]], best: dict[str, Any] | None) 
         return ""
     lead = "The vertical line is the step with the best validation AUC, which is the checkpoint called best."
     step = best.get("step") if best else None
-    picture = pictures.themed_svg(lambda: pictures.learning_curve(log, step))
-    return _section("Learning curve", lead, f"<figure>{picture}</figure>")
+    return page.section("Learning curve", lead, figures.svg(lambda: pictures.learning_curve(log, step)))
 
 
 def _calibration(metrics: dict[str, Any], predictions: Predictions) -> str:
@@ -204,10 +179,10 @@ def _calibration(metrics: dict[str, Any], predictions: Predictions) -> str:
         "comes true one time in five. Above it the model promises too little, below too much. Right: how far the "
         f"predictions of positives stand from those of negatives. Expected calibration error: {error}."
     )
-    picture = pictures.themed_svg(
+    picture = figures.svg(
         lambda: pictures.calibration(metrics["reliability"], predictions.predicted(), predictions.label)
     )
-    return _section("Calibration", lead, f"<figure>{picture}</figure>")
+    return page.section("Calibration", lead, picture)
 
 
 def _what_was_run(metrics: dict[str, Any], run: Path) -> str:
@@ -222,12 +197,9 @@ def _what_was_run(metrics: dict[str, Any], run: Path) -> str:
         "packages": packages,
         "commit": where.get("commit"),
     }
-    listed = "".join(f"<dt>{k}</dt><dd>{html.escape(str(v))}</dd>" for k, v in facts.items() if v)
-    body = f"<dl>{listed}</dl>"
+    body = page.facts(facts)
     if config:
-        body += f"<details><summary>config</summary><pre>{html.escape(json.dumps(config, indent=2))}</pre></details>"
-    numbers = {k: v for k, v in metrics.items() if k not in ("slices", "reliability")}
-    body += f"<details><summary>all numbers</summary><pre>{html.escape(json.dumps(numbers, indent=2))}</pre></details>"
-    return _section(
-        "What was run", "predictions.parquet and metrics.json beside this page hold the rows and numbers.", body
-    )
+        body += page.folded("config", config)
+    body += page.folded("all numbers", {k: v for k, v in metrics.items() if k not in ("slices", "reliability")})
+    lead = "predictions.parquet and metrics.json beside this page hold the rows and numbers."
+    return page.section("What was run", lead, body)

@@ -42,7 +42,8 @@ from .ranks import Ranks, joined, rank_device
 from .text.districts import DistrictConfig, Districts, with_districts
 from .text.encoders import Encoder, EncoderConfig, encode_to_store, load_encoder
 from .text.prompts import PromptConfig, Prompts, build_prompts
-from .text.store import EmbeddingStore, EmbeddingWriter
+from .text.reading import read_measures
+from .text.store import USER, EmbeddingStore, EmbeddingWriter
 from .work import resumable_folder
 
 log = logging.getLogger(__name__)
@@ -190,7 +191,7 @@ class _Job:
     def run(self) -> dict[str, Any]:
         """Train and encode; the report's numbers."""
         config, behaviour = self.config, self.config.behaviour
-        report: dict[str, Any] = {"items": len(self.items), "rung": config.rung}
+        report = self._begun(config.rung)
         # What can't be trained is told before hours of encoding.
         target_modules(self.encoder.model, config.lora.targets)
         locations = self._locations() if config.rung != "none" else None
@@ -220,7 +221,7 @@ class _Job:
 
     def encode_only(self) -> dict[str, Any]:
         """Encode with the encoder as it is, or with that and the adapter of an earlier run; nothing is trained."""
-        report, earlier = {"items": len(self.items), "rung": "none"}, self.config.adapter
+        report, earlier = self._begun("none"), self.config.adapter
         if earlier is None:
             self._encode_items("embeddings", None)
             return report
@@ -230,6 +231,13 @@ class _Job:
                 shutil.copytree(earlier / "adapter", self.folder / "adapter", dirs_exist_ok=True)
         self._encode_items("embeddings", EmbeddingStore.open(earlier).made_from.get("adapter"))
         return report | {"encoded_with": str(earlier)}
+
+    def _begun(self, rung: str) -> dict[str, Any]:
+        """The report's first numbers. What the encoder can't read is told before hours of encoding."""
+        report: dict[str, Any] = {"items": len(self.items), "rung": rung}
+        if self.ranks.is_first:
+            report["prompts"] = read_measures(self.encoder, self.prompts.texts, len(self.items))
+        return report
 
     def _made_from(self, adapter: str | None) -> dict[str, Any]:
         """What decides an item's vector, whatever data it is in."""
@@ -323,7 +331,7 @@ class _Job:
         row = histories.row[np.searchsorted(histories.user, users)]
         places, row = places[row > 0], row[row > 0]
         ids = pq.read_table(self.config.data / "users.parquet", columns=["user_id"])["user_id"].take(pa.array(row))
-        writer = EmbeddingWriter(self.folder / "users", ids, self.encoder.dim, self.config.shard_rows)
+        writer = EmbeddingWriter(self.folder / "users", ids, self.encoder.dim, self.config.shard_rows, of=USER)
         for shard in writer.missing()[self.ranks.rank :: self.ranks.world]:
             rows = writer.rows_of(shard)
             count = rows.stop - rows.start
@@ -394,8 +402,16 @@ def encode_items(folder: Path, items: pa.Table, device: torch.device | str = "cp
 
 
 def _parts_of(folder: Path) -> tuple[EncoderConfig, PromptConfig]:
-    """Encoder and prompts of a finished align run."""
+    """Encoder and prompts of a finished align run, whose adapter and districts are as they were written.
+
+    Raises:
+        FileNotFoundError, ValueError: no finished align run, or a damaged file.
+    """
     manifest = read_manifest(folder, KIND)
+    for name, written in manifest["files"].items():
+        small = name == _DISTRICTS or name.startswith("adapter/")  # vectors have their own checksums
+        if small and sha256_file(folder / name) != written["sha256"]:
+            raise ValueError(f"{folder / name}: content differs from what was written (sha256); make the folder again")
     return EncoderConfig(**manifest["encoder"]), PromptConfig(**manifest["prompts"])
 
 

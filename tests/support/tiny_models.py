@@ -11,6 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import (
     BertConfig,
     CLIPVisionConfig,
+    GPT2Config,
     LlavaConfig,
     LlavaProcessor,
     PreTrainedTokenizerFast,
@@ -45,8 +46,8 @@ def tiny_tokenizer(template: str, padding_side: str = "right") -> PreTrainedToke
     )
 
 
-def tiny_model(folder: Path, kind: str, **changes: Any) -> Path:
-    """Save a tiny model and its tokenizer in ``folder``: bert, xlm-roberta, qwen3 or llava."""
+def tiny_model(folder: Path, kind: str, padding_side: str = "right", **changes: Any) -> Path:
+    """Save a tiny model and its tokenizer in ``folder``: bert, xlm-roberta, gpt2, qwen3 or llava."""
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     small |= {"vocab_size": len(SPECIAL) + len(WORDS), "max_position_embeddings": 66, "pad_token_id": 0}
     decoder = {**small, "num_key_value_heads": 2}
@@ -55,6 +56,10 @@ def tiny_model(folder: Path, kind: str, **changes: Any) -> Path:
         config = BertConfig(**(small | changes))
     elif kind == "xlm-roberta":
         config = XLMRobertaConfig(**(small | {"type_vocab_size": 1} | changes))
+    elif kind == "gpt2":  # a decoder with absolute positions
+        config = GPT2Config(
+            n_embd=32, n_layer=2, n_head=4, vocab_size=small["vocab_size"], n_positions=66, pad_token_id=0, **changes
+        )
     elif kind == "qwen3":
         config = Qwen3Config(**(decoder | {"head_dim": 8} | changes))
     elif kind == "llava":
@@ -66,8 +71,8 @@ def tiny_model(folder: Path, kind: str, **changes: Any) -> Path:
         raise ValueError(kind)
     torch.manual_seed(0)
     MODEL_MAPPING[type(config)](config).eval().save_pretrained(folder)
-    last = kind in ("qwen3", "llava")
-    tokenizer = tiny_tokenizer("$A [SEP]" if last else "[CLS] $A [SEP]")
+    last = kind in ("gpt2", "qwen3", "llava")
+    tokenizer = tiny_tokenizer("$A [SEP]" if last else "[CLS] $A [SEP]", padding_side)
     if kind == "llava":
         images = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
         tokenizer.image_token, tokenizer.image_token_id = "<image>", 4

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -91,7 +92,7 @@ def test_what_it_writes(done: Path, prepared: Path) -> None:
     assert (before.tensor() - after.tensor()).norm(dim=1).min() > 1e-4
     assert before.made_from["adapter"] is None and len(after.made_from["adapter"]) == 64
     known = pq.read_table(prepared / "users.parquet")["user_id"].to_pylist()[1:]
-    users = EmbeddingStore.open(done / "users")
+    users = EmbeddingStore.open(done / "users", of="user")
     assert set(users.ids.to_pylist()) <= set(known) and len(users) > 0.9 * len(known)
     report = json.loads((done / "report.json").read_text())
     assert report["gdpo"]["steps"] == 4 and sum(report["gdpo"]["pairs"].values()) == 48
@@ -103,7 +104,9 @@ def test_what_it_writes(done: Path, prepared: Path) -> None:
     )
     assert len((done / "gdpo_metrics.jsonl").read_text().splitlines()) == 4
     page = (done / "report.html").read_text()
-    assert "The reward model on unseen items" in page and "Learning curves" in page and (done / "curves.png").exists()
+    assert "The reward model on unseen items" in page and "Learning curves" in page
+    assert report["prompts"]["texts"] == len(set(pq.read_table(done / "items.parquet")["content"].to_pylist()))
+    assert "What the encoder can tell apart" in page
     table = pq.read_table(done / "items.parquet")
     assert table["content"][0].as_py() and table["district"].null_count == 0
     assert not (done / "steps").exists() and not (done / "districts.parquet").exists()
@@ -232,3 +235,15 @@ def test_what_it_refuses(prepared: Path, model: Path, tmp_path: Path, done: Path
         config(prepared, model, out, rung="dpo")
     with pytest.raises(ValueError, match="resume and overwrite are both set"):
         config(prepared, model, out, resume=True, overwrite=True)
+
+
+def test_a_damaged_adapter_is_told(done: Path, prepared: Path, tmp_path: Path) -> None:
+    earlier = shutil.copytree(done, tmp_path / "earlier")
+    weights = earlier / "adapter/adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 8
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors: content differs from what was written"):
+        load_aligned(earlier)
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors: content differs from what was written"):
+        align(AlignConfig(data=prepared, out=tmp_path / "out", adapter=earlier))

@@ -254,6 +254,10 @@ def test_what_does_not_fit_is_told(source: Any, made: Path, tmp_path: Path, capl
     with pytest.raises(FileNotFoundError, match=r"store.json not found"):
         tokenize(replace(config, embeddings=tmp_path, overwrite=True))
 
+    EmbeddingWriter(tmp_path / "users", ids[:250], DIM, of="user").write(0, embed(ids[:250]))
+    with pytest.raises(ValueError, match=r"users holds vectors of users, expected those of items; check the path"):
+        tokenize(replace(config, embeddings=tmp_path / "users", overwrite=True))
+
     write_embeddings(tmp_path / "wide", ids[250:], torch.randn(50, DIM + 1))
     with pytest.raises(ValueError, match=rf"got {DIM + 1} dimensions, this hgit was fitted on {DIM}"):
         tokenize(replace(config, embeddings=tmp_path / "wide", add=made, overwrite=True))

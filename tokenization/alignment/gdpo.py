@@ -38,6 +38,7 @@ from torch.nn.functional import logsigmoid, normalize
 from ..ranks import Ranks
 from ..text.encoders import Encoder, encode_to_store
 from ..text.prompts import Prompts
+from ..text.store import PROMPT
 from .finetune import Losses, OptimizerSettings, finetune
 from .locations import Locations
 from .pairs import COLLABORATIVE, PreferencePairs
@@ -158,7 +159,7 @@ class PairPrompts:
     def encode(self, encoder: Encoder, folder: Path, made_from: dict[str, Any]) -> None:
         """The reference's vectors, once, into a store in ``folder`` and from there into memory."""
         ids = pa.array(np.arange(len(self)))
-        store = encode_to_store(encoder, self.texts, ids, folder, made_from=made_from, title="reference")
+        store = encode_to_store(encoder, self.texts, ids, folder, made_from=made_from, title="reference", of=PROMPT)
         self.vectors = store.tensor()
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..ranks import Ranks
 from ..text.encoders import Encoder, encode_to_store
 from ..text.prompts import Prompts
+from ..text.store import PROMPT
 from .locations import Lists, Locations
 from .reward_measures import list_measures
 
@@ -153,6 +154,7 @@ def encode_lists(
         folder,
         made_from=made_from,
         title=title,
+        of=PROMPT,
     )
     return EncodedLists(lists, store.tensor(), torch.from_numpy(at.reshape(key.shape)))
 

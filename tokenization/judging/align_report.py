@@ -11,14 +11,12 @@ from matplotlib.figure import Figure
 from torch.nn.functional import cosine_similarity
 
 from ...data.manifest import write_json
-from ...reports import page
-from ...reports.page import MUTED, SOFT, STRONG
+from ...reports import figures, page
 from ..text.store import EmbeddingStore
 from .coverage import cluster_nmi, neighbour_coverage
 from .measures import region_labels
 
 _LETTER = {"province": "P", "city": "C", "district": "T"}
-_SECOND = "#c98a00"
 _ROWS = 20_000  # of which the cosine before and after is taken
 
 
@@ -39,15 +37,14 @@ def embedding_measures(
 
 
 def write_align_report(folder: Path, report: dict[str, Any], curves: dict[str, list[dict[str, float]]]) -> Path:
-    """Write ``report.json``, ``curves.png`` and ``report.html``; returns the page."""
+    """Write ``report.json`` and ``report.html``; returns the page."""
     report = _json_ready(report)
     write_json(folder / "report.json", report)
-    sections = [_embeddings(report), _reward(report), _behaviour(report)]
+    sections = [_prompts(report), _embeddings(report), _reward(report), _behaviour(report)]
     lines = {"reward": report.get("reward", {}).get("curve", []), **curves}
     if any(lines.values()):
         lead = "Thin lines are single steps, thick ones means over a twentieth of all steps."
-        image = page.png(lambda: learning_curves(lines), "learning curves", folder / "curves.png", dark=False)
-        sections.append(page.section("Learning curves", lead, image))
+        sections.append(page.section("Learning curves", lead, figures.svg(lambda: learning_curves(lines))))
     cards = []
     embeddings = report.get("embeddings", {})
     if "after" in embeddings:
@@ -61,9 +58,10 @@ def write_align_report(folder: Path, report: dict[str, Any], curves: dict[str, l
     if report.get("reward", {}).get("held_out"):
         auc = report["reward"]["held_out"]["density"]["auc_near_far"]
         cards.append((_number(auc), "AUC of near against far, unseen items"))
+    cards.append((f"{report['prompts']['same_tokens']:.1%}", "of the prompts read like another one to the encoder"))
     file = folder / "report.html"
     subtitle = f"{report['items']:,} items"
-    page.write_page(file, f"placerank · align · {report['rung']}", subtitle, cards, [s for s in sections if s])
+    page.write_page(file, f"placerank · align · {report['rung']}", subtitle, cards, sections)
     return file
 
 
@@ -82,21 +80,36 @@ def learning_curves(lines: dict[str, list[dict[str, float]]]) -> Figure:
         x = np.array([line.get("step", line.get("epoch", 0)) for line in found])
         for column, names in enumerate((("loss",), second[name])):
             ax = figure.add_subplot(len(drawn), 2, 2 * row + column + 1)
-            for colour, key in zip((STRONG, _SECOND), (n for n in names if n in found[0]), strict=False):
+            for colour, key in enumerate(n for n in names if n in found[0]):
                 y = np.array([math.nan if line[key] is None else line[key] for line in found], float)
                 width = max(1, len(y) // 20)
                 if width > 1:
-                    ax.plot(x, y, color=colour, alpha=0.25, linewidth=0.7)
-                    kernel = np.ones(width) / width
-                    ax.plot(x[width - 1 :], np.convolve(y, kernel, "valid"), color=colour, label=key.replace("_", " "))
+                    ax.plot(x, y, f"C{colour}", alpha=0.25, linewidth=0.7)
+                    x_, y = x[width - 1 :], np.convolve(y, np.ones(width) / width, "valid")
                 else:
-                    ax.plot(x, y, color=colour, label=key.replace("_", " "))
-            ax.set_title(f"{title[name]}: {', '.join(n.replace('_', ' ') for n in names)}", color=MUTED)
+                    x_ = x
+                ax.plot(
+                    x_, y, f"C{colour}", label=key.replace("_", " "), marker="o" if len(y) < 12 else "", markersize=4
+                )
+            ax.set_title(f"{title[name]}: {', '.join(n.replace('_', ' ') for n in names)}")
             ax.set_xlabel("epoch" if name == "reward" else "step")
-            ax.grid(axis="y", color=SOFT, alpha=0.3)
+            ax.grid(axis="y")
             if len(names) > 1:
                 ax.legend()
     return figure
+
+
+def _prompts(report: dict[str, Any]) -> str:
+    found = report["prompts"]
+    lead = (
+        "Items whose prompts become the same tokens have the same vector. A token is unknown where the encoder's "
+        "vocabulary has no piece for a word, as in scripts that it was not made for."
+    )
+    head = ["different prompts", "different rows of tokens", "same tokens as another", "with unknown tokens"]
+    shares = [f"{found[name]:.1%}" for name in ("same_tokens", "unknown_tokens")]
+    body = page.warning(found["warning"]) if found["warning"] else ""
+    body += page.table(head, [[f"{found['texts']:,}", f"{found['tokens']:,}", *shares]])
+    return page.section("What the encoder can tell apart", lead, body)
 
 
 def _embeddings(report: dict[str, Any]) -> str:

@@ -10,13 +10,12 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ...reports.page import GROUND, MUTED, PALE, SOFT, STRONG
+from ...reports.figures import FAINT, SERIES, THEME
 from ..text.store import embedding_rows
 from ..text.vectors import Vectors
 from .measures import Ints
 
 _SHOWN_REGIONS = 10
-_LEVEL_COLOURS = ("#0f8f88", "#c98a00", "#8b5fbf", "#3f7fd1", "#d0605e", "#5c9a3c", "#a0665a", "#6b7a8f")
 
 
 def token_colours(count: int) -> NDArray[np.float64]:
@@ -42,11 +41,11 @@ def token_map(lat: NDArray[np.float64], lon: NDArray[np.float64], token: Ints, c
             (west, east), (south, north) = (np.percentile(v[rows], [0.5, 99.5]) for v in (lon, lat))
             air = 0.05 * max(north - south, (east - west) * stretch, 1e-3)
             ax.set(xlim=(west - air / stretch, east + air / stretch), ylim=(south - air, north + air))
-        ax.set(xticks=[], yticks=[], aspect=1 / stretch, facecolor=GROUND)
+        ax.set(xticks=[], yticks=[], aspect=1 / stretch)
         ax.spines[:].set_visible(False)
         tokens = len(np.unique(token[rows]))
         title = "all items" if rows is known else "the largest city"
-        ax.set_title(f"{title}: {len(rows):,} items, {tokens:,} first tokens", color=PALE)
+        ax.set_title(f"{title}: {len(rows):,} items, {tokens:,} first tokens")
     return figure
 
 
@@ -56,14 +55,14 @@ def usage_curves(codes: Ints, count: int) -> Figure:
     ax = figure.subplots()
     for level in range(codes.shape[1]):
         counts = np.sort(np.bincount(codes[:, level], minlength=count))[::-1]
-        colour = _LEVEL_COLOURS[level % len(_LEVEL_COLOURS)]
+        colour = f"C{level % len(SERIES)}"
         dead = int((counts == 0).sum())
         label = f"level {level + 1}" + (f", {dead} without items" if dead else "")
         ax.plot(np.arange(1, count + 1), np.where(counts > 0, counts, np.nan), color=colour, label=label, linewidth=1.6)
-    ax.axhline(len(codes) / count, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    ax.axhline(len(codes) / count, color=THEME["muted"], linewidth=1, linestyle=(0, (4, 3)))
     ax.set(yscale="log", xlabel="codes, the fullest first", ylabel="items", xlim=(0, count + 1))
     ax.legend(loc="upper right")
-    ax.grid(axis="y", linewidth=0.5, color=SOFT, alpha=0.5)
+    ax.grid(axis="y")
     return figure
 
 
@@ -83,7 +82,7 @@ def category_bars(examples: Sequence[dict[str, Any]]) -> Figure:
             rest = mine[i]["items"] - sum(n for _, n in top)
             bars = [*((name.split(" > ")[-1], n) for name, n in top), *([("others", rest)] if rest else [])]
             share = [n / mine[i]["items"] for _, n in bars]
-            colours = [STRONG if name != "others" else SOFT for name, _ in bars]
+            colours = [THEME["teal" if name != "others" else "line"] for name, _ in bars]
             ax.barh(range(len(bars)), share, color=colours, height=0.7)
             ax.set_yticks(range(len(bars)), [name[:22] for name, _ in bars], size=8)
             ax.tick_params(axis="x", labelsize=8)
@@ -120,7 +119,7 @@ def scatter(
     for ax, (title, vectors) in zip(np.atleast_1d(figure.subplots(1, len(sources))), sources, strict=True):
         x = torch.nn.functional.normalize(embedding_rows(vectors, torch.from_numpy(chosen)), dim=1)
         at = _on_two_axes(x, method, seed)
-        ax.scatter(*at[~np.isin(mine, shown)].T, s=5, color=MUTED, alpha=0.4, linewidths=0)
+        ax.scatter(*at[~np.isin(mine, shown)].T, s=5, color=FAINT, alpha=0.7, linewidths=0)
         for k, region in enumerate(shown):
             some = at[mine == region]
             ax.scatter(*some.T, s=7, color=colours[k], linewidths=0, label=names[region] if names else None)

@@ -1,7 +1,5 @@
 """The report of ``tokenize``: every measure in ``measures.json``, and one page with pictures."""
 
-import html
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ...reports import page
+from ...reports import figures, page
 from ..codes.collisions import collisions
 from ..codes.tokenizer import Tokenizer
 from ..text.store import EmbeddingStore
@@ -104,7 +102,7 @@ def write_report(
         page.section(
             "How evenly codes are used",
             "Items of each code, from the fullest to the emptiest. The dashed line is the even share.",
-            page.svg(lambda: token_pictures.usage_curves(codes, count)) + _percentiles(levels),
+            figures.svg(lambda: token_pictures.usage_curves(codes, count)) + _percentiles(levels),
         ),
         _categories(measures),
         _embeddings(config, measures, vectors, items),
@@ -121,7 +119,7 @@ def write_report(
     file = folder / "report.html"
     shape = f"{measures['items']:,} items · {len(levels)} levels of {count:,} codes"
     subtitle = f"{shape} · {before['ids']:,} different IDs"
-    page.write_page(file, f"placerank · {measures['tokenizer']}", subtitle, cards, [s for s in sections if s])
+    page.write_page(file, f"placerank · {measures['tokenizer']}", subtitle, cards, sections)
     return file
 
 
@@ -172,7 +170,7 @@ def _map(folder: Path, items: pa.Table, codes: Ints, count: int) -> str:
     return page.section(
         "Map of first tokens",
         "Every point is an item; items of one colour share their first code. Colours say nothing else.",
-        page.png(draw, "map of the items by first token", folder / "map.png"),
+        figures.png(draw, "map of the items by first token", folder / "map.png"),
     )
 
 
@@ -181,7 +179,7 @@ def _categories(measures: dict[str, Any]) -> str:
     if not examples:
         return ""
     lead = "The prefixes of most items on each level, and the share of each category in them; * is any code."
-    return page.section("What prefixes hold", lead, page.svg(lambda: token_pictures.category_bars(examples)))
+    return page.section("What prefixes hold", lead, figures.svg(lambda: token_pictures.category_bars(examples)))
 
 
 def _embeddings(config: ReportConfig, measures: dict[str, Any], vectors: Vectors, items: pa.Table) -> str:
@@ -212,7 +210,7 @@ def _embeddings(config: ReportConfig, measures: dict[str, Any], vectors: Vectors
         f"(district). NMI: k-means clusters of the embeddings against the region. The picture is "
         f"{'t-SNE' if config.picture == 'tsne' else 'PCA'}, coloured by region."
     )
-    return page.section("The embeddings", lead, body + page.png(draw, "embeddings by region", dark=False))
+    return page.section("The embeddings", lead, body + figures.png(draw, "embeddings by region"))
 
 
 def _nowhere(count: int) -> tuple[NDArray[np.int64], list[str]]:
@@ -220,9 +218,4 @@ def _nowhere(count: int) -> tuple[NDArray[np.int64], list[str]]:
 
 
 def _numbers(measures: dict[str, Any]) -> str:
-    text = html.escape(json.dumps(measures, indent=2))
-    return page.section(
-        "All numbers",
-        "measures.json beside this page holds the same.",
-        f"<details><summary>show</summary><pre>{text}</pre></details>",
-    )
+    return page.section("All numbers", "measures.json beside this page holds the same.", page.folded("show", measures))

@@ -2,7 +2,8 @@
 
 Texts are sorted by length and cut into batches of about equal numbers of tokens, so little is padding. Which texts
 share a batch follows from the texts of a shard alone: encoding again, after a restart or on other ranks, gives the
-same bytes on the same machine.
+same bytes on the same machine. Padding is at the right, whatever a tokenizer's config says: where positions are
+absolute (BERT, GPT-2), tokens behind padding would have others in each batch.
 """
 
 import importlib.util
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..ranks import Ranks
-from .store import EmbeddingStore, EmbeddingWriter
+from .store import ITEM, EmbeddingStore, EmbeddingWriter
 
 Pooling = Literal["auto", "cls", "mean", "last"]
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
@@ -108,8 +109,10 @@ class Encoder(nn.Module):
 
     def forward(self, ids: Sequence[Sequence[int]]) -> Tensor:
         """Vectors of token ids, float32 [B, D], with gradients to the model's trainable weights."""
-        inputs = self.tokenizer.pad({"input_ids": [list(row) for row in ids]}, return_tensors="pt")
-        return self._pooled({name: inputs[name].to(self.device) for name in ("input_ids", "attention_mask")})
+        rows, padding = [torch.tensor(row) for row in ids], self.tokenizer.pad_token_id
+        padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0 if padding is None else padding)
+        mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        return self._pooled({"input_ids": padded.to(self.device), "attention_mask": mask.to(self.device)})
 
     def _pooled(self, inputs: dict[str, Tensor]) -> Tensor:
         bf16 = next(self.model.parameters()).dtype == torch.bfloat16
@@ -160,13 +163,13 @@ class Encoder(nn.Module):
 
 
 def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
-    """Token vectors [B, T, D] to one vector each [B, D]; mask [B, T] is 0 on padding, at either side."""
+    """Token vectors [B, T, D] to one vector each [B, D]; mask [B, T] is 0 on padding, which is at the right."""
     if how == "mean":
         weight = mask[..., None].to(hidden.dtype)
         return (hidden * weight).sum(1) / weight.sum(1)
-    real = mask.bool()
-    at = real.int().argmax(1) if how == "cls" else mask.shape[1] - 1 - real.flip(1).int().argmax(1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), at]
+    if how == "cls":
+        return hidden[:, 0]
+    return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
 
 
 def length_batches(lengths: NDArray[np.int64], tokens: int) -> list[NDArray[np.int64]]:
@@ -218,8 +221,6 @@ def load_encoder(config: EncoderConfig, device: torch.device | str = "cpu") -> E
             f"encoder.model={config.model!r} ({description.model_type}) has no single sequence of token vectors; "
             "choose an encoder, a decoder or a vision-language model with one language model"
         )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     pooling = config.pooling if config.pooling != "auto" else choose_pooling(source, text)
     return Encoder(
         model.requires_grad_(False).eval().to(device),
@@ -313,6 +314,7 @@ def encode_to_store(
     shard_rows: int = 2048,
     ranks: Ranks | None = None,
     title: str = "encode",
+    of: str = ITEM,
 ) -> EmbeddingStore:
     """Encode texts into a store, shard by shard; shards that are there are left as they are.
 
@@ -325,12 +327,13 @@ def encode_to_store(
         shard_rows: rows a shard: what is lost when the process is killed.
         ranks: every ``world``-th shard is this rank's; all ranks call this, and all get the whole store.
         title: what the progress bar says.
+        of: whose vectors these are, see ``store``.
     """
     ranks = ranks or Ranks.current()
     if ranks.is_first:
-        EmbeddingWriter(folder, ids, encoder.dim, shard_rows, made_from)
+        EmbeddingWriter(folder, ids, encoder.dim, shard_rows, made_from, of)
     ranks.barrier()
-    writer = EmbeddingWriter(folder, ids, encoder.dim, shard_rows, made_from)
+    writer = EmbeddingWriter(folder, ids, encoder.dim, shard_rows, made_from, of)
     missing = writer.missing()
     ranks.barrier()  # nobody writes before all have looked
     mine = missing[ranks.rank :: ranks.world]
@@ -342,4 +345,4 @@ def encode_to_store(
             writer.write(shard, encoder.encode(texts(where), images(where) if images else None))
             bar.update(where.stop - where.start)
     ranks.barrier()
-    return EmbeddingStore.open(folder)
+    return EmbeddingStore.open(folder, of)

@@ -1,13 +1,18 @@
-"""Embeddings of items on disk: Parquet shards in the order of the items table, written one by one, read in blocks.
+"""Embeddings on disk: Parquet shards in the order of the items table, written one by one, read in blocks.
 
-A store is a folder with ``store.json`` (how many rows and dimensions, rows a shard, what made it) and the shards
-``part-00000.parquet`` and on, each with the columns ``item_id`` and ``embedding`` (fixed_size_list<float>[D]). A
-shard appears when it is whole and covers rows that follow from its number alone, so an encoder that is killed writes
-the missing ones when it starts again, and several ranks write one store without speaking to each other.
+A store is a folder with ``store.json`` (whose vectors these are, how many rows and dimensions, rows a shard, what made
+them) and the shards ``part-00000.parquet`` and on, each with the columns ``item_id`` (of users' vectors: ``user_id``)
+and ``embedding`` (fixed_size_list<float>[D]). A shard appears when it is whole and covers rows that follow from its
+number alone, so an encoder that is killed writes the missing ones when it starts again, and several ranks write one
+store without speaking to each other.
+
+Every page has a checksum (Parquet's own CRC32), which every read verifies, for half a second a gigabyte; what the
+shard's footer says is compared with ``store.json``. A damaged file is an error that names it, never other numbers.
 """
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +27,7 @@ from torch import Tensor
 from ...data.manifest import whole_file, write_json
 
 INFO = "store.json"
+ITEM, USER, PROMPT = "item", "user", "prompt"  # whose vectors a store holds
 _GROUP_BYTES = 8 << 20  # of a Parquet row group: what reading holds besides the block it makes
 _GROUP_ROWS = 2048  # random rows of a shuffled reader cost one row group each: not larger
 
@@ -35,9 +41,10 @@ class EmbeddingWriter:
         dim: numbers an embedding, D.
         shard_rows: rows a shard; the last one may have fewer.
         made_from: JSON-ready; a store that was started with other values is refused.
+        of: whose vectors these are, "item", "user" or "prompt".
 
     Raises:
-        ValueError: no ids, or the folder holds shards of another store.
+        ValueError: no ids, or the folder holds shards of another store, or a damaged ``store.json``.
     """
 
     def __init__(
@@ -47,6 +54,7 @@ class EmbeddingWriter:
         dim: int,
         shard_rows: int = 65_536,
         made_from: dict[str, Any] | None = None,
+        of: str = ITEM,
     ) -> None:
         if len(ids) == 0:
             raise ValueError(f"{folder}: got no item ids, expected at least one")
@@ -54,14 +62,13 @@ class EmbeddingWriter:
             raise ValueError(f"{folder}: got dim={dim} and shard_rows={shard_rows}, expected at least 1 of each")
         self.folder, self.dim = Path(folder), dim
         self.ids = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
-        self.shard_rows = shard_rows
+        self.shard_rows, self.of = shard_rows, of
+        facts = {"of": of, "ids": str(self.ids.type), "rows": len(ids), "dim": dim, "shard_rows": shard_rows}
         # Through JSON and back, so that it compares equal to what is read from the file.
-        info = json.loads(
-            json.dumps({"rows": len(ids), "dim": dim, "shard_rows": shard_rows, "made_from": made_from or {}})
-        )
+        info = json.loads(json.dumps({**facts, "made_from": made_from or {}}))
         path = self.folder / INFO
         if path.is_file():
-            old = json.loads(path.read_text())
+            old = _read_info(path)
             differs = sorted(name for name in info if info[name] != old.get(name))
             if differs:
                 told = "; ".join(f"{name}: {old.get(name)!r}, now {info[name]!r}" for name in differs)
@@ -104,11 +111,13 @@ class EmbeddingWriter:
         flat = pa.array(values.numpy().reshape(-1))
         field = pa.field("embedding", pa.list_(pa.field("element", pa.float32(), nullable=False), self.dim), False)
         column = pa.FixedSizeListArray.from_arrays(flat, type=field.type)
-        schema = pa.schema([pa.field("item_id", self.ids.type), field])
+        schema = pa.schema([pa.field(f"{self.of}_id", self.ids.type), field])
         table = pa.Table.from_arrays([self.ids[rows], column], schema=schema)
         group = max(1, min(_GROUP_ROWS, _GROUP_BYTES // (4 * self.dim)))
         with whole_file(_part(self.folder, shard)) as tmp:
-            pq.write_table(table, tmp, row_group_size=group, compression="none", use_dictionary=False)
+            pq.write_table(
+                table, tmp, row_group_size=group, compression="none", use_dictionary=False, write_page_checksum=True
+            )
 
 
 def write_embeddings(folder: Path, ids: pa.Array | pa.ChunkedArray, embeddings: Tensor) -> "EmbeddingStore":
@@ -122,22 +131,30 @@ def write_embeddings(folder: Path, ids: pa.Array | pa.ChunkedArray, embeddings: 
 
 
 class EmbeddingStore:
-    """Embeddings [N, D] on disk. ``open`` reads no embedding; ``chunks`` and ``rows`` hold a block at a time."""
+    """Embeddings [N, D] on disk. ``open`` reads no embedding; ``chunks`` and ``rows`` hold a block at a time.
+
+    Whatever reads a shard raises a ValueError that names the file if it is damaged.
+    """
 
     def __init__(self, folder: Path, info: dict[str, Any]) -> None:
         self.folder = folder
+        self.of: str = info["of"]
+        self._id_type: str | None = info["ids"]
         self.dim: int = info["dim"]
         self.made_from: dict[str, Any] = info["made_from"]
         self._rows: int = info["rows"]
         self._shard_rows: int = info["shard_rows"]
 
     @classmethod
-    def open(cls, folder: Path) -> "EmbeddingStore":
+    def open(cls, folder: Path, of: str = ITEM) -> "EmbeddingStore":
         """The store in a folder, or in the folder ``embeddings/`` of an align run.
+
+        Args:
+            of: whose vectors are expected there: "item", "user" or "prompt".
 
         Raises:
             FileNotFoundError: no store there.
-            ValueError: some shards have not been written yet.
+            ValueError: vectors of something else, a damaged ``store.json``, or shards that are not there (yet).
         """
         folder = Path(folder)
         if not (folder / INFO).is_file() and (folder / "embeddings" / INFO).is_file():
@@ -146,13 +163,15 @@ class EmbeddingStore:
             raise FileNotFoundError(
                 f"{folder / INFO} not found: expected embeddings that placerank align or write_embeddings wrote"
             )
-        store = cls(folder, json.loads((folder / INFO).read_text()))
-        shards = -(-store._rows // store._shard_rows)
-        missing = [shard for shard in range(shards) if not _part(folder, shard).is_file()]
+        store = cls(folder, _read_info(folder / INFO))
+        if store.of != of:
+            raise ValueError(f"{folder} holds vectors of {store.of}s, expected those of {of}s; check the path")
+        shards = store._files()
+        missing = [path for path in shards if not path.is_file()]
         if missing:
             raise ValueError(
-                f"{folder}: {len(missing)} of {shards} shards are missing, the first is "
-                f"{_part(folder, missing[0]).name}; the encoding has not finished: start it again with --resume"
+                f"{folder}: {len(missing)} of {len(shards)} shards are missing, the first is {missing[0].name}; if the "
+                "encoding has not finished, start it again with --resume, else copy or make the folder again"
             )
         return store
 
@@ -161,17 +180,20 @@ class EmbeddingStore:
 
     @cached_property
     def ids(self) -> pa.Array:
-        """Item ids in row order, [N]."""
-        parts = [pq.read_table(path, columns=["item_id"])["item_id"] for path in self._files()]
-        return pa.concat_arrays([chunk for part in parts for chunk in part.chunks])
+        """Ids of the items (or users) in row order, [N]."""
+        parts = []
+        for shard in range(len(self._files())):
+            with self._shard(shard) as file:
+                parts += [self._column(file, group, self._ids) for group in range(file.num_row_groups)]
+        return pa.concat_arrays(parts)
 
     def chunks(self, rows: int) -> Iterator[Tensor]:
         """Blocks float32 [rows, D] in row order; the last one may be shorter. Each is a new tensor."""
         if rows < 1:
             raise ValueError(f"chunks: got rows={rows}, expected at least 1")
         block, filled, done = np.empty((min(rows, self._rows), self.dim), np.float32), 0, 0
-        for path in self._files():
-            with pq.ParquetFile(path) as file:
+        for shard in range(len(self._files())):
+            with self._shard(shard) as file:
                 for group in range(file.metadata.num_row_groups):
                     values = self._group(file, group)
                     while len(values):
@@ -200,7 +222,7 @@ class EmbeddingStore:
         ordered = wanted[order]
         for shard in np.unique(ordered // self._shard_rows):
             start = int(shard) * self._shard_rows
-            with pq.ParquetFile(_part(self.folder, int(shard))) as file:
+            with self._shard(int(shard)) as file:
                 for group in range(file.metadata.num_row_groups):
                     stop = start + file.metadata.row_group(group).num_rows
                     first, last = np.searchsorted(ordered, [start, stop])
@@ -216,12 +238,45 @@ class EmbeddingStore:
     def _files(self) -> list[Path]:
         return [_part(self.folder, shard) for shard in range(-(-self._rows // self._shard_rows))]
 
+    @property
+    def _ids(self) -> str:
+        return f"{self.of}_id"
+
+    @contextmanager
+    def _shard(self, shard: int) -> Iterator[pq.ParquetFile]:
+        """A shard, open, with the rows and columns that it is to have; each page that is read is checked."""
+        path = _part(self.folder, shard)
+        rows = min(self._shard_rows, self._rows - shard * self._shard_rows)
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                schema, groups = file.schema_arrow, range(file.num_row_groups)
+                column = schema.field("embedding").type
+                if (
+                    sum(file.metadata.row_group(group).num_rows for group in groups) != rows
+                    or not (pa.types.is_fixed_size_list(column) and column.value_type == pa.float32())
+                    or column.list_size != self.dim
+                    or str(schema.field(self._ids).type) != (self._id_type or str(schema.field(self._ids).type))
+                ):
+                    raise ValueError(f"got {file.metadata.num_rows} rows of {schema.names}, {schema.types}")
+                yield file
+        except (pa.ArrowException, OSError, LookupError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"{path} cannot be read whole ({' '.join(str(error).split())}): it is damaged or not all there; copy "
+                "it again, or make the embeddings again"
+            ) from error
+
     def _group(self, file: pq.ParquetFile, group: int) -> NDArray[np.float32]:
-        column = file.read_row_group(group, columns=["embedding"])["embedding"].combine_chunks()
-        if isinstance(column, pa.ChunkedArray):
-            column = pa.concat_arrays(column.chunks)
+        column = self._column(file, group, "embedding")
         values: NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim)
         return values
+
+    def _column(self, file: pq.ParquetFile, group: int, name: str) -> pa.Array:
+        column = file.read_row_group(group, columns=[name])[name].combine_chunks()
+        if isinstance(column, pa.ChunkedArray):
+            column = pa.concat_arrays(column.chunks)
+        if len(column) != file.metadata.row_group(group).num_rows:
+            raise ValueError(f"got {len(column)} rows of {name}")
+        return column
 
 
 def embedding_chunks(source: Tensor | EmbeddingStore, rows: int) -> Iterator[Tensor]:
@@ -232,6 +287,22 @@ def embedding_chunks(source: Tensor | EmbeddingStore, rows: int) -> Iterator[Ten
 def embedding_rows(source: Tensor | EmbeddingStore, indices: Tensor) -> Tensor:
     """Some rows [n, D], float32, of a tensor [N, D] or of a store."""
     return source.rows(indices) if isinstance(source, EmbeddingStore) else source[indices].float()
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    """What ``store.json`` says, checked. The first version did not say whose vectors it holds, and for what ids."""
+    try:
+        info = {"of": ITEM, "ids": None, **json.loads(path.read_text())}
+        sizes = [info[name] for name in ("rows", "dim", "shard_rows")]
+        whole = all(type(size) is int and size > 0 for size in sizes) and isinstance(info["made_from"], dict)
+        if not whole or info["of"] not in (ITEM, USER, PROMPT) or not isinstance(info["ids"], str | None):
+            raise ValueError(f"it says {info}")
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged, or of another version ({error}); expected of, ids, rows, dim, shard_rows and "
+            "made_from: copy it again, or make the embeddings again"
+        ) from None
+    return info
 
 
 def _part(folder: Path, shard: int) -> Path:

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from placerank.reports import page
 from placerank.tokenization.codes.tokenizers import KMeansOptions, ResidualKMeans, TokenizerConfig
 from placerank.tokenization.judging import token_pictures
 from placerank.tokenization.judging.tokenize_report import ReportConfig, measure, write_report
@@ -50,10 +49,6 @@ def test_names_are_text_not_html(tmp_path: Path) -> None:
     items = pa.table({"item_id": range(40), "category": [["<script>alert(1)</script>", "a & b"]] * 40})
     text = make(tmp_path, items)[1]
     assert "<script" not in text and "a &amp; b" in text
-    page.write_page(tmp_path / "p.html", "<b>", "a & b", [("<1", "&")], [page.section("<h>", "<i>", "<p>body</p>")])
-    made = (tmp_path / "p.html").read_text()
-    assert "<b>&lt;1</b>" in made and "<h2>&lt;h&gt;</h2>" in made and "<p>body</p>" in made
-    assert page.table(["<a>"], [["<b>"]]).count("&lt;") == 2
 
 
 def test_neighbouring_tokens_have_colours_that_differ() -> None:

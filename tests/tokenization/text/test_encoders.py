@@ -63,23 +63,39 @@ def test_batches_give_what_single_texts_give(tmp_path: Path, kind: str, pooling:
     torch.testing.assert_close(again[:2], got[[1, 0]], rtol=1e-4, atol=1e-5)
 
 
-def test_padding_side_does_not_matter_to_a_decoder(tmp_path: Path) -> None:
-    encoder = load_encoder(EncoderConfig(model=str(tiny_model(tmp_path, "qwen3"))))
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", ["bert", "xlm-roberta", "gpt2", "qwen3"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "last"])
+def test_a_vector_does_not_depend_on_its_batch(tmp_path: Path, kind: str, side: str, pooling: str) -> None:
+    """Absolute positions, too, and tokenizers that are set to pad at the left, as decoders' often are."""
+    folder = tiny_model(tmp_path, kind, padding_side=side)
+    encoder = load_encoder(EncoderConfig(model=str(folder), pooling=pooling))  # type: ignore[arg-type]
+    assert encoder.tokenizer.padding_side == side
+    expected = one_by_one(encoder, TEXTS, pooling)
     ids = encoder.tokens(TEXTS)
-    vectors = {}
-    for side in ("left", "right"):
-        encoder.tokenizer.padding_side = side
-        vectors[side] = encoder(ids)
-    torch.testing.assert_close(vectors["left"], vectors["right"], rtol=1e-4, atol=1e-5)
-    assert (vectors["left"][0] - vectors["left"][1]).norm() > 0.05
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(ids), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(encoder(ids[::-1][:3]), expected.flip(0)[:3], rtol=1e-4, atol=1e-5)
+    if pooling != "cls" or kind in ("bert", "xlm-roberta"):  # a decoder's first token has not seen the text
+        assert torch.pdist(expected).min() > 1e-3
+
+
+def test_a_tokenizer_without_padding_of_its_own_will_do(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path, "gpt2")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("pad_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_input_names": ["input_ids"]}))
+    encoder = load_encoder(EncoderConfig(model=str(folder)))
+    assert encoder.tokenizer.pad_token_id is None
+    torch.testing.assert_close(encoder.encode(TEXTS), one_by_one(encoder, TEXTS, "last"), rtol=1e-4, atol=1e-5)
 
 
 def test_pool_by_hand() -> None:
     hidden = torch.arange(12.0).reshape(2, 3, 2)
-    mask = torch.tensor([[1, 1, 0], [0, 1, 1]])
-    assert pool(hidden, mask, "cls").tolist() == [[0, 1], [8, 9]]
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    assert pool(hidden, mask, "cls").tolist() == [[0, 1], [6, 7]]
     assert pool(hidden, mask, "last").tolist() == [[2, 3], [10, 11]]
-    assert pool(hidden, mask, "mean").tolist() == [[1, 2], [9, 10]]
+    assert pool(hidden, mask, "mean").tolist() == [[1, 2], [8, 9]]
 
 
 def test_a_models_own_pooling_file_decides(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
-"""The store gives back what was written, whatever the shards, and tells what is missing."""
+"""The store gives back what was written, whatever the shards, and tells what is missing or damaged."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from placerank.tokenization.text.store import (
+    INFO,
     EmbeddingStore,
     EmbeddingWriter,
     embedding_chunks,
@@ -95,3 +97,76 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
         store.rows(torch.tensor([0, 2]))
     with pytest.raises(ValueError, match="rows=0"):
         next(store.chunks(0))
+
+
+def test_whose_vectors_they_are(tmp_path: Path) -> None:
+    EmbeddingWriter(tmp_path, pa.array([1, 2]), 3, of="user").write(0, torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"holds vectors of users, expected those of items; check the path"):
+        EmbeddingStore.open(tmp_path)
+    assert EmbeddingStore.open(tmp_path, of="user").ids.to_pylist() == [1, 2]
+    with pytest.raises(ValueError, match=r"started with other settings \(of: 'user', now 'item'\)"):
+        EmbeddingWriter(tmp_path, pa.array([1, 2]), 3)
+
+
+def test_a_store_of_the_first_version_holds_items(tmp_path: Path) -> None:
+    write_embeddings(tmp_path, pa.array([1, 2]), torch.eye(2))
+    info = json.loads((tmp_path / INFO).read_text())
+    (tmp_path / INFO).write_text(json.dumps({k: v for k, v in info.items() if k not in ("of", "ids")}))
+    store = EmbeddingStore.open(tmp_path)
+    assert store.ids.to_pylist() == [1, 2] and torch.equal(store.tensor(), torch.eye(2))
+
+
+@pytest.mark.parametrize("ids", [pa.array(range(40)), pa.array([f"item {i}" for i in range(40)], pa.large_string())])
+def test_no_flipped_byte_gives_other_numbers(tmp_path: Path, ids: pa.Array) -> None:
+    """Anywhere in a shard: the same vectors and ids, or an error that names the file."""
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    write_embeddings(tmp_path, ids, x)
+    shard = tmp_path / "part-00000.parquet"
+    whole, rng, told = shard.read_bytes(), np.random.default_rng(0), 0
+    values = whole.find(x.numpy().tobytes())
+    assert values > 0
+    places = [values, values + 600, *rng.integers(0, len(whole), 400), *range(len(whole) - 300, len(whole), 3)]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= int(rng.integers(1, 256))
+        shard.write_bytes(damaged)
+        try:
+            store = EmbeddingStore.open(tmp_path)
+            same = torch.equal(store.tensor(), x) and store.ids.to_pylist() == ids.to_pylist()
+            assert same and torch.equal(store.rows(torch.tensor([39, 0])), x[[39, 0]])
+        except ValueError as error:
+            assert str(shard) in str(error) and "cannot be read whole" in str(error) and "\n" not in str(error)
+            told += 1
+        assert place not in places[:2] or told  # the vectors' own bytes
+    assert told > len(places) / 2
+
+
+@pytest.mark.parametrize("left", [0, 5, 200, -9])
+def test_a_truncated_shard_is_named(tmp_path: Path, left: int) -> None:
+    store = write_embeddings(tmp_path, pa.array(range(40)), torch.randn(40, 4))
+    shard = tmp_path / "part-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:left])
+    for read in (store.tensor, lambda: store.ids, lambda: store.rows(torch.tensor([3]))):
+        with pytest.raises(ValueError, match=r"part-00000\.parquet cannot be read whole"):
+            read()
+
+
+def test_a_shard_of_another_store_is_refused(tmp_path: Path) -> None:
+    store = write_embeddings(tmp_path / "a", pa.array(range(40)), torch.randn(40, 4))
+    for ids, width in ((pa.array(range(39)), 4), (pa.array(range(40)), 5), (pa.array([str(i) for i in range(40)]), 4)):
+        other = write_embeddings(tmp_path / f"b{len(ids)}{width}{ids.type}", ids, torch.randn(len(ids), width))
+        (store.folder / "part-00000.parquet").write_bytes((other.folder / "part-00000.parquet").read_bytes())
+        with pytest.raises(ValueError, match="cannot be read whole"):
+            store.tensor()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", '{"rows": 2}', '{"rows": 2, "dim": "4", "shard_rows": 9, "made_from": {}}', "\x80"]
+)
+def test_a_damaged_description_is_named(tmp_path: Path, text: str) -> None:
+    write_embeddings(tmp_path, pa.array([1, 2]), torch.eye(2))
+    (tmp_path / INFO).write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"store\.json is damaged, or of another version"):
+        EmbeddingStore.open(tmp_path)
+    with pytest.raises(ValueError, match=r"store\.json is damaged, or of another version"):
+        EmbeddingWriter(tmp_path, pa.array([1, 2]), 2)
