@@ -147,7 +147,9 @@ def open_parquet(file: Path) -> pq.ParquetFile:
         raise DataError(unreadable(file, error)) from error
     twice = [name for name, n in Counter(parquet.schema_arrow.names).items() if n > 1]
     if twice:
-        raise DataError(f"{file}: got the column '{twice[0]}' twice, expected each name once; drop or rename one of them")
+        raise DataError(
+            f"{file}: got the column '{twice[0]}' twice, expected each name once; drop or rename one of them"
+        )
     return parquet
 
 

@@ -9,9 +9,10 @@ A raw folder holds
 
 each a file or a folder of that name, with or without ``.parquet``, as ``parts`` reads it. ``?`` columns may be missing
 or null; ``name`` and ``category`` must be there and may be null. Ids are integers or strings; "" and white space alone
-are null in all text. Columns that are not listed are ignored (``inventory`` names them). ``read_items``, ``iter_interactions`` and ``read_users``
-return the listed columns in this order and in the types of ``ITEMS`` and ``INTERACTIONS``, whatever Arrow type
-the file chose. Rows that break a rule raise ``DataError``, or are set aside by ``BadRows("skip", folder)``.
+are null in all text. Columns that are not listed are ignored (``inventory`` names them). ``read_items``,
+``iter_interactions`` and ``read_users`` return the listed columns in this order and in the types of ``ITEMS`` and
+``INTERACTIONS``, whatever Arrow type the file chose. Rows that break a rule raise ``DataError``, or are set aside by
+``BadRows("skip", folder)``.
 """
 
 import difflib
@@ -85,7 +86,9 @@ def mark_duplicates(block: Block | Sequence[Block], key: str) -> None:
     """Of rows with the same id, all good ones after the first are bad; blocks are the parts of one table."""
     blocks = [block] if isinstance(block, Block) else block
     good = [np.flatnonzero(b.fault == 0) for b in blocks]
-    ids = pa.chunked_array([c for b, g in zip(blocks, good, strict=True) for c in b.columns[key].take(pa.array(g)).chunks])
+    ids = pa.chunked_array(
+        [c for b, g in zip(blocks, good, strict=True) for c in b.columns[key].take(pa.array(g)).chunks]
+    )
     codes = pa.concat_arrays(ids.chunks).dictionary_encode().indices.to_numpy()
     _, first = np.unique(codes, return_index=True)
     if len(first) == len(codes):
@@ -107,7 +110,7 @@ def mark_duplicates(block: Block | Sequence[Block], key: str) -> None:
 
 
 def _finish(
-    path: Path, found: list[Part], blocks: list[Block], columns: list[Sequence[Column]], key: str, bad_rows: BadRows
+    path: Path, found: list[Part], blocks: list[Block], columns: Sequence[Sequence[Column]], key: str, bad_rows: BadRows
 ) -> list[pa.Table]:
     """The good rows of a table's parts, each id once."""
     types: dict[str, pa.DataType] = {}
