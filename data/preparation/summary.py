@@ -184,27 +184,35 @@ def summarize(seen: Seen, told: Told) -> dict[str, Any]:
 def lines(summary: dict[str, Any]) -> list[str]:
     """The summary for a person, without its warnings."""
     kept, box = summary["kept"], summary["box"]
-    aside = [f"{r['rows']:,} of {r['file']}, '{r['column']}': {r['reason']}" for r in summary["set_aside"]]
+    aside: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in summary["set_aside"]:
+        aside.setdefault((row["column"], row["reason"]), []).append(row)
     unused = [f"{file}: {', '.join(columns)}" for file, columns in summary["unused_columns"].items()]
     renamed = [f"{column} as {table}" for column, table in summary["user_tables"].items() if column != table]
     known = summary["users_known"]
     starts = [f"{name} from {at}" for name, at in summary["splits_start"].items() if name != "train"]
     told = {
         "rows in": ", ".join(f"{name} {n:,}" for name, n in summary["rows_in"].items()),
-        "set aside": _first(aside),
+        "set aside": _first([_reason(*key, rows) for key, rows in aside.items()]),
         "left out": _first([f"{n:,} {why}" for why, n in summary["left_out"].items() if n]),
         "kept": f"{kept['interactions']:,} interactions of {kept['users']:,} users and {kept['items']:,} items",
         "taken for": f"{summary['source']}, because {summary['because']}",
         "times": ", ".join([" to ".join(summary["times"]) + " UTC", *starts]),
         "places": ", ".join(f"{c} {low:.4g} to {high:.4g}" for c, (low, high) in box.items()),
-        "items": ", ".join(
-            [f"{_percent(share)} without {c}" for c, share in summary["items_missing"].items() if share]
-            + [f"{_percent(summary['items_never_chosen'])} without a positive in training"]
+        "items": "; ".join(
+            ["without " + ", ".join(f"{c} {_percent(x)}" for c, x in summary["items_missing"].items() if x)]
+            * any(summary["items_missing"].values())
+            + [f"never chosen in training {_percent(summary['items_never_chosen'])}"]
         ),
         "users": ", ".join([] if known is None else [f"{known[0]:,} of {known[1]:,} are in the users table", *renamed]),
         "not used": "; ".join(unused),
     }
     return [f"  {name:<10}{text}" for name, text in told.items() if text]
+
+
+def _reason(column: str, reason: str, rows: list[dict[str, Any]]) -> str:
+    files = rows[0]["file"] if len(rows) == 1 else f"{len(rows):,} files"
+    return f"{sum(r['rows'] for r in rows):,} of {files}, '{column}': {reason}"
 
 
 def _first(reasons: list[str]) -> str:
@@ -300,7 +308,8 @@ def _of_users(seen: Seen, told: Told) -> Iterator[str]:
 def _of_places(seen: Seen, told: Told) -> Iterator[str]:
     items = told.items
     n = len(items)
-    counts = items.group_by(["lat", "lon"]).aggregate([([], "count_all")])
+    places = pa.table({c: pc.add(items[c], 0.0) for c in ("lat", "lon")})  # -0.0 is 0.0
+    counts = places.group_by(["lat", "lon"]).aggregate([([], "count_all")])
     count = counts["count_all"].to_numpy()
     lat, lon = (counts[c].to_numpy() for c in ("lat", "lon"))
     unknown = (lat == lon) & ((lat == 0) | (lat == -1))
@@ -316,9 +325,9 @@ def _of_places(seen: Seen, told: Told) -> Iterator[str]:
             "user_lat, user_lon"
         )
     lat, lon = (items[c].to_numpy() for c in ("lat", "lon"))
-    polar = int(((np.abs(lat) > 66) & (np.abs(lat) > np.abs(lon) - 30) & (np.abs(lon) <= 66)).sum())
-    if polar >= _MANY * n:
-        yield f"{_of(polar, n, 'items')} lie beyond a polar circle: lat and lon look swapped"
+    empty = int(((lat < -60) | (lat > 72)).sum())  # nearly nobody lives there
+    if empty >= _MANY * n:
+        yield f"{_of(empty, n, 'items')} lie in Antarctica or the Arctic: lat and lon look swapped"
     elif seen.placed:
         here = seen.place / seen.placed
         there = np.array([np.median(lat), np.median(lon)])
