@@ -29,7 +29,7 @@ def looks_like(*numbers: int) -> str | None:
     """
     for form in _WRITTEN:
         if all(len(str(n)) == len(datetime(2000, 1, 1).strftime(form)) and _written(n, form) for n in numbers):
-            return f"dates written as numbers, such as {numbers[0]}: make them a column of dates or timestamps"
+            return f"dates written as numbers, such as {numbers[0]}: write dates (2022-04-21) or timestamps instead"
     for words, seconds in _UNITS:
         if all(YEAR_1990 <= n * seconds < _YEAR_2100 for n in numbers):
             return words

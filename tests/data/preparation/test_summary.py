@@ -171,7 +171,7 @@ def test_times_of_1970_are_refused(tmp_path: Path, of: int, told: str) -> None:
 def test_dates_as_numbers_are_refused(tmp_path: Path) -> None:
     items, rows = town()
     rows["timestamp"] = [20220401 + t % 28 for t in rows["timestamp"]]
-    with pytest.raises(DataError, match=r"they look like dates written as numbers, such as 20220401: make"):
+    with pytest.raises(DataError, match=r"they look like dates written as numbers, such as 20220401: write dates"):
         summary(tmp_path / "raw", items, rows)
 
 

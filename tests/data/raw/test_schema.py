@@ -401,7 +401,7 @@ def test_values_under_a_null_list_are_not_looked_at(tmp_path: Path) -> None:
 
 HINTS = [
     ({"timestamp": [1, 1_600_000_000_000, 2]}, "it looks like milliseconds since 1970: divide them by 1,000; correct"),
-    ({"timestamp": [1, 202204211030, 2]}, "it looks like dates written as numbers, such as 202204211030: make them"),
+    ({"timestamp": [1, 202204211030, 2]}, "it looks like dates written as numbers, such as 202204211030: write dates"),
     ({"user_lat": [1.0, 121.5, 1.0], "user_lon": [1.0, 31.2, 1.0]}, "user_lon is 31.2, so the two may be swapped; "),
 ]
 
