@@ -153,7 +153,6 @@ def summarize(seen: Seen, told: Told) -> dict[str, Any]:
     left_out["visits repeated in the same second (each counts once)"] = repeated
     if told.lost:
         left_out[f"visits with no other item within {told.reach_km:g} km"] = told.lost
-    visits = seen.rows - seen.negatives
     source = "check-ins" if told.check_ins else "impressions"
     because = "no row has label 0" if told.check_ins else f"{seen.negatives:,} of {seen.rows:,} rows have label 0"
     missing = {c: items[c].null_count / len(items) for c in ("name", "category", "brand", "price", "city")}
@@ -163,7 +162,6 @@ def summarize(seen: Seen, told: Told) -> dict[str, Any]:
         "left_out": left_out,
         "kept": {
             "interactions": seen.rows - repeated - told.lost,
-            "positives": visits,
             "items": len(items),
             "users": told.user_count,
         },

@@ -114,7 +114,7 @@ def _described(path: Path, name: str, file: Path, several: bool) -> Part:
     inside = file.relative_to(path).with_suffix("").parts if file != path else (file.stem,)
     if several and inside[0] in (name, f"{name}.parquet"):
         inside = inside[1:]
-    label = "-".join((name, *inside)) if several else file.stem
+    label = "-".join((name, *inside)) if several else name if path.is_dir() else file.stem
     with open_parquet(file) as parquet:
         schema, rows = parquet.schema_arrow, int(parquet.metadata.num_rows)
     stored, values = schema.names, {}
