@@ -204,3 +204,10 @@ def test_many_parts_do_not_stay_open(tmp_path: Path) -> None:
         for _ in iter_interactions(tmp_path, ITEMS["item_id"], bad_rows):
             most = max(most, len(os.listdir("/proc/self/fd")) - before)
     assert bad_rows.total == 6 and most <= 2
+
+
+def test_one_part_in_a_folder_is_called_after_the_table(tmp_path: Path) -> None:
+    put(VISITS.set_column(3, "label", pa.array([1, 7] * 6)), tmp_path / "interactions" / "day=1" / "part-0.parquet")
+    with BadRows("skip", tmp_path / "rejected") as bad_rows:
+        assert len(visits(tmp_path, bad_rows)) == 6
+    assert [p.name for p in (tmp_path / "rejected").iterdir()] == ["interactions.parquet"]
