@@ -20,7 +20,7 @@ from .buckets import Bucket
 
 _NEVER = np.iinfo(np.int64).max
 _DAY = 86_400
-MARKERS = ("\\n", "null", "<null>", "nan", "none", "nil", "na", "n/a", "#n/a", "<na>", "nat", "undefined", "unknown", "-", "?")
+MARKERS = r"\n null <null> nan none nil na n/a #n/a <na> nat undefined unknown - ?".split()
 """What programs write for a missing value, in lower case."""
 _FEW, _MANY, _MOST = 0.01, 0.05, 0.5  # shares from which something is told as a warning
 _SHOWN = 4  # reasons of a kind on screen; the manifest has them all
