@@ -5,6 +5,7 @@ slice ask where its positives stand among *all* the negatives of their requests:
 alone are too few to be a list.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -66,14 +67,16 @@ class ItemFacts:
     @classmethod
     def load(cls, prepared: Path) -> "ItemFacts":
         """Read ``catalog.parquet`` of a prepared folder."""
-        columns = ["name", "positives", "popularity_bucket", "lat", "lon", "city"]
+        columns = ["name", "positives", "popularity_bucket", "lat", "lon", "city", "province"]
         table = pq.read_table(prepared / "catalog.parquet", columns=columns).combine_chunks()
-        city = pc.dictionary_encode(table["city"].cast("string").combine_chunks())
+        province = pc.fill_null(table["province"].cast("string"), "")
+        of_province = pc.binary_join_element_wise(table["city"].cast("string"), province, "\0")
+        city = pc.dictionary_encode(of_province.combine_chunks())
         code = pc.fill_null(city.indices, -1).to_numpy().astype(np.int64) + 1
         by_size = np.argsort(-np.bincount(code, minlength=len(city.dictionary) + 1)[1:], kind="stable") + 1
         place = np.zeros(len(by_size) + 1, np.int64)
         place[by_size] = np.arange(1, len(by_size) + 1)
-        names = np.array([UNKNOWN, *city.dictionary.to_pylist()], dtype=object)
+        names = np.array([UNKNOWN, *_city_names(city.dictionary.to_pylist())], dtype=object)
         return cls(
             name=pc.fill_null(table["name"].cast("string"), "").to_numpy(),
             positives=pc.fill_null(table["positives"], 0).to_numpy().astype(np.int64),
@@ -102,6 +105,13 @@ class ItemFacts:
         """
         shift = np.round(np.nan_to_num(self.lon) / 15)[predictions.item_row]
         return (predictions.time / 3600 + shift) % 24
+
+
+def _city_names(cities: list[str]) -> list[str]:
+    """Names of cities given as "city\\0province": with the province where the city's name alone is not enough."""
+    apart = [city.split("\0") for city in cities]
+    count = Counter(city for city, _ in apart)
+    return [f"{city} ({province})" if count[city] > 1 and province else city for city, province in apart]
 
 
 @dataclass(frozen=True, kw_only=True)

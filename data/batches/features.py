@@ -5,8 +5,11 @@ and the history take their rows from there. Pooled features are looked up in an 
 are numbers.
 """
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from torch import nn
 
 from .activity import ACTIVITY_DIM
 
@@ -19,6 +22,13 @@ LEVEL, NGRAM = "semantic_", "prefix_"
 """Tables of semantic IDs: a level of the ID (semantic_1), or a prefix (prefix_2 is of the first two levels)."""
 CLUSTER, USER_CLUSTER = "cluster", "user_cluster"
 """Tables of AKT-Rec's clusters of items, and of users."""
+_OF_USERS = "users_"
+_MODULE_NAMES = frozenset(dir(nn.ModuleDict()))  # of the modules that hold the tables: no name of a table
+_OWN_TABLES = {"item", "user", "user_final", "hour", "category_path", CLUSTER, USER_CLUSTER, *ITEM_ATTRIBUTES}
+_OWN_COLUMNS = {"positives", "last_positive"}
+_OWN_PREFIXES = ("item_", "history_", LEVEL, NGRAM, _OF_USERS)
+LONGEST_NAME = 120
+"""Bytes of a table's name, at most: it is part of names of files."""
 HISTORY_GAPS = 2
 """Columns of the history's gaps: log(1 + hours) since the visit, log(1 + km) from that place to the target item."""
 
@@ -60,6 +70,28 @@ class FeatureConfig:
     def moved(self, semantic_ids: Path | None) -> "FeatureConfig":
         """The same, with semantic IDs from another folder if one is given."""
         return replace(self, semantic_ids=semantic_ids or self.semantic_ids)
+
+
+def user_table(column: str) -> str:
+    """The name of a user column's table, vocabulary and feature: the column's own wherever that can be.
+
+    Tables are parts of modules and names of files, where "age.range", "age/range" and "type" can't be. Other
+    characters than letters, digits, "_", "-" and spaces are written as in a URL ("age%2Erange"), and "users_" comes
+    before names that placerank or PyTorch has already ("users_type", "users_city"). Different columns have different
+    tables.
+
+    Raises:
+        ValueError: a name of more than ``LONGEST_NAME`` bytes.
+    """
+    name = re.sub(r"[^\w -]", lambda c: "".join(f"%{byte:02X}" for byte in c.group().encode()), column)
+    taken = name in _MODULE_NAMES | _OWN_TABLES | _OWN_COLUMNS or name.startswith(_OWN_PREFIXES)
+    name = _OF_USERS + name if taken or not name else name
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(
+            f"users.parquet: column {column[:40]!r}... makes a name of {len(name.encode())} bytes, expected at most "
+            f"{LONGEST_NAME}, since files are named after it; rename it"
+        )
+    return name
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,9 @@ class Bucket:
         request: number of the request within the bucket, rising, int64 [R].
         lat, lon: place of the request in degrees: the first known one of its rows; NaN = unknown, float32 [R].
         probability: NaN = unknown, float32 [R].
+        repeated: rows with the same user, time, item and label (and request, where these are told apart) as another.
+            Of visits only one of them counts: nobody visits a place twice in one second.
+        both_labels: rows with label 0 whose item has label 1 in the same request.
     """
 
     def __init__(self, path: Path, each_row_a_request: bool) -> None:
@@ -99,17 +102,24 @@ class Bucket:
         self.users = encoded.dictionary.take(pa.array(by_id))
         column = {name: table[name].to_numpy() for name in table.column_names if name != "user"}
         user = rank[encoded.indices.to_numpy()]
-        keys = (column["label"], column["item"], column["request"], column["time"], user)
+        request = np.zeros_like(column["request"]) if each_row_a_request else column["request"]
+        keys = (column["label"], column["item"], request, column["time"], user)
         order = np.lexsort(keys)
-        if not starts_run(*(key[order] for key in keys)).all():  # rows that differ in their floats alone, if at all
+        first = starts_run(*(key[order] for key in keys))
+        self.repeated = int(len(order) - first.sum())
+        if self.repeated:  # rows that differ in their floats alone, if at all
             order = np.lexsort((*(column[n] for n in ("probability", "lon", "lat")), *keys))
+            order = order[first] if each_row_a_request else order
         self.user = user[order]
         self.item, self.time, self.label = (column[n][order] for n in ("item", "time", "label"))
         self.lat, self.lon, self.probability = (column[n][order] for n in ("lat", "lon", "probability"))
+        self.both_labels = 0
         if each_row_a_request:
             self.request = np.arange(len(order))
             return
-        key = column["request"][order]
+        key = request[order]
+        candidates = int(starts_run(self.user, self.time, key, self.item).sum())
+        self.both_labels = len(order) - self.repeated - candidates
         new = starts_run(self.user, self.time, key)
         self._check_moments(self.user[new], key[new], self.time[new])
         self.request = np.cumsum(new) - 1

@@ -7,8 +7,8 @@ the users' ids and one bucket, whatever the number of interactions.
 
 import hashlib
 import json
+import logging
 import shutil
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,16 +19,21 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..batches.features import CLUSTER, LEVEL, NGRAM, USER_CLUSTER
+from ..batches.features import user_table
 from ..manifest import MANIFEST, read_manifest, sha256_file, whole_folder, write_manifest
 from ..raw.checks import BadRows, OnBadRows
 from ..raw.columns import DataError
+from ..raw.parts import parts
 from ..raw.readers import convert
-from ..raw.schema import has_column, interaction_files, iter_interactions, open_parquet, read_items, read_users
+from ..raw.schema import has_column, inventory, iter_interactions, read_items, read_users
+from ..raw.times import iso
 from .buckets import Bucket, BucketWriter
 from .negatives import Reach
 from .samples import SPLITS, CheckIns, SplitWriter, check_ins, impressions, user_blocks
+from .summary import Seen, Told, lines, summarize
 from .vocabulary import item_vocabularies, rows_of, vocabulary
+
+log = logging.getLogger(__name__)
 
 Format = Literal["parquet", "csv", "foursquare", "gowalla", "yelp"]
 
@@ -129,11 +134,16 @@ def prepare(config: PrepareConfig) -> Path:
     ``place_max_hours`` old. A visit farther than ``reach_km`` from there would be told from its negatives by
     distance alone; its place is unknown (NaN for all its candidates), and so it is for users who were nowhere
     before. Then negatives are drawn around the visited item. Fewer items within reach make fewer negatives; a
-    visit with none cannot be ranked and makes no samples (the manifest counts them), but it is in histories. A
+    visit with none cannot be ranked and makes no samples (the summary counts them), but it is in histories. A
     negative may be an item that the user visits at another time. Candidates of a request are in random order.
 
+    **Repeated rows.** Visits of one user to one item in the same second count once. Impressions that are repeated are
+    kept and told: an item may be shown twice.
+
+    The step ends with a summary in the log, which the manifest keeps as ``summary`` (see ``summary``).
+
     Raises:
-        DataError: the input breaks the schema, holds no positive, or leaves a split empty.
+        DataError: the input breaks the schema, holds no positive, has no time after 1990, or leaves a split empty.
         FileExistsError: ``out`` exists and ``overwrite`` is False.
     """
     if not config.input.exists():
@@ -141,13 +151,13 @@ def prepare(config: PrepareConfig) -> Path:
     with whole_folder(config.out, config.overwrite) as folder:
         (folder / _BUCKETS).mkdir()
         with BadRows(config.on_bad_rows, folder / "rejected" if config.on_bad_rows == "skip" else None) as bad_rows:
-            raw, left_out = config.input, {}
+            raw, source = config.input, {}
             if config.format != "parquet":
                 raw = convert(config.input, config.format, config.columns, folder / _BUCKETS / "raw", bad_rows)
-                left_out = read_manifest(raw, "raw")["left_out"]
+                source = read_manifest(raw, "raw")
             items = read_items(raw, bad_rows).sort_by("item_id")
             users = read_users(raw, bad_rows)
-            buckets, seen = _spill(raw, items, bad_rows, folder / _BUCKETS)
+            buckets, seen = _spill(config.input, raw, items, bad_rows, folder / _BUCKETS)
         job = _Job(config, folder, items, users, seen, has_column(raw, "probability"))
         job.cut(buckets)
         with tqdm(total=seen.rows, desc="samples", unit="row", unit_scale=True, disable=None) as progress:
@@ -155,10 +165,31 @@ def prepare(config: PrepareConfig) -> Path:
                 job.bucket(number, path, progress)
                 path.unlink()
         extra = job.finish()
+        rows, unused, notes = inventory(raw)
+        told = Told(
+            rows_in=source.get("rows", rows),
+            unused=source.get("unused_columns", unused),
+            notes=notes + job.notes(),
+            rejected=bad_rows.summary(),
+            left_out=source.get("left_out", {}),
+            items=items,
+            positives=job.positives,
+            users=users,
+            users_known=job.users_known,
+            vocabulary_ids=job.vocabulary_ids,
+            user_tables=job.user_tables,
+            check_ins=job.how is not None,
+            lost=0 if job.how is None else int(job.how.skipped.sum()),
+            reach_km=config.reach_km,
+            splits=extra["splits"],
+            user_count=job.user_count,
+        )
+        extra |= {"rejected": told.rejected, "left_out": told.left_out, "summary": summarize(seen, told)}
         shutil.rmtree(folder / _BUCKETS)
-        made_from = {"raw": _fingerprint(config.input)}
-        told = {"rejected": bad_rows.summary(), "left_out": left_out}
-        write_manifest(folder, "prepared", config, made_from, **told, **extra)
+        write_manifest(folder, "prepared", config, {"raw": _fingerprint(config.input)}, **extra)
+    log.info("%s\n%s", config.out, "\n".join(lines(extra["summary"])))
+    for warning in extra["summary"]["warnings"]:
+        log.warning("warning: %s", warning)
     return config.out
 
 
@@ -170,36 +201,24 @@ def _fingerprint(path: Path) -> str:
     return hashlib.sha256("".join(f"{p.name}\0{sha256_file(p)}\n" for p in files).encode()).hexdigest()
 
 
-@dataclass
-class _Seen:
-    """What the first pass saw."""
-
-    rows: int = 0
-    negatives: int = 0
-    first: int = _NEVER
-    last: int = 0
-
-
-def _spill(raw: Path, items: pa.Table, bad_rows: BadRows, folder: Path) -> tuple[list[Path], _Seen]:
+def _spill(source: Path, raw: Path, items: pa.Table, bad_rows: BadRows, folder: Path) -> tuple[list[Path], Seen]:
     """First pass: check every interaction and put it into the bucket of its user."""
-    total = sum(open_parquet(f).metadata.num_rows for f in interaction_files(raw))
-    seen = _Seen()
+    total = sum(part.rows for part in parts(raw, "interactions"))
+    seen = Seen()
     with (
         BucketWriter(folder, max(1, -(-total // _BUCKET_ROWS))) as writer,
         tqdm(total=total, desc="interactions", unit="row", unit_scale=True, disable=None) as progress,
     ):
         for block in iter_interactions(raw, items["item_id"], bad_rows):
             writer.write(block)
-            time = block["timestamp"].to_numpy()
-            seen.rows += len(block)
-            seen.negatives += int((block["label"].to_numpy() == 0).sum())
-            seen.first, seen.last = min(seen.first, int(time.min())), max(seen.last, int(time.max()))
+            seen.add_block(block)
             progress.update(len(block))
     if seen.negatives == seen.rows:
         raise DataError(
-            f"{raw}: all {seen.rows:,} interactions have label 0, expected some with label 1 (clicked or visited); "
+            f"{source}: all {seen.rows:,} interactions have label 0, expected some with label 1 (clicked or visited); "
             "check the label column"
         )
+    seen.check_times(source)
     return sorted(folder.glob("*.arrow")), seen
 
 
@@ -212,7 +231,7 @@ class _Job:
         folder: Path,
         items: pa.Table,
         users: pa.Table | None,
-        seen: _Seen,
+        seen: Seen,
         with_probability: bool,
     ) -> None:
         self.config, self.folder, self.items, self.users, self.seen = config, folder, items, users, seen
@@ -225,6 +244,9 @@ class _Job:
         self.writers = [SplitWriter(folder / name, config.row_group_rows) for name in SPLITS]
         self.user_count = self.request_count = self.known_users = 0
         self.user_parts: list[pa.Table] = []
+        self.user_tables: dict[str, str] = {}  # column -> table
+        self.users_known = 0  # of the vocabulary, in the users table
+        self.vocabulary_ids = pa.chunked_array([pa.array([], pa.string())])
         self.how: CheckIns | None = None
         if seen.negatives == 0:
             lat, lon = (items[c].to_numpy() for c in ("lat", "lon"))
@@ -259,6 +281,8 @@ class _Job:
     def bucket(self, number: int, path: Path, progress: tqdm) -> None:
         """Samples, counts and users of one bucket."""
         b = Bucket(path, each_row_a_request=self.how is not None)
+        self.seen.add_bucket(b)
+        progress.update(b.repeated if self.how is not None else 0)
         split = np.searchsorted(self.starts, b.time, "right")
         user_row = self._count(b, (split == 0) & (b.label == 1), split == 0)
         weight = np.ones(len(b), np.int64) if self.how is None else 1 + self.how.negatives[split]
@@ -324,35 +348,40 @@ class _Job:
         }
         if self.how is not None:
             kept = sum(w.requests for w in self.writers)
-            extra["check_ins"] = {"requests": kept, "known_place": self.how.known, "no_negatives": self.how.skipped}
+            lost = int(self.how.skipped.sum())
+            extra["check_ins"] = {"requests": kept, "known_place": self.how.known, "no_negatives": lost}
         return extra
 
+    def notes(self) -> list[str]:
+        """What looks wrong in the visits."""
+        if self.how is None or self.how.own_place <= self.how.given / 2:
+            return []
+        return [
+            f"user_lat, user_lon are the visited item's own place in {self.how.own_place:,} of {self.how.given:,} "
+            "visits: distance 0 tells the label; drop the two columns, unless they are where the user was before"
+        ]
+
     def _check_splits(self) -> None:
-        train, valid, test = self.writers
-        span = f"interactions run from {self.seen.first} to {self.seen.last} (unix seconds)"
+        train = self.writers[0]
+        span = f"interactions run from {iso(self.seen.first)} to {iso(self.seen.last)} UTC"
         wanted = (True, self.config.valid_fraction > 0, self.config.test_fraction > 0)
-        for name, writer, want in zip(SPLITS, self.writers, wanted, strict=True):
-            if want and writer.rows == 0:
+        for i, (name, writer) in enumerate(zip(SPLITS, self.writers, strict=True)):
+            if not wanted[i] or writer.rows:
+                continue
+            if self.how is not None and (lost := int(self.how.skipped[i])):
                 raise DataError(
-                    f"the {name} split is empty: {self.seen.rows:,} {span}, and one moment is never cut in two; "
-                    "give more data, check the timestamps, or change valid_fraction and test_fraction"
+                    f"the {name} split is empty: its {lost:,} visits (of {self.how.skipped.sum():,} in all) were left "
+                    f"out, because no other item is within reach_km={self.config.reach_km:g} of them; "
+                    "raise --reach-km, or check lat and lon"
                 )
+            raise DataError(
+                f"the {name} split is empty: {self.seen.rows:,} {span}, and one moment is never cut in two; "
+                "give more data, check the timestamps, or change valid_fraction and test_fraction"
+            )
         if train.positives == 0:
             raise DataError(
                 f"the train split has {train.rows:,} samples and no positive, expected some with label 1; {span}: "
                 "check the labels by time, or lower valid_fraction and test_fraction"
-            )
-        for name, writer in (("valid", valid), ("test", test)):
-            if writer.rows and writer.positives in (0, writer.rows):
-                kind = "positives" if writer.positives else "negatives"
-                warnings.warn(f"the {name} split holds only {kind}: its AUC is undefined", stacklevel=3)
-        if self.user_count == 1:
-            warnings.warn("the interactions are of one user only: user embeddings learn nothing", stacklevel=3)
-        if self.how is not None and self.how.own_place > self.how.given / 2:
-            warnings.warn(
-                f"user_lat, user_lon are the visited item's own place in {self.how.own_place:,} of {self.how.given:,} "
-                "visits: distance 0 tells the label; drop the two columns, unless they are where the user was before",
-                stacklevel=3,
             )
 
     def _write_catalog(self, columns: dict[str, pa.Array]) -> None:
@@ -374,21 +403,22 @@ class _Job:
     def _write_users(self, vocabularies: dict[str, pa.Table]) -> list[str]:
         """Write users.parquet and add the vocabularies of the users' columns; returns their names."""
         table = pa.concat_tables(self.user_parts).combine_chunks()
-        columns = [] if self.users is None else [c for c in self.users.column_names if c != "user_id"]
-        own = {*vocabularies, "item", "user", "positives", "last_positive", "hour", CLUSTER, USER_CLUSTER}
-        clash = sorted(c for c in columns if c in own or c.startswith((LEVEL, NGRAM)))
-        if clash:
-            raise DataError(f"users.parquet: columns {clash} have names of placerank's own; rename them")
+        self.vocabulary_ids = table["user_id"]
         if self.users is not None:
-            at = pa.array(rows_of(table["user_id"], pa.table({"value": _after_null(self.users["user_id"])})))
-            for name in columns:
-                vocabularies[name] = vocabulary(self.users[name])
-                rows = np.concatenate([[0], rows_of(self.users[name], vocabularies[name])]).astype(np.int32)
-                table = table.append_column(f"{name}_row", pa.array(rows).take(at))
+            self.user_tables = {c: user_table(c) for c in self.users.column_names if c != "user_id"}
+            ids, known = table["user_id"], self.users["user_id"]
+            if ids.type != known.type:  # 7 here and "7" there are the same user
+                ids, known = ids.cast(pa.string()), known.cast(pa.string())
+            at = rows_of(ids, pa.table({"value": _after_null(known)}))
+            self.users_known = int((at > 0).sum())
+            for column, name in self.user_tables.items():
+                vocabularies[name] = vocabulary(self.users[column])
+                rows = np.concatenate([[0], rows_of(self.users[column], vocabularies[name])]).astype(np.int32)
+                table = table.append_column(f"{name}_row", pa.array(rows[at]))
         first = {f.name: [None if f.name == "user_id" else 0] for f in table.schema}
         table = pa.concat_tables([pa.table(first, schema=table.schema), table])
         pq.write_table(table.combine_chunks(), self.folder / "users.parquet", compression="zstd")
-        return columns
+        return list(self.user_tables.values())
 
 
 def _after_null(values: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -50,7 +50,7 @@ class CheckIns:
         reach: the same places, to draw from.
         negatives: how many a request, by split.
         place_seconds: how old a visit may be to say where the user is.
-        skipped: requests left out because nothing else is within reach.
+        skipped: requests left out because nothing else is within reach, by split.
         known: requests with a known place, of those kept.
         given: requests for which the source gives a place.
         own_place: requests whose given place is the positive's own place.
@@ -61,7 +61,7 @@ class CheckIns:
     reach: Reach
     negatives: NDArray[np.int64]
     place_seconds: float
-    skipped: int = 0
+    skipped: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(SPLITS), np.int64))
     known: int = 0
     given: int = 0
     own_place: int = 0
@@ -134,7 +134,7 @@ def check_ins(
     item_of, label_of = np.concatenate(candidate), np.concatenate(label)
     visits = earlier_visits(user[event], item_of, time[event], label_of == 1)
     alone = np.bincount(event, minlength=len(user)) == 1
-    how.skipped += int(alone.sum())
+    how.skipped += np.bincount(split[rows][alone], minlength=len(SPLITS))
     how.known += int((known & ~alone).sum())
     order = np.argsort(event, kind="stable")
     order = order[~alone[event[order]]]

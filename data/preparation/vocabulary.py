@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-TEXT_ATTRIBUTES = ("brand", "province", "city", "district")
+REGIONS = ("province", "city", "district")
 PATH_SEPARATOR = " > "
 
 
@@ -59,6 +59,21 @@ def category_rows(category: pa.ChunkedArray) -> tuple[pa.Table, NDArray[np.int32
     return table, deepest, pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(path))
 
 
+def region_names(items: pa.Table) -> dict[str, pa.ChunkedArray]:
+    """Provinces, cities and districts with what is above them, such as "Illinois > Springfield"; null where unknown.
+
+    Two of one name below different parents are two. A level that is not known is left out above the first known one,
+    and "?" below it, so that a district of a city and one of a province never read the same.
+    """
+    names: dict[str, pa.ChunkedArray] = {}
+    above = pa.chunked_array([pa.nulls(len(items), pa.string())])
+    for level in REGIONS:
+        own = items[level]
+        names[level] = pc.coalesce(pc.binary_join_element_wise(above, own, PATH_SEPARATOR), own)
+        above = pc.coalesce(names[level], pc.binary_join_element_wise(above, "?", PATH_SEPARATOR))
+    return names
+
+
 def price_rows(price: pa.ChunkedArray, buckets: int) -> tuple[pa.Table, NDArray[np.int32]]:
     """Price buckets of about equal numbers of items, named "low-high", and the row of each price (0 = none).
 
@@ -86,16 +101,17 @@ def item_vocabularies(items: pa.Table, price_buckets: int) -> tuple[dict[str, pa
         items: in the columns of ``schema.ITEMS``.
 
     Returns:
-        Name to vocabulary (category, brand, price, province, city, district), and the columns
+        Name to vocabulary (category, brand, price, province, city, district; categories and regions are named with
+        what is above them), and the columns
         ``<name>_row`` (int32) and ``category_path`` (list of int32), one value an item.
     """
     tables: dict[str, pa.Table] = {}
     columns: dict[str, pa.Array] = {}
     tables["category"], deepest, columns["category_path"] = category_rows(items["category"])
     columns["category_row"] = pa.array(deepest)
-    for name in TEXT_ATTRIBUTES:
-        tables[name] = vocabulary(items[name])
-        columns[f"{name}_row"] = pa.array(rows_of(items[name], tables[name]))
+    for name, values in {"brand": items["brand"], **region_names(items)}.items():
+        tables[name] = vocabulary(values)
+        columns[f"{name}_row"] = pa.array(rows_of(values, tables[name]))
     tables["price"], price = price_rows(items["price"], price_buckets)
     columns["price_row"] = pa.array(price)
     return tables, columns

@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .columns import Column, DataError, Kind
+from .paths import category_paths
+from .times import looks_like
 
 OnBadRows = Literal["error", "skip"]
 
@@ -48,6 +50,11 @@ class BadRows:
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()
+
+    def close_file(self, name: str) -> None:
+        """Finish ``name``.parquet, if there is one: no more rows come for it."""
+        if (writer := self._writers.pop(name, None)) is not None:
+            writer.close()
 
     @property
     def total(self) -> int:
@@ -110,28 +117,23 @@ def check_type(file: Path, column: Column, got: pa.DataType) -> None:
     raise DataError(f"{file}: column '{column.name}': got type {got}, expected {expected}; {hint}")
 
 
-def _is_listed(array: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Text as paths of one level; null stays null."""
-    chunks = []
-    for chunk in array.chunks:
-        valid = chunk.is_valid()
-        offsets = np.zeros(len(chunk) + 1, np.int32)
-        np.cumsum(valid.to_numpy(zero_copy_only=False), out=offsets[1:])
-        chunks.append(pa.ListArray.from_arrays(pa.array(offsets), chunk.drop_null(), mask=pc.invert(valid)))
-    return pa.chunked_array(chunks, pa.list_(pa.string()))
+def blank_to_null(text: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text in which "" and white space alone are null: no name, no chain, nobody."""
+    blank = pc.utf8_is_space(text)
+    if pc.min(pc.binary_length(text)).as_py() == 0:
+        blank = pc.or_(blank, pc.equal(text, ""))
+    return pc.if_else(blank, pa.scalar(None, text.type), text) if pc.any(blank).as_py() else text
 
 
 def _cast(array: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
     """The column in its normal type; numbers, labels and times stay wide, so that the checks see every value."""
     t = array.type
     if column.kind == "id":
-        return array.cast(pa.int64() if pa.types.is_integer(t) or pa.types.is_null(t) else pa.string())
+        if pa.types.is_integer(t) or pa.types.is_null(t):
+            return array.cast(pa.int64())
+        return blank_to_null(array.cast(pa.string()))
     if column.kind == "path":
-        if pa.types.is_null(t):
-            return array.cast(column.type)
-        if is_text(t):
-            return _is_listed(array.cast(pa.string()))
-        return array.cast(column.type)
+        return category_paths(array)
     if column.kind == "time":
         if pa.types.is_timestamp(t):
             array = array.cast(pa.timestamp("s", t.tz), safe=False)
@@ -141,7 +143,7 @@ def _cast(array: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
     if column.kind in ("number", "label"):
         wide = array.cast(pa.int8()) if pa.types.is_boolean(t) else array
         return wide.cast(pa.float64(), safe=False)
-    return array.cast(pa.string())
+    return blank_to_null(array.cast(pa.string()))
 
 
 # --- rows ------------------------------------------------------------------------------------------------------
@@ -161,9 +163,10 @@ def _broken(array: pa.ChunkedArray, column: Column) -> np.ndarray | None:
         found = []
         for chunk in array.chunks:
             bad = np.zeros(len(chunk), bool)
-            levels = chunk.flatten()
-            empty = pc.or_kleene(levels.is_null(), pc.equal(levels, "")).fill_null(False)
-            bad[pc.list_parent_indices(chunk).filter(empty).to_numpy()] = True
+            levels = chunk.flatten()  # of valid lists only, which list_parent_indices does not leave out
+            empty = as_mask(levels.is_null()) | as_mask(pc.equal(levels, ""))
+            lengths = pc.list_value_length(chunk).fill_null(0).to_numpy(zero_copy_only=False)
+            bad[np.repeat(np.arange(len(chunk)), lengths)[empty]] = True
             found.append(bad)
         return np.concatenate(found) if found else None
     if column.kind == "label":
@@ -217,10 +220,11 @@ class Block:
                     f"{file}: column '{column.name}': got type {raw[column.name].type}, expected values that fit "
                     f"{column.type} ({error}); write large ids as strings"
                 ) from error
-            if parsed is not None:
+            if parsed is not None and column.kind in ("number", "label", "time"):
                 self.mark(column.name, column.expected, as_mask(array.is_null()) & as_mask(raw[column.name].is_valid()))
             if not column.nullable and array.null_count:
-                self.mark(column.name, f"{column.expected}, not null", as_mask(array.is_null()))
+                blank = " or blank" if is_text(source[column.name].type) else ""
+                self.mark(column.name, f"{column.expected}, not null{blank}", as_mask(array.is_null()))
             broken = _broken(array, column)
             if broken is not None:
                 self.mark(column.name, column.expected, broken)
@@ -240,10 +244,11 @@ class Block:
             row = int(bad[0])
             column, expected = self.faults[self.fault[row] - 1]
             more = f" ({len(bad):,} rows of this block are bad)" if len(bad) > 1 else ""
-            got = repr(self.raw[column][row].as_py()) + self.notes.get(row, "")
+            value = self.raw[column][row].as_py()
+            got = repr(value) + self.notes.get(row, "")
             raise DataError(
                 f"{self.file}: {self.unit} {self.rows[row]}, column '{column}': got {got}, expected {expected}; "
-                f"correct the row, or set bad rows aside with --on-bad-rows skip{more}"
+                f"{self._hint(column, row, value)}correct the row, or set bad rows aside with --on-bad-rows skip{more}"
             )
         good = pa.table(self.columns)
         if len(bad):
@@ -262,3 +267,24 @@ class Block:
             if column.kind in ("number", "label"):
                 good = good.set_column(position, column.name, good[column.name].cast(column.type, safe=False))
         return good
+
+    def _hint(self, column: str, row: int, value: object) -> str:
+        """What a bad value looks like, where that is known."""
+        if column == "timestamp" and isinstance(value, int) and (unit := looks_like(value)):
+            return f"it looks like {unit}; "
+        if column == "user_id" and (value is None or isinstance(value, str)):
+            return "is it somebody who is not signed in? "
+        other = {"lat": "lon", "user_lat": "user_lon"}.get(column)
+        if other is not None and other in self.raw.column_names and 90 < abs(_number(value)) <= 180:
+            across = self.raw[other][row].as_py()
+            if abs(_number(across)) <= 90:
+                return f"{other} is {across}, so the two may be swapped; "
+        return ""
+
+
+def _number(value: Any) -> float:
+    """A value of a number's or a text's column as a number; NaN if it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("nan")

@@ -5,27 +5,29 @@ A raw folder holds
     items.parquet          item_id, name, category, brand?, price?, lat, lon, province?, city?, district?,
                            description?, image?
     interactions.parquet   user_id, item_id, timestamp, label, user_lat?, user_lon?, request_id?, probability?
-                           (or a folder ``interactions/`` of Parquet files, read in the order of their names)
     users.parquet?         user_id and any categorical columns
 
-``?`` columns may be missing or null; ``name`` and ``category`` must be there and may be null. Ids are integers
-or strings. Columns that are not listed are ignored. ``read_items``, ``iter_interactions`` and ``read_users``
-return the listed columns in this order and in the types of ``ITEMS`` and ``INTERACTIONS``, whatever Arrow type
-the file chose. Rows that break a rule raise ``DataError``, or are set aside by ``BadRows("skip", folder)``.
+each a file or a folder of that name, with or without ``.parquet``, as ``parts`` reads it. ``?`` columns may be missing
+or null; ``name`` and ``category`` must be there and may be null. Ids are integers or strings; "" and white space alone
+are null in all text. Columns that are not listed are ignored (``inventory`` names them). ``read_items``,
+``iter_interactions`` and ``read_users`` return the listed columns in this order and in the types of ``ITEMS`` and
+``INTERACTIONS``, whatever Arrow type the file chose. Rows that break a rule raise ``DataError``, or are set aside by
+``BadRows("skip", folder)``.
 """
 
 import difflib
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from .checks import BadRows, Block, OnBadRows, as_mask, check_type, is_text
+from .checks import BadRows, Block, OnBadRows, as_mask, blank_to_null, check_type, is_text
 from .columns import INTERACTIONS, ITEMS, Column, DataError, key_column, text_column
+from .parts import Part, open_parquet, parts, table_files, unreadable
 
 __all__ = [
     "INTERACTIONS",
@@ -34,97 +36,90 @@ __all__ = [
     "DataError",
     "OnBadRows",
     "has_column",
-    "interaction_files",
+    "inventory",
     "iter_interactions",
-    "open_parquet",
     "read_items",
     "read_users",
 ]
 
 
-def open_parquet(file: Path) -> pq.ParquetFile:
-    """A Parquet file that can be read, or an error that says what is wrong with it."""
-    if not file.is_file():
-        beside = sorted(p.name for p in file.parent.iterdir())[:20] if file.parent.is_dir() else []
-        raise FileNotFoundError(f"{file} not found; expected a Parquet file; {file.parent} holds {beside or 'nothing'}")
-    if file.stat().st_size == 0:
-        raise DataError(f"{file}: the file is empty (0 bytes), expected Parquet; write it again")
-    try:
-        return pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(_unreadable(file, error)) from error
-
-
-def _unreadable(file: Path, error: Exception) -> str:
-    return (
-        f"{file}: not a whole Parquet file ({file.stat().st_size:,} bytes; Arrow says: {error}); "
-        "it is truncated or of another format; write or copy it again"
-    )
-
-
-def interaction_files(path: Path) -> list[Path]:
-    """Parquet files of interactions: ``path`` itself, or those in the folder ``path``, or those of a raw folder."""
-    if path.is_dir():
-        single, parts = path / "interactions.parquet", path / "interactions"
-        if single.is_file() and parts.is_dir():
-            raise DataError(f"{path}: got both {single.name} and {parts.name}/, expected one of them; remove the other")
-        if single.is_file() or parts.is_dir():
-            return interaction_files(single if single.is_file() else parts)
-        files = [] if (path / "items.parquet").exists() else sorted(path.glob("*.parquet"))
-        if not files:
-            raise FileNotFoundError(
-                f"{path}: got no interactions, expected interactions.parquet or interactions/*.parquet"
-            )
-        return files
-    return [path]
-
-
-def _check_columns(file: Path, schema: pa.Schema, columns: Sequence[Column]) -> None:
+def _check_columns(part: Part, columns: Sequence[Column]) -> None:
     """Required columns are there, types fit, and misspelt optional columns are told."""
-    found, known = schema.names, [c.name for c in columns]
+    found, known = part.schema.names, [c.name for c in columns]
     for column in columns:
         if column.name in found:
-            check_type(file, column, schema.field(column.name).type)
+            check_type(part.file, column, part.schema.field(column.name).type)
             continue
         near = difflib.get_close_matches(column.name, [f for f in found if f not in known], 1, cutoff=0.75)
         if column.required:
             hint = f"did you mean '{near[0]}'? Rename it to '{column.name}'" if near else f"add '{column.name}'"
-            raise DataError(f"{file}: column '{column.name}' is missing; found {found}; {hint}")
+            raise DataError(f"{part.file}: column '{column.name}' is missing; found {found}; {hint}")
         if near:
-            warnings.warn(f"{file}: column '{near[0]}' is ignored; did you mean '{column.name}'?", stacklevel=4)
+            warnings.warn(f"{part.file}: column '{near[0]}' is ignored; did you mean '{column.name}'?", stacklevel=4)
 
 
-def _wanted(source: pq.ParquetFile, columns: Sequence[Column], bad_rows: BadRows) -> list[str] | None:
+def _wanted(part: Part, columns: Sequence[Column], bad_rows: BadRows) -> list[str] | None:
     """Columns to read: the known ones, or all where bad rows are set aside as they were."""
-    return None if bad_rows.policy == "skip" else [c.name for c in columns if c.name in source.schema_arrow.names]
+    return None if bad_rows.policy == "skip" else [c.name for c in columns if c.name in part.stored]
 
 
-def _read_whole(source: pq.ParquetFile, file: Path, columns: Sequence[Column], wanted: list[str] | None) -> Block:
-    _check_columns(file, source.schema_arrow, columns)
-    if source.metadata.num_rows == 0:
-        raise DataError(f"{file}: the file has no rows, expected at least one; check the step that wrote it")
+def _with_rows(path: Path, name: str) -> list[Part]:
+    """The parts of a table that have rows. What writes empty parts often gives them columns of no type."""
+    every = parts(path, name)
+    found = [part for part in every if part.rows]
+    if not found:
+        raise DataError(f"{every[0].file}: the file has no rows, expected at least one; check the step that wrote it")
+    return found
+
+
+def _read_whole(part: Part, columns: Sequence[Column], wanted: list[str] | None) -> Block:
+    _check_columns(part, columns)
     try:
-        return Block(file, source.read(columns=wanted), np.arange(source.metadata.num_rows), columns)
+        with open_parquet(part.file) as source:
+            table = source.read(columns=wanted)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(_unreadable(file, error)) from error
+        raise DataError(unreadable(part.file, error)) from error
+    return Block(part.file, part.with_values(table), np.arange(part.rows), columns)
 
 
-def mark_duplicates(block: Block, key: str) -> None:
-    """Of rows with the same id, all good ones after the first are bad."""
-    good = np.flatnonzero(block.fault == 0)
-    ids = block.columns[key].take(pa.array(good)).combine_chunks()
-    if isinstance(ids, pa.ChunkedArray):
-        ids = pa.concat_arrays(ids.chunks) if ids.num_chunks else pa.array([], ids.type)
-    codes = ids.dictionary_encode().indices.to_numpy()
+def mark_duplicates(block: Block | Sequence[Block], key: str) -> None:
+    """Of rows with the same id, all good ones after the first are bad; blocks are the parts of one table."""
+    blocks = [block] if isinstance(block, Block) else block
+    good = [np.flatnonzero(b.fault == 0) for b in blocks]
+    ids = pa.chunked_array(
+        [c for b, g in zip(blocks, good, strict=True) for c in b.columns[key].take(pa.array(g)).chunks]
+    )
+    codes = pa.concat_arrays(ids.chunks).dictionary_encode().indices.to_numpy()
     _, first = np.unique(codes, return_index=True)
-    if len(first) < len(good):
-        bad = np.zeros(len(block.fault), bool)
-        bad[good] = True
-        bad[good[first]] = False
-        row = int(np.flatnonzero(bad)[0])
-        earlier = int(good[first[codes[np.searchsorted(good, row)]]])
-        block.notes[row] = f", which {block.unit} {block.rows[earlier]} has too"
-        block.mark(key, "an id that no earlier row has", bad)
+    if len(first) == len(codes):
+        return
+    of, row = np.repeat(np.arange(len(blocks)), [len(g) for g in good]), np.concatenate(good)
+    again = np.ones(len(codes), bool)
+    again[first] = False
+    for number, b in enumerate(blocks):
+        mine = np.flatnonzero(again & (of == number))
+        if len(mine) == 0:
+            continue
+        bad = np.zeros(len(b.fault), bool)
+        bad[row[mine]] = True
+        earlier = first[codes[mine[0]]]
+        other = blocks[of[earlier]]
+        where = "" if other is b else f" of {other.file.name}"
+        b.notes[int(row[mine[0]])] = f", which {b.unit} {other.rows[row[earlier]]}{where} has too"
+        b.mark(key, "an id that no earlier row has", bad)
+
+
+def _finish(
+    path: Path, found: list[Part], blocks: list[Block], columns: Sequence[Sequence[Column]], key: str, bad_rows: BadRows
+) -> list[pa.Table]:
+    """The good rows of a table's parts, each id once."""
+    types: dict[str, pa.DataType] = {}
+    for part in found:
+        _check_families(part, types, (key,))
+    mark_duplicates(blocks, key)
+    tables = [b.finish(c, bad_rows, p.label) for p, b, c in zip(found, blocks, columns, strict=True)]
+    _not_all_bad(path, sum(len(t) for t in tables))
+    return tables
 
 
 def _not_all_bad(file: Path, rows: int) -> None:
@@ -142,13 +137,9 @@ def read_items(path: Path, bad_rows: BadRows | None = None) -> pa.Table:
         DataError, FileNotFoundError: see the module.
     """
     bad_rows = bad_rows or BadRows()
-    file = path / "items.parquet" if path.is_dir() else path
-    source = open_parquet(file)
-    block = _read_whole(source, file, ITEMS, _wanted(source, ITEMS, bad_rows))
-    mark_duplicates(block, "item_id")
-    table = block.finish(ITEMS, bad_rows, file.stem)
-    _not_all_bad(file, table.num_rows)
-    return table
+    found = _with_rows(path, "items")
+    blocks = [_read_whole(part, ITEMS, _wanted(part, ITEMS, bad_rows)) for part in found]
+    return pa.concat_tables(_finish(path, found, blocks, [ITEMS] * len(found), "item_id", bad_rows))
 
 
 def read_users(path: Path, bad_rows: BadRows | None = None) -> pa.Table | None:
@@ -161,34 +152,65 @@ def read_users(path: Path, bad_rows: BadRows | None = None) -> pa.Table | None:
         DataError: also for a column that is not categorical (string, integer or boolean).
     """
     bad_rows = bad_rows or BadRows()
-    file = path / "users.parquet" if path.is_dir() else path
-    if path.is_dir() and not file.exists():
+    if not table_files(path, "users"):
         return None
-    columns = [key_column("user_id")]
-    source = open_parquet(file)
-    block = _read_whole(source, file, columns, None)
-    for field in source.schema_arrow:
-        if field.name == "user_id":
-            continue
-        if not (is_text(field.type) or pa.types.is_integer(field.type) or pa.types.is_boolean(field.type)):
-            raise DataError(
-                f"{file}: column '{field.name}': got type {field.type}, expected a categorical one (string, integer or "
-                "boolean); put numbers in buckets, or drop the column"
-            )
-        columns.append(text_column(field.name))
-        array = block.raw[field.name]
-        if pa.types.is_dictionary(field.type):
-            array = array.cast(field.type.value_type)
-        block.columns[field.name] = array.cast(pa.string())
-    mark_duplicates(block, "user_id")
-    table = block.finish(columns, bad_rows, file.stem)
-    _not_all_bad(file, table.num_rows)
-    return table
+    found = _with_rows(path, "users")
+    blocks, columns = [], []
+    for part in found:
+        block = _read_whole(part, [key_column("user_id")], None)
+        own = [f for f in part.schema if f.name != "user_id"]
+        for field in own:
+            block.columns[field.name] = _as_category(part.file, field, block.raw[field.name])
+        blocks.append(block)
+        columns.append([key_column("user_id"), *(text_column(f.name) for f in own)])
+    tables = _finish(path, found, blocks, columns, "user_id", bad_rows)
+    return pa.concat_tables(tables, promote_options="default")
+
+
+def _as_category(file: Path, field: pa.Field, array: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A user column as text."""
+    kinds = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_null)
+    if not (is_text(field.type) or any(kind(field.type) for kind in kinds)):
+        raise DataError(
+            f"{file}: column '{field.name}': got type {field.type}, expected a categorical one (string, integer or "
+            "boolean); put numbers in buckets, or drop the column"
+        )
+    if pa.types.is_dictionary(field.type):
+        array = array.cast(field.type.value_type)
+    return blank_to_null(array.cast(pa.string()))
 
 
 def has_column(path: Path, name: str) -> bool:
-    """Whether the interactions of a raw folder have the column ``name`` (in their first file)."""
-    return name in open_parquet(interaction_files(path)[0]).schema_arrow.names
+    """Whether the interactions of a raw folder have the column ``name``, in any part."""
+    return any(name in part.schema.names for part in parts(path, "interactions"))
+
+
+def inventory(path: Path) -> tuple[dict[str, int], dict[str, list[str]], list[str]]:
+    """What the tables of a raw folder hold, from their files' footers alone.
+
+    Returns:
+        Rows by table ("items.parquet"); columns that are not in the schema, by table; and what is told of columns
+        that only some of a table's parts have.
+    """
+    rows: dict[str, int] = {}
+    unused: dict[str, list[str]] = {}
+    told = []
+    for name, columns in (("items", ITEMS), ("interactions", INTERACTIONS), ("users", None)):
+        if not table_files(path, name):
+            continue
+        every = parts(path, name)
+        rows[f"{name}.parquet"] = sum(part.rows for part in every)
+        found = Counter(column for part in every if part.rows for column in part.schema.names)
+        count = sum(part.rows > 0 for part in every)
+        known = list(found) if columns is None else [c.name for c in columns]
+        if left := [c for c in found if c not in known]:
+            unused[f"{name}.parquet"] = left
+        told += [
+            f"{name}.parquet: column '{c}' is in {n:,} of {count:,} parts and null in the others; write all parts alike"
+            for c, n in found.items()
+            if c in known and n < count
+        ]
+    return rows, unused, told
 
 
 def iter_interactions(
@@ -197,7 +219,7 @@ def iter_interactions(
     """Stream the interactions of a raw folder (or file, or folder of files) in normal form.
 
     Args:
-        path: the raw folder, one Parquet file, or a folder of them (read in the order of their names).
+        path: the raw folder, one Parquet file, or a folder of them (see ``parts``).
         item_ids: the ids of ``read_items``; other ids are bad rows.
         bad_rows: what to do with bad rows; default: raise.
         block_rows: rows held at once; default: four times the items, between 65,536 and 1,048,576, because each
@@ -210,51 +232,57 @@ def iter_interactions(
     bad_rows = bad_rows or BadRows()
     item_ids = pa.chunked_array([item_ids]) if isinstance(item_ids, pa.Array) else item_ids
     rows = block_rows or min(max(4 * len(item_ids), 65_536), 1 << 20)
-    files = interaction_files(path)
     total = good = 0
     types: dict[str, pa.DataType] = {"item_id": item_ids.type}
-    for file in files:
-        source = open_parquet(file)
-        _check_columns(file, source.schema_arrow, INTERACTIONS)
-        _check_families(file, source.schema_arrow, types)
-        wanted = _wanted(source, INTERACTIONS, bad_rows)
-        name = file.stem if len(files) == 1 else f"interactions-{file.stem}"
+    for part in parts(path, "interactions"):
+        if part.rows == 0:
+            continue
+        _check_columns(part, INTERACTIONS)
+        _check_families(part, types, ("item_id", "user_id", "request_id"))
         first_row = 0
-        batches = source.iter_batches(batch_size=rows, columns=wanted)
-        while True:
-            try:
-                batch = next(batches, None)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise DataError(_unreadable(file, error)) from error
-            if batch is None:
-                break
-            block = Block(
-                file, pa.Table.from_batches([batch]), np.arange(first_row, first_row + batch.num_rows), INTERACTIONS
-            )
-            first_row += batch.num_rows
+        for batch in _batches(part, rows, _wanted(part, INTERACTIONS, bad_rows)):
+            raw = part.with_values(batch)
+            block = Block(part.file, raw, np.arange(first_row, first_row + len(batch)), INTERACTIONS)
+            first_row += len(batch)
             mark_interactions(block, item_ids)
-            table = block.finish(INTERACTIONS, bad_rows, name)
-            total += batch.num_rows
-            good += table.num_rows
-            if table.num_rows:
+            table = block.finish(INTERACTIONS, bad_rows, part.label)
+            total += len(batch)
+            good += len(table)
+            if len(table):
                 yield table
+        bad_rows.close_file(part.label)
     if total == 0:
         raise DataError(f"{path}: the interactions have no rows, expected at least one; check the step that wrote them")
     _not_all_bad(path, good)
 
 
-def _check_families(file: Path, schema: pa.Schema, types: dict[str, pa.DataType]) -> None:
+def _batches(part: Part, rows: int, columns: list[str] | None) -> Iterator[pa.Table]:
+    with open_parquet(part.file) as source:
+        batches = source.iter_batches(batch_size=rows, columns=columns)
+        while True:
+            try:
+                batch = next(batches, None)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise DataError(unreadable(part.file, error)) from error
+            if batch is None:
+                return
+            yield pa.Table.from_batches([batch])
+
+
+def _check_families(part: Part, types: dict[str, pa.DataType], names: Sequence[str]) -> None:
     """Ids are integers everywhere or strings everywhere: item ids as in the items, others as in the first file."""
-    for name in ("item_id", "user_id", "request_id"):
-        if name not in schema.names:
+    for name in names:
+        if name not in part.schema.names:
             continue
-        got = pa.int64() if pa.types.is_integer(schema.field(name).type) else pa.string()
+        type_ = part.schema.field(name).type
+        got = pa.int64() if pa.types.is_integer(type_) else pa.string()
+        if pa.types.is_null(type_):
+            continue
         expected = types.setdefault(name, got)
-        if got != expected and not pa.types.is_null(schema.field(name).type):
-            other = "the items table" if name == "item_id" else "the first file"
+        if got != expected:
+            other = "the items table" if name == "item_id" and len(names) > 1 else "the first file"
             raise DataError(
-                f"{file}: column '{name}': got type {schema.field(name).type}, expected {expected} as in {other}; "
-                "cast one of them"
+                f"{part.file}: column '{name}': got type {type_}, expected {expected} as in {other}; cast one of them"
             )
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
@@ -109,3 +111,29 @@ def test_only_the_largest_are_shown(fabricated, parts):
     p = fabricated.predictions
     shown = b.slice_metrics(dataclasses.replace(parts["city"], shown=2), p, p.logit)
     assert [s["label"] for s in shown] == ["Pisa", "Livorno"] and "log_loss" not in shown[0]
+
+
+def test_cities_of_one_name_are_told_apart(tmp_path):
+    """By their province, which is shown only where the name alone is not enough."""
+    city = [None, "Springfield", "Springfield", "Springfield", "Boston", "Springfield", None]
+    table = {
+        "name": city,
+        "positives": [0] * 7,
+        "popularity_bucket": [2] * 7,
+        "lat": [0.0] * 7,
+        "lon": [0.0] * 7,
+        "city": city,
+        "province": [None, "Illinois", "Illinois", "Ohio", "Massachusetts", None, "Ohio"],
+    }
+    pq.write_table(pa.table(table), tmp_path / "catalog.parquet")
+    items = b.ItemFacts.load(tmp_path)
+    got = [items.cities[c] for c in items.city]
+    assert got == [
+        "unknown",
+        *["Springfield (Illinois)"] * 2,
+        "Springfield (Ohio)",
+        "Boston",
+        "Springfield",
+        "unknown",
+    ]
+    assert items.cities[:2] == ["unknown", "Springfield (Illinois)"]  # the largest first

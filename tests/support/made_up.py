@@ -30,6 +30,7 @@ def write_catalog(folder: Path, items: int, rng: np.random.Generator) -> pa.Tabl
             "lat": lat,
             "lon": lon,
             "city": [None, *(list(CITIES)[c] for c in city[1:])],
+            "province": [None] * items,
         }
     )
     pq.write_table(table, folder / "catalog.parquet")

@@ -1,6 +1,7 @@
 """``prepare`` against loops over rows: splits, histories, counts, negatives, vocabularies; and bad input."""
 
 import json
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,10 @@ def same(a: Path, b: Path) -> bool:
 
 def column(folder: Path, file: str, name: str) -> list[Any]:
     return pq.read_table(folder / file)[name].to_pylist()
+
+
+def warnings_of(folder: Path) -> str:
+    return "\n".join(read_manifest(folder, "prepared")["summary"]["warnings"])
 
 
 def rows_back(folder: Path, interactions: dict[str, Any]) -> list[tuple[str, str, int, int]]:
@@ -304,7 +309,7 @@ def test_check_ins_against_loops(tmp_path: Path, seed: int) -> None:
         eval_negatives=5,
         history_length=3,
     )
-    rows = rows_back(folder, source)
+    rows = sorted(set(rows_back(folder, source)))  # visits of the same second count once
     check_no_leak(folder, rows, 3)
     items = pq.read_table(folder / "catalog.parquet").to_pylist()
     by_id = {x["item_id"]: x for x in items}
@@ -346,6 +351,53 @@ def test_check_ins_against_loops(tmp_path: Path, seed: int) -> None:
     assert 0.05 < np.mean(first_is_positive) < 0.4  # where a candidate stands does not tell its label
 
 
+@pytest.mark.parametrize("small", [False, True])
+def test_repeated_visits_count_once(tmp_path: Path, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else the rows say: the same samples as of the visits alone."""
+    if small:
+        monkeypatch.setattr(module, "_BUCKET_ROWS", 70)
+    source = pa.table(visits()).group_by(["user_id", "item_id", "timestamp", "label"]).aggregate([])
+    source = source.append_column("request_id", pa.array(np.arange(len(source))))
+    twice = pa.concat_tables([source, source]).set_column(4, "request_id", pa.array(np.arange(2 * len(source))))
+    once = run(write(tmp_path / "once", source), out=tmp_path / "a", min_user_positives=1)
+    again = run(write(tmp_path / "twice", twice), out=tmp_path / "b", min_user_positives=1)
+    if not small:  # the same number of buckets
+        assert same(once, again)
+    told = [read_manifest(folder, "prepared") for folder in (once, again)]
+    assert told[0]["splits"] == told[1]["splits"] and told[0]["tables"] == told[1]["tables"]
+    summary = told[1]["summary"]
+    assert summary["left_out"]["visits repeated in the same second (each counts once)"] == len(source)
+    assert f"{len(source):,} of {2 * len(source):,} interactions (50 %) are duplicates" in warnings_of(again)
+
+
+def test_repeated_impressions_are_kept_and_told(tmp_path: Path) -> None:
+    source = pa.table(impressions())
+    contrary = source.set_column(3, "label", pa.compute.subtract(pa.scalar(1, pa.int8()), source["label"]))
+    folder = run(write(tmp_path / "raw", pa.concat_tables([source, source, contrary])))
+    assert sum(len(x) for x in everything(folder).values()) == 1200
+    keys = ("request_id", "item_id", "label")
+    rows = list(zip(*(pa.concat_tables([source, source, contrary])[k].to_pylist() for k in keys), strict=True))
+    both = len(set(rows)) - len({r[:2] for r in rows})
+    assert f"{1200 - len(set(rows)):,} of 1,200 interactions" in warnings_of(folder)
+    assert f"{both:,} of 1,200 interactions" in warnings_of(folder) and both == len({r[:2] for r in rows})
+
+
+def test_visits_with_nothing_else_in_reach(tmp_path: Path) -> None:
+    raw = write(tmp_path / "raw", visits())
+    with pytest.raises(DataError) as error:
+        run(raw, reach_km=0.5)
+    assert "the train split is empty: its 2" in str(error.value) and "raise --reach-km, or check lat" in str(
+        error.value
+    )
+    assert "because no other item is within reach_km=0.5 of them" in str(error.value)
+    items = ITEMS.set_column(5, "lat", pa.array([50.0, 50.001, *(51.0 + i for i in range(10))]))
+    folder = run(write(tmp_path / "raw", visits(rows=600), items), reach_km=2)
+    told = read_manifest(folder, "prepared")
+    lost = told["check_ins"]["no_negatives"]
+    assert lost > 400 and told["summary"]["left_out"]["visits with no other item within 2 km"] == lost
+    assert "are left out because no other item is within 2 km: raise --reach-km" in warnings_of(folder)
+
+
 def test_given_places(tmp_path: Path) -> None:
     source = visits()
     lat = np.array([50.0 + 0.01 * int(i[1:]) for i in source["item_id"]])
@@ -356,8 +408,8 @@ def test_given_places(tmp_path: Path) -> None:
     items = column(folder, "catalog.parquet", "lat")
     assert all(r["lat"] == pytest.approx(items[r["item_row"]] + 0.01) for r in positives)
     source["user_lat"] = lat
-    with pytest.warns(UserWarning, match=r"own place in \d+ of 300 visits: distance 0 tells the label; drop"):
-        run(write(tmp_path / "raw", source), reach_km=4.0)
+    told = warnings_of(run(write(tmp_path / "raw", source), reach_km=4.0))
+    assert re.search(r"own place in \d+ of \d+ visits: distance 0 tells the label; drop", told)
     source["user_lat"] = lat + 5  # too far: the place is not used
     folder = run(write(tmp_path / "raw", source), reach_km=4.0)
     assert all(r["lat"] != r["lat"] for s in everything(folder).values() for r in s)
@@ -403,8 +455,48 @@ def test_user_columns(tmp_path: Path) -> None:
     assert age == [None, "ancient", "old", "young"]
     got = dict(zip(column(folder, "users.parquet", "user_id"), column(folder, "users.parquet", "age_row"), strict=True))
     assert got == {None: 0, "u0": 3, "u1": 0, "u2": 0, "u3": 0, "u4": 0, "u5": 2}
-    with pytest.raises(DataError, match=r"columns \['city'\] have names of placerank's own; rename"):
-        run(write(tmp_path / "raw", impressions(), users=users.rename_columns(["user_id", "city", "sex"])))
+    folder = run(write(tmp_path / "raw", impressions(), users=users.rename_columns(["user_id", "city", "a/b.c"])))
+    assert read_manifest(folder, "prepared")["user_columns"] == ["users_city", "a%2Fb%2Ec"]
+    assert column(folder, "vocab/users_city.parquet", "value") == age
+    assert column(folder, "vocab/a%2Fb%2Ec.parquet", "value") == [None, "0", "1"]
+    assert column(folder, "vocab/city.parquet", "value") == [None, "x", "y"]
+
+
+@pytest.mark.parametrize("text_in", ["users", "interactions"])
+def test_user_ids_of_another_type(tmp_path: Path, text_in: str) -> None:
+    """7 and "7" are the same user; "07" is another."""
+    source = visits()
+    told = ["a", "b", "c", "d", "e"]
+    users = pa.table({"user_id": range(5), "age": told})
+    if text_in == "users":
+        users = pa.table({"user_id": ["01", "0", "1", "2", "3", "4"], "age": ["f", *told]})
+    if text_in == "interactions":
+        source["user_id"] = [str(u) for u in source["user_id"]]
+    folder = run(write(tmp_path / "raw", source, users=users))
+    vocab = column(folder, "vocab/age.parquet", "value")
+    got = dict(zip(*(column(folder, "users.parquet", c) for c in ("user_id", "age_row")), strict=True))
+    assert {str(u): vocab[row] for u, row in got.items() if u is not None} == dict(zip("01234", told, strict=True))
+    assert read_manifest(folder, "prepared")["summary"]["users_known"] == [5, 5]
+
+
+def test_regions_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    regions = {
+        "province": ["A", "B", None, "A", *["A"] * 8],
+        "city": ["x", "x", "x", None, *["x"] * 8],
+        "district": ["d", "d", "d", "d", None, *["e"] * 7],
+    }
+    items = ITEMS.drop_columns("city")
+    for name, values in regions.items():
+        items = items.append_column(name, pa.array(values, pa.string()))
+    folder = run(write(tmp_path / "raw", impressions(), items))
+    vocab = {n: column(folder, f"vocab/{n}.parquet", "value") for n in regions}
+    assert vocab["province"] == [None, "A", "B"] and vocab["city"] == [None, "A > x", "B > x", "x"]
+    assert vocab["district"] == [None, "A > ? > d", "A > x > d", "A > x > e", "B > x > d", "x > d"]
+    catalog = {r["item_id"]: r for r in pq.read_table(folder / "catalog.parquet").to_pylist()}
+    assert [vocab["district"][catalog[f"i{i}"]["district_row"]] for i in range(5)] == [
+        "A > x > d", "B > x > d", "x > d", "A > ? > d", None
+    ]  # fmt: skip
+    assert catalog["i0"]["city"] == "x" and catalog["i0"]["district"] == "d"  # as they are shown
 
 
 def test_new_users_share_row_0(tmp_path: Path) -> None:
@@ -472,18 +564,18 @@ def test_no_positive_in_train(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the train split has \d+ samples and no positive"):
         run(write(tmp_path / "raw", source))
     source["label"] = 1 - source["label"]
-    with pytest.warns(UserWarning, match="the test split holds only negatives: its AUC is undefined"):
-        run(write(tmp_path / "raw", source), test_fraction=0.05)
+    folder = run(write(tmp_path / "raw", source), test_fraction=0.05)
+    assert "the test split holds only negatives: its AUC is undefined" in warnings_of(folder)
 
 
 def test_one_moment_only(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="the valid split is empty: 400 interactions run from 1600000000 to 1600000000"):
+    with pytest.raises(DataError, match=r"the valid split is empty: 400 interactions run from 2020-09-13 12:26"):
         run(write(tmp_path / "raw", impressions(moments=1)))
 
 
 def test_one_user_only(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="of one user only"):
-        folder = run(write(tmp_path / "raw", impressions(users=1)))
+    folder = run(write(tmp_path / "raw", impressions(users=1)))
+    assert "of one user only" in warnings_of(folder)
     assert read_manifest(folder, "prepared")["users"] == 1
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from placerank.data.raw.checks import Block
 from placerank.data.raw.schema import (
     INTERACTIONS,
     ITEMS,
@@ -351,3 +352,62 @@ def test_good_and_bad_rows_partition_the_file(
     assert got == [i for i in range(200) if i not in bad] and bad_rows.total == len(bad)
     if bad:
         assert pq.read_table(folder / "rejected" / "interactions.parquet")["row"].to_pylist() == sorted(bad)
+
+
+BLANKS = ["", " ", "\t\n", "\u3000"]
+
+
+@pytest.mark.parametrize("blank", BLANKS)
+def test_blank_text_is_missing(tmp_path: Path, blank: str) -> None:
+    """In text, categories and users' columns it is null; as an id it makes a bad row."""
+    table = read_items(
+        raw(tmp_path, items(name=[blank, "B", "C"], brand=[blank, " b ", None], category=[blank, "F", "G"]))
+    )
+    assert table["name"].to_pylist() == [None, "B", "C"] and table["brand"].to_pylist() == [None, " b ", None]
+    assert table["category"].to_pylist() == [None, ["F"], ["G"]]
+    pq.write_table(pa.table({"user_id": ["u", "v"], "age": [blank, "old"]}), tmp_path / "users.parquet")
+    users = read_users(tmp_path)
+    assert users is not None and users["age"].to_pylist() == [None, "old"]
+    folder = raw(tmp_path, visits_=visits(user_id=["u", blank, "v"], request_id=["r", "r", blank]))
+    with pytest.raises(DataError) as error:
+        read(folder)
+    assert f"row 1, column 'user_id': got {blank!r}, expected an id, not null or blank" in str(error.value)
+    assert "is it somebody who is not signed in?" in str(error.value)
+    with BadRows("skip", tmp_path / "rejected") as bad_rows:
+        table = read(folder, bad_rows)
+    assert table["user_id"].to_pylist() == ["u", "v"] and table["request_id"].to_pylist() == ["r", None]
+    with pytest.raises(DataError, match=r"column 'item_id': got .*, expected an id, not null or blank"):
+        read_items(raw(tmp_path, items(item_id=["a", blank, "c"])))
+
+
+def test_categories_of_lists_and_text_read_alike(tmp_path: Path) -> None:
+    """ " > " separates levels in both; of several whole paths the first counts."""
+    text = ["Food > Sushi", "Shop", None]
+    lists: list[Any] = [["Food > Sushi", "Shop > Toys"], ["Shop"], None]
+    for category in (text, lists, [["Food", "Sushi"], ["Shop"], []]):
+        table = read_items(raw(tmp_path, items(category=category)))
+        assert table["category"].to_pylist() == [["Food", "Sushi"], ["Shop"], None]
+
+
+def test_values_under_a_null_list_are_not_looked_at(tmp_path: Path) -> None:
+    offsets, words = pa.array([0, 2, 3, 4], pa.int32()), pa.array(["x", "", "Food", "Bar"])
+    category = pa.ListArray.from_arrays(offsets, words, mask=pa.array([True, False, False]))
+    block = Block(Path("x"), items(category=category), np.arange(3), ITEMS)
+    assert block.fault.tolist() == [0, 0, 0]
+    empty = pa.ListArray.from_arrays(offsets, pa.array(["x", "y", "", "Bar"]), mask=pa.array([True, False, False]))
+    block = Block(Path("x"), items(category=empty), np.arange(3), ITEMS)
+    assert block.fault.tolist() == [0, 1, 0]
+
+
+HINTS = [
+    ({"timestamp": [1, 1_600_000_000_000, 2]}, "it looks like milliseconds since 1970: divide them by 1,000; correct"),
+    ({"timestamp": [1, 202204211030, 2]}, "it looks like dates written as numbers, such as 202204211030: write dates"),
+    ({"user_lat": [1.0, 121.5, 1.0], "user_lon": [1.0, 31.2, 1.0]}, "user_lon is 31.2, so the two may be swapped; "),
+]
+
+
+@pytest.mark.parametrize(("changes", "hint"), HINTS)
+def test_bad_values_say_what_they_look_like(tmp_path: Path, changes: dict[str, Any], hint: str) -> None:
+    with pytest.raises(DataError) as error:
+        read(raw(tmp_path, visits_=visits(**changes)))
+    assert hint in str(error.value) and MEND in str(error.value)
