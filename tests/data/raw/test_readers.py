@@ -12,7 +12,7 @@ import pytest
 from placerank.data.manifest import read_manifest
 from placerank.data.raw.readers import convert, yelp_category
 from placerank.data.raw.schema import BadRows, DataError, iter_interactions, read_items, read_users
-from placerank.data.raw.text import numbers, times
+from placerank.data.raw.values import numbers, times
 
 NYC = (
     "470\t49bbd6c0f964a520f4531fe3\t4bf58dd8d48988d127951735\tArts & Crafts Store\t40.719\t-74.002\t-240\t"
@@ -251,7 +251,7 @@ def test_many_blocks_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "".join(f"{i % 7}\t2010-10-19T23:55:{i % 60:02}Z\t{i % 50}\t{-i}\t{i % 50}\n" for i in range(150))
     )
     whole = convert(source, "gowalla", {}, tmp_path / "whole")
-    monkeypatch.setattr("placerank.data.raw.text.BLOCK_BYTES", 64)
+    monkeypatch.setattr("placerank.data.raw.lines.BLOCK_BYTES", 64)
     parts = convert(source, "gowalla", {}, tmp_path / "parts")
     assert interactions(whole).equals(interactions(parts)) and read_items(whole).equals(read_items(parts))
 
