@@ -25,7 +25,7 @@ _FIELD = rb"(?:" + _OPENED + rb'"(?=[,\n]|\Z)|(?!")[^,\n]*+)'
 _FIELDS = re.compile(rb"(?:^|,)(" + _FIELD + rb")")
 _ROW = re.compile(_FIELD + rb"(?:," + _FIELD + rb")*+(?=\n|\Z)")
 _OPEN_ROW = re.compile(rb"(?:" + _FIELD + rb",)*+" + _OPENED + rb"\Z")
-_NUMBER = re.compile(rb'"?[-+]?\d[-+.:eETZ \d]*"?')  # or a time
+_NUMBER = re.compile(rb"[-+]?\d[-+.:eETZ \d]*")  # or a time
 _BESIDE = np.zeros(256, bool)  # what may stand before an opening and after a closing quote; a quote: one of a "" inside
 _BESIDE[[_NEWLINE, _QUOTE, _COMMA]] = True
 
@@ -191,9 +191,13 @@ class _Rows:
 
         The first line alone is like that where the last column has line breaks, the last where the first column has.
         """
-        numbers = [i for i, field in enumerate(_FIELDS.findall(row)) if _NUMBER.fullmatch(field)]
+
+        def is_number(field: bytes) -> bool:
+            return _NUMBER.fullmatch(field.replace(b'"', b"")) is not None
+
+        numbers = [i for i, field in enumerate(_FIELDS.findall(row)) if is_number(field)]
         lines = [line.split(b",") for line in row.split(b"\n")]
-        alike = [len(f) == self.width and all(_NUMBER.fullmatch(f[i]) for i in numbers) for f in lines]
+        alike = [len(line) == self.width and all(is_number(line[i]) for i in numbers) for line in lines]
         return any(alike[1:-1]) or (alike[0] and alike[-1])
 
     def _carry(self, line: int) -> None:

@@ -1,6 +1,6 @@
 """Whole lines of text files as UTF-8, block by block; lines that are none are told or set aside."""
 
-import warnings
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +9,8 @@ import pyarrow as pa
 
 from .checks import BadRows
 from .columns import DataError
+
+log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 8 << 20
 LONGEST_LINE = 64 << 20  # bytes; what has no line end for so long is no text
@@ -62,10 +64,10 @@ def line_blocks(file: Path, bad_rows: BadRows) -> Iterator[tuple[int, bytes]]:
         yield line, block
         line += block.count(b"\n") + 1
     if odd:
-        warnings.warn(
-            f"{file}: {odd:,} lines are not UTF-8 and were read as Windows-1252; {example}; if that looks wrong, "
-            "convert the file to UTF-8",
-            stacklevel=2,
+        lines = "line is" if odd == 1 else "lines are"
+        log.warning(
+            f"warning: {file}: {odd:,} {lines} not UTF-8 and read as Windows-1252; {example}; if that looks wrong, "
+            "convert the file to UTF-8"
         )
 
 

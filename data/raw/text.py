@@ -1,7 +1,7 @@
 """Rows of text files with one row a line: tab-separated, and JSON lines. ``csv_text`` has CSV."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,36 +42,37 @@ def json_lines(file: Path, schema: pa.Schema, bad_rows: BadRows) -> Iterator[tup
     """One JSON object a line: line numbers and the columns of ``schema``, by blocks; other keys are passed over."""
     options = pajson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
 
-    def parse(data: bytes) -> pa.Table:
-        return pajson.read_json(io.BytesIO(data), pajson.ReadOptions(block_size=len(data) + 1), options)
+    def parse(texts: Iterable[bytes]) -> pa.Table:
+        """One row of each text, or ArrowInvalid."""
+        data = b"\n".join(texts) + b"\n"
+        table = pajson.read_json(io.BytesIO(data), pajson.ReadOptions(block_size=len(data) + 1), options)
+        if len(table) != data.count(b"\n"):
+            raise pa.ArrowInvalid(f"{len(table)} objects")
+        return table
+
+    def is_whole(text: bytes) -> bool:
+        """Between such lines an object cannot go on; and pyarrow 26 crashes where a file begins with "null"."""
+        return text.startswith(b"{") and text.endswith(b"}")
 
     for first, block in line_blocks(file, bad_rows):
-        number = np.arange(first, first + block.count(b"\n") + 1)
+        lines = {i: text for i, line in enumerate(block.split(b"\n"), first) if (text := line.strip())}
         try:
-            table = parse(block + b"\n")
+            table = parse(lines.values()) if all(map(is_whole, lines.values())) else None
         except pa.ArrowInvalid:
             table = None
-        if table is None or len(table) != len(number):  # find the lines that are no objects, one by one
-            lines = block.split(b"\n")
-            good = []
-            for i, text in enumerate(lines):
-                if not text.strip():
-                    continue
+        if table is None:  # find the lines that are no objects, one by one
+            for i, text in list(lines.items()):
                 try:
-                    if (found := len(parse(text + b"\n"))) == 1:
-                        good.append(i)
-                        continue
-                    why = f"{found} objects"
+                    if not is_whole(text):
+                        raise pa.ArrowInvalid("no object")
+                    parse([text])
                 except pa.ArrowInvalid as error:
-                    why = str(error)
-                shown = text.decode()
-                got, reason = f"{shown[:80]!r} ({why})", f"expected a JSON object with {_told(schema)}"
-                set_aside(file, bad_rows, number[i : i + 1], pa.array([shown]), "line", reason, got)
-            if not good:
-                continue
-            number = number[good]
-            table = parse(b"\n".join(lines[i] for i in good) + b"\n")
-        yield number, table.select(schema.names)
+                    shown = lines.pop(i).decode()
+                    got, reason = f"{shown[:80]!r} ({error})", f"expected a JSON object with {_told(schema)}"
+                    set_aside(file, bad_rows, np.array([i]), pa.array([shown]), "line", reason, got)
+            table = parse(lines.values()) if lines else None
+        if table is not None and lines:
+            yield np.array(list(lines)), table.select(schema.names)
 
 
 def _told(schema: pa.Schema) -> str:
