@@ -1,7 +1,6 @@
 """Rows of text files with one row a line: tab-separated, and JSON lines. ``csv_text`` has CSV."""
 
-import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,37 +41,43 @@ def json_lines(file: Path, schema: pa.Schema, bad_rows: BadRows) -> Iterator[tup
     """One JSON object a line: line numbers and the columns of ``schema``, by blocks; other keys are passed over."""
     options = pajson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
 
-    def parse(texts: Iterable[bytes]) -> pa.Table:
-        """One row of each text, or ArrowInvalid."""
-        data = b"\n".join(texts) + b"\n"
-        table = pajson.read_json(io.BytesIO(data), pajson.ReadOptions(block_size=len(data) + 1), options)
-        if len(table) != data.count(b"\n"):
+    def parse(data: bytes, rows: int) -> pa.Table:
+        table = pajson.read_json(pa.BufferReader(data), pajson.ReadOptions(block_size=len(data) + 1), options)
+        if len(table) != rows:
             raise pa.ArrowInvalid(f"{len(table)} objects")
-        return table
-
-    def is_whole(text: bytes) -> bool:
-        """Between such lines an object cannot go on; and pyarrow 26 crashes where a file begins with "null"."""
-        return text.startswith(b"{") and text.endswith(b"}")
+        return table.select(schema.names)
 
     for first, block in line_blocks(file, bad_rows):
-        lines = {i: text for i, line in enumerate(block.split(b"\n"), first) if (text := line.strip())}
-        try:
-            table = parse(lines.values()) if all(map(is_whole, lines.values())) else None
-        except pa.ArrowInvalid:
-            table = None
-        if table is None:  # find the lines that are no objects, one by one
-            for i, text in list(lines.items()):
+        if n := _whole_lines(block):
+            try:
+                yield np.arange(first, first + n), parse(block, n)
+                continue
+            except pa.ArrowInvalid:
+                pass
+        good = {}  # find the lines that are no objects, one by one
+        for i, line in enumerate(block.split(b"\n"), first):
+            if text := line.strip():
                 try:
-                    if not is_whole(text):
+                    if not _whole_lines(text):
                         raise pa.ArrowInvalid("no object")
-                    parse([text])
+                    parse(text, 1)
+                    good[i] = text
                 except pa.ArrowInvalid as error:
-                    shown = lines.pop(i).decode()
-                    got, reason = f"{shown[:80]!r} ({error})", f"expected a JSON object with {_told(schema)}"
-                    set_aside(file, bad_rows, np.array([i]), pa.array([shown]), "line", reason, got)
-            table = parse(lines.values()) if lines else None
-        if table is not None and lines:
-            yield np.array(list(lines)), table.select(schema.names)
+                    got, reason = f"{text.decode()[:80]!r} ({error})", f"expected a JSON object with {_told(schema)}"
+                    set_aside(file, bad_rows, np.array([i]), pa.array([text.decode()]), "line", reason, got)
+        if good:
+            yield np.array(list(good)), parse(b"\n".join(good.values()), len(good))
+
+
+def _whole_lines(block: bytes) -> int:
+    """How many lines, if all begin with "{" and end with "}", else 0: then no object goes on in the next line.
+
+    And pyarrow 26 crashes where JSON begins with "null".
+    """
+    codes = np.frombuffer(b"\n" + block + b"\n", np.uint8)
+    ends = np.flatnonzero(codes == ord("\n"))
+    whole = (codes[ends[:-1] + 1] == ord("{")).all() and (codes[ends[1:] - 1] == ord("}")).all()
+    return len(ends) - 1 if whole else 0
 
 
 def _told(schema: pa.Schema) -> str:

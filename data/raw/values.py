@@ -74,9 +74,8 @@ def ctimes(text: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _moments(text: pa.Array, form: str) -> pa.Array:
     """Unix seconds from the named groups of a regular expression; null where it does not fit."""
-    if form is _ISO and (plain := _plain(text)) is not None:
-        seconds, good = _seconds(*plain)
-        return pa.array(seconds, mask=~good)
+    if form is _ISO and (fields := _plain(text)) is not None:
+        return _seconds(fields)
     parts = pc.extract_regex(text, form)
 
     def part(name: str) -> np.ndarray:
@@ -85,57 +84,46 @@ def _moments(text: pa.Array, form: str) -> pa.Array:
             return pc.add(pc.index_in(digits, value_set=_MONTHS), 1).fill_null(0).to_numpy().astype(np.int64)
         return pc.if_else(pc.equal(digits, ""), "0", digits).cast(pa.int64()).fill_null(0).to_numpy()
 
+    hours, minutes = part("hours"), part("minutes")
     behind = pc.equal(pc.struct_field(parts, "sign"), "-").fill_null(False).to_numpy(zero_copy_only=False)
-    names = ("year", "month", "day", "hour", "minute", "second", "hours", "minutes")
-    seconds, good = _seconds(*(part(name) for name in names), behind)
-    return pa.array(seconds, mask=~good | parts.is_null().to_numpy(zero_copy_only=False))
+    ahead = np.where(behind, -1, 1) * (3600 * hours + 60 * minutes)
+    fits = parts.is_valid().to_numpy(zero_copy_only=False) & (hours < 16) & (minutes < 60)
+    return _seconds([part(name) for name in ("year", "month", "day", "hour", "minute", "second")], ahead, fits)
 
 
 def _plain(text: pa.Array) -> list[np.ndarray] | None:
     """Year to second where all are "2020-01-01 00:00:00", or all with a Z: what most files have, many times faster."""
-    n = len(text)
     lengths = pc.binary_length(text)
-    if text.null_count or n == 0 or pc.max(lengths).as_py() not in (19, 20) or pc.min(lengths) != pc.max(lengths):
-        return None
     width = pc.max(lengths).as_py()
+    if text.null_count or width not in (19, 20) or pc.min(lengths).as_py() != width:
+        return None
     start = np.frombuffer(text.buffers()[1], np.int32)[text.offset]
-    cells = np.frombuffer(text.buffers()[2], np.uint8, n * width, start).reshape(n, width).T.copy()
+    cells = np.frombuffer(text.buffers()[2], np.uint8, len(text) * width, start).reshape(-1, width).T.copy()
     marks = {4: b"-", 7: b"-", 10: b"T ", 13: b":", 16: b":", 19: b"Z"}
     if any(not np.isin(cells[at], list(mark)).all() for at, mark in marks.items() if at < width):
         return None
-    digits = cells[[0, 1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18]] - 48
+    digits = cells[[0, 1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18]] - ord("0")
     if (digits > 9).any():
         return None
     pairs = 10 * digits[::2].astype(np.int64) + digits[1::2]
     return [100 * pairs[0] + pairs[1], *pairs[2:]]
 
 
-def _seconds(
-    year: np.ndarray,
-    month: np.ndarray,
-    day: np.ndarray,
-    hour: np.ndarray,
-    minute: np.ndarray,
-    second: np.ndarray,
-    hours: np.ndarray | int = 0,
-    minutes: np.ndarray | int = 0,
-    behind: np.ndarray | bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Unix seconds of a date and time with its offset from UTC, and whether there is such a time.
+def _seconds(fields: list[np.ndarray], ahead: np.ndarray | int = 0, fits: np.ndarray | bool = True) -> pa.Array:
+    """Unix seconds of year, month, day, hour, minute and second, so many seconds ahead of UTC; null where none is.
 
-    (Arrow's strptime takes 2023-02-29 for the first of March.)
+    Arrow's strptime and its error_is_null take 2023-02-29 for the first of March.
     """
+    year, month, day, hour, minute, second = fields
     months = (year - 1970) * 12 + month - 1
     first, following = (
         m.astype("datetime64[M]").astype("datetime64[D]").astype(np.int64) for m in (months, months + 1)
     )
-    away = 3600 * np.asarray(hours) + 60 * np.asarray(minutes)
-    seconds = 86_400 * (first + day - 1) + 3600 * hour + 60 * minute + second - np.where(behind, -away, away)
-    good = (month >= 1) & (month <= 12) & (day >= 1) & (day <= following - first)
+    seconds = 86_400 * (first + day - 1) + 3600 * hour + 60 * minute + second - ahead
+    good = fits & (month >= 1) & (month <= 12) & (day >= 1) & (day <= following - first)
     good &= ((hour < 24) & (minute < 60)) | ((hour == 24) & (minute == 0) & (second == 0))
     good &= (second < 60) | ((second == 60) & (seconds % 86_400 == 0))
-    good &= np.asarray((np.asarray(hours) < 16) & (np.asarray(minutes) < 60))
-    return seconds, good
+    return pa.array(seconds, mask=~good)
 
 
 def parsed(raw: pa.Table, columns: tuple[Column, ...]) -> tuple[pa.Table, pa.Table]:

@@ -122,7 +122,7 @@ def test_headers(tmp_path: Path) -> None:
 field = st.text(alphabet=st.sampled_from('ab1, "\n\u00e9'), max_size=6)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     table=st.lists(st.tuples(field, field, field), min_size=1, max_size=12),
     quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
@@ -165,7 +165,7 @@ def damaged(draw: st.DrawFn, marks: str) -> str:
     return f"{HEADER}\n{text}"
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=damaged('"'), block_bytes=st.sampled_from([9, 60, 1 << 20]))
 def test_stray_quotes_anywhere(tmp_path_factory: pytest.TempPathFactory, text: str, block_bytes: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -177,7 +177,7 @@ def test_stray_quotes_anywhere(tmp_path_factory: pytest.TempPathFactory, text: s
     assert ids == [line.split(",")[0].replace('"', "") for line in (text.split("\n")[n - 1] for n in rows)]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=damaged('"",\n' + HEADER[0]), block_bytes=st.sampled_from([9, 60, 1 << 20]), again=st.booleans())
 def test_any_damage(tmp_path_factory: pytest.TempPathFactory, text: str, block_bytes: int, again: bool) -> None:
     text = f"{text}{HEADER}\n{text}" if again else text

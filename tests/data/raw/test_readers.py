@@ -431,7 +431,7 @@ def damaged(draw: st.DrawFn, text: str, marks: list[str]) -> bytes:
 
 
 MANY = "\n".join(f"{i},n {i},c > d,{i}.5,{i},{i}" for i in range(9, 16)) + "\n"
-QUICK = settings(max_examples=150, deadline=None)
+QUICK = settings(max_examples=50, deadline=None)
 
 
 @QUICK
