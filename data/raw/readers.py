@@ -5,6 +5,7 @@ that a message names the file and the line that the user has.
 """
 
 import difflib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,9 +18,11 @@ from tqdm import tqdm
 
 from ..manifest import whole_folder, write_manifest
 from .checks import BadRows, Block, as_mask
-from .columns import INTERACTIONS, ITEMS, Column, DataError, key_column
+from .columns import INTERACTIONS, ITEMS, Column, DataError, key_column, text_column
+from .csv_text import csv_rows
 from .schema import mark_duplicates, mark_interactions
-from .text import csv_rows, delimited, json_lines, parsed, stamps
+from .text import delimited, json_lines
+from .values import ctimes, numbers, parsed, times
 
 SourceFormat = Literal["csv", "foursquare", "gowalla", "yelp"]
 
@@ -45,17 +48,45 @@ _YELP_BUSINESS = pa.schema(
     ]
 )
 _YELP_REVIEW = pa.schema([("user_id", pa.string()), ("business_id", pa.string()), ("date", pa.string())])
-_USERS = (key_column("user_id"),)
+# Of the 1,297 categories that Yelp's API lists, those that hold a comma themselves.
+_YELP_WITH_COMMA = [
+    "Beer, Wine & Spirits", "Books, Mags, Music & Video", "Used, Vintage & Consignment", "Wills, Trusts, & Probates",
+]  # fmt: skip
+_COMMA = "\x1f"  # stands for those commas
 
 
 class _Output:
-    """The raw folder being written: interactions as they come, items at the end."""
+    """The raw folder being written: interactions as they come, items at the end; and what came of every row.
+
+    Attributes:
+        kept: interactions written.
+        read: file name -> rows that its reader yielded; lines that are no rows are not in it.
+        repeats: file name -> lines that repeat the header.
+        left_out: reason -> rows that were read and are no visits.
+        unused: file name -> columns that are not in the schema.
+    """
 
     def __init__(self, folder: Path, bad_rows: BadRows) -> None:
         self.folder, self.bad_rows = folder, bad_rows
-        self.rows = 0
+        self.kept = 0
+        self.read: Counter[str] = Counter()
+        self.repeats: Counter[str] = Counter()
         self.left_out: dict[str, int] = {}
+        self.unused: dict[str, list[str]] = {}
         self._writer: pq.ParquetWriter | None = None
+
+    def counted(
+        self, file: Path, blocks: Iterator[tuple[np.ndarray, pa.Table]]
+    ) -> Iterator[tuple[np.ndarray, pa.Table]]:
+        """The blocks, with a progress bar."""
+        with tqdm(desc=file.name, unit="line", unit_scale=True, disable=None) as progress:
+            for lines, table in blocks:
+                self.read[file.name] += len(lines)
+                yield lines, table
+                progress.update(len(lines))
+
+    def csv(self, file: Path) -> Iterator[tuple[np.ndarray, pa.Table]]:
+        return self.counted(file, csv_rows(file, self.bad_rows, self.repeats))
 
     def interactions(
         self, file: Path, lines: np.ndarray, raw: pa.Table, values: pa.Table, item_ids: pa.ChunkedArray | None
@@ -74,16 +105,37 @@ class _Output:
             self.folder / "interactions.parquet", table.schema, compression="zstd"
         )
         self._writer.write_table(table)
-        self.rows += len(table)
+        self.kept += len(table)
 
-    def table(self, name: str, table: pa.Table) -> None:
+    def table(self, name: str, file: Path, table: pa.Table) -> None:
+        if len(table) == 0:
+            raise DataError(f"{file}: no row of it can be used{self._why(file.name)}")
         pq.write_table(table, self.folder / f"{name}.parquet", compression="zstd")
 
     def close(self, source: Path) -> None:
         if self._writer is not None:
             self._writer.close()
-        if self.rows == 0:
-            raise DataError(f"{source}: got no interactions that can be used; check the file and its format")
+        if self.kept == 0:
+            raise DataError(
+                f"{source}: got no interactions that can be used{self._why()}; check the file and its format"
+            )
+
+    def _why(self, file: str | None = None) -> str:
+        """What most rows (of the file) were set aside for."""
+        of_file = [(n, c, reason) for (f, c, reason), n in self.bad_rows.counts.items() if file in (None, f)]
+        if not of_file:
+            return ""
+        n, column, reason = max(of_file)
+        return f"; {n:,} were set aside because of '{column}': {reason}"
+
+    def told(self) -> dict[str, Any]:
+        """For the manifest. Of each file rows = what was kept + set aside + left out."""
+        rows = self.read + self.repeats
+        for (file, column, _), n in self.bad_rows.counts.items():
+            if column == "line":
+                rows[file] += n
+        again = {f"lines of {file} that repeat the header": n for file, n in self.repeats.items()}
+        return {"rows": dict(rows), "left_out": {**self.left_out, **again}, "unused_columns": self.unused}
 
 
 def convert(
@@ -92,8 +144,8 @@ def convert(
     """Write ``source`` as a raw folder in our schema.
 
     Args:
-        source: csv: a folder with items.csv, interactions.csv and users.csv? (or .csv.gz; all text is UTF-8, levels of
-            a category are separated by ">", times are integer seconds or ISO 8601); foursquare: dataset_TSMC2014_*.txt;
+        source: csv: a folder with items.csv, interactions.csv and users.csv? (or .csv.gz; levels of a category are
+            separated by ">", times are seconds or ISO 8601); foursquare: dataset_TSMC2014_*.txt;
             gowalla: loc-gowalla_totalCheckins.txt or loc-brightkite_totalCheckins.txt (or .gz); yelp: the folder with
             yelp_academic_dataset_business.json and _review.json. For one-file formats also the folder that holds it.
         format: see above.
@@ -102,7 +154,8 @@ def convert(
         bad_rows: what to do with bad rows and broken lines; default: the first raises.
 
     Returns:
-        ``out``. The manifest (kind "raw") counts check-ins that were left out because they name no place.
+        ``out``. The manifest (kind "raw") has ``rows`` by file, ``left_out`` by reason (check-ins that name no place,
+        repeated headers) and ``unused_columns`` by CSV file; ``bad_rows`` has counted what was set aside.
 
     Raises:
         DataError, FileNotFoundError: with the file and the line.
@@ -124,7 +177,7 @@ def convert(
             _snap(_one_file(source, "*totalCheckins.txt*"), output)
         output.close(source)
         config = {"source": source, "format": format, "columns": columns}
-        write_manifest(folder, "raw", config, interactions=output.rows, left_out=output.left_out)
+        write_manifest(folder, "raw", config, interactions=output.kept, **output.told())
     return out
 
 
@@ -164,14 +217,7 @@ class _FirstSeen:
 
     def finish(self) -> None:
         if self.tables:
-            self.output.table("items", pa.concat_tables(self.tables))
-
-
-def _progress(blocks: Iterator[tuple[np.ndarray, pa.Table]], file: Path) -> Iterator[tuple[np.ndarray, pa.Table]]:
-    with tqdm(desc=file.name, unit="line", unit_scale=True, disable=None) as progress:
-        for lines, table in blocks:
-            yield lines, table
-            progress.update(len(lines))
+            self.output.table("items", self.file, pa.concat_tables(self.tables))
 
 
 def _check_ins(
@@ -182,7 +228,7 @@ def _check_ins(
     about = raw.select([c for c in raw.column_names if c in {i.name for i in ITEMS}]).append_column("name", nothing)
     if "category" not in about.column_names:
         about = about.append_column("category", nothing)
-    good = items.add(lines, about, parsed(about, ITEMS))
+    good = items.add(lines, *parsed(about, ITEMS))
     ones = pa.array(np.ones(len(raw), np.int8))
     visits = pa.table({"user_id": raw["user_id"], "item_id": raw["item_id"], "timestamp": raw["time"], "label": ones})
     values = visits.set_column(2, "timestamp", seconds)
@@ -191,10 +237,10 @@ def _check_ins(
 
 
 def _foursquare(file: Path, output: _Output) -> None:
-    """Tab-separated: user, venue, category id, category, lat, lon, minutes from UTC, UTC time; UTF-8 or Latin-1."""
+    """Tab-separated: user, venue, category id, category, lat, lon, minutes from UTC, UTC time."""
     items = _FirstSeen(file, output)
-    for lines, raw in _progress(delimited(file, _FOURSQUARE, output.bad_rows), file):
-        _check_ins(file, output, items, lines, raw, stamps(raw["time"], "%a %b %d %H:%M:%S +0000 %Y"))
+    for lines, raw in output.counted(file, delimited(file, _FOURSQUARE, output.bad_rows)):
+        _check_ins(file, output, items, lines, raw, ctimes(raw["time"]))
     items.finish()
 
 
@@ -202,14 +248,13 @@ def _snap(file: Path, output: _Output) -> None:
     """Tab-separated: user, ISO time, lat, lon, location. Check-ins without a location are left out and counted."""
     items = _FirstSeen(file, output)
     output.left_out = {"check-ins without a location": 0}
-    for lines, raw in _progress(delimited(file, _SNAP, output.bad_rows), file):
+    for lines, raw in output.counted(file, delimited(file, _SNAP, output.bad_rows)):
         nowhere = as_mask(raw["item_id"].is_null()) | as_mask(pc.is_in(raw["item_id"], value_set=pa.array(_NO_PLACE)))
-        zero = pa.array(["0", "0.0", "0.00", "0.000000"])
-        nowhere |= as_mask(pc.and_(pc.is_in(raw["lat"], value_set=zero), pc.is_in(raw["lon"], value_set=zero)))
+        nowhere |= as_mask(pc.equal(numbers(raw["lat"]), 0)) & as_mask(pc.equal(numbers(raw["lon"]), 0))
         output.left_out["check-ins without a location"] += int(nowhere.sum())
         raw = raw.filter(pa.array(~nowhere))
         if len(raw):
-            _check_ins(file, output, items, lines[~nowhere], raw, stamps(raw["time"], "%Y-%m-%dT%H:%M:%SZ"))
+            _check_ins(file, output, items, lines[~nowhere], raw, times(raw["time"]))
     items.finish()
 
 
@@ -218,17 +263,23 @@ def _snap(file: Path, output: _Output) -> None:
 
 def _items(output: _Output, blocks: Iterator[tuple[np.ndarray, pa.Table, pa.Table]], file: Path) -> pa.ChunkedArray:
     """Check and write all items; their ids."""
-    parts = list(blocks)
-    if not parts:
-        raise DataError(f"{file}: the file has no rows, expected at least one item")
-    lines = np.concatenate([p[0] for p in parts])
-    raw, values = (pa.concat_tables([p[i] for p in parts]) for i in (1, 2))
-    block = Block(file, raw, lines, ITEMS, unit="line", parsed=values)
-    mark_duplicates(block, "item_id")
-    table = block.finish(ITEMS, output.bad_rows, file.name)
-    output.table("items", table)
+    table = _distinct(output, list(blocks), file, ITEMS)
+    output.table("items", file, table)
     ids: pa.ChunkedArray = table["item_id"]
     return ids
+
+
+def _distinct(
+    output: _Output, parts: list[tuple[np.ndarray, pa.Table, pa.Table]], file: Path, columns: tuple[Column, ...]
+) -> pa.Table:
+    """Lines, raw rows and values as one checked table; the first column is a key."""
+    if not parts:
+        return pa.table({c.name: pa.array([], c.type) for c in columns})
+    lines = np.concatenate([p[0] for p in parts])
+    raw, values = (pa.concat_tables([p[i] for p in parts]) for i in (1, 2))
+    block = Block(file, raw, lines, columns, unit="line", parsed=values)
+    mark_duplicates(block, columns[0].name)
+    return block.finish(columns, output.bad_rows, file.name)
 
 
 def _yelp_file(source: Path, kind: str) -> Path:
@@ -241,9 +292,13 @@ def _yelp_file(source: Path, kind: str) -> Path:
 
 def yelp_category(categories: pa.ChunkedArray) -> pa.Array:
     """Yelp's unordered "Sushi Bars, Restaurants" as a path: the first top-level category, then the first other one."""
-    text = categories.combine_chunks()
-    lists = pc.split_pattern_regex(pc.utf8_trim_whitespace(text), r"\s*,\s*")
-    names, row = lists.flatten(), pc.list_parent_indices(lists).to_numpy()
+    text = pc.utf8_trim_whitespace(categories.combine_chunks())
+    for name in _YELP_WITH_COMMA:  # "Craft Beer, Wine & Spirits" are two others
+        hidden = name.replace(",", _COMMA)
+        text = pc.replace_substring_regex(text, rf"(^|,\s*){name}(\s*,|$)", rf"\1{hidden}\2")
+    lists = pc.split_pattern_regex(text, r"\s*,\s*")
+    names = pc.replace_substring(lists.flatten(), _COMMA, ",")
+    row = pc.list_parent_indices(lists).to_numpy()
     real = as_mask(pc.not_equal(names, ""))
     root = as_mask(pc.is_in(names, value_set=pa.array(_YELP_ROOTS)))
     at = np.full((len(text), 2), -1, np.int64)
@@ -260,7 +315,7 @@ def _yelp(source: Path, output: _Output) -> None:
     business, review = _yelp_file(source, "business"), _yelp_file(source, "review")
 
     def items() -> Iterator[tuple[np.ndarray, pa.Table, pa.Table]]:
-        for lines, table in _progress(json_lines(business, _YELP_BUSINESS, output.bad_rows), business):
+        for lines, table in output.counted(business, json_lines(business, _YELP_BUSINESS, output.bad_rows)):
             price = pc.struct_field(table["attributes"], "RestaurantsPriceRange2")  # "2", "u'2'" or "None"
             tier = pc.struct_field(pc.extract_regex(price, r"(?P<tier>[1-4])"), "tier")
             columns = {
@@ -277,14 +332,14 @@ def _yelp(source: Path, output: _Output) -> None:
             yield lines, raw, pa.table({**columns, "category": yelp_category(table["categories"])})
 
     ids = _items(output, items(), business)
-    for lines, table in _progress(json_lines(review, _YELP_REVIEW, output.bad_rows), review):
+    for lines, table in output.counted(review, json_lines(review, _YELP_REVIEW, output.bad_rows)):
         columns = {
             "user_id": table["user_id"],
             "item_id": table["business_id"],
             "timestamp": table["date"],
             "label": pa.array(np.ones(len(table), np.int8)),
         }
-        values = pa.table({**columns, "timestamp": stamps(table["date"], "%Y-%m-%d %H:%M:%S")})
+        values = pa.table({**columns, "timestamp": times(table["date"])})
         output.interactions(review, lines, pa.table(columns), values, ids)
 
 
@@ -292,23 +347,24 @@ def _csv_file(source: Path, name: str) -> Path | None:
     return next((p for p in (source / f"{name}.csv", source / f"{name}.csv.gz") if p.is_file()), None)
 
 
-def _renamed(
-    file: Path, table: pa.Table, mapping: dict[str, str], columns: tuple[Column, ...], used: set[str]
-) -> pa.Table:
-    """The schema's columns of a CSV table, by their mapped or own names."""
-    chosen: dict[str, Any] = {}
+def _chosen(file: Path, table: pa.Table, mapping: dict[str, str], columns: tuple[Column, ...]) -> dict[str, str]:
+    """The schema's columns that a CSV table has -> what they are called there: their mapped or own names."""
+    chosen = {}
+    names = table.column_names
     for column in columns:
         theirs = mapping.get(column.name, column.name)
-        name = theirs if theirs in table.column_names else column.name
-        if name in table.column_names:
-            chosen[column.name] = table[name]
-            used.add(name)
+        name = theirs if theirs in names else column.name
+        if names.count(name) > 1:
+            at = " and ".join(str(i) for i, n in enumerate(names, 1) if n == name)
+            raise DataError(f"{file}: the header has '{name}' more than once (columns {at}); rename or drop one")
+        if name in names:
+            chosen[column.name] = name
         elif column.required:
             raise DataError(
-                f"{file}: column '{column.name}' is missing; found {table.column_names}; "
+                f"{file}: column '{column.name}' is missing; found {names} in the header, the first line; "
                 f"name the column that holds it: --columns {column.name} THEIR_NAME"
             )
-    return pa.table(chosen)
+    return chosen
 
 
 def _csv(source: Path, mapping: dict[str, str], output: _Output) -> None:
@@ -324,24 +380,37 @@ def _csv(source: Path, mapping: dict[str, str], output: _Output) -> None:
         raise FileNotFoundError(f"{source}: expected items.csv and interactions.csv (or .csv.gz), got {held}")
     used: set[str] = set()
 
-    def item_blocks() -> Iterator[tuple[np.ndarray, pa.Table, pa.Table]]:
-        for lines, table in csv_rows(items, output.bad_rows):
-            raw = _renamed(items, table, mapping, ITEMS, used)
-            yield lines, raw, parsed(raw, ITEMS)
+    def read(file: Path, columns: tuple[Column, ...]) -> Iterator[tuple[np.ndarray, pa.Table, pa.Table]]:
+        for lines, table in output.csv(file):
+            chosen = _chosen(file, table, mapping, columns)
+            used.update(chosen.values())
+            if unused := [name for name in table.column_names if name not in chosen.values()]:
+                output.unused[file.name] = unused
+            yield lines, *parsed(pa.table({ours: table[theirs] for ours, theirs in chosen.items()}), columns)
 
-    ids = _items(output, item_blocks(), items)
-    for lines, table in _progress(csv_rows(interactions, output.bad_rows), interactions):
-        raw = _renamed(interactions, table, mapping, INTERACTIONS, used)
-        output.interactions(interactions, lines, raw, parsed(raw, INTERACTIONS), ids)
+    ids = _items(output, read(items, ITEMS), items)
+    for lines, raw, values in read(interactions, INTERACTIONS):
+        output.interactions(interactions, lines, raw, values, ids)
     if users is not None:
-        parts = list(csv_rows(users, output.bad_rows))
-        if parts:
-            theirs = mapping.get("user_id", "user_id")
-            table = pa.concat_tables([t for _, t in parts])
-            table = table.rename_columns(["user_id" if c == theirs else c for c in table.column_names])
-            _renamed(users, table, {}, _USERS, set())
-            output.table("users", table)
-            used.add(theirs)
-    unused = [f"{ours}={theirs}" for ours, theirs in mapping.items() if theirs not in used]
-    if unused:
-        raise DataError(f"{source}: columns {', '.join(unused)} name no column of the files; correct or drop them")
+        used.update(_csv_users(users, mapping.get("user_id", "user_id"), output))
+    unknown = [f"{ours}={theirs}" for ours, theirs in mapping.items() if theirs not in used]
+    if unknown:
+        raise DataError(f"{source}: columns {', '.join(unknown)} name no column of the files; correct or drop them")
+
+
+def _csv_users(file: Path, theirs: str, output: _Output) -> list[str]:
+    """Check and write the users: the id, and all other columns as text; the names of the file's columns."""
+    parts: list[tuple[np.ndarray, pa.Table, pa.Table]] = []
+    names: list[str] = []
+    columns: tuple[Column, ...] = ()
+    for lines, table in output.csv(file):
+        if not parts:
+            names = table.column_names
+            key = theirs if theirs in names else "user_id"
+            ours = ["user_id" if n == key else n for n in names]
+            others = [text_column(n) for n in ours if n != "user_id"]
+            columns = (key_column("user_id"), *others)
+            _chosen(file, table.rename_columns(ours), {}, columns)
+        parts.append((lines, *parsed(table.rename_columns(ours), columns)))
+    output.table("users", file, _distinct(output, parts, file, columns))
+    return names

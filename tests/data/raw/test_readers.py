@@ -8,11 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from placerank.data.manifest import read_manifest
 from placerank.data.raw.readers import convert, yelp_category
 from placerank.data.raw.schema import BadRows, DataError, iter_interactions, read_items, read_users
-from placerank.data.raw.text import numbers, times
 
 NYC = (
     "470\t49bbd6c0f964a520f4531fe3\t4bf58dd8d48988d127951735\tArts & Crafts Store\t40.719\t-74.002\t-240\t"
@@ -251,14 +252,223 @@ def test_many_blocks_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "".join(f"{i % 7}\t2010-10-19T23:55:{i % 60:02}Z\t{i % 50}\t{-i}\t{i % 50}\n" for i in range(150))
     )
     whole = convert(source, "gowalla", {}, tmp_path / "whole")
-    monkeypatch.setattr("placerank.data.raw.text.BLOCK_BYTES", 64)
+    monkeypatch.setattr("placerank.data.raw.lines.BLOCK_BYTES", 64)
     parts = convert(source, "gowalla", {}, tmp_path / "parts")
     assert interactions(whole).equals(interactions(parts)) and read_items(whole).equals(read_items(parts))
 
 
-def test_times_and_numbers() -> None:
-    text = ["1577836800", "2020-01-01", "2020-01-01 00:00", "2020-01-01T00:00:00.123Z", "2020-01-01 02:00:00+02:00",
-            "2019-12-31T19:00:00-0500", "-1", "", None, "1/1/2020", "2020-13-01"]  # fmt: skip
-    assert times(pa.chunked_array([text])).to_pylist() == [1577836800] * 6 + [-1] + [None] * 4
-    got = numbers(pa.chunked_array([["1", " -2.5e1 ", ".5", "5.", "1,5", "0x1", "", None, "inf"]])).to_pylist()
-    assert got == [1, -25, 0.5, 5, None, None, None, None, float("inf")]
+def told(out: Path, bad_rows: BadRows | None = None) -> dict[str, Any]:
+    """The manifest; in it every row of a file is kept, set aside or left out."""
+    manifest = read_manifest(out, "raw")
+    bad_rows = bad_rows or BadRows()
+    aside = {file: sum(n for (f, _, _), n in bad_rows.counts.items() if f == file) for file in manifest["rows"]}
+    left = {file: manifest["left_out"].get(f"lines of {file} that repeat the header", 0) for file in manifest["rows"]}
+    kept = {file: manifest["rows"][file] - aside[file] - left[file] for file in manifest["rows"]}
+    tables = {"items": "items.csv", "interactions": "interactions.csv", "users": "users.csv"}
+    for table, file in tables.items():
+        if file in kept:
+            assert kept[file] == pq.read_metadata(out / f"{table}.parquet").num_rows
+    if len(kept) == 1:
+        left_out = sum(n for reason, n in manifest["left_out"].items())
+        assert kept[next(iter(kept))] - left_out == manifest["interactions"]
+    return manifest
+
+
+def test_what_came_of_every_row(tmp_path: Path) -> None:
+    header = ITEMS_CSV.split("\n")[0]
+    items = ITEMS_CSV.replace("price\n", "price,stars\n").replace("9.50\n", "9.50,5\n").replace("4e0,\n", "4e0,,\n")
+    items += '9,"open,c,1,2,3,4\n10,n,c,1,2,3\n11,n,c,91,2,3,4\n' + f"{header},stars\n" + "12,n,c,1,2,3,4\n"
+    visits = VISITS_CSV + "x,12,1577836801,1\nx,99,1577836801,1\nx,12,1577836801\n"
+    source = csv(tmp_path / "c", items, visits, "who,age\nx,30\nwho,age\ny,31\nx,32\n")
+    with BadRows("skip", tmp_path / "rejected") as bad_rows:
+        out = convert(source, "csv", COLUMNS, tmp_path / "raw", bad_rows)
+    manifest = told(out, bad_rows)
+    assert manifest["rows"] == {"items.csv": 7, "interactions.csv": 5, "users.csv": 4}
+    assert manifest["left_out"] == {
+        "lines of items.csv that repeat the header": 1, "lines of users.csv that repeat the header": 1,
+    }  # fmt: skip
+    assert manifest["unused_columns"] == {"items.csv": ["stars"]}
+    assert [(c["file"], c["column"], c["rows"]) for c in bad_rows.summary()] == [
+        ("items.csv", "line", 1), ("items.csv", "line", 1), ("items.csv", "lat", 1), ("interactions.csv", "line", 1),
+        ("interactions.csv", "item_id", 1), ("users.csv", "user_id", 1),
+    ]  # fmt: skip
+    aside = pq.read_table(tmp_path / "rejected" / "users.csv.parquet").to_pylist()
+    assert aside[0]["row"] == 5 and aside[0]["age"] == "32"  # the line of users.csv
+
+
+def test_header_that_is_none_or_names_a_column_twice(tmp_path: Path) -> None:
+    rows = ITEMS_CSV.split("\n", 1)[1]
+    with pytest.raises(
+        DataError, match=r"items.csv: column 'item_id' is missing; found \['007',.*in the header, the first"
+    ):
+        convert(csv(tmp_path / "a", rows, VISITS_CSV), "csv", COLUMNS, tmp_path / "raw")
+    twice = ITEMS_CSV.replace("category,", "lat,", 1)
+    with pytest.raises(DataError, match=r"items.csv: the header has 'lat' more than once \(columns 3 and 4\); rename"):
+        convert(csv(tmp_path / "b", twice, VISITS_CSV), "csv", {**COLUMNS, "category": "lat"}, tmp_path / "raw")
+    users = "who,user_id\nx,1\ny,2\n"
+    with pytest.raises(DataError, match=r"users.csv: the header has 'user_id' more than once \(columns 1 and 2\)"):
+        convert(csv(tmp_path / "c", ITEMS_CSV, VISITS_CSV, users), "csv", COLUMNS, tmp_path / "raw")
+    unused = ITEMS_CSV.replace("price\n", "x,x\n").replace("9.50\n", "9.50,1\n").replace("4e0,\n", "4e0,,\n")
+    out = convert(csv(tmp_path / "d", unused, VISITS_CSV), "csv", COLUMNS, tmp_path / "raw")
+    assert told(out)["unused_columns"] == {"items.csv": ["x", "x"]}  # twice, but nobody asks for it
+
+
+def test_files_of_which_nothing_is_left(tmp_path: Path) -> None:
+    header, bad = ITEMS_CSV.split("\n")[0], "1,n,c,91,0,1\n2,n,c,92,0,1\n3,n\n"
+    for number, (items, visits, message) in enumerate([
+        (f"{header}\n", VISITS_CSV, "items.csv: the file has a header and no rows"),
+        (f"{header}\n{bad}", VISITS_CSV, r"items.csv: no row of it can be used; 2 were set aside because of 'lat'"),
+        (f"{header}\n3,n\n", VISITS_CSV, "items.csv: no row of it can be used; 1 were set aside because of 'line'"),
+        (ITEMS_CSV, "who,venue,timestamp,label\n", "interactions.csv: the file has a header and no rows"),
+        (ITEMS_CSV, "who,venue,timestamp,label\nx,1,2,1\n", "that can be used; 1 .* because of 'item_id'"),
+    ]):  # fmt: skip
+        source = csv(tmp_path / str(number), items, visits)
+        with BadRows("skip", tmp_path / f"rejected{number}") as bad_rows, pytest.raises(DataError, match=message):
+            convert(source, "csv", COLUMNS, tmp_path / "raw", bad_rows)
+
+
+def test_markers_of_missing_values(tmp_path: Path) -> None:
+    header = "item_id,name,category,brand,price,lat,lon,city"
+    markers = ["", "\\N", "NULL", "null", "NaN", "nan", "N/A", "n/a", "#N/A", "<NA>"]
+    rows = [f"{i},{m},{m},{m},{m},1,2,{m}" for i, m in enumerate(markers)]
+    kept = ["a,Null,None,NA,NA,1,2,Nan", 'b,NULLs,nan > x,"NULL",None,1,2,Nantes']
+    visits = "user_id,item_id,timestamp,label,user_lat,user_lon\nu,1,5,1,NULL,NA\n"
+    source = csv(tmp_path / "c", "\n".join([header, *rows, *kept, ""]), visits, "user_id,sex\nu,NULL\n")
+    out = convert(source, "csv", {}, tmp_path / "raw")
+    items = read_items(out).to_pylist()
+    for item in items[: len(markers)]:
+        assert [item[c] for c in ("name", "category", "brand", "price", "city")] == [None] * 5
+    assert [items[-2][c] for c in ("name", "category", "brand", "price", "city")] == [
+        "Null",
+        ["None"],
+        "NA",
+        None,
+        "Nan",
+    ]
+    assert [items[-1][c] for c in ("name", "category", "brand", "price")] == ["NULLs", ["nan", "x"], None, None]
+    assert interactions(out)["user_lat"].to_pylist() == [None]
+    users = read_users(out)
+    assert users is not None and users["sex"].to_pylist() == [None]
+    for marker in [*markers[1:], "NA", "None"]:  # nobody is called so, and no moment and no place
+        for i, name in ((0, "user_id"), (2, "timestamp"), (3, "label")):
+            fields = ["u", "1", "5", "1"]
+            fields[i] = marker
+            source = csv(
+                tmp_path / "v", f"{header}\n1,n,,,,1,2,\n", f"user_id,item_id,timestamp,label\n{','.join(fields)}\n"
+            )
+            with pytest.raises(DataError) as error:
+                convert(source, "csv", {}, tmp_path / "raw2")
+            assert f"line 2, column '{name}': got {marker!r}, expected" in str(error.value)
+
+
+def test_gowalla_times_and_zeros(tmp_path: Path) -> None:
+    source = tmp_path / "g_totalCheckins.txt"
+    zeros = [("0", "0"), ("0.0000", "-0.0"), ("-0", "0e0"), ("0.", ".0"), ("+0.0", " 0 ")]
+    source.write_text(
+        SNAP.replace("27Z", "27.000Z").replace("43Z", "43+00:00")
+        + "".join(f"0\t2010-10-17T01:48:53Z\t{lat}\t{lon}\t9{i}\n" for i, (lat, lon) in enumerate(zeros))
+        + "3\t2010-10-17T01:48:53Z\t0.0\t9.5\t99\n"
+    )
+    out = convert(source, "gowalla", {}, tmp_path / "raw")
+    assert told(out)["left_out"] == {"check-ins without a location": len(zeros)}
+    assert interactions(out)["timestamp"].to_pylist() == [1287532527, 1287440263, 1287358923, 1287280133]
+
+
+@pytest.mark.parametrize(
+    "moment", ["Sun Apr 31 18:00:09 +0000 2012", "Tue Apr 03 24:00:09 +0000 2012", "Tue Apr 03 18:60:09 +0000 2012"]
+)
+def test_foursquare_times_that_do_not_exist(tmp_path: Path, moment: str) -> None:
+    source = tmp_path / "f.txt"
+    source.write_text(NYC.replace("Wed Apr 04 01:02:03 +0000 2012", moment))
+    with pytest.raises(DataError, match=r"f.txt: line 3, column 'timestamp': got '.*2012', expected a time"):
+        convert(source, "foursquare", {}, tmp_path / "raw")
+
+
+def test_yelp_categories_with_commas() -> None:
+    given = [
+        "Beer, Wine & Spirits, Food", "Shopping, Books, Mags, Music & Video", "Lawyers, Wills, Trusts, & Probates",
+        "Used, Vintage & Consignment", "Books, Mags, Music & Video, Used, Vintage & Consignment, Shopping",
+        "Craft Beer, Wine & Spirits",
+    ]  # fmt: skip
+    got = yelp_category(pa.chunked_array([given])).to_pylist()
+    assert got == [
+        ["Food", "Beer, Wine & Spirits"], ["Shopping", "Books, Mags, Music & Video"], ["Lawyers"],
+        ["Used, Vintage & Consignment"], ["Shopping", "Books, Mags, Music & Video"], ["Craft Beer"],
+    ]  # fmt: skip
+
+
+def test_yelp_lines(tmp_path: Path) -> None:
+    """A byte order mark, odd bytes, blank lines, two objects on a line, an impossible date."""
+    good = [json.dumps(r) for r in REVIEW]
+    business = "\ufeff" + lines(BUSINESS).replace("Ramen Ya", "Caf\ue000")
+    review = "\n".join(
+        [good[0], "", good[0] + good[1], good[1], good[0].replace("2018-07-07", "2018-02-30"), "null", "null"]
+    )
+    source = yelp(tmp_path / "yelp", "", review)
+    (source / "yelp_academic_dataset_business.json").write_bytes(business.encode().replace("\ue000".encode(), b"\xe9"))
+    with BadRows("skip", tmp_path / "rejected") as bad_rows:
+        out = convert(source, "yelp", {}, tmp_path / "raw", bad_rows)
+    assert read_items(out)["name"].to_pylist() == ["Caf\u00e9", "Nowhere"] and len(interactions(out)) == 2
+    assert told(out, bad_rows)["rows"] == {
+        "yelp_academic_dataset_business.json": 2,
+        "yelp_academic_dataset_review.json": 6,
+    }
+    assert [(c["column"], c["rows"]) for c in bad_rows.summary()] == [("line", 3), ("timestamp", 1)]
+
+
+@st.composite
+def damaged(draw: st.DrawFn, text: str, marks: list[str]) -> bytes:
+    """A file with pieces put in and taken out, and perhaps once more after itself."""
+    text *= draw(st.integers(1, 2))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(text)))
+        text = text[:at] + draw(st.sampled_from(marks)) + text[at + draw(st.integers(0, 3)) :]
+    data = text.encode()
+    if draw(st.booleans()):
+        at = draw(st.integers(0, len(data)))
+        data = data[:at] + bytes([draw(st.integers(128, 255))]) + data[at:]
+    return data
+
+
+MANY = "\n".join(f"{i},n {i},c > d,{i}.5,{i},{i}" for i in range(9, 16)) + "\n"
+QUICK = settings(max_examples=50, deadline=None)
+
+
+@QUICK
+@given(
+    items=damaged(ITEMS_CSV + MANY, ['"', ",", "\n", "\r", "\0", "nan", '"",', "\ufeff"]),
+    visits=damaged(VISITS_CSV + "y,10,1577836801,0\n" * 5, ['"', ",", "\n", "\\N", "-31", "\t"]),
+)
+def test_rows_in_are_rows_out_of_damaged_csv(
+    tmp_path_factory: pytest.TempPathFactory, items: bytes, visits: bytes
+) -> None:
+    folder = tmp_path_factory.mktemp("csv")
+    (folder / "items.csv").write_bytes(items)
+    (folder / "interactions.csv").write_bytes(visits)
+    with BadRows("skip", folder / "rejected") as bad_rows:
+        try:
+            out = convert(folder, "csv", COLUMNS, folder / "raw", bad_rows)
+        except DataError:
+            return
+    told(out, bad_rows)
+
+
+@QUICK
+@given(
+    source=damaged(NYC, ["\t", "\n", "\r\n", "\0", "x", " 31 ", "\ufeff"]),
+    snap=damaged(SNAP * 2, ["\t", "\n", "0", "Z", "+02"]),
+)
+def test_rows_in_are_rows_out_of_damaged_tsv(
+    tmp_path_factory: pytest.TempPathFactory, source: bytes, snap: bytes
+) -> None:
+    folder = tmp_path_factory.mktemp("tsv")
+    for format, data in (("foursquare", source), ("gowalla", snap)):
+        (folder / f"{format}.txt").write_bytes(data)
+        with BadRows("skip", folder / f"{format}-rejected") as bad_rows:
+            try:
+                out = convert(folder / f"{format}.txt", format, {}, folder / format, bad_rows)  # type: ignore[arg-type]
+            except DataError:
+                continue
+        manifest = told(out, bad_rows)
+        text = data.decode(errors="replace").replace("\ufeff", "").replace("\r", "\n")
+        assert manifest["rows"] == {f"{format}.txt": len([line for line in text.split("\n") if line])}
