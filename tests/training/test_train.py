@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from runs import metrics, train_and_die, train_here
+from runs import metrics, small, train_and_die, train_here
 
 from placerank.data.batches.features import FeatureConfig
 from placerank.data.batches.loader import SampleLoader
 from placerank.data.preparation.prepare import PrepareConfig, prepare
-from placerank.rankers.ranker import RankerConfig
 from placerank.training.checkpoint import saved_steps
 from placerank.training.inference import find_checkpoint, load_scorer, read_config
 from placerank.training.model import OptimizerConfig
@@ -23,21 +22,6 @@ from placerank.training.sharding import ShardingConfig
 from placerank.training.train import TrainConfig, train
 
 AnyRanks = Callable[..., list[Any]]
-
-
-def small(data: Path, run: Path, **changes: Any) -> TrainConfig:
-    config = TrainConfig(
-        data=data,
-        run=run,
-        features=FeatureConfig(embedding_dim=8, pooled_dim=4),
-        ranker=RankerConfig(mlp=[8]),
-        batch_size=256,
-        epochs=2,
-        checkpoint_every=7,
-        log_every=1,
-        patience=0,
-    )
-    return replace(config, **changes)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
