@@ -28,18 +28,15 @@ WATCH_SECONDS = 90.0  # NFS may show what another machine wrote a minute late
 
 @contextmanager
 def run_lock(run: Path) -> Iterator[None]:
-    """Hold the lock of a run folder, which is made if it isn't there, and removed again if it stays empty.
+    """Hold the lock of a run folder, which is made if it isn't there, and then removed again if it stays empty.
 
     Raises:
         FileExistsError: another process trains into it; says which. The lock of one that died is taken over, and told.
     """
+    made = not run.exists()
     run.mkdir(parents=True, exist_ok=True)
     path = run / LOCK
-    try:
-        file = _take(path)
-    except OSError:
-        _remove_if_empty(run)
-        raise
+    file = _take(path)
     done = threading.Event()
     touching = threading.Thread(target=_keep_touching, args=(path, done), name="run-lock", daemon=True)
     touching.start()
@@ -50,7 +47,9 @@ def run_lock(run: Path) -> Iterator[None]:
         touching.join()
         path.unlink(missing_ok=True)  # before it is let go of: who opened it meanwhile sees that it is gone
         file.close()
-        _remove_if_empty(run)
+        if made:
+            with suppress(OSError):  # not empty
+                run.rmdir()
 
 
 def _take(path: Path) -> IO[str]:
@@ -124,8 +123,3 @@ def _keep_touching(path: Path, done: threading.Event) -> None:
     while not done.wait(TOUCH_SECONDS):
         with suppress(OSError):
             os.utime(path)
-
-
-def _remove_if_empty(run: Path) -> None:
-    with suppress(OSError):
-        run.rmdir()
