@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from ..data.batches.features import Features
 from ..rankers.ranker import RankerConfig
 from .inputs import Inputs
+from .runtime import on_first_rank
 
 _BLOCK = 1 << 20  # ids turned into text at a time
 
@@ -36,8 +37,8 @@ class Identity:
 
     @classmethod
     def of(cls, inputs: Inputs, ranker: RankerConfig) -> Self:
-        """Hashes every vocabulary: under half a second for 10 million items, so one rank does it for all."""
-        return cls(inputs, signature(inputs.features, ranker), vocabularies(inputs))
+        """All ranks call it; the first one hashes the vocabularies, in under half a second for 10 million items."""
+        return cls(inputs, signature(inputs.features, ranker), on_first_rank(lambda: vocabularies(inputs)))
 
     def to_save(self) -> dict[str, Any]:
         """What a checkpoint keeps, JSON-ready."""

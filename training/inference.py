@@ -131,7 +131,8 @@ def load_scorer(
     """
     config = on_first_rank(lambda: read_config(run, data, semantic_ids))
     inputs = read_inputs(config.data, config.features, config.ranker)
-    path, saved = on_first_rank(lambda: open_checkpoint(run, checkpoint, Identity.of(inputs, config.ranker)))
+    identity = Identity.of(inputs, config.ranker)
+    path, saved = on_first_rank(lambda: open_checkpoint(run, checkpoint, identity))
     trainee = assemble(
         inputs.features,
         config.ranker,

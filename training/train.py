@@ -112,7 +112,7 @@ def train(config: TrainConfig) -> Path:
         catalog = inputs.catalog(rt.device)
         history = manifest["splits"]["train"]["mean_history"]
         trainee = assemble(features, config.ranker, config.sharding, config.optimizer, rt, config.batch_size, history)
-        identity = on_first_rank(lambda: Identity.of(inputs, config.ranker))
+        identity = Identity.of(inputs, config.ranker)
         on_first_rank(lambda: _open_run_folder(config))  # not before: settings that don't fit must not cost a run
         loop = _Loop(config, rt, catalog, trainee, identity)
         if config.resume:
