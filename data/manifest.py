@@ -92,20 +92,25 @@ def whole_file(path: Path) -> Iterator[Path]:
         tmp.unlink(missing_ok=True)
 
 
-def drop_lines_after(path: Path, step: int) -> None:
-    """Drop what a JSON-lines file says of steps after this one, which will be done again, and a half-written line."""
+def drop_lines_after(path: Path, step: int) -> int:
+    """Drop what a JSON-lines file says of steps after this one, which will be done again, and a half-written line.
+
+    Returns:
+        How many other lines were damaged and are dropped too.
+    """
     if not path.is_file():
-        return
+        return 0
 
-    def done(line: str) -> bool:
+    def step_of(line: str) -> float | None:
         try:
-            return bool(json.loads(line)["step"] <= step)
-        except json.JSONDecodeError:
-            return False
+            return float(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            return None
 
-    kept = [line for line in path.read_text().splitlines() if done(line)]
+    lines = [(line, step_of(line)) for line in path.read_text(errors="replace").splitlines()]
     with whole_file(path) as tmp:
-        tmp.write_text("".join(f"{line}\n" for line in kept))
+        tmp.write_text("".join(f"{line}\n" for line, at in lines if at is not None and at <= step))
+    return sum(at is None for _, at in lines[:-1])
 
 
 def write_json(path: Path, value: Any) -> None:

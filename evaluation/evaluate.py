@@ -1,11 +1,11 @@
 """Evaluation: score a split, measure the model, the baselines and the oracle, slice by slice, and write a report."""
 
 import math
-from dataclasses import dataclass, replace
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
@@ -14,8 +14,9 @@ from ..data.batches.loader import SampleLoader
 from ..data.manifest import read_manifest, whole_folder, write_json, write_manifest
 from ..training.inference import load_scorer, read_config
 from ..training.metrics import nan_to_none, reliability, summarize
-from ..training.predictions import Predictions, gather, predict
-from ..training.runtime import runtime
+from ..training.predictions import Predictions, gather, predict, sampling_shift
+from ..training.run_files import ENVIRONMENT, read_best, read_metrics, read_object
+from ..training.runtime import on_first_rank, runtime
 from .baselines import Scorer, baselines, model, oracle
 from .breakdown import ItemFacts, Slicing, slice_metrics, slicings, weighted_auc
 from .report import COLUMNS, write_report
@@ -67,36 +68,28 @@ def evaluate(config: EvaluateConfig) -> Path:
     out = config.out or config.run / "evaluation"
     if out.exists() and not config.overwrite:
         raise FileExistsError(f"{out} exists; choose another folder with --out, or pass --overwrite to replace it")
+    scratch = out.with_name(f".{out.name}.parts")
     with runtime(seed=0) as rt:
-        score, _, info = load_scorer(
-            config.run, rt, config.data, config.checkpoint, config.batch_size, config.semantic_ids
-        )
-        data = config.data or read_config(config.run).data
+        on_first_rank(lambda: _prepare_folder(config.run, scratch))
+        data = config.data or on_first_rank(lambda: read_config(config.run)).data
+        score, _, info = load_scorer(config.run, rt, data, config.checkpoint, config.batch_size, config.semantic_ids)
         loader = SampleLoader(
             data, config.split, config.batch_size, rank=rt.rank, world_size=rt.world_size, shuffle=False
         )
-        predictions = gather(predict(score, loader), scratch=out.with_name(f".{out.name}.parts"))
+        shift = sampling_shift(read_manifest(data, "prepared"), config.split)
+        predictions = gather(predict(score, loader, shift), scratch)
         if predictions is not None:
-            predictions = replace(predictions, logit=predictions.logit + sampling_shift(data, config.split))
             write_evaluation(out, predictions, data, info, config)
         dist.barrier()
     return out
 
 
-def sampling_shift(data: Path, split: str) -> np.float32:
-    """What drawing more negatives for evaluation than for training adds to every logit.
-
-    Where the source has no impressions, ``prepare`` draws the negatives, by default 4 a positive for training and 49
-    for evaluation. A model trained at the one rate is right at the other after a shift by the log of the ratio (He et
-    al., Practical Lessons from Predicting Clicks on Ads at Facebook, 2014, section 6.3). Impressions need none.
-    """
-    manifest = read_manifest(data, "prepared")
-    if manifest["source"] != "check-ins":
-        return np.float32(0)
-    trained, scored = (
-        (s["rows"] - s["positives"]) / s["positives"] for s in (manifest["splits"]["train"], manifest["splits"][split])
-    )
-    return np.float32(math.log(trained / scored))
+def _prepare_folder(run: Path, scratch: Path) -> None:
+    """Look at what the report will show before scoring takes its time, and remove what a killed evaluation left."""
+    read_metrics(run)
+    read_best(run)
+    read_object(run / ENVIRONMENT)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_evaluation(

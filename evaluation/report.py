@@ -1,6 +1,5 @@
 """The report of an evaluation: one HTML page with its pictures inside, which opens without a network."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from ..reports import figures, page
 from ..training.predictions import Predictions
+from ..training.run_files import CONFIG, ENVIRONMENT, read_best, read_metrics, read_object
 from . import maps, pictures
 from .breakdown import ItemFacts
 
@@ -39,12 +39,12 @@ def write_report(
         predictions, items: what it was measured on.
         run: the run folder; its config.json, environment.json, metrics.jsonl and best.json are shown if they are there.
     """
-    log = _read_lines(run / "metrics.jsonl")
+    log = read_metrics(run)
     sections = [
         _comparison(metrics),
         _maps(folder, predictions, items),
         _slices(metrics),
-        _learning_curve(log, _read_json(run / "best.json")),
+        _learning_curve(log, read_best(run)),
         _calibration(metrics, predictions),
         _what_was_run(metrics, run),
     ]
@@ -60,23 +60,6 @@ def write_report(
     )
     figures.save(lambda: maps.overview(metrics, log, items), folder / "overview.png")
     return path
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl; a last line that a killed run left unfinished is passed over."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    found = []
-    for i, line in enumerate(lines):
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            if i < len(lines) - 1:
-                raise ValueError(f"{path}, line {i + 1} is not JSON: {line[:80]!r}; mend or remove it") from None
-    return found
 
 
 def _number(name: str, value: float | None) -> str:
@@ -164,12 +147,11 @@ def _slices(metrics: dict[str, Any]) -> str:
     return page.section("Where it is good, and where not", lead, page.legend(marks) + picture)
 
 
-def _learning_curve(log: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> str:
+def _learning_curve(log: Sequence[dict[str, Any]], best: int | None) -> str:
     if not log:
         return ""
     lead = "The vertical line is the step with the best validation AUC, which is the checkpoint called best."
-    step = best.get("step") if best else None
-    return page.section("Learning curve", lead, figures.svg(lambda: pictures.learning_curve(log, step)))
+    return page.section("Learning curve", lead, figures.svg(lambda: pictures.learning_curve(log, best)))
 
 
 def _calibration(metrics: dict[str, Any], predictions: Predictions) -> str:
@@ -186,8 +168,9 @@ def _calibration(metrics: dict[str, Any], predictions: Predictions) -> str:
 
 
 def _what_was_run(metrics: dict[str, Any], run: Path) -> str:
-    config, where = _read_json(run / "config.json") or {}, _read_json(run / "environment.json") or {}
-    packages = ", ".join(f"{name} {version}" for name, version in where.get("packages", {}).items())
+    config, where = read_object(run / CONFIG) or {}, read_object(run / ENVIRONMENT) or {}
+    packages = where.get("packages")
+    packages = ", ".join(f"{k} {v}" for k, v in packages.items()) if isinstance(packages, dict) else packages
     facts = {
         "run": run,
         "data": config.get("data"),

@@ -15,10 +15,10 @@ from ..embeddings.shards import CheckpointTables
 from ..rankers.exported import FEATURES, SCORER, export_scorer, save_features
 from ..rankers.final_vectors import ITEM_FINAL, USER_FINAL, FinalVectors, final_tables
 from ..rankers.ranker import RankerConfig, Scorer
-from .checkpoint import load, verify
-from .inference import find_checkpoint, read_config
+from .checkpoint import load
+from .identity import Identity
+from .inference import open_checkpoint, read_config
 from .inputs import read_inputs
-from .model import check_signature, signature
 
 FINAL = (ITEM_FINAL, USER_FINAL)
 
@@ -32,7 +32,7 @@ class ExportConfig:
     out: Path
     """Folder to write; see placerank/rankers/exported.py for what it holds."""
     data: Path | None = None
-    """The prepared folder that the run was trained on, where it has moved since."""
+    """The prepared folder that the run was trained on, where it has moved since, or one over the same ids."""
     semantic_ids: Path | None = None
     """The semantic IDs that it was trained with, where they have moved since, or have more items by now."""
     checkpoint: str = "best"
@@ -64,22 +64,14 @@ def export(config: ExportConfig) -> Path:
     Raises:
         FileNotFoundError: no such run, checkpoint or data.
         FileExistsError: the folder exists and ``overwrite`` is not set.
-        ValueError: an unknown table, a damaged checkpoint, or data that is not what the run was trained on.
+        ValueError: an unknown table, a damaged checkpoint, or data with other ids than the run was trained on.
         OSError: the disk is full. On every error the folder is as it was before.
     """
-    trained = read_config(config.run)
-    data = config.data or trained.data
-    inputs = read_inputs(data, trained.features.moved(config.semantic_ids), trained.ranker)
+    trained = read_config(config.run, config.data, config.semantic_ids)
+    data = trained.data
+    inputs = read_inputs(data, trained.features, trained.ranker)
     features, prepared = inputs.features, inputs.manifest
-    checkpoint = find_checkpoint(config.run, config.checkpoint)
-    saved = verify(checkpoint)
-    check_signature(saved["signature"], signature(features, trained.ranker), f"checkpoint {checkpoint}")
-    if saved["data"] != prepared["content_hash"]:
-        raise ValueError(
-            f"{checkpoint} was trained on other data (content {saved['data'][:12]}, {data} has "
-            f"{prepared['content_hash'][:12]}): its rows belong to other ids; pass the data it was trained on"
-        )
-    inputs.check_semantic_ids(saved["semantic_ids"], f"{checkpoint}")
+    checkpoint, saved = open_checkpoint(config.run, config.checkpoint, Identity.of(inputs, trained.ranker))
     scorer = load_dense(checkpoint, features, trained.ranker)
     names = [*(t.name for t in features.tables), *final_tables(scorer)]
     for name in config.tables or ():

@@ -1,43 +1,57 @@
 """A trained ranker from its run folder, ready to score."""
 
-import json
-from dataclasses import fields, is_dataclass
+import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from ..data.batches.catalog import Catalog
 from ..data.manifest import MANIFEST
-from .checkpoint import checkpoint_path, load, saved_steps
+from .checkpoint import checkpoint_path, load, saved_steps, verify
+from .identity import Identity
 from .inputs import read_inputs
-from .model import assemble, check_signature, signature
+from .model import assemble
 from .predictions import Score
-from .runtime import Runtime
+from .run_files import CHECKPOINTS, CONFIG, read_best, read_object
+from .runtime import Runtime, on_first_rank
+from .saved_config import from_json
 from .train import TrainConfig, scorer
 
 
-def read_config(run: Path) -> TrainConfig:
-    """The resolved config that a run was trained with.
+def read_config(run: Path, data: Path | None = None, semantic_ids: Path | None = None) -> TrainConfig:
+    """The config that a run was trained with, its folders where they are now.
+
+    Args:
+        run: the run folder.
+        data: the prepared folder; default: the one that it was trained on, where it was, or where it would be if it
+            had moved together with the run.
+        semantic_ids: the folder of tokens, if it was trained with any; default: in the same way.
 
     Raises:
-        FileNotFoundError: not a run folder.
+        FileNotFoundError: not a run folder, or the folders that it was trained on are gone; says with which flag to
+            name them.
+        ValueError: the config is damaged.
     """
-    path = run / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: expected a folder that `placerank train` made")
-    return _from_plain(TrainConfig, json.loads(path.read_text()))
+    file = run / CONFIG
+    content = read_object(file, "mend it or train again")
+    if content is None:
+        raise FileNotFoundError(f"{file} not found: expected a folder that `placerank train` made")
+    config = from_json(TrainConfig, content, file)
+    tokens = semantic_ids or config.features.semantic_ids
+    if semantic_ids is None and tokens is not None:
+        tokens = _found(tokens, run, config.run, "--semantic-ids")
+    data = data or _found(config.data, run, config.run, "--data")
+    return replace(config, data=data, run=run, features=config.features.moved(tokens))
 
 
-def _from_plain(cls: Any, values: dict[str, Any]) -> Any:
-    hints = get_type_hints(cls)
-    made = {}
-    for f in fields(cls):
-        value, hint = values[f.name], hints[f.name]
-        if is_dataclass(hint):
-            value = _from_plain(hint, value)
-        elif value is not None and Path in (hint, *get_args(hint)):
-            value = Path(value)
-        made[f.name] = value
-    return cls(**made)
+def _found(folder: Path, run: Path, run_then: Path, flag: str) -> Path:
+    """A folder that a run was made of."""
+    moved = Path(os.path.normpath(run.absolute() / os.path.relpath(folder, run_then)))
+    for path in (folder, moved):
+        if (path / MANIFEST).is_file():
+            return path
+    also = f" nor in {moved}" if moved != folder else ""
+    raise FileNotFoundError(f"{run} was made of {folder}, which is not there{also}; say where it is with {flag}")
 
 
 def find_checkpoint(run: Path, which: str) -> Path:
@@ -46,12 +60,13 @@ def find_checkpoint(run: Path, which: str) -> Path:
     Raises:
         FileNotFoundError: there is none such; lists the steps that there are.
     """
-    folder = run / "checkpoints"
+    folder = run / CHECKPOINTS
     steps = saved_steps(folder)
     if not steps:
         raise FileNotFoundError(f"{folder} holds no whole checkpoint; train first")
-    if which == "best" and (run / "best.json").is_file():
-        step = json.loads((run / "best.json").read_text())["step"]
+    best = read_best(run) if which == "best" else None
+    if best is not None:
+        step = best
     elif which in ("best", "latest"):
         step = steps[-1]
     elif which.isdecimal():
@@ -61,6 +76,32 @@ def find_checkpoint(run: Path, which: str) -> Path:
     if step not in steps:
         raise FileNotFoundError(f"{run} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
     return checkpoint_path(folder, step)
+
+
+def open_checkpoint(run: Path, which: str, identity: Identity) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint of a run that is whole and fits: what all who use one but don't go on with it begin with.
+
+    Args:
+        run: the run folder.
+        which: see ``find_checkpoint``.
+        identity: of the data and the config that it is to be used with.
+
+    Returns:
+        Its folder and its manifest.
+
+    Raises:
+        FileNotFoundError: there is none such.
+        ValueError: it is damaged, or its rows or its ranker are others.
+    """
+    path = find_checkpoint(run, which)
+    try:
+        saved = verify(path)
+    except ValueError as error:
+        steps = [str(step) for step in saved_steps(path.parent) if checkpoint_path(path.parent, step) != path]
+        others = f"choose another with --checkpoint: {', '.join(steps)}" if steps else "there is no other: train again"
+        raise ValueError(f"checkpoint {path} can't be used: {error}; {others}") from error
+    identity.check(saved, f"checkpoint {path}")
+    return path, saved
 
 
 def load_scorer(
@@ -85,24 +126,21 @@ def load_scorer(
         A function from SampleBatch to logits [B], the catalog, and the checkpoint's manifest.
 
     Raises:
-        ValueError: the data makes another ranker than the checkpoint holds.
+        FileNotFoundError: no such run, checkpoint or data.
+        ValueError: the checkpoint is damaged, or belongs to other ids or another ranker than the data makes.
     """
-    config = read_config(run)
-    data = data or config.data
-    inputs = read_inputs(data, config.features.moved(semantic_ids), config.ranker)
-    features, manifest = inputs.features, inputs.manifest
-    path = find_checkpoint(run, checkpoint)
-    saved = json.loads((path / MANIFEST).read_text())
-    check_signature(saved["signature"], signature(features, config.ranker), f"checkpoint {path}")
-    inputs.check_semantic_ids(saved["semantic_ids"], f"checkpoint {path}")
+    config = on_first_rank(lambda: read_config(run, data, semantic_ids))
+    inputs = read_inputs(config.data, config.features, config.ranker)
+    identity = Identity.of(inputs, config.ranker)
+    path, saved = on_first_rank(lambda: open_checkpoint(run, checkpoint, identity))
     trainee = assemble(
-        features,
+        inputs.features,
         config.ranker,
         config.sharding,
         config.optimizer,
         rt,
         batch_size or config.batch_size,
-        manifest["history_length"],
+        inputs.manifest["history_length"],
     )
     state = trainee.model.state_dict()
     load(path, {"model": state})

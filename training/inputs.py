@@ -21,12 +21,14 @@ class Inputs:
     """Made by ``read_inputs``.
 
     Attributes:
+        folder: the prepared folder.
         features: the resolved description of tables.
         items, users: the catalog; items with a column for each table made of semantic IDs.
         manifest: of the prepared folder.
         lineage: hashes of the semantic IDs, the newest last; empty without.
     """
 
+    folder: Path
     features: Features
     items: pa.Table
     users: pa.Table
@@ -84,4 +86,4 @@ def read_inputs(data: Path, features: FeatureConfig, ranker: RankerConfig) -> In
     )
     if ranker.rest.enabled and ranker.rest.contrast and not items["lat"].is_valid().to_numpy().any():
         raise ValueError(f"{data}: rest contrasts items by where they are, and none has coordinates; leave rest out")
-    return Inputs(resolved, with_columns(items, rows), users, manifest, lineage)
+    return Inputs(data, resolved, with_columns(items, rows), users, manifest, lineage)

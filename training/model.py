@@ -1,6 +1,6 @@
 """A ranker on its ranks: sharded tables, replicated dense part, and the optimizers of both."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -66,30 +66,6 @@ class Trainee:
         self.scheduler.load_state_dict(state)
         for group, lr in zip(self.dense.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = lr
-
-
-def signature(features: Features, config: RankerConfig) -> dict[str, Any]:
-    """What must be equal for a checkpoint to fit a ranker, JSON-ready."""
-    tables = {t.name: {"rows": t.rows, "dim": t.dim, "features": list(t.features)} for t in features.tables}
-    return {"tables": tables, "dense": list(features.dense), "ranker": asdict(config)}
-
-
-def check_signature(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
-    """Raises ValueError that lists every difference between a checkpoint's signature and this config's."""
-
-    def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-        if not isinstance(node, dict):
-            return {prefix: node}
-        return {k: v for key, value in node.items() for k, v in flat(value, f"{prefix}.{key}".lstrip(".")).items()}
-
-    a, b = flat(saved), flat(wanted)
-    differences = [f"{k}: saved {a.get(k)}, now {b.get(k)}" for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
-    if differences:
-        raise ValueError(
-            f"{where} was made with another config; "
-            + "; ".join(differences)
-            + ". Use the saved config or another run folder"
-        )
 
 
 def assemble(

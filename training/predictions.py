@@ -7,6 +7,7 @@ AUC, which does not add up over ranks. 100 million rows are about 6 GB on rank 0
 """
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -119,13 +120,33 @@ class Predictions:
         )
 
 
-def predict(score: Score, loader: Iterable[SampleBatch]) -> Predictions:
+def sampling_shift(manifest: dict[str, Any], split: str) -> float:
+    """What drawing more negatives for a split than for training adds to every logit.
+
+    Where the source has no impressions, ``prepare`` draws the negatives, by default 4 a positive for training and 49
+    for evaluation. A model trained at the one rate is right at the other after a shift by the log of the ratio (He et
+    al., Practical Lessons from Predicting Clicks on Ads at Facebook, 2014, section 6.3). Impressions need none.
+
+    Args:
+        manifest: of the prepared folder.
+        split: what is scored.
+    """
+    if manifest["source"] != "check-ins":
+        return 0.0
+    trained, scored = (
+        (s["rows"] - s["positives"]) / s["positives"] for s in (manifest["splits"]["train"], manifest["splits"][split])
+    )
+    return math.log(trained / scored)
+
+
+def predict(score: Score, loader: Iterable[SampleBatch], shift: float = 0.0) -> Predictions:
     """Score every row that this rank's loader yields; rows at or after ``batch.valid`` are padding and dropped.
 
     Args:
         score: batch -> logits [B]. It is called on the whole batch, padding included, so that ranks with
             collectives inside stay in step.
         loader: this rank's batches.
+        shift: added to every logit, see ``sampling_shift``.
 
     Raises:
         ValueError: a logit is not finite, or ``score`` returned another shape than [B].
@@ -133,7 +154,7 @@ def predict(score: Score, loader: Iterable[SampleBatch]) -> Predictions:
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in _DTYPES}
     with torch.no_grad():
         for batch in loader:
-            logit = score(batch).detach().float().cpu()
+            logit = score(batch).detach().float().cpu() + shift
             if logit.shape != batch.label.shape:
                 raise ValueError(
                     f"the scorer returned shape {tuple(logit.shape)} for {len(batch.label)} rows, expected one logit "
@@ -179,34 +200,39 @@ def gather(predictions: Predictions, scratch: Path) -> Predictions | None:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return predictions.sort()
     rank, world = dist.get_rank(), dist.get_world_size()
-    scratch.mkdir(parents=True, exist_ok=True)
-    predictions.write(scratch / f"part-{rank:05d}.parquet")
-    dist.barrier()
-    whole = None
-    if rank == 0:
-        paths = [scratch / f"part-{r:05d}.parquet" for r in range(world)]
-        if missing := [p.name for p in paths if not p.is_file()]:
-            raise FileNotFoundError(
-                f"rank 0 does not see {missing[0]} in {scratch} ({len(missing)} of {world} parts missing); "
-                "all machines must share that folder: put the run on a shared file system"
-            )
-        whole = _concat_parts(paths).sort()
-        shutil.rmtree(scratch)
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        predictions.write(scratch / f"part-{rank:05d}.parquet")
+        dist.barrier()
+        whole = _read_parts(scratch, world).sort() if rank == 0 else None
+    finally:
+        if rank == 0:
+            shutil.rmtree(scratch, ignore_errors=True)
     dist.barrier()  # nobody writes the next parts while rank 0 removes these
     return whole
 
 
-def _concat_parts(paths: list[Path]) -> Predictions:
+def _read_parts(scratch: Path, world: int) -> Predictions:
     """Parts of all ranks; a rank that got no rows does not know whether the source has a probability."""
+    paths = [scratch / f"part-{r:05d}.parquet" for r in range(world)]
+    if missing := [p.name for p in paths if not p.is_file()]:
+        raise FileNotFoundError(
+            f"rank 0 does not see {missing[0]} in {scratch} ({len(missing)} of {world} parts missing); "
+            "all machines must share that folder: put the run on a shared file system"
+        )
     filled = [path for path in paths if pq.read_metadata(path).num_rows]
     return Predictions.read(*(filled or paths[:1]))
 
 
 def validate(
-    score: Score, loader: Iterable[SampleBatch], scratch: Path, metrics: Sequence[str] = ("auc", "gauc", "log_loss")
+    score: Score,
+    loader: Iterable[SampleBatch],
+    scratch: Path,
+    shift: float = 0.0,
+    metrics: Sequence[str] = ("auc", "gauc", "log_loss"),
 ) -> dict[str, float]:
     """A few metrics over all ranks' rows, the same dict on every rank; NaN where undefined. For use in training."""
-    whole = gather(predict(score, loader), scratch)
+    whole = gather(predict(score, loader, shift), scratch)
     result: list[Any] = [None if whole is None else whole.summary(metrics).values]
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.broadcast_object_list(result, src=0)

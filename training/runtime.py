@@ -2,13 +2,16 @@
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,3 +76,26 @@ def runtime(seed: int, timeout: timedelta = timedelta(minutes=30)) -> Iterator[R
         )
     finally:
         dist.destroy_process_group()
+
+
+def on_first_rank(make: Callable[[], T]) -> T:
+    """What ``make`` returns on the first rank, on all of them: for what one has to look at or do for all.
+
+    All ranks call it. Without process groups it is a plain call.
+
+    Raises:
+        ValueError, OSError: what ``make`` raised; on every rank, so that none waits for the others.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return make()
+    found: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            found[0] = make()
+        except (ValueError, OSError) as error:
+            found[1] = error
+    dist.broadcast_object_list(found, src=0)
+    if found[1] is not None:
+        raise found[1]
+    value: T = found[0]
+    return value

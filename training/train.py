@@ -7,7 +7,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,18 @@ from ..data.batches.features import FeatureConfig
 from ..data.batches.loader import SampleLoader
 from ..data.manifest import drop_lines_after, environment, write_json
 from ..rankers.ranker import RankerConfig
-from .checkpoint import Checkpointer, load, newest_whole
-from .inputs import Inputs, read_inputs
-from .model import OptimizerConfig, Trainee, assemble, average_buffers, check_signature, signature, table_rows
-from .predictions import validate
-from .runtime import Runtime, runtime
+from .checkpoint import Checkpointer, load, newest_whole, remove_partial
+from .identity import Identity
+from .inputs import read_inputs
+from .model import OptimizerConfig, Trainee, assemble, average_buffers, table_rows
+from .predictions import sampling_shift, validate
+from .run_files import BEST, CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS
+from .run_lock import LOCK, run_lock
+from .runtime import Runtime, on_first_rank, runtime
 from .sharding import ShardingConfig
 
 log = logging.getLogger(__name__)
+_SCRATCH = ".validation"
 
 
 @dataclass(kw_only=True)
@@ -95,54 +99,61 @@ def train(config: TrainConfig) -> Path:
     """Train, validate, checkpoint; returns the run folder. Under torchrun, all ranks call it.
 
     Raises:
-        FileExistsError: the run folder has a run in it, and neither resume nor overwrite is set.
+        FileExistsError: the run folder has a run in it, and neither resume nor overwrite is set; or a process trains
+            into it.
         ValueError: the data, the config or the checkpoint don't fit together.
         FloatingPointError: the loss is no longer a number.
     """
     inputs = read_inputs(config.data, config.features, config.ranker)
     features, manifest = inputs.features, inputs.manifest
-    with runtime(config.seed) as rt:
-        holds_run = _check_run_folder(config)
+    with runtime(config.seed) as rt, ExitStack() as stack:
+        on_first_rank(lambda: stack.enter_context(run_lock(config.run)))
+        on_first_rank(lambda: _check_run_folder(config))
         catalog = inputs.catalog(rt.device)
         history = manifest["splits"]["train"]["mean_history"]
         trainee = assemble(features, config.ranker, config.sharding, config.optimizer, rt, config.batch_size, history)
-        _open_run_folder(config, rt, holds_run)  # not before: settings that don't fit must not cost an earlier run
-        identity = {
-            "signature": signature(features, config.ranker),
-            "data": manifest["content_hash"],
-            "semantic_ids": inputs.semantic_ids,
-        }
+        identity = Identity.of(inputs, config.ranker)
+        on_first_rank(lambda: _open_run_folder(config))  # not before: settings that don't fit must not cost a run
         loop = _Loop(config, rt, catalog, trainee, identity)
         if config.resume:
-            loop.resume(inputs)
+            loop.resume()
         if rt.is_first:  # not before: a config that doesn't fit must not replace the run's own
-            write_json(config.run / "config.json", config)
-            drop_lines_after(config.run / "metrics.jsonl", loop.step)
-            write_json(config.run / "environment.json", {**environment(), "world_size": rt.world_size})
+            write_json(config.run / CONFIG, _with_whole_paths(config))
+            if damaged := drop_lines_after(config.run / METRICS, loop.step):
+                log.warning("%s: %d damaged lines are dropped", config.run / METRICS, damaged)
+            write_json(config.run / ENVIRONMENT, {**environment(), "world_size": rt.world_size})
             (config.run / "plan.txt").write_text(str(trainee.plan))
         loop.run()
     return config.run
 
 
-def _check_run_folder(config: TrainConfig) -> bool:
-    """Whether the run folder holds a run; raises FileExistsError where this one may not be put there."""
+def _check_run_folder(config: TrainConfig) -> None:
+    """Raises FileExistsError where this run may not be put into the folder."""
     run = config.run
-    holds_run = (run / "config.json").exists()
+    holds_run = (run / CONFIG).exists()
     if holds_run and not config.resume and not config.overwrite:
         raise FileExistsError(f"{run} holds a run; pass --resume to go on with it, or --overwrite to start anew")
-    if not holds_run and run.exists() and any(run.iterdir()) and not config.resume:
+    if not holds_run and not config.resume and any(p.name != LOCK for p in run.iterdir()):
         raise FileExistsError(f"{run} holds files that are no run; choose another folder for --run")
-    return holds_run
 
 
-def _open_run_folder(config: TrainConfig, rt: Runtime, holds_run: bool) -> None:
-    """Make the run folder, or empty it if it holds a run and ``overwrite`` says so."""
-    dist.barrier()  # all have looked
-    if rt.is_first:
-        if config.overwrite and holds_run:
-            shutil.rmtree(config.run)
-        config.run.mkdir(parents=True, exist_ok=True)
-    dist.barrier()
+def _open_run_folder(config: TrainConfig) -> None:
+    """Empty the run folder if ``overwrite`` says so, else remove what a run that was killed left half done."""
+    if config.overwrite:
+        for path in config.run.iterdir():
+            if path.name not in (LOCK, CONFIG):  # with its config it is a run still, should this be as far as we get
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    remove_partial(config.run / CHECKPOINTS)
+    shutil.rmtree(config.run / _SCRATCH, ignore_errors=True)
+    for path in config.run.glob(".*.tmp"):
+        path.unlink()
+
+
+def _with_whole_paths(config: TrainConfig) -> TrainConfig:
+    """The config as another process finds its folders, wherever it runs."""
+    tokens = config.features.semantic_ids
+    features = config.features.moved(tokens and tokens.absolute())
+    return replace(config, data=config.data.absolute(), run=config.run.absolute(), features=features)
 
 
 class _Loop:
@@ -154,7 +165,7 @@ class _Loop:
         rt: Runtime,
         catalog: Catalog,
         trainee: Trainee,
-        identity: dict[str, Any],
+        identity: Identity,
     ) -> None:
         if config.precision == "bf16" and rt.device.type != "cuda":
             raise ValueError(f"precision=bf16 needs CUDA, this rank runs on {rt.device}; use fp32")
@@ -171,7 +182,8 @@ class _Loop:
             )
             for split in ("train", "valid")
         )
-        self.checkpoints = Checkpointer(config.run / "checkpoints", config.keep_checkpoints, rt.background)
+        self.shift = sampling_shift(identity.inputs.manifest, "valid")
+        self.checkpoints = Checkpointer(config.run / CHECKPOINTS, config.keep_checkpoints, rt.background)
         self.step = 0
         self.position = self.loader.state_dict()
         self.best: dict[str, Any] = {"step": 0, "auc": None, "without_gain": 0}
@@ -186,6 +198,7 @@ class _Loop:
         total = config.epochs * self.loader.steps_per_epoch
         board = SummaryWriter(str(config.run / "tensorboard"), purge_step=self.step + 1) if self.rt.is_first else None
         with (
+            self.checkpoints,
             tqdm(total=total, initial=self.step, unit="step", disable=None if self.rt.is_first else True) as bar,
             board or nullcontext() as self.board,
         ):
@@ -208,7 +221,6 @@ class _Loop:
                     elif config.checkpoint_every and self.step % config.checkpoint_every == 0:
                         self._save()
             self._save()
-        self.checkpoints.wait()
 
     def _steps(self) -> Iterator[dict[str, Tensor]]:
         """What to log of each step in the rest of this epoch.
@@ -305,7 +317,8 @@ class _Loop:
             self._log_train()
         average_buffers(self.trainee.model)
         self.trainee.model.eval()
-        metrics = validate(scorer(self.trainee.model, self.catalog), self.validation, self.config.run / ".validation")
+        score = scorer(self.trainee.model, self.catalog)
+        metrics = validate(score, self.validation, self.config.run / _SCRATCH, self.shift)
         self._write("valid", **metrics)
         auc, best = metrics["auc"], self.best["auc"]
         if best is None or auc > best or self.best["step"] == 0:
@@ -315,7 +328,7 @@ class _Loop:
         self.checkpoints.protected = {self.best["step"]}
         self._save()
         if self.rt.is_first:
-            write_json(self.config.run / "best.json", self.best)
+            write_json(self.config.run / BEST, self.best)
         self.trainee.model.train()
         self.window_start = time.perf_counter()
 
@@ -327,7 +340,7 @@ class _Loop:
             self._log_train()
         average_buffers(self.trainee.model)
         trainer = {
-            **self.identity,
+            **self.identity.to_save(),
             "epoch": self.position["epoch"],
             "loader": self.position,
             "scheduler": self.trainee.scheduler_state(),
@@ -342,20 +355,20 @@ class _Loop:
             states[f"cuda-{self.rt.rank:05d}"] = torch.cuda.get_rng_state()
         return states
 
-    def resume(self, inputs: Inputs) -> None:
+    def resume(self) -> None:
         """Go on from the newest whole checkpoint, at whatever number of ranks it was saved; from the start if none."""
         found = newest_whole(self.checkpoints.folder)
         if found is None:
             log.info("%s has no checkpoint yet: starting at step 0", self.config.run)
             return
         path, saved = found
-        check_signature(saved["signature"], self.identity["signature"], f"checkpoint {path}")
-        if saved["data"] != self.identity["data"]:
+        self.identity.check(saved, f"checkpoint {path}")
+        data = self.identity.inputs.manifest["content_hash"]
+        if saved["data"] != data:  # the ids are the same, but where it stood in the samples means nothing in others
             raise ValueError(
                 f"checkpoint {path} was trained on other data (content {saved['data'][:12]}, {self.config.data} has "
-                f"{self.identity['data'][:12]}); prepare the same data again, or train in another run folder"
+                f"{data[:12]}); prepare the same data again, or train in another run folder"
             )
-        inputs.check_semantic_ids(saved["semantic_ids"], f"checkpoint {path}")
         state = self.trainee.state()
         same_ranks = saved["world_size"] == self.rt.world_size
         rng = self._rng() if same_ranks else {}
@@ -374,7 +387,7 @@ class _Loop:
         """One line of metrics.jsonl, and the same to TensorBoard."""
         if self.board is None:
             return
-        with open(self.config.run / "metrics.jsonl", "a") as f:
+        with open(self.config.run / METRICS, "a") as f:
             line = {k: v if math.isfinite(v) else None for k, v in values.items()}
             f.write(json.dumps({"step": self.step, "epoch": self.position["epoch"], "split": split, **line}) + "\n")
         for name, value in values.items():

@@ -10,10 +10,10 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from placerank.data.manifest import read_manifest, write_manifest
+from placerank.data.manifest import read_manifest
 from placerank.evaluation import evaluate as module
 from placerank.evaluation.breakdown import ItemFacts
-from placerank.evaluation.evaluate import EvaluateConfig, evaluate, measure, sampling_shift
+from placerank.evaluation.evaluate import EvaluateConfig, evaluate, measure
 from placerank.training.predictions import Predictions
 
 
@@ -119,11 +119,3 @@ def test_an_empty_split_is_told(fabricated, tmp_path):
     with pytest.raises(ValueError, match=r"the valid split of .* has no samples"):
         module.write_evaluation(tmp_path / "out", empty, fabricated.data, {}, config)
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(("source", "shift"), [("check-ins", math.log(4 / 49)), ("impressions", 0.0)])
-def test_drawn_negatives_shift_the_logits(source, shift, tmp_path):
-    splits = {"train": {"rows": 500, "positives": 100}, "test": {"rows": 5000, "positives": 100}}
-    write_manifest(tmp_path, "prepared", {}, splits=splits, source=source, history_length=0)
-    assert sampling_shift(tmp_path, "test") == pytest.approx(shift)
-    assert sampling_shift(tmp_path, "train") == 0

@@ -3,11 +3,30 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from placerank.data.batches.features import FeatureConfig
+from placerank.rankers.ranker import RankerConfig
 from placerank.training import train as train_module
 from placerank.training.train import TrainConfig, train
+
+
+def small(data: Path, run: Path, **changes: Any) -> TrainConfig:
+    """A run of seconds on the ``prepared`` fixture."""
+    config = TrainConfig(
+        data=data,
+        run=run,
+        features=FeatureConfig(embedding_dim=8, pooled_dim=4),
+        ranker=RankerConfig(mlp=[8]),
+        batch_size=256,
+        epochs=2,
+        checkpoint_every=7,
+        log_every=1,
+        patience=0,
+    )
+    return replace(config, **changes)
 
 
 def metrics(run: Path, split: str) -> list[dict[str, Any]]:

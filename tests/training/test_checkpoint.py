@@ -12,7 +12,8 @@ import torch
 from toy_ranker import BATCH, FEATURES, OPTIMIZER, RANKER, fill, initial_ranker, local_pieces, put_together, train_steps
 
 from placerank.training.checkpoint import Checkpointer, load, newest_whole, saved_steps
-from placerank.training.model import Trainee, assemble, average_buffers, check_signature
+from placerank.training.identity import check_signature
+from placerank.training.model import Trainee, assemble, average_buffers
 from placerank.training.runtime import Runtime, runtime
 from placerank.training.sharding import ShardingConfig
 
@@ -94,9 +95,9 @@ def test_a_damaged_newest_one_is_told_and_the_one_before_used(
     with runtime(0), caplog.at_level(logging.WARNING):
         found = newest_whole(tmp_path)
     assert found is not None and found[1]["step"] == 1
-    assert "checkpoint of step 2 is damaged" in caplog.text and "trying the one before" in caplog.text
+    assert "checkpoint of step 2 can't be used" in caplog.text and "trying the one before" in caplog.text
     (tmp_path / "step-00000001" / ".metadata").write_bytes(b"")
-    with runtime(0), pytest.raises(ValueError, match=r"every checkpoint in .* is damaged: .*train again"):
+    with runtime(0), pytest.raises(ValueError, match=r"no checkpoint in .* can be used: .*train again"):
         newest_whole(tmp_path)
 
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from placerank.data.batches.loader import SampleLoader
 from placerank.data.manifest import write_manifest
-from placerank.training.predictions import Predictions, gather, predict, validate
+from placerank.training.predictions import Predictions, gather, predict, sampling_shift, validate
 from placerank.training.runtime import runtime
 
 
@@ -117,3 +117,11 @@ def test_columns_of_different_length_are_told(fabricated):
 def test_predicted_is_the_sigmoid(fabricated):
     p = dataclasses.replace(fabricated.predictions.take(np.arange(4)), logit=np.float32([-90, 0, 20, 90]))
     np.testing.assert_allclose(p.predicted(), [np.exp(-90.0), 0.5, 1 / (1 + np.exp(-20.0)), 1.0], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("source", "shift"), [("check-ins", math.log(4 / 49)), ("impressions", 0.0)])
+def test_drawn_negatives_shift_the_logits(source, shift):
+    splits = {"train": {"rows": 500, "positives": 100}, "test": {"rows": 5000, "positives": 100}}
+    manifest = {"splits": splits, "source": source}
+    assert sampling_shift(manifest, "test") == pytest.approx(shift)
+    assert sampling_shift(manifest, "train") == 0

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,35 +12,20 @@ from typing import Any
 
 import pytest
 import torch
-from runs import metrics, train_and_die, train_here
+from runs import metrics, small, train_and_die, train_here
 
 from placerank.data.batches.features import FeatureConfig
 from placerank.data.batches.loader import SampleLoader
 from placerank.data.preparation.prepare import PrepareConfig, prepare
-from placerank.rankers.ranker import RankerConfig
-from placerank.training.checkpoint import saved_steps
+from placerank.training.checkpoint import _WholeFolderWriter, saved_steps
 from placerank.training.inference import find_checkpoint, load_scorer, read_config
 from placerank.training.model import OptimizerConfig
+from placerank.training.run_lock import run_lock
 from placerank.training.runtime import runtime
 from placerank.training.sharding import ShardingConfig
 from placerank.training.train import TrainConfig, train
 
 AnyRanks = Callable[..., list[Any]]
-
-
-def small(data: Path, run: Path, **changes: Any) -> TrainConfig:
-    config = TrainConfig(
-        data=data,
-        run=run,
-        features=FeatureConfig(embedding_dim=8, pooled_dim=4),
-        ranker=RankerConfig(mlp=[8]),
-        batch_size=256,
-        epochs=2,
-        checkpoint_every=7,
-        log_every=1,
-        patience=0,
-    )
-    return replace(config, **changes)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -145,13 +133,71 @@ def test_settings_are_checked() -> None:
         OptimizerConfig(table_lr=0)
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_anew(
+def test_a_run_killed_before_its_first_checkpoint_starts_anew_and_what_it_left_is_removed(
     prepared: Path, tmp_path: Path, ranks: AnyRanks, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = small(prepared, tmp_path, epochs=1)
+    config = small(prepared, tmp_path / "run", epochs=1)
     ranks(1, train_and_die, config, 3, killed=True)
+    for left in (
+        "checkpoints/.step-00000003.partial/__0_0.distcp",
+        ".validation/part-00001.parquet",
+        ".best.json.1.tmp",
+    ):
+        (config.run / left).parent.mkdir(parents=True, exist_ok=True)
+        (config.run / left).touch()
+    (config.run / "metrics.jsonl").write_text("null\n" + (config.run / "metrics.jsonl").read_text() + '{"step": 4, "l')
     with caplog.at_level(logging.INFO):
         train(replace(config, resume=True))
+    assert "was left locked by process" in caplog.text and "1 damaged lines are dropped" in caplog.text
     assert "has no checkpoint yet: starting at step 0" in caplog.text
-    steps = [line["step"] for line in metrics(tmp_path, "train")]
+    steps = [line["step"] for line in metrics(config.run, "train")]
     assert steps == list(range(1, len(steps) + 1))
+    assert not [p for p in config.run.rglob(".*") if p.name != ".metadata"]
+
+
+@pytest.mark.parametrize("ends", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+def test_interrupted_while_a_checkpoint_is_written(
+    ends: signal.Signals, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not taken for a full disk, leaves no half of a checkpoint, and the one before is gone on from."""
+    config = small(prepared, tmp_path / "run", checkpoint_every=5)
+    write, written = _WholeFolderWriter.write_data, []
+
+    def interrupted(self: Any, *args: Any) -> Any:
+        result = write(self, *args)
+        written.append(self.partial)
+        if len(written) == 2:
+            os.kill(os.getpid(), ends)
+            while not self.given_up:
+                time.sleep(0.01)
+        return result
+
+    def end(*_: Any) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(_WholeFolderWriter, "write_data", interrupted)
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(KeyboardInterrupt if ends is signal.SIGINT else SystemExit):
+            train(config)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert saved_steps(config.run / "checkpoints") == [5] and len(written) == 2
+    assert not [p for p in config.run.rglob(".*") if p.name != ".metadata"], "no lock, no partial checkpoint"
+    monkeypatch.undo()
+    train(replace(config, resume=True))
+    assert [line["step"] for line in metrics(config.run, "train")][:7] == list(range(1, 8))
+
+
+def test_two_trainings_do_not_share_a_run(prepared: Path, tmp_path: Path, ranks: AnyRanks) -> None:
+    config = small(prepared, tmp_path / "run", epochs=1)
+    with run_lock(config.run):
+        for told in ranks(2, train_and_be_told, replace(config, overwrite=True)):
+            assert f"run is being trained into by process {os.getpid()} on " in told
+    assert not config.run.exists()
+
+
+def train_and_be_told(config: TrainConfig) -> str:
+    with pytest.raises(FileExistsError) as error:
+        train(config)
+    return str(error.value)
