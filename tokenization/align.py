@@ -11,7 +11,6 @@ pictures, the steps' ``metrics.jsonl`` and ``manifest.json``.
 """
 
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -26,7 +25,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from ..data.manifest import read_manifest, sha256_file, write_json, write_manifest
+from ..data.manifest import MANIFEST, read_manifest, sha256_file, write_json, write_manifest
+from ..data.plain import check_numbers, from_plain, read_json
 from ..data.raw.schema import read_items
 from .alignment import behaviour as visits
 from .alignment.behaviour import BehaviourConfig, VisitPairs, align_behaviour
@@ -98,6 +98,7 @@ class AlignConfig:
     """Replace the output folder if it exists, and forget an unfinished one."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "")
         self.data, self.out = Path(self.data), Path(self.out)
         self.items = None if self.items is None else Path(self.items)
         self.adapter = None if self.adapter is None else Path(self.adapter)
@@ -298,7 +299,7 @@ class _Job:
         done = self.folder / "reward.json"
         if done.is_file():
             reward = RewardModel.load(self.folder / "reward.safetensors")
-            report["reward"] = json.loads(done.read_text())
+            report["reward"] = read_json(done, dict[str, Any], "remove it: the reward model is trained again")
         else:
             reward, report["reward"] = train_reward(
                 self.encoder, self.prompts, locations, self.first_reward, self.steps / "reward", made_from, seed
@@ -395,8 +396,8 @@ def encode_items(folder: Path, items: pa.Table, device: torch.device | str = "cp
 
 def _parts_of(folder: Path) -> tuple[EncoderConfig, PromptConfig]:
     """Encoder and prompts of a finished align run."""
-    manifest = read_manifest(folder, KIND)
-    return EncoderConfig(**manifest["encoder"]), PromptConfig(**manifest["prompts"])
+    manifest, where = read_manifest(folder, KIND), f"{folder / MANIFEST}"
+    return from_plain(EncoderConfig, manifest["encoder"], where), from_plain(PromptConfig, manifest["prompts"], where)
 
 
 def _placed(items: pa.Table, folder: Path) -> tuple[pa.Table, Districts | None]:

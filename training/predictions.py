@@ -174,24 +174,30 @@ def gather(predictions: Predictions, scratch: Path) -> Predictions | None:
     Args:
         predictions: this rank's rows.
         scratch: a folder that all ranks see (a shared file system on several machines). It is made, filled with
-            one Parquet file a rank, read by rank 0 and removed. Not used by a single rank.
+            one Parquet file a rank, read by rank 0 and removed. A single rank removes what a killed run left.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return predictions.sort()
-    rank, world = dist.get_rank(), dist.get_world_size()
-    scratch.mkdir(parents=True, exist_ok=True)
-    predictions.write(scratch / f"part-{rank:05d}.parquet")
-    dist.barrier()
-    whole = None
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if rank == 0:
-        paths = [scratch / f"part-{r:05d}.parquet" for r in range(world)]
-        if missing := [p.name for p in paths if not p.is_file()]:
-            raise FileNotFoundError(
-                f"rank 0 does not see {missing[0]} in {scratch} ({len(missing)} of {world} parts missing); "
-                "all machines must share that folder: put the run on a shared file system"
-            )
-        whole = _concat_parts(paths).sort()
-        shutil.rmtree(scratch)
+        shutil.rmtree(scratch, ignore_errors=True)
+    if world == 1:
+        return predictions.sort()
+    try:
+        dist.barrier()
+        scratch.mkdir(parents=True, exist_ok=True)
+        predictions.write(scratch / f"part-{rank:05d}.parquet")
+        dist.barrier()
+        whole = None
+        if rank == 0:
+            paths = [scratch / f"part-{r:05d}.parquet" for r in range(world)]
+            if missing := [p.name for p in paths if not p.is_file()]:
+                raise FileNotFoundError(
+                    f"rank 0 does not see {missing[0]} in {scratch} ({len(missing)} of {world} parts missing); "
+                    "all machines must share that folder: put the run on a shared file system"
+                )
+            whole = _concat_parts(paths).sort()
+    finally:
+        if rank == 0:
+            shutil.rmtree(scratch, ignore_errors=True)
     dist.barrier()  # nobody writes the next parts while rank 0 removes these
     return whole
 

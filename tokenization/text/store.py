@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...data.leftovers import remove_leftovers
 from ...data.manifest import whole_file, write_json
+from ...data.plain import read_json
 
 INFO = "store.json"
+_INFO = {**dict.fromkeys(("rows", "dim", "shard_rows"), Annotated[int, 1]), "made_from": dict[str, Any]}
 _GROUP_BYTES = 8 << 20  # of a Parquet row group: what reading holds besides the block it makes
 _GROUP_ROWS = 2048  # random rows of a shuffled reader cost one row group each: not larger
 
@@ -61,7 +64,7 @@ class EmbeddingWriter:
         )
         path = self.folder / INFO
         if path.is_file():
-            old = json.loads(path.read_text())
+            old = read_json(path, dict[str, Any], "choose another folder, or remove this one")
             differs = sorted(name for name in info if info[name] != old.get(name))
             if differs:
                 told = "; ".join(f"{name}: {old.get(name)!r}, now {info[name]!r}" for name in differs)
@@ -69,6 +72,7 @@ class EmbeddingWriter:
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, info)
+        remove_leftovers(self.folder)
 
     @property
     def shards(self) -> int:
@@ -146,7 +150,7 @@ class EmbeddingStore:
             raise FileNotFoundError(
                 f"{folder / INFO} not found: expected embeddings that placerank align or write_embeddings wrote"
             )
-        store = cls(folder, json.loads((folder / INFO).read_text()))
+        store = cls(folder, read_json(folder / INFO, _INFO, "encode the items again"))
         shards = -(-store._rows // store._shard_rows)
         missing = [shard for shard in range(shards) if not _part(folder, shard).is_file()]
         if missing:
