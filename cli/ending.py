@@ -22,9 +22,12 @@ from .settings import SettingsError
 
 ERRORS = "PLACERANK_ERRORS"
 _PR_SET_PDEATHSIG = 1
-_NO_MEMORY = re.compile(r"(can't|unable to) allocate|out of memory|overflow|invalid buffer size", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"(can't|unable to) allocate|out of memory|invalid buffer size|size calculation overflow|multiplication overflow",
+    re.IGNORECASE,
+)
 _PEER_IS_GONE = re.compile(
-    r"gloo|connection (was )?(closed|reset|refused)|broken pipe|nccl|tcpstore|socket has timed out", re.IGNORECASE
+    r"gloo/transport|connection (was )?(closed|reset|refused)|broken pipe|nccl|recvvalue|timed out", re.IGNORECASE
 )
 
 
@@ -67,11 +70,11 @@ def one_line(error: BaseException) -> str | None:
         # A module of our own that is missing is a bug, not something that the user can install.
         ours = (error.name or "").startswith("placerank")
         return None if ours else f"{error} (placerank doctor tells what is missing)"
-    if isinstance(error, MemoryError | OverflowError) or (
-        isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))
-    ):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "nothing is left"
         return f"not enough memory: {reason}; smaller tables, widths, batches or numbers of rows need less"
+    if isinstance(error, OverflowError):
+        return f"a number is too large to compute with: {error}; look for it in the settings and in the data"
     if isinstance(error, ValueError | OSError | FloatingPointError):
         return str(error)
     return None
@@ -86,8 +89,8 @@ def of_another_rank(error: BaseException) -> bool:
 
 def complain(message: object) -> None:
     """One line on stderr, with the rank where there are several."""
-    rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
-    print(f"placerank: error{rank}: {message}", file=sys.stderr)
+    rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+    print(f"placerank: error: {rank}{message}", file=sys.stderr)
 
 
 def end(error: BaseException, with_traceback: bool) -> int:

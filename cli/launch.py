@@ -1,9 +1,7 @@
 """Starts a command on several ranks of this machine with torchrun."""
 
-import logging
 import os
 import signal
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -29,14 +27,14 @@ def launch(command: list[str], nproc: int) -> int:
     Returns:
         0, or the exit code of the rank that failed first (1 if a signal killed it); 130 or 143 when a signal ended all.
     """
+    # One line is told below; torchrun's summary would bury it. Read when it is imported.
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     # torchrun would set one thread for each rank, and say so at length.
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_rank(len(os.sched_getaffinity(0)), nproc)))
-    # One line is told below; torchrun's summary would bury it.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     args = torchrun.parse_args(["--standalone", f"--nproc-per-node={nproc}", "--module", "placerank.cli"])
     args.training_script_args = command  # not parsed with the rest: it would take our --run for its --run-path
     with TemporaryDirectory(prefix="placerank-") as errors:
@@ -60,10 +58,10 @@ def _tell(failures: "dict[int, ProcessFailure]", errors: Path) -> int:
     killed = [f for f in failures.values() if f.exitcode < 0 and f.timestamp - first <= 1]
     told = first_error(errors)
     if told is not None and (not told.follows or not killed):
-        print(f"placerank: error (rank {told.rank}): {told.text}", file=sys.stderr)
+        complain(f"rank {told.rank}: {told.text}")
         return max(next((f.exitcode for f in failures.values() if f.local_rank == told.rank), 1), 1)
     if killed:
         name = signal.Signals(-killed[0].exitcode).name
         hint = " (most often by the system, out of memory)" if name == "SIGKILL" else ""
-        print(f"placerank: error: rank {killed[0].local_rank} was killed by {name}{hint}", file=sys.stderr)
+        complain(f"rank {killed[0].local_rank} was killed by {name}{hint}")
     return max(min(failures.values(), key=lambda f: f.timestamp).exitcode, 1)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from .leftovers import remove_leftovers, unfinished
 from .plain import Count, Each, fault, read_json
@@ -45,7 +45,7 @@ class Kind:
 
 _FILES = Each({"bytes": Count, "sha256": str})
 _COMMON = {"content_hash": str, "made_from": dict[str, str], "config": dict[str, Any], "files": _FILES}
-_SPLIT = {"rows": Count, "positives": Count, "mean_history": float}
+_SPLIT = {"rows": Count, "positives": Count, "mean_history": Annotated[float, 0]}
 _TABLE = {"rows": Count, "dim": Count, "format": str, "dtype": str, "file": str}
 KINDS = {
     "raw": Kind("placerank simulate", {}),
@@ -67,7 +67,6 @@ KINDS = {
     "tokens": Kind(
         "placerank tokenize",
         {
-            "semantic_ids_hash": str,
             "lineage": list[str],
             "items": Count,
             "levels": Count,

@@ -1,8 +1,8 @@
 """Plain values, as JSON and flags have them, checked against what they should be; every error is one line.
 
-What a value should be is written as a type: ``int``, ``float`` (finite), ``str``, ``bool``, ``None``, ``Any``,
-``Path``, ``Literal[...]``, ``list[X]``, ``tuple[X, ...]``, ``dict[str, X]``, ``X | None``, ``Annotated[int, least]``;
-or, for an object with fields, as a dict of such by name; or as ``Each``.
+What a value should be is written as a type: ``int``, ``float``, ``str``, ``bool``, ``None``, ``Any``, ``Path``,
+``Literal[...]``, ``list[X]``, ``tuple[X, ...]``, ``dict[str, X]``, ``X | None``, ``Annotated[int, least]``; or, for an
+object with fields, as a dict of such by name; or as ``Each``.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ Count = Annotated[int, 0]
 """A whole number of 0 or more."""
 MOST = 2**31 - 1
 """No whole number of any setting is larger."""
-_NAMES = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false", Path: "a path"}
+_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _is(value: Any, want: Any) -> bool:
     if get_origin(want) is Literal:
         return any(value == choice and type(value) is type(choice) for choice in get_args(want))
     if want is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float)
     if want is Path:
         return isinstance(value, str | Path)
     return type(value) is (NoneType if want is None else want)
@@ -168,10 +168,16 @@ def _made(cls: Any, plain: Any, where: str, at: str, lacking: list[str]) -> Any:
         raise ValueError(f"{where}: {error}") from error
 
 
-def check_numbers(config: Any, prefix: str, **most: int) -> None:
+def check_numbers(config: Any, prefix: str, endless: tuple[str, ...] = (), **most: int) -> None:
     """That every number in a config can be computed with: finite, and whole ones at most ``MOST`` or as told here.
 
     For ``__post_init__``; looks into lists and dicts, not into the configs that a config holds.
+
+    Args:
+        config: a dataclass.
+        prefix: of the settings' names.
+        endless: fields for which infinity means that there is no limit.
+        most: the largest whole number of a field.
 
     Raises:
         ValueError: names the setting.
@@ -180,7 +186,7 @@ def check_numbers(config: Any, prefix: str, **most: int) -> None:
         limit = most.get(f.name, MOST)
         for value in _numbers(getattr(config, f.name)):
             where = f"{prefix}.{f.name}" if prefix else f.name
-            if not math.isfinite(value):
+            if math.isnan(value) or (math.isinf(value) and f.name not in endless):
                 raise ValueError(f"{where}={value}: expected a finite number")
             if isinstance(value, int) and abs(value) > limit:
                 raise ValueError(f"{where}={value}: expected at most {limit:,}")

@@ -80,7 +80,7 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         many = dict.fromkeys(("history_length", "price_buckets", "train_negatives", "eval_negatives"), 1_000_000)
-        check_numbers(self, "prepare", **many)
+        check_numbers(self, "prepare", endless=("place_max_hours",), **many)
         self.input, self.out = Path(self.input), Path(self.out)
         for name, least in (
             ("history_length", 1),

@@ -59,7 +59,7 @@ class RestConfig:
     """Steps between refreshes of the centres."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "rest", negatives=100_000, centres=1_000_000)
+        check_numbers(self, "rest", endless=("positive_km", "negative_km"), negatives=100_000, centres=1_000_000)
         for name in self.contrast:
             if name not in ATTRIBUTES:
                 raise ValueError(f"rest.contrast: got {name!r}, expected some of {', '.join(ATTRIBUTES)}")

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from manifests import write_prepared
 from sklearn.metrics import roc_auc_score
 
-from placerank.data.manifest import read_manifest, write_manifest
+from placerank.data.manifest import read_manifest
 from placerank.evaluation import evaluate as module
 from placerank.evaluation.breakdown import ItemFacts
 from placerank.evaluation.evaluate import EvaluateConfig, evaluate, measure, sampling_shift
@@ -124,6 +125,6 @@ def test_an_empty_split_is_told(fabricated, tmp_path):
 @pytest.mark.parametrize(("source", "shift"), [("check-ins", math.log(4 / 49)), ("impressions", 0.0)])
 def test_drawn_negatives_shift_the_logits(source, shift, tmp_path):
     splits = {"train": {"rows": 500, "positives": 100}, "test": {"rows": 5000, "positives": 100}}
-    write_manifest(tmp_path, "prepared", {}, splits=splits, source=source, history_length=0)
+    write_prepared(tmp_path, splits, source=source)
     assert sampling_shift(tmp_path, "test") == pytest.approx(shift)
     assert sampling_shift(tmp_path, "train") == 0

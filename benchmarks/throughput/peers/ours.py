@@ -95,8 +95,22 @@ def _prepared(folder: Path, arrays: Arrays, hours: np.ndarray) -> Path:
     (folder / "train").mkdir(parents=True, exist_ok=True)
     path = folder / "train" / "part-00000.parquet"
     pq.write_table(pa.table(columns), path, compression="zstd", row_group_size=65_536)
-    splits = {"train": {"rows": samples}}
-    write_manifest(folder, "prepared", {}, splits=splits, history_length=arrays.history.shape[1])
+    write_manifest(
+        folder,
+        "prepared",
+        {},
+        splits={
+            "train": {
+                "rows": samples,
+                "positives": int(arrays.label.sum()),
+                "mean_history": float(arrays.length.mean()),
+            }
+        },
+        history_length=arrays.history.shape[1],
+        tables={"item": 1, "user": 1, "category": 1},
+        user_columns=[],
+        source="impressions",
+    )
     return folder
 
 
