@@ -142,14 +142,14 @@ def _made(cls: Any, plain: Any, where: str, at: str, lacking: list[str]) -> Any:
     hints, known = get_type_hints(cls, include_extras=True), {f.name: f for f in dataclasses.fields(cls)}
     if unknown := sorted(set(plain) - set(known)):
         raise ValueError(
-            f"{where}: unknown setting {at}{unknown[0]}; expected some of {', '.join(known)}: another version of "
+            f"{where}: unknown setting {at + unknown[0]!r}; expected some of {', '.join(known)}: another version of "
             "placerank wrote it, use that one"
         )
     values = {}
     for name, f in known.items():
         if name not in plain:
             if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-                raise ValueError(f"{where}: {at}{name!r} is missing, and has no default")
+                raise ValueError(f"{where}: {at + name!r} is missing, and has no default")
             lacking.append(at + name)
             continue
         value, hint = plain[name], hints[name]

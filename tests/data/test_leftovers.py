@@ -18,7 +18,7 @@ from pathlib import Path
 from placerank.data import manifest
 from placerank.data.manifest import whole_file, whole_folder, write_manifest
 out, where = Path(sys.argv[1]), sys.argv[2]
-die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 with whole_folder(out, overwrite=True) as folder:
     with whole_file(folder / "a.txt") as tmp:
         tmp.write_text("half")
