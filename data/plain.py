@@ -1,8 +1,8 @@
 """Plain values, as JSON and flags have them, checked against what they should be; every error is one line.
 
 What a value should be is written as a type: ``int``, ``float``, ``str``, ``bool``, ``None``, ``Any``, ``Path``,
-``Literal[...]``, ``list[X]``, ``tuple[X, ...]``, ``dict[str, X]``, ``X | None``, ``Annotated[int, least]``; or, for an
-object with fields, as a dict of such by name; or as ``Each``.
+``Literal[...]``, ``list[X]``, ``tuple[X, ...]``, ``dict[str, X]``, ``X | None``, ``Annotated[int, least]`` (and at most
+2**53); or, for an object with fields, as a dict of such by name; or as ``Each``.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ def fault(value: Any, want: Any, at: str = "") -> str | None:
     origin, args = get_origin(want), get_args(want)
     if origin is Annotated:
         found = fault(value, args[0], at)
-        return found or (None if value >= args[1] else f"{_got(value, at)}, expected {args[1]} or more")
+        return found or (None if args[1] <= value <= 2**53 else f"{_got(value, at)}, expected {args[1]} to 2**53")
     if origin in (Union, UnionType):
         fits = any(fault(value, arg) is None for arg in args)
         return None if fits else f"{_got(value, at)}, expected {_expected(want)}"

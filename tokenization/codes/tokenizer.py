@@ -365,7 +365,10 @@ def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenize
         FileNotFoundError, ValueError: no whole folder of a tokenizer, or a damaged file.
     """
     manifest = read_manifest(Path(folder), "tokenizer", verify=True)
-    where, kind = f"{Path(folder) / MANIFEST}", tokenizer_type(manifest["tokenizer"])
+    where, name = f"{Path(folder) / MANIFEST}", manifest["tokenizer"]
+    if name not in TOKENIZERS:
+        raise ValueError(f"{where}: got tokenizer {name!r}, this placerank has {', '.join(sorted(TOKENIZERS))}")
+    kind = TOKENIZERS[name]
     options: Any = from_plain(kind.options_type, manifest["options"], where)
     tokenizer = kind(from_plain(TokenizerConfig, manifest["config"], where), options)
     tokenizer.dim = manifest["dim"]

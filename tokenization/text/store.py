@@ -152,11 +152,12 @@ class EmbeddingStore:
             )
         store = cls(folder, read_json(folder / INFO, _INFO, "encode the items again"))
         shards = -(-store._rows // store._shard_rows)
-        missing = [shard for shard in range(shards) if not _part(folder, shard).is_file()]
-        if missing:
+        there = sum(1 for _ in folder.glob("part-*.parquet"))
+        missing = next((shard for shard in range(min(shards, there + 1)) if not _part(folder, shard).is_file()), None)
+        if missing is not None:
             raise ValueError(
-                f"{folder}: {len(missing)} of {shards} shards are missing, the first is "
-                f"{_part(folder, missing[0]).name}; the encoding has not finished: start it again with --resume"
+                f"{folder}: {shards - there} of {shards} shards are missing, the first is "
+                f"{_part(folder, missing).name}; the encoding has not finished: start it again with --resume"
             )
         return store
 
