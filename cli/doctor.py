@@ -19,6 +19,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ..training.memory import memory_limit
+
 # The three that placerank is tested with.
 TORCH, TORCHREC, FBGEMM = "2.13.0", "1.8.0", "1.8.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -38,7 +40,7 @@ class Facts:
         gloo, nccl: whether torch has these communication libraries.
         threads: CPU threads that torch uses in one process.
         cores: cores that this process may use.
-        memory_gib, disk_gib: physical memory; free disk in the current folder.
+        memory_gib, disk_gib: memory that processes here may use; free disk in the current folder.
     """
 
     versions: dict[str, str]
@@ -159,7 +161,7 @@ def gather() -> Facts:
         errors=seen.pop("errors", {"one of torch, fbgemm, torchrec": died}),
         nvidia=shutil.which("nvidia-smi") is not None,
         cores=len(os.sched_getaffinity(0)),
-        memory_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
+        memory_gib=memory_limit() / 2**30,
         disk_gib=shutil.disk_usage(Path.cwd()).free / 2**30,
         **seen,
     )
@@ -190,7 +192,7 @@ def report(facts: Facts, found: list[Problem], console: Console) -> None:
     have = [name for name, there in (("gloo", facts.gloo), ("nccl", facts.nccl)) if there]
     table.add_row("several ranks", ", ".join(have) or "no", "gloo for CPU, nccl for CUDA")
     table.add_row("cores", str(facts.cores), f"torch uses {facts.threads} threads in one process")
-    table.add_row("memory", f"{facts.memory_gib:.0f} GiB", f"{facts.disk_gib:.0f} GiB free disk in this folder")
+    table.add_row("memory", f"{facts.memory_gib:.1f} GiB", f"{facts.disk_gib:.0f} GiB free disk in this folder")
     console.print(table)
     if not found:
         console.print("\n[green]All fits.[/]")

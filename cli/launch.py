@@ -1,9 +1,15 @@
 """Starts a command on several ranks of this machine with torchrun."""
 
-import logging
 import os
 import signal
-import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from .ending import ERRORS, complain, first_error
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 
 def threads_per_rank(cores: int, nproc: int) -> int:
@@ -12,34 +18,50 @@ def threads_per_rank(cores: int, nproc: int) -> int:
 
 
 def launch(command: list[str], nproc: int) -> int:
-    """Run ``placerank COMMAND`` on ``nproc`` ranks; the first one that fails ends all.
+    """Run ``placerank COMMAND`` on ``nproc`` ranks; the first one that fails ends all, and its error is printed.
 
     Args:
         command: name and flags of the subcommand.
         nproc: number of ranks, all on this machine.
 
     Returns:
-        0, or the exit code of the rank that failed first (1 if a signal killed it).
+        0, or the exit code of the rank that failed first (1 if a signal killed it); 130 or 143 when a signal ended all.
     """
+    # One line is told below; torchrun's summary would bury it. Read when it is imported.
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     # torchrun would set one thread for each rank, and say so at length.
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_rank(len(os.sched_getaffinity(0)), nproc)))
-    # A rank that fails has printed its own error; torchrun's summary of it would bury that.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     args = torchrun.parse_args(["--standalone", f"--nproc-per-node={nproc}", "--module", "placerank.cli"])
     args.training_script_args = command  # not parsed with the rest: it would take our --run for its --run-path
-    try:
-        torchrun.run(args)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            hint = " (most often by the system, out of memory)" if name == "SIGKILL" else ""
-            print(f"placerank: error: rank {rank} was killed by {name}{hint}", file=sys.stderr)
-        return max(failure.exitcode, 1)
-    except SignalException as error:
-        return 128 + error.sigval
+    with TemporaryDirectory(prefix="placerank-") as errors:
+        os.environ[ERRORS] = errors
+        try:
+            torchrun.run(args)
+        except ChildFailedError as error:
+            return _tell(error.failures, Path(errors))
+        except SignalException as error:
+            complain("interrupted" if error.sigval == signal.SIGINT else "terminated")
+            return 128 + error.sigval
+        finally:
+            del os.environ[ERRORS]
     return 0
+
+
+def _tell(failures: "dict[int, ProcessFailure]", errors: Path) -> int:
+    """Print the error that ended all ranks; returns the exit code of the rank that had it."""
+    first = min(f.timestamp for f in failures.values())
+    # Those that were killed later were killed here, because they did not end when asked to.
+    killed = [f for f in failures.values() if f.exitcode < 0 and f.timestamp - first <= 1]
+    told = first_error(errors)
+    if told is not None and (not told.follows or not killed):
+        complain(f"rank {told.rank}: {told.text}")
+        return max(next((f.exitcode for f in failures.values() if f.local_rank == told.rank), 1), 1)
+    if killed:
+        name = signal.Signals(-killed[0].exitcode).name
+        hint = " (most often by the system, out of memory)" if name == "SIGKILL" else ""
+        complain(f"rank {killed[0].local_rank} was killed by {name}{hint}")
+    return max(min(failures.values(), key=lambda f: f.timestamp).exitcode, 1)

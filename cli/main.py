@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 
 from .. import __version__
-from .settings import SettingsError
+from .ending import complain, end, ended_by_signals
 
 COMMANDS = {
     "doctor": "do the installed versions fit together, what can this machine do, how to mend what is wrong",
@@ -45,14 +45,9 @@ def usage() -> str:
     )
 
 
-def complain(message: object) -> None:
-    """One line on stderr, with the rank where there are several."""
-    rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
-    print(f"placerank: error{rank}: {message}", file=sys.stderr)
-
-
 def _quieten() -> None:
     """Let our own messages through, the first rank's only, and not what torch and torchrec tell their developers."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or each lost connection comes with a C++ stack
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("placerank").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -63,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the console script exits with what this returns.
 
     Returns:
-        0 when all went well, 1 when the step failed, 2 when the command or its settings were wrong.
+        0 when all went well, 1 when the step failed, 2 when the command or its settings were wrong, 130 or 143 when
+        Ctrl-C or SIGTERM ended it.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
@@ -82,19 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # OpenMP threads that spin while they wait take the core from whoever they wait for: on virtual machines with as
     # many threads as cores a training step took 2.3 s instead of 0.07 s. Read when torch is imported, below.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    try:
-        code: int = importlib.import_module(f".{name}", __package__).main(rest)
-        return code
-    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ValueError, OSError, ImportError) as error:
-        # A module of our own that is missing is a bug, not something that the user can install.
-        if "--traceback" in rest or (getattr(error, "name", None) or "").startswith("placerank"):
-            raise
-        hint = " (placerank doctor tells what is missing)" if isinstance(error, ImportError) else ""
-        complain(f"{error}{hint}")
-        return 2 if isinstance(error, SettingsError) else 1
-    except KeyboardInterrupt:
-        complain("interrupted")
-        return 130
+    with ended_by_signals():
+        try:
+            code: int = importlib.import_module(f".{name}", __package__).main(rest)
+            return code
+        except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except (Exception, KeyboardInterrupt) as error:
+            return end(error, "--traceback" in rest)

@@ -2,5 +2,6 @@
 
 ``city`` simulates raw tables, ``raw`` reads and checks anybody's, ``preparation`` makes samples, vocabularies and the
 catalog's columns of them (the ``prepare`` step), ``batches`` reads those for training. What all of them use lies
-beside the rooms: whole folders and manifests, geohashes, array helpers. May import kernels, nothing else of ours.
+beside the rooms: whole folders and manifests, what killed processes leave, plain values (JSON, settings) and their
+checks, geohashes, array helpers. May import kernels, nothing else of ours.
 """

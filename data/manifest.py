@@ -1,7 +1,8 @@
 """Manifests: what a step wrote, with which config and versions, from what; and whole files and folders or none.
 
 Every file set that placerank writes is a folder with a ``manifest.json``. A folder is written under a
-temporary name beside its place and renamed when whole, so a folder that has its name is complete.
+temporary name beside its place and renamed when whole, so a folder that has its name is complete. What a killed process
+left under such a name is removed when the next one writes there (see ``leftovers``).
 """
 
 import hashlib
@@ -14,13 +15,68 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from .leftovers import remove_leftovers, unfinished
+from .plain import Count, Each, fault, read_json
 
 MANIFEST = "manifest.json"
 _PACKAGES = ("placerank", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "triton", "numba", "numpy", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of folder.
+
+    Attributes:
+        made_by: the command that makes it.
+        fields: what its readers take from the manifest, see ``plain``; besides those of ``_COMMON``.
+        format: counts the changes after which an older placerank would misread the folder. A manifest without a
+            number is older than the numbers and read as it is.
+    """
+
+    made_by: str
+    fields: dict[str, Any]
+    format: int = 1
+
+
+_FILES = Each({"bytes": Count, "sha256": str})
+_COMMON = {"content_hash": str, "made_from": dict[str, str], "config": dict[str, Any], "files": _FILES}
+_SPLIT = {"rows": Count, "positives": Count, "mean_history": Annotated[float, 0]}
+_TABLE = {"rows": Count, "dim": Count, "format": str, "dtype": str, "file": str}
+KINDS = {
+    "raw": Kind("placerank simulate", {}),
+    "prepared": Kind(
+        "placerank prepare",
+        {
+            "tables": Each(Count, needs=("item", "user", "category")),
+            "splits": Each(_SPLIT),
+            "history_length": Count,
+            "user_columns": list[str],
+            "source": Literal["impressions", "check-ins"],
+        },
+    ),
+    "align": Kind("placerank align", {"encoder": dict[str, Any], "prompts": dict[str, Any], "items": Count}),
+    "tokenizer": Kind(
+        "placerank tokenize",
+        {"tokenizer": str, "options": dict[str, Any], "dim": Count, "encoder": dict[str, Any]},
+    ),
+    "tokens": Kind(
+        "placerank tokenize",
+        {
+            "lineage": list[str],
+            "items": Count,
+            "levels": Count,
+            "codes": Count,
+            "lookup": Literal["codes", "prefix_ngrams"],
+        },
+    ),
+    "evaluation": Kind("placerank evaluate", {}),
+    "export": Kind("placerank export", {"tables": Each(_TABLE)}),
+}
 
 
 def sha256_file(path: Path) -> str:
@@ -84,7 +140,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     On an error it is removed and ``path`` is as it was. Its name is of this call alone, so several ranks may write
     the same file.
     """
-    tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    tmp = unfinished(path, "tmp", uuid.uuid4().hex[:8])
     try:
         yield tmp
         os.replace(tmp, path)
@@ -124,7 +180,7 @@ def write_manifest(folder: Path, kind: str, config: Any, made_from: dict[str, st
 
     Args:
         folder: an existing folder; all its files are hashed.
-        kind: what it holds ("raw", "prepared", "export", ...); ``read_manifest`` checks it.
+        kind: what it holds, of ``KINDS``; ``read_manifest`` checks it.
         config: the dataclass that made it.
         made_from: name -> ``content_hash`` of what it was made from.
         extra: further JSON-ready fields, stored as they are.
@@ -138,6 +194,7 @@ def write_manifest(folder: Path, kind: str, config: Any, made_from: dict[str, st
         folder / MANIFEST,
         {
             "kind": kind,
+            "format": KINDS[kind].format,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "content_hash": digest,
             "made_from": made_from or {},
@@ -154,16 +211,26 @@ def read_manifest(folder: Path, kind: str, verify: bool = False) -> dict[str, An
 
     Raises:
         FileNotFoundError: no manifest: the folder is not one of ours, or the step did not finish.
-        ValueError: another kind of folder, or a file that is missing or differs from what was written.
+        ValueError: another kind of folder, one of a newer placerank, a manifest that is damaged or lacks a field, or a
+            file that is missing or differs from what was written.
     """
-    path = folder / MANIFEST
+    path, known = folder / MANIFEST, KINDS[kind]
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} not found: expected a finished {kind!r} folder; run the step that makes it, or check the path"
         )
-    manifest: dict[str, Any] = json.loads(path.read_text())
+    again = f"make the folder again with {known.made_by}"
+    manifest: dict[str, Any] = read_json(path, dict[str, Any], again)
     if manifest.get("kind") != kind:
         raise ValueError(f"{folder} holds {manifest.get('kind')!r}, expected {kind!r}; check the path")
+    written = manifest.setdefault("format", known.format)
+    if type(written) is int and written > known.format:
+        raise ValueError(
+            f"{path}: got format {written}, this placerank reads up to {known.format}: a newer one wrote it; read it "
+            f"with that one, or {again}"
+        )
+    if found := fault(manifest, {"format": Count, **_COMMON, **known.fields}):
+        raise ValueError(f"{path}: {found}; it is damaged, or another version of placerank wrote it: {again}")
     for name, want in manifest["files"].items():
         file = folder / name
         size = file.stat().st_size if file.is_file() else None
@@ -173,6 +240,15 @@ def read_manifest(folder: Path, kind: str, verify: bool = False) -> dict[str, An
         if verify and sha256_file(file) != want["sha256"]:
             raise ValueError(f"{file}: content differs from what was written (sha256); make the folder again")
     return manifest
+
+
+def content_hash(folder: Path) -> str | None:
+    """The content hash of a folder of any kind; None where it has no manifest of ours that can be read."""
+    try:
+        manifest = read_json(folder / MANIFEST, {"kind": str, "content_hash": str}, "")
+    except (OSError, ValueError):
+        return None
+    return str(manifest["content_hash"]) if manifest["kind"] in KINDS else None
 
 
 def check_replaceable(path: Path, overwrite: bool) -> None:
@@ -187,10 +263,15 @@ def check_replaceable(path: Path, overwrite: bool) -> None:
 
 def replace_folder(new: Path, path: Path) -> None:
     """Give ``new`` the name ``path``; what had it is removed after."""
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    if path.exists():
-        os.rename(path, old)
-    os.rename(new, path)
+    old = unfinished(path, "old")
+    try:
+        if path.exists():
+            os.rename(path, old)
+        os.rename(new, path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -198,20 +279,21 @@ def replace_folder(new: Path, path: Path) -> None:
 def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside ``path`` that takes its name when the block ends without an error.
 
-    On an error it is removed and ``path`` is as it was.
+    On an error it is removed and ``path`` is as it was. What dead processes left beside ``path`` is removed first.
 
     Raises:
         FileExistsError: ``path`` exists and ``overwrite`` is False, or is no folder that placerank wrote.
     """
     path = Path(path)
+    remove_leftovers(path.parent)
     check_replaceable(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    tmp = unfinished(path, "partial")
     shutil.rmtree(tmp, ignore_errors=True)
-    tmp.mkdir()
     try:
+        tmp.mkdir()
         yield tmp
+        replace_folder(tmp, path)
     except BaseException:
         shutil.rmtree(tmp, ignore_errors=True)
         raise
-    replace_folder(tmp, path)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ..data.batches.loader import SampleLoader
 from ..data.manifest import read_manifest, whole_folder, write_json, write_manifest
+from ..data.plain import check_numbers
 from ..training.inference import load_scorer, read_config
 from ..training.metrics import nan_to_none, reliability, summarize
 from ..training.predictions import Predictions, gather, predict, sampling_shift
@@ -46,6 +47,7 @@ class EvaluateConfig:
     """Replace that folder if it exists."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "", batch_size=10_000_000)
         if self.split not in SPLITS:
             raise ValueError(f"split={self.split!r}: expected one of {', '.join(SPLITS)}")
         if self.batch_size < 1:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..data.batches.activity import ACTIVITY_DIM
 from ..data.batches.batch import Context, LossInputs, RankingBatch, Traits
 from ..data.batches.features import HISTORY_GAPS, USER_CLUSTER, Features
+from ..data.plain import check_numbers
 from ..embeddings.cluster_gate import ClusterGate
 from ..embeddings.tables import Embedded, FeatureEmbeddings
 from .plugins.akt import AktConfig, one_way_loss
@@ -46,6 +47,7 @@ class RankerConfig:
         return self.rest.enabled or bool(self.akt.enabled)
 
     def __post_init__(self) -> None:
+        check_numbers(self, "ranker", mlp=65_536)
         if not self.mlp or min(self.mlp) < 1:
             raise ValueError(f"ranker.mlp={self.mlp}: expected one or more positive widths")
 

@@ -11,7 +11,6 @@ pictures, the steps' ``metrics.jsonl`` and ``manifest.json``.
 """
 
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -26,7 +25,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from ..data.manifest import read_manifest, sha256_file, write_json, write_manifest
+from ..data.manifest import MANIFEST, read_manifest, sha256_file, write_json, write_manifest
+from ..data.plain import check_numbers, from_plain, read_json
 from ..data.raw.schema import read_items
 from .alignment import behaviour as visits
 from .alignment.behaviour import BehaviourConfig, VisitPairs, align_behaviour
@@ -99,6 +99,7 @@ class AlignConfig:
     """Replace the output folder if it exists, and forget an unfinished one."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "")
         self.data, self.out = Path(self.data), Path(self.out)
         self.items = None if self.items is None else Path(self.items)
         self.adapter = None if self.adapter is None else Path(self.adapter)
@@ -306,7 +307,7 @@ class _Job:
         done = self.folder / "reward.json"
         if done.is_file():
             reward = RewardModel.load(self.folder / "reward.safetensors")
-            report["reward"] = json.loads(done.read_text())
+            report["reward"] = read_json(done, dict[str, Any], "remove it: the reward model is trained again")
         else:
             reward, report["reward"] = train_reward(
                 self.encoder, self.prompts, locations, self.first_reward, self.steps / "reward", made_from, seed
@@ -407,12 +408,12 @@ def _parts_of(folder: Path) -> tuple[EncoderConfig, PromptConfig]:
     Raises:
         FileNotFoundError, ValueError: no finished align run, or a damaged file.
     """
-    manifest = read_manifest(folder, KIND)
+    manifest, where = read_manifest(folder, KIND), f"{folder / MANIFEST}"
     for name, written in manifest["files"].items():
         small = name == _DISTRICTS or name.startswith("adapter/")  # vectors have their own checksums
         if small and sha256_file(folder / name) != written["sha256"]:
             raise ValueError(f"{folder / name}: content differs from what was written (sha256); make the folder again")
-    return EncoderConfig(**manifest["encoder"]), PromptConfig(**manifest["prompts"])
+    return from_plain(EncoderConfig, manifest["encoder"], where), from_plain(PromptConfig, manifest["prompts"], where)
 
 
 def _placed(items: pa.Table, folder: Path) -> tuple[pa.Table, Districts | None]:

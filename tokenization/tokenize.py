@@ -9,7 +9,6 @@ that was killed goes on with ``resume``: the result is the same. The output appe
 """
 
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -26,7 +25,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.manifest import MANIFEST, read_manifest, sha256_file, whole_file, write_json, write_manifest
+from ..data.manifest import (
+    MANIFEST,
+    content_hash,
+    read_manifest,
+    sha256_file,
+    whole_file,
+    write_json,
+    write_manifest,
+)
+from ..data.plain import check_numbers
 from ..data.raw.schema import read_items
 from .codes.semantic_ids import FILE, KIND, SemanticIds
 from .codes.tokenizers import (
@@ -86,6 +94,7 @@ class TokenizeConfig:
     """Replace the output folder if it exists."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "")
         self.data, self.embeddings, self.out = Path(self.data), Path(self.embeddings), Path(self.out)
         tokenizer_type(self.tokenizer)
         if self.block_rows < 1:
@@ -151,8 +160,8 @@ def items_of(data: Path, ids: pa.Array) -> pa.Table:
 def _identity(store: EmbeddingStore) -> str:
     """Content hash of embeddings: the folder's own where it has one, else of its files."""
     for folder in (store.folder, store.folder.parent):
-        if (folder / MANIFEST).is_file():
-            return str(json.loads((folder / MANIFEST).read_text())["content_hash"])
+        if known := content_hash(folder):
+            return known
     files = sorted(path for path in store.folder.iterdir() if path.is_file())
     return hashlib.sha256("".join(f"{p.name}\0{sha256_file(p)}\n" for p in files).encode()).hexdigest()
 

@@ -1,13 +1,16 @@
 """A step's folder that can be taken up again: unfinished beside its place, and under its name when it is whole."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..data.leftovers import remove_leftovers
 from ..data.manifest import check_replaceable, replace_folder, write_json
+from ..data.plain import read_json
 from .ranks import Ranks
 
 _IDENTITY, _WHOLE = "identity.json", "whole"
@@ -37,6 +40,9 @@ def resumable_folder(
         ValueError: the unfinished folder was begun with other settings.
     """
     out, partial = Path(out), partial_of(Path(out))
+    if ranks.is_first:
+        _clear(out.parent, partial)
+    ranks.barrier()
     check_replaceable(out, overwrite)
     if partial.exists() and not resume and not overwrite:
         raise FileExistsError(
@@ -44,7 +50,7 @@ def resumable_folder(
         )
     wanted = json.loads(json.dumps(identity, default=str))
     if partial.exists() and resume and (partial / _IDENTITY).is_file():
-        found = json.loads((partial / _IDENTITY).read_text())
+        found = read_json(partial / _IDENTITY, dict[str, Any], "pass --overwrite to start anew")
         differs = [f"{name}: {a!r}, now {b!r}" for name, a, b in _differences(found, wanted, "")]
         if differs:
             raise ValueError(
@@ -64,6 +70,15 @@ def resumable_folder(
         replace_folder(partial / _WHOLE, out)
         shutil.rmtree(partial, ignore_errors=True)
     ranks.barrier()
+
+
+def _clear(parent: Path, partial: Path) -> None:
+    """Remove what dead processes left: half-written files, and the rest of a run that was killed when it was whole."""
+    remove_leftovers(parent)
+    for folder, _, _ in os.walk(partial):
+        remove_leftovers(Path(folder))
+    if partial.is_dir() and not (partial / _WHOLE).exists():
+        shutil.rmtree(partial)
 
 
 def _differences(a: Any, b: Any, at: str) -> Iterator[tuple[str, Any, Any]]:

@@ -9,6 +9,7 @@ import torch
 
 from ..data.batches.features import CLUSTER, HOURS_PER_WEEK, LEVEL, NGRAM, USER_CLUSTER, Features
 from ..data.manifest import MANIFEST, sha256_file, whole_folder, write_manifest
+from ..data.plain import check_numbers
 from ..embeddings.export import RawIds, check_format, export_tables, for_pandas
 from ..embeddings.reader import TABLES
 from ..embeddings.shards import CheckpointTables
@@ -50,6 +51,7 @@ class ExportConfig:
     """Replace the folder if it exists."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "")
         self.run, self.out = Path(self.run), Path(self.out)
         check_format(self.format, self.dtype)
         if self.block_rows < 1:

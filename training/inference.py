@@ -7,6 +7,7 @@ from typing import Any
 
 from ..data.batches.catalog import Catalog
 from ..data.manifest import MANIFEST
+from ..data.plain import from_plain
 from .checkpoint import checkpoint_path, load, saved_steps, verify
 from .identity import Identity
 from .inputs import read_inputs
@@ -14,7 +15,6 @@ from .model import assemble
 from .predictions import Score
 from .run_files import CHECKPOINTS, CONFIG, read_best, read_object
 from .runtime import Runtime, on_first_rank
-from .saved_config import from_json
 from .train import TrainConfig, scorer
 
 
@@ -36,7 +36,7 @@ def read_config(run: Path, data: Path | None = None, semantic_ids: Path | None =
     content = read_object(file, "mend it or train again")
     if content is None:
         raise FileNotFoundError(f"{file} not found: expected a folder that `placerank train` made")
-    config = from_json(TrainConfig, content, file)
+    config = from_plain(TrainConfig, content, str(file))
     tokens = semantic_ids or config.features.semantic_ids
     if semantic_ids is None and tokens is not None:
         tokens = _found(tokens, run, config.run, "--semantic-ids")

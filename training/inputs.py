@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data.batches.catalog import Catalog, with_columns
 from ..data.batches.features import CLUSTER, USER_CLUSTER, FeatureConfig, Features, build_features
 from ..data.batches.semantic_features import SemanticFeatures
-from ..data.manifest import read_manifest
+from ..data.manifest import MANIFEST, read_manifest
 from ..rankers.ranker import RankerConfig
 
 
@@ -61,6 +61,8 @@ def read_inputs(data: Path, features: FeatureConfig, ranker: RankerConfig) -> In
         FileNotFoundError, ValueError: folders that are not what they should be, or don't fit each other or the config.
     """
     manifest = read_manifest(data, "prepared")
+    if lost := sorted(set(manifest["user_columns"]) - set(manifest["tables"])):
+        raise ValueError(f"{data / MANIFEST}: no table of the user column {lost[0]!r}; make the folder again")
     items, users = (pq.read_table(data / name) for name in ("catalog.parquet", "users.parquet"))
     rows: dict[str, Tensor] = {}
     sizes: dict[str, int] = {}

@@ -13,6 +13,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from ..data.batches.features import Features
+from ..data.plain import check_numbers
 from ..embeddings.cpu_lookup import use_sorted_lookup
 from ..rankers.ranker import Ranker, RankerConfig
 from .runtime import Runtime
@@ -35,9 +36,12 @@ class OptimizerConfig:
     """See lr_step."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "optimizer")
         for name in ("table_lr", "dense_lr", "lr_gamma", "lr_step"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)}: expected a positive number")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"optimizer.weight_decay={self.weight_decay}: expected 0 or more")
 
 
 @dataclass

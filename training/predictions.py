@@ -195,12 +195,15 @@ def gather(predictions: Predictions, scratch: Path) -> Predictions | None:
     Args:
         predictions: this rank's rows.
         scratch: a folder that all ranks see (a shared file system on several machines). It is made, filled with
-            one Parquet file a rank, read by rank 0 and removed. Not used by a single rank.
+            one Parquet file a rank, read by rank 0 and removed. A single rank removes what a killed run left.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if rank == 0:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if world == 1:
         return predictions.sort()
-    rank, world = dist.get_rank(), dist.get_world_size()
     try:
+        dist.barrier()
         scratch.mkdir(parents=True, exist_ok=True)
         predictions.write(scratch / f"part-{rank:05d}.parquet")
         dist.barrier()

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..data.plain import Count, read_json
+
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
 """The resolved settings."""
@@ -25,15 +27,7 @@ def read_object(file: Path, mend: str = "mend or remove it") -> dict[str, Any] |
     Raises:
         ValueError: something else is in it.
     """
-    if not file.is_file():
-        return None
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}): {mend}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} is damaged (no names and values): {mend}")
-    return content
+    return read_json(file, dict[str, Any], mend) if file.is_file() else None
 
 
 def read_best(run: Path) -> int | None:
@@ -42,13 +36,10 @@ def read_best(run: Path) -> int | None:
     Raises:
         ValueError: the file is damaged.
     """
-    mend = "remove it, and say --checkpoint latest or a step number"
-    best = read_object(run / BEST, mend)
-    if best is None:
+    file = run / BEST
+    if not file.is_file():
         return None
-    step = best.get("step")
-    if type(step) is not int:
-        raise ValueError(f"{run / BEST} is damaged (step: {step!r}): {mend}")
+    step: int = read_json(file, {"step": Count}, "remove it, and say --checkpoint latest or a step number")["step"]
     return step
 
 

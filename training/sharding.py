@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -21,6 +20,8 @@ from torchrec.distributed.planner.types import (
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
 from ..data.batches.features import Features, Table
+from ..data.plain import check_numbers
+from .memory import memory_limit
 from .runtime import Runtime
 
 CPU_TYPES = ("table_wise", "row_wise", "column_wise")
@@ -46,6 +47,7 @@ class ShardingConfig:
     """Pieces of a table that is cut by columns. Row-wise Adagrad then keeps one state per row and piece."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "sharding")
         for where, value in [("default", self.default), *self.tables.items()]:
             if value not in ("auto", *CUDA_TYPES):
                 raise ValueError(f"sharding.{where}={value!r}: expected one of auto, {', '.join(CUDA_TYPES)}")
@@ -68,15 +70,22 @@ def sharders() -> list[ModuleSharder[nn.Module]]:
 
 def _types(table: Table, pooled: bool, config: ShardingConfig, world_size: int, device: str) -> list[str]:
     wanted = config.tables.get(table.name, config.default)
+    # TorchRec cuts a table into pieces of ceil(rows / ranks) rows; a rank that gets none can't update it.
+    every_rank_has_rows = (world_size - 1) * -(-table.rows // world_size) < table.rows
     if wanted == "auto":
-        return ["table_wise"] if table.rows * table.dim < LARGE or world_size == 1 else ["table_wise", "row_wise"]
+        cut = table.rows * table.dim >= LARGE and world_size > 1 and every_rank_has_rows
+        return ["table_wise", "row_wise"] if cut else ["table_wise"]
     where = f"sharding of table {table.name!r} as {wanted}"
     if device == "cpu" and wanted not in CPU_TYPES:
         raise ValueError(f"{where}: needs CUDA; on the CPU choose one of {', '.join(CPU_TYPES)}")
     if wanted in BAG_ONLY and not pooled:
         raise ValueError(f"{where}: TorchRec has it for pooled tables only; choose one of {', '.join(CPU_TYPES)}")
-    if wanted == "row_wise" and table.rows < world_size:
-        raise ValueError(f"{where}: {table.rows} rows can't be cut for {world_size} ranks; choose table_wise")
+    if wanted == "row_wise" and not every_rank_has_rows:
+        piece = -(-table.rows // world_size)
+        raise ValueError(
+            f"{where}: {table.rows} rows can't be cut for {world_size} ranks: in pieces of {piece} the last rank gets "
+            "none; choose table_wise, or another number of ranks"
+        )
     if "column" in wanted or wanted == "grid_shard":
         width, rest = divmod(table.dim, config.column_shards)
         if rest or width % 4:
@@ -120,13 +129,15 @@ def make_plan(
         for t in features.tables
     }
     cuda = device == "cuda"
+    host = memory_limit() // runtime.local_world_size
+    memory = torch.cuda.get_device_properties(runtime.device).total_memory if cuda else host
     planner = EmbeddingShardingPlanner(
         topology=TopologyFactory.create_topology(
             TrainerConfig(
                 world_size=runtime.world_size,
                 local_world_size=runtime.local_world_size,
-                hbm_cap_bytes=torch.cuda.get_device_properties(runtime.device).total_memory if cuda else 0,
-                ddr_cap_bytes=psutil.virtual_memory().total // runtime.local_world_size,
+                hbm_cap_bytes=memory if cuda else 0,
+                ddr_cap_bytes=host,
             ),
             kernel_config=KernelConfig(compute_device=device),
         ),
@@ -137,7 +148,9 @@ def make_plan(
     try:
         return planner.collective_plan(model, sharders(), dist.GroupMember.WORLD)
     except PlannerError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(
-            f"no plan puts these tables on {runtime.world_size} ranks of {runtime.device}: {error}\n"
-            "use more ranks, smaller tables, or another sharding"
+            f"no plan puts these tables on {runtime.world_size} ranks of {runtime.device} (memory of a rank: "
+            f"{memory / 2**30:.1f} GiB, of which {FREE_SHARE:.0%} is kept free): {reason}; use more ranks, smaller "
+            "tables, or another sharding"
         ) from error

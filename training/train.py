@@ -25,6 +25,7 @@ from ..data.batches.catalog import Catalog
 from ..data.batches.features import FeatureConfig
 from ..data.batches.loader import SampleLoader
 from ..data.manifest import drop_lines_after, environment, write_json
+from ..data.plain import check_numbers
 from ..rankers.ranker import RankerConfig
 from .checkpoint import Checkpointer, load, newest_whole, remove_partial
 from .identity import Identity
@@ -80,10 +81,11 @@ class TrainConfig:
     """Remove what the run folder holds and start anew."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "", batch_size=10_000_000)
         for name in ("batch_size", "epochs", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
-        for name in ("validate_every", "patience", "checkpoint_every"):
+        for name in ("validate_every", "patience", "checkpoint_every", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
         if self.precision not in ("fp32", "bf16"):

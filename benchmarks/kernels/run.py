@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ...data.plain import check_numbers
 from ..results_file import conditions, keep
 from .harness import Suite, measure_ceilings, run_case
 from .plots import draw
@@ -40,6 +41,7 @@ class BenchKernelsConfig:
     """Keep the lines in the checkout's benchmarks/results/kernels.csv and draw its pictures anew."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "")
         unknown = set(self.kernel) - set(KERNELS)
         if unknown:
             raise ValueError(f"kernel: got {', '.join(sorted(unknown))}, expected some of {', '.join(KERNELS)}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ..plain import check_numbers
 from .activity import ACTIVITY_DIM
 
 HOURS_PER_WEEK = 168
@@ -54,6 +55,7 @@ class FeatureConfig:
     """Rows of a table of prefix n-grams, at most; where there are more prefixes they are hashed."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "features", embedding_dim=4_096, pooled_dim=4_096)
         for name in ("embedding_dim", "pooled_dim"):
             value = getattr(self, name)
             if value < 4 or value % 4:

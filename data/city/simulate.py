@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ..manifest import whole_folder, write_manifest
+from ..plain import check_numbers
 from .words import COARSE, FINE_PER_COARSE, LEAVES
 from .world import (
     FAVOURITES,
@@ -77,6 +78,7 @@ class SimulateConfig:
     """Replace the folder if it exists."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "", candidates=100_000, days=36_500)
         self.out = Path(self.out)
         for name in ("cities", "items", "users", "requests", "candidates", "days"):
             if getattr(self, name) < 1:

@@ -6,7 +6,6 @@ the users' ids and one bucket, whatever the number of interactions.
 """
 
 import hashlib
-import json
 import logging
 import shutil
 from dataclasses import dataclass, field
@@ -20,7 +19,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..batches.features import user_table
-from ..manifest import MANIFEST, read_manifest, sha256_file, whole_folder, write_manifest
+from ..manifest import content_hash, read_manifest, sha256_file, whole_folder, write_manifest
+from ..plain import check_numbers
 from ..raw.checks import BadRows, OnBadRows
 from ..raw.columns import DataError
 from ..raw.parts import parts
@@ -84,6 +84,8 @@ class PrepareConfig:
     """Replace the output folder if it exists."""
 
     def __post_init__(self) -> None:
+        many = dict.fromkeys(("history_length", "price_buckets", "train_negatives", "eval_negatives"), 1_000_000)
+        check_numbers(self, "prepare", endless=("place_max_hours",), **many)
         self.input, self.out = Path(self.input), Path(self.out)
         for name, least in (
             ("history_length", 1),
@@ -195,8 +197,8 @@ def prepare(config: PrepareConfig) -> Path:
 
 def _fingerprint(path: Path) -> str:
     """The input's content hash: from its manifest, or of its files."""
-    if (path / MANIFEST).is_file():
-        return str(json.loads((path / MANIFEST).read_text())["content_hash"])
+    if known := content_hash(path):
+        return known
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     return hashlib.sha256("".join(f"{p.name}\0{sha256_file(p)}\n" for p in files).encode()).hexdigest()
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...data.plain import check_numbers
+
 
 @dataclass(kw_only=True)
 class AktConfig:
@@ -40,6 +42,7 @@ class AktConfig:
     """Latest visits that the cluster and the content view see; 0: the whole history."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "akt")
         for name in ("prefix", "cluster_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"akt.{name}={getattr(self, name)}: expected at least 1")

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...data.plain import check_numbers
 from ...embeddings.centres import Centres, attribute_mean
 from ...kernels.hard_negatives import hard_negatives
 from ...kernels.places import Places
@@ -58,6 +59,7 @@ class RestConfig:
     """Steps between refreshes of the centres."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "rest", endless=("positive_km", "negative_km"), negatives=100_000, centres=1_000_000)
         for name in self.contrast:
             if name not in ATTRIBUTES:
                 raise ValueError(f"rest.contrast: got {name!r}, expected some of {', '.join(ATTRIBUTES)}")

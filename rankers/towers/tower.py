@@ -134,8 +134,10 @@ def find_tower(name: str) -> Callable[[int, int], InterestTower]:
         module, _, attribute = name.partition(":")
         try:
             tower: Callable[[int, int], InterestTower] = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"tower {name!r}: {error}; expected package.module:Class that can be imported") from error
+        if not (isinstance(tower, type) and issubclass(tower, InterestTower)) or inspect.isabstract(tower):
+            raise ValueError(f"tower {name!r} is {tower!r}; expected a class made from InterestTower, with a forward")
         return tower
     if name not in TOWERS:
         known = ", ".join(sorted(TOWERS))

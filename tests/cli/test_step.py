@@ -96,7 +96,7 @@ def test_error_names_the_rank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setenv("RANK", "3")
     fake(monkeypatch, ValueError("x"))
     command.main(["simulate"])
-    assert capsys.readouterr().err == "placerank: error (rank 3): x\n"
+    assert capsys.readouterr().err == "placerank: error: rank 3: x\n"
 
 
 @pytest.mark.parametrize("bug", [RuntimeError("a bug"), ImportError("no such module", name="placerank.dta")])

@@ -2,10 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from spoiled import WRONG, fields_of, replaced, spoiled, without
 
 from placerank.data.manifest import (
+    KINDS,
+    MANIFEST,
+    content_hash,
     drop_lines_after,
     environment,
     read_manifest,
@@ -106,3 +111,95 @@ def test_lines_of_steps_to_be_done_again_are_dropped_and_so_is_half_a_line(tmp_p
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 2, "lo')
     drop_lines_after(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+SPLIT = {"rows": 9, "positives": 3, "mean_history": 1.5}
+FIELDS: dict[str, dict[str, Any]] = {
+    "raw": {},
+    "prepared": {
+        "tables": {"item": 4, "user": 3, "category": 2},
+        "splits": {"train": SPLIT},
+        "history_length": 50,
+        "user_columns": ["age"],
+        "source": "check-ins",
+    },
+    "align": {"encoder": {}, "prompts": {}, "items": 9},
+    "tokenizer": {"tokenizer": "hgit", "options": {}, "dim": 8, "encoder": {}},
+    "tokens": {"lineage": ["ab"], "items": 9, "levels": 3, "codes": 8, "lookup": "codes"},
+    "evaluation": {},
+    "export": {"tables": {"item": {"rows": 9, "dim": 8, "format": "npy", "dtype": "fp32", "file": "item.npy"}}},
+}
+
+
+def folder_of(kind: str, folder: Path) -> dict[str, Any]:
+    """Make a folder of a kind; returns its manifest."""
+    folder.mkdir()
+    (folder / "a.txt").write_text("abc")
+    write_manifest(folder, kind, {"seed": 1}, {"source": "123"}, **FIELDS[kind])
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    return manifest
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_field_that_readers_take_is_checked(kind: str, tmp_path: Path) -> None:
+    manifest = folder_of(kind, tmp_path / "a")
+    assert FIELDS[kind].keys() == KINDS[kind].fields.keys() and read_manifest(tmp_path / "a", kind) == manifest
+
+    def refused(changed: Any) -> str:
+        (tmp_path / "a" / MANIFEST).write_text(json.dumps(changed))
+        with pytest.raises(ValueError) as error:
+            read_manifest(tmp_path / "a", kind)
+        said = str(error.value)
+        assert said.startswith(str(tmp_path / "a")) and "\n" not in said, said
+        return said
+
+    for way in fields_of({name: manifest[name] for name in ("content_hash", "made_from", "files", *FIELDS[kind])}):
+        name, value = ".".join(map(str, way)), manifest
+        for step in way:
+            value = value[step]
+        if (way[0] in ("made_from", "files") and len(way) == 2) or isinstance(way[-1], int) or way[-1] in ("train",):
+            continue  # one fewer is another folder's manifest, not a damaged one
+        if not (way[0] == "tables" and kind == "export" and len(way) == 2):
+            assert f"'{name}' is missing; it is damaged, or another version of placerank wrote it: make" in refused(
+                without(manifest, way)
+            )
+        for wrong in WRONG:
+            if type(wrong) is not type(value) and not (type(value) is float and type(wrong) is int and wrong >= 0):
+                refused(replaced(manifest, way, wrong))
+    assert "expected 0 to 2**53" in refused(replaced(manifest, ("format",), -1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_spoiled_manifest_is_read_or_told_in_one_line(kind: str, tmp_path: Path) -> None:
+    """Some hundred ways each to spoil a file; none ends in another error."""
+    manifest, tries = folder_of(kind, tmp_path / "a"), 0
+    for done, text in spoiled(manifest):
+        (tmp_path / "a" / MANIFEST).write_text(text)
+        tries += 1
+        try:
+            read_manifest(tmp_path / "a", kind, verify=True)
+        except (ValueError, OSError) as error:
+            assert str(tmp_path / "a") in str(error) and "\n" not in str(error), f"{done}: {error}"
+        except Exception as error:
+            raise AssertionError(f"{done}: {error!r}") from error
+    assert tries > 100
+
+
+def test_formats(tmp_path: Path) -> None:
+    manifest = folder_of("raw", tmp_path / "a")
+    assert manifest["format"] == 1
+    file = tmp_path / "a" / MANIFEST
+    file.write_text(json.dumps(without(manifest, ("format",))))
+    assert read_manifest(tmp_path / "a", "raw")["content_hash"], "one from before the numbers"
+    file.write_text(json.dumps(manifest | {"format": 2}))
+    with pytest.raises(ValueError, match=r"format 2, this placerank reads up to 1: a newer one wrote it; read it with"):
+        read_manifest(tmp_path / "a", "raw")
+
+
+def test_the_content_hash_of_any_folder_of_ours(tmp_path: Path) -> None:
+    manifest = folder_of("tokens", tmp_path / "a")
+    assert content_hash(tmp_path / "a") == manifest["content_hash"]
+    assert content_hash(tmp_path) is None
+    for text in ("{", "[]", '{"name": "a web app"}', '{"kind": "plain", "content_hash": "x"}'):
+        (tmp_path / MANIFEST).write_text(text)
+        assert content_hash(tmp_path) is None

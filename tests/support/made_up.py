@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from manifests import write_prepared
 
-from placerank.data.manifest import write_manifest
 from placerank.kernels.haversine import EARTH_RADIUS_KM
 from placerank.training.predictions import Predictions
 
@@ -83,5 +83,5 @@ def fabricate(data: Path) -> SimpleNamespace:
     predictions = make_predictions(catalog, 2_000, rng)
     write_split(data / "test", predictions)
     splits = {"test": {"rows": len(predictions)}}
-    write_manifest(data, "prepared", {}, splits=splits, source="impressions", history_length=0)
+    write_prepared(data, splits)
     return SimpleNamespace(data=data, predictions=predictions)

@@ -33,14 +33,14 @@ def test_a_dead_run_is_taken_up_and_becomes_whole(tmp_path: Path) -> None:
         pass
     with resumable_folder(out, ABOUT, resume=True, overwrite=False, ranks=Ranks()) as folder:
         assert (folder / "half").read_text() == "done"
-        write_manifest(folder, "test", {})
+        write_manifest(folder, "raw", {})
     assert sorted(p.name for p in out.iterdir()) == ["half", "manifest.json"] and not partial_of(out).exists()
 
 
 def test_overwrite_replaces_what_placerank_wrote_and_nothing_else(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with resumable_folder(out, ABOUT, resume=False, overwrite=False, ranks=Ranks()) as folder:
-        write_manifest(folder, "test", {})
+        write_manifest(folder, "raw", {})
     with (
         pytest.raises(FileExistsError, match="exists; choose another folder, or pass --overwrite"),
         resumable_folder(out, ABOUT, resume=True, overwrite=False, ranks=Ranks()),
@@ -51,7 +51,7 @@ def test_overwrite_replaces_what_placerank_wrote_and_nothing_else(tmp_path: Path
     with resumable_folder(out, ABOUT, resume=False, overwrite=True, ranks=Ranks()) as folder:
         assert not (folder / "old").exists()
         (folder / "new").touch()
-        write_manifest(folder, "test", {})
+        write_manifest(folder, "raw", {})
     assert (out / "new").exists() and [p.name for p in tmp_path.iterdir()] == ["out"]
     mine = tmp_path / "mine"
     mine.mkdir()

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from manifests import write_prepared
 from runs import metrics, train_and_die, train_here
 from torch import Tensor
 from toy_ranker import BATCH, FEATURES, OPTIMIZER, RANKER, fill, initial_ranker
@@ -375,8 +376,7 @@ def without_places(data: Path, folder: Path) -> Path:
     folder.mkdir()
     pq.write_table(items, folder / "catalog.parquet")
     pq.write_table(pq.read_table(data / "users.parquet"), folder / "users.parquet")
-    fields = {n: manifest[n] for n in ("tables", "user_columns", "splits")}
-    write_manifest(folder, "prepared", {}, **fields)
+    write_prepared(folder, **{n: manifest[n] for n in ("tables", "user_columns", "splits")})
     return folder
 
 

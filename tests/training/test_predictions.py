@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
+from manifests import write_prepared
 
 from placerank.data.batches.loader import SampleLoader
-from placerank.data.manifest import write_manifest
 from placerank.training.predictions import Predictions, gather, predict, sampling_shift, validate
 from placerank.training.runtime import runtime
 
@@ -69,7 +69,7 @@ def test_a_rank_without_rows(fabricated, ranks, tmp_path):
     table = pq.read_table(fabricated.data / "test").slice(0, 2)
     (tmp_path / "data" / "few").mkdir(parents=True)
     pq.write_table(table, tmp_path / "data" / "few" / "part-00000.parquet")
-    write_manifest(tmp_path / "data", "prepared", {}, splits={"few": {"rows": 2}}, history_length=0)
+    write_prepared(tmp_path / "data", {"few": {"rows": 2}})
     whole, *others = ranks(3, more_ranks_than_rows, tmp_path / "data", tmp_path / "parts")
     np.testing.assert_array_equal(whole["item_row"], few.sort().item_row)
     assert "probability" in whole and others == [None, None]

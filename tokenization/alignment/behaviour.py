@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from ...data.plain import check_numbers
 from ..ranks import Ranks
 from ..text.encoders import Encoder
 from ..text.prompts import Prompts
@@ -60,6 +61,7 @@ class BehaviourConfig:
     """Of the adapter."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "behaviour", history=100_000)
         if self.users not in ("none", "text", "mean"):
             raise ValueError(f"behaviour.users={self.users!r}: expected none, text or mean")
         if not 0 <= self.user_share <= 1:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...data.manifest import drop_lines_after, whole_file
+from ...data.plain import check_numbers
 from ..ranks import Ranks
 from ..text.encoders import Encoder
 from .lora import train_adapter_only
@@ -40,6 +41,7 @@ class OptimizerSettings:
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "optimizer")
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)}: expected more than 0")

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, normalize
 
+from ...data.plain import check_numbers
 from ..ranks import Ranks
 from ..text.encoders import Encoder, encode_to_store
 from ..text.prompts import Prompts
@@ -73,6 +74,7 @@ class GDPOConfig:
     """Of the adapter."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "gdpo")
         if not self.beta > 0:
             raise ValueError(f"gdpo.beta={self.beta}: expected more than 0")
         if not self.similarity_weight >= 0:

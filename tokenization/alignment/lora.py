@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ...data.plain import check_numbers
 from ..text.encoders import Encoder
 
 # Names of the two projections, by architecture: BERT, RoBERTa, XLM-R, ELECTRA; Qwen, Llama, Mistral, Gemma;
@@ -34,6 +35,7 @@ class LoraSettings:
     """Names of the linear layers to adapt; none: the key and value projections, found by architecture."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "lora", rank=4_096)
         self.targets = tuple(self.targets)
         if self.rank < 1:
             raise ValueError(f"lora.rank={self.rank}: expected at least 1")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from tqdm import tqdm
 
+from ...data.plain import check_numbers
 from ..ranks import Ranks
 from ..text.encoders import Encoder, encode_to_store
 from ..text.prompts import Prompts
@@ -51,6 +52,7 @@ class RewardConfig:
     """Lists a step."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "reward", hidden=65_536, negatives=100_000)
         if self.objective not in ("listwise", "pairwise"):
             raise ValueError(f"reward.objective={self.objective!r}: expected listwise or pairwise")
         for name in ("negatives", "lists", "held_out_lists", "hidden", "epochs", "batch_lists"):

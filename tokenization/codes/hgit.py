@@ -29,6 +29,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from ...data.plain import check_numbers
 from ...kernels.codebook import residual_encode, residual_lookup, soft_usage
 from ..ranks import Ranks
 from ..text.vectors import ahead, block
@@ -80,6 +81,7 @@ class HGITOptions:
     """Of the soft usage, in units of a level's mean squared error."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "hgit")
         for name in ("w_admin", "w_geo", "w_category", "w_brand", "lambda_reg"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"hgit.{name}={getattr(self, name)}: expected 0 or more")

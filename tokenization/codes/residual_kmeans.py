@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ...data.plain import check_numbers
 from .kmeans import add_level
 from .tokenizer import FitData, Round, State, Tokenizer
 
@@ -16,6 +17,7 @@ class KMeansOptions:
     """Lloyd's iterations of each level."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "kmeans")
         if self.iterations < 1:
             raise ValueError(f"kmeans.iterations={self.iterations}: expected at least 1")
 

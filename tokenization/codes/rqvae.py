@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...data.plain import check_numbers
 from ...kernels.codebook import residual_encode
 from .kmeans import add_level, seed_centres
 from .learning import PREFIX, batches, keep_adam, restore_adam, step
@@ -46,6 +47,7 @@ class RQVAEOptions:
     """Lloyd's iterations of the k-means that codebooks start from."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "rqvae", hidden=65_536, latent=65_536)
         if not all(width >= 1 for width in self.hidden):
             raise ValueError(f"rqvae.hidden={self.hidden}: expected widths of at least 1")
         for name in ("latent", "epochs", "batch_rows", "epoch_steps", "iterations"):

@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ...data.manifest import read_manifest, whole_file, write_manifest
+from ...data.manifest import MANIFEST, read_manifest, whole_file, write_manifest
+from ...data.plain import check_numbers, from_plain
 from ...kernels.codebook import Metric, residual_encode, residual_lookup
 from ..ranks import Ranks
 from ..text.vectors import Sample, Vectors, ahead, block, check_vectors, dim_of, draw_sample
@@ -49,6 +50,7 @@ class TokenizerConfig:
     """Decides the sample and every random choice."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "codebook", levels=64, codes=1_000_000)
         for name in ("levels", "codes", "sample_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"codebook.{name}={getattr(self, name)}: expected at least 1")
@@ -260,13 +262,21 @@ class Tokenizer(ABC):
         self.state = {name: tensor.to(self.device) for name, tensor in self.state.items()}
         return self
 
-    def save(self, folder: Path, made_from: dict[str, str] | None = None, **extra: Any) -> None:
-        """Write ``codebooks.safetensors`` and ``manifest.json`` into a folder, which is made."""
+    def save(
+        self, folder: Path, made_from: dict[str, str] | None = None, encoder: dict[str, Any] | None = None
+    ) -> None:
+        """Write ``codebooks.safetensors`` and ``manifest.json`` into a folder, which is made.
+
+        Args:
+            folder: where.
+            made_from: name -> content hash of what it was fitted on.
+            encoder: what made the embeddings: those of another are refused later.
+        """
         self._check_fitted()
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.cpu().contiguous() for name, tensor in self.state.items()}, folder / CODEBOOKS)
         about = {"tokenizer": self.name, "options": dataclasses.asdict(self.options), "dim": self.dim}
-        write_manifest(folder, "tokenizer", self.config, made_from, **about, **extra)
+        write_manifest(folder, "tokenizer", self.config, made_from, **about, encoder=encoder or {})
 
     def _check_fitted(self) -> None:
         if not self.state:
@@ -355,8 +365,12 @@ def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenize
         FileNotFoundError, ValueError: no whole folder of a tokenizer, or a damaged file.
     """
     manifest = read_manifest(Path(folder), "tokenizer", verify=True)
-    kind = tokenizer_type(manifest["tokenizer"])
-    tokenizer = kind(TokenizerConfig(**manifest["config"]), kind.options_type(**manifest["options"]))
+    where, name = f"{Path(folder) / MANIFEST}", manifest["tokenizer"]
+    if name not in TOKENIZERS:
+        raise ValueError(f"{where}: got tokenizer {name!r}, this placerank has {', '.join(sorted(TOKENIZERS))}")
+    kind = TOKENIZERS[name]
+    options: Any = from_plain(kind.options_type, manifest["options"], where)
+    tokenizer = kind(from_plain(TokenizerConfig, manifest["config"], where), options)
     tokenizer.dim = manifest["dim"]
     tokenizer.state = load_file(Path(folder) / CODEBOOKS)
     return tokenizer.to(device)

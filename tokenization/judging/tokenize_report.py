@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ...data.plain import check_numbers
 from ...reports import figures, page
 from ..codes.collisions import collisions
 from ..codes.tokenizer import Tokenizer
@@ -37,6 +38,7 @@ class ReportConfig:
     """Items in that picture."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "report")
         if self.queries < 0:
             raise ValueError(f"report.queries={self.queries}: expected 0 or more")
         for name in ("rows", "points"):

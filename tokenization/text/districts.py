@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from ...data.geohash import LONGEST, geohash_encode
+from ...data.plain import check_numbers
 
 _EXACT_ITEMS = 20_000  # up to here plain k-means takes a second; beyond, mini-batches
 _MAX_DISTRICTS = 20_000
@@ -38,6 +39,7 @@ class DistrictConfig:
     """Of k-means."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "districts")
         if self.derive not in ("auto", "always", "never"):
             raise ValueError(f"districts.derive={self.derive!r}: expected auto, always or never")
         if self.items_per_district < 1:

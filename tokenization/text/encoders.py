@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ...data.plain import check_numbers
 from ..ranks import Ranks
 from .store import ITEM, EmbeddingStore, EmbeddingWriter
 
@@ -51,6 +52,7 @@ class EncoderConfig:
     """Show a vision-language model the pictures that the items' column image names."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "encoder")
         if self.pooling not in get_args(Pooling):
             raise ValueError(f"encoder.pooling={self.pooling!r}: expected auto, cls, mean or last")
         if self.precision not in ("auto", "fp32", "bf16"):

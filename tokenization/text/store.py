@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +24,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...data.leftovers import remove_leftovers
 from ...data.manifest import whole_file, write_json
+from ...data.plain import read_json
 
 INFO = "store.json"
 ITEM, USER, PROMPT = "item", "user", "prompt"  # whose vectors a store holds
+_INFO = {
+    "of": Literal["item", "user", "prompt"],
+    "ids": str,
+    **dict.fromkeys(("rows", "dim", "shard_rows"), Annotated[int, 1]),
+    "made_from": dict[str, Any],
+}
 _GROUP_BYTES = 8 << 20  # of a Parquet row group: what reading holds besides the block it makes
 _GROUP_ROWS = 2048  # random rows of a shuffled reader cost one row group each: not larger
 
@@ -68,7 +76,7 @@ class EmbeddingWriter:
         info = json.loads(json.dumps({**facts, "made_from": made_from or {}}))
         path = self.folder / INFO
         if path.is_file():
-            old = _read_info(path)
+            old = read_json(path, dict[str, Any], "choose another folder, or remove this one")
             differs = sorted(name for name in info if info[name] != old.get(name))
             if differs:
                 told = "; ".join(f"{name}: {old.get(name)!r}, now {info[name]!r}" for name in differs)
@@ -76,6 +84,7 @@ class EmbeddingWriter:
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, info)
+        remove_leftovers(self.folder)
 
     @property
     def shards(self) -> int:
@@ -139,7 +148,7 @@ class EmbeddingStore:
     def __init__(self, folder: Path, info: dict[str, Any]) -> None:
         self.folder = folder
         self.of: str = info["of"]
-        self._id_type: str | None = info["ids"]
+        self._id_type: str = info["ids"]
         self.dim: int = info["dim"]
         self.made_from: dict[str, Any] = info["made_from"]
         self._rows: int = info["rows"]
@@ -163,7 +172,7 @@ class EmbeddingStore:
             raise FileNotFoundError(
                 f"{folder / INFO} not found: expected embeddings that placerank align or write_embeddings wrote"
             )
-        store = cls(folder, _read_info(folder / INFO))
+        store = cls(folder, read_json(folder / INFO, _INFO, "copy it again, or make the embeddings again"))
         if store.of != of:
             raise ValueError(f"{folder} holds vectors of {store.of}s, expected those of {of}s; check the path")
         shards = store._files()
@@ -287,22 +296,6 @@ def embedding_chunks(source: Tensor | EmbeddingStore, rows: int) -> Iterator[Ten
 def embedding_rows(source: Tensor | EmbeddingStore, indices: Tensor) -> Tensor:
     """Some rows [n, D], float32, of a tensor [N, D] or of a store."""
     return source.rows(indices) if isinstance(source, EmbeddingStore) else source[indices].float()
-
-
-def _read_info(path: Path) -> dict[str, Any]:
-    """What ``store.json`` says, checked. The first version did not say whose vectors it holds, and for what ids."""
-    try:
-        info = {"of": ITEM, "ids": None, **json.loads(path.read_text())}
-        sizes = [info[name] for name in ("rows", "dim", "shard_rows")]
-        whole = all(type(size) is int and size > 0 for size in sizes) and isinstance(info["made_from"], dict)
-        if not whole or info["of"] not in (ITEM, USER, PROMPT) or not isinstance(info["ids"], str | None):
-            raise ValueError(f"it says {info}")
-    except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged, or of another version ({error}); expected of, ids, rows, dim, shard_rows and "
-            "made_from: copy it again, or make the embeddings again"
-        ) from None
-    return info
 
 
 def _part(folder: Path, shard: int) -> Path:

@@ -95,8 +95,10 @@ def _prepared(folder: Path, arrays: Arrays, hours: np.ndarray) -> Path:
     (folder / "train").mkdir(parents=True, exist_ok=True)
     path = folder / "train" / "part-00000.parquet"
     pq.write_table(pa.table(columns), path, compression="zstd", row_group_size=65_536)
-    splits = {"train": {"rows": samples}}
-    write_manifest(folder, "prepared", {}, splits=splits, history_length=arrays.history.shape[1])
+    train = {"rows": samples, "positives": int(arrays.label.sum()), "mean_history": float(arrays.length.mean())}
+    length, tables = arrays.history.shape[1], dict.fromkeys(("item", "user", "category"), 1)
+    about = {"tables": tables, "user_columns": [], "source": "impressions", "history_length": length}
+    write_manifest(folder, "prepared", {}, splits={"train": train}, **about)
     return folder
 
 
