@@ -100,7 +100,7 @@ def test_a_damaged_line_of_metrics_is_told_by_number(line: str, tmp_path: Path) 
 def test_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
     for name in ("config.json", "metrics.jsonl"):
         (tmp_path / name).write_bytes(b'\xff\xfe\n{"step": 1}\n{"step": 2}\n')
-    with pytest.raises(ValueError, match=r"config\.json is damaged .*mend or remove it"):
+    with pytest.raises(ValueError, match=r"config\.json is damaged.*mend or remove it"):
         read_object(tmp_path / "config.json")
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1"):
         read_metrics(tmp_path)

@@ -76,7 +76,7 @@ class EmbeddingWriter:
         info = json.loads(json.dumps({**facts, "made_from": made_from or {}}))
         path = self.folder / INFO
         if path.is_file():
-            old = read_json(path, dict[str, Any], "choose another folder, or remove this one")
+            old = read_json(path, _INFO, "choose another folder, or remove this one")
             differs = sorted(name for name in info if info[name] != old.get(name))
             if differs:
                 told = "; ".join(f"{name}: {old.get(name)!r}, now {info[name]!r}" for name in differs)
@@ -264,7 +264,7 @@ class EmbeddingStore:
                     sum(file.metadata.row_group(group).num_rows for group in groups) != rows
                     or not (pa.types.is_fixed_size_list(column) and column.value_type == pa.float32())
                     or column.list_size != self.dim
-                    or str(schema.field(self._ids).type) != (self._id_type or str(schema.field(self._ids).type))
+                    or str(schema.field(self._ids).type) != self._id_type
                 ):
                     raise ValueError(f"got {file.metadata.num_rows} rows of {schema.names}, {schema.types}")
                 yield file
