@@ -20,23 +20,8 @@ from .buckets import Bucket
 
 _NEVER = np.iinfo(np.int64).max
 _DAY = 86_400
-MARKERS = [
-    r"\n",
-    r"null",
-    r"<null>",
-    r"nan",
-    r"none",
-    r"nil",
-    r"na",
-    r"n/a",
-    r"#n/a",
-    r"<na>",
-    r"nat",
-    r"undefined",
-    r"unknown",
-    r"-",
-    r"?",
-]
+_WORDS = ("null", "none", "nil", "nan", "nat", "na", "n/a", "undefined", "unknown")
+MARKERS = (*_WORDS, "<null>", "<na>", "#n/a", "\\n", "-", "?")
 """What programs write for a missing value, in lower case."""
 _FEW, _MANY, _MOST = 0.01, 0.05, 0.5  # shares from which something is told as a warning
 _SHOWN = 4  # reasons of a kind on screen; the manifest has them all

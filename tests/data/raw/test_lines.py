@@ -59,7 +59,7 @@ def test_odd_bytes_alone_are_windows_1252(tmp_path: Path, caplog: pytest.LogCapt
         ("a,b\n".encode("utf-16"), "got UTF-16 text; convert it to UTF-8"),
         (b"\xfe\xff" + "a,b\n".encode("utf-16-be"), "got UTF-16 text"),
         ("a,b\n1,2\n".encode("utf-16-le"), "a third of its first bytes is 0: UTF-16, or no text"),
-        (gzip.compress(b"a,b\n"), "got a gzip file; give it a name that ends in .gz"),
+        (gzip.compress(b"a,b\n", mtime=0), "got a gzip file; give it a name that ends in .gz"),
         (b"PK\x03\x04...", "got a zip or Excel file"),
         (b"PAR1...", "got a Parquet file; use --format parquet"),
         (b"", r"the file is empty \(0 bytes\)"),
