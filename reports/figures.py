@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from matplotlib import cycler, rc_context
+from cycler import cycler
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 # Names of CSS variables and their colours on a light ground, as in style.css. All differ: they are told apart by value.

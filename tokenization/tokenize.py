@@ -41,7 +41,7 @@ from .codes.tokenizers import (
 from .judging.tokenize_report import ReportConfig, measure, write_report
 from .ranks import Ranks, joined, rank_device
 from .text.districts import DistrictConfig, Districts, with_districts
-from .text.store import EmbeddingStore
+from .text.store import INFO, EmbeddingStore
 from .text.vectors import ahead, block
 from .work import resumable_folder
 
@@ -149,10 +149,16 @@ def items_of(data: Path, ids: pa.Array) -> pa.Table:
 
 
 def _identity(store: EmbeddingStore) -> str:
-    """Content hash of embeddings: the folder's own where it has one, else of its files."""
+    """Content hash of embeddings: that of the folder that lists them in its manifest, else of their files."""
     for folder in (store.folder, store.folder.parent):
-        if (folder / MANIFEST).is_file():
-            return str(json.loads((folder / MANIFEST).read_text())["content_hash"])
+        path = folder / MANIFEST
+        if path.is_file():
+            try:
+                manifest = json.loads(path.read_text())
+                if (store.folder / INFO).relative_to(folder).as_posix() in manifest["files"]:
+                    return str(manifest["content_hash"])
+            except (ValueError, LookupError, TypeError) as error:
+                raise ValueError(f"{path} is damaged ({error}); make the folder again") from None
     files = sorted(path for path in store.folder.iterdir() if path.is_file())
     return hashlib.sha256("".join(f"{p.name}\0{sha256_file(p)}\n" for p in files).encode()).hexdigest()
 
