@@ -1,1 +1,1 @@
-"""One look for every report: the page, its style sheet and the colours of charts. Imports nothing of ours."""
+"""One look for every report: the page with its style sheet, and its figures. Imports nothing of ours."""

@@ -6,8 +6,8 @@ it by preferences (``gdpo``); vectors again; a report.
 
 What it writes: ``embeddings/`` and ``embeddings_before/`` (see ``store``), ``adapter/`` (as peft writes adapters),
 ``reward.safetensors``, ``items.parquet`` (each item's content, location and district), ``districts.parquet`` where
-districts were derived, ``users/`` (their vectors, if users were anchors), ``report.json``, ``report.html`` with its
-pictures, the steps' ``metrics.jsonl`` and ``manifest.json``.
+districts were derived, ``users/`` (their vectors, if users were anchors), ``report.json``, ``report.html``, the steps'
+``metrics.jsonl`` and ``manifest.json``.
 """
 
 import hashlib

@@ -27,14 +27,13 @@ from tqdm import tqdm
 
 from ..data.manifest import (
     MANIFEST,
-    content_hash,
     read_manifest,
     sha256_file,
     whole_file,
     write_json,
     write_manifest,
 )
-from ..data.plain import check_numbers
+from ..data.plain import check_numbers, read_json
 from ..data.raw.schema import read_items
 from .codes.semantic_ids import FILE, KIND, SemanticIds
 from .codes.tokenizers import (
@@ -49,7 +48,7 @@ from .codes.tokenizers import (
 from .judging.tokenize_report import ReportConfig, measure, write_report
 from .ranks import Ranks, joined, rank_device
 from .text.districts import DistrictConfig, Districts, with_districts
-from .text.store import EmbeddingStore
+from .text.store import INFO, EmbeddingStore
 from .text.vectors import ahead, block
 from .work import resumable_folder
 
@@ -158,10 +157,13 @@ def items_of(data: Path, ids: pa.Array) -> pa.Table:
 
 
 def _identity(store: EmbeddingStore) -> str:
-    """Content hash of embeddings: the folder's own where it has one, else of its files."""
+    """Content hash of embeddings: that of the folder that lists them in its manifest, else of their files."""
     for folder in (store.folder, store.folder.parent):
-        if known := content_hash(folder):
-            return known
+        path = folder / MANIFEST
+        if path.is_file():
+            manifest = read_json(path, {"content_hash": str, "files": dict[str, Any]}, "make the folder again")
+            if (store.folder / INFO).relative_to(folder).as_posix() in manifest["files"]:
+                return str(manifest["content_hash"])
     files = sorted(path for path in store.folder.iterdir() if path.is_file())
     return hashlib.sha256("".join(f"{p.name}\0{sha256_file(p)}\n" for p in files).encode()).hexdigest()
 

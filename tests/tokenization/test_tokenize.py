@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from placerank.cli.main import main
-from placerank.data.manifest import read_manifest, sha256_file
+from placerank.data.manifest import read_manifest, sha256_file, write_manifest
 from placerank.data.raw.schema import read_items
 from placerank.tokenization import tokenize as tokenize_module
 from placerank.tokenization.codes.semantic_ids import SemanticIds, check_trained_with
 from placerank.tokenization.codes.tokenizers import HGITOptions, KMeansOptions, TokenizerConfig, load_tokenizer
 from placerank.tokenization.judging.tokenize_report import ReportConfig
-from placerank.tokenization.text.store import EmbeddingWriter, write_embeddings
+from placerank.tokenization.text.store import EmbeddingStore, EmbeddingWriter, write_embeddings
 from placerank.tokenization.tokenize import TokenizeConfig, codes_of, items_of, tokenize
 
 DIM = 16
@@ -291,6 +291,25 @@ def test_embeddings_with_nan_are_told_by_item(source: Any, tmp_path: Path) -> No
     pq.write_table(table.set_column(1, table.schema.field("embedding"), column), path)
     with pytest.raises(ValueError, match=rf"row 17 \(item {ids[17].as_py()}\) holds NaN or infinity"):
         tokenize(small(source, tmp_path / "t", embeddings=tmp_path / "e"))
+
+
+def test_embeddings_are_known_by_their_content(tmp_path: Path) -> None:
+    """A manifest beside them counts if it lists them; a damaged one is told."""
+    ids = pa.array(range(5))
+    lists_them, other = tmp_path / "align", tmp_path / "other"
+    for folder in (lists_them, other):
+        folder.mkdir()
+        if folder == other:
+            write_manifest(folder, "raw", {})
+        stores = [write_embeddings(folder / name, ids, embed(ids, seed)) for name, seed in (("a", 0), ("b", 1))]
+        if folder == lists_them:
+            write_manifest(folder, "align", {})
+        same = len({tokenize_module._identity(store) for store in stores}) == 1
+        assert same == (folder == lists_them)  # one content hash for all of an align run
+    for text in ("{", "[]", '{"files": {"a/store.json": {}}}'):
+        (lists_them / "manifest.json").write_text(text)
+        with pytest.raises(ValueError, match=r"align/manifest\.json.*make the folder again"):
+            tokenize_module._identity(EmbeddingStore.open(lists_them / "a"))
 
 
 def test_the_command(source: Any, tmp_path: Path, capsys: Any) -> None:
