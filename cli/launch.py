@@ -1,5 +1,6 @@
 """Starts a command on several ranks of this machine with torchrun."""
 
+import logging
 import os
 import signal
 from pathlib import Path
