@@ -1,7 +1,7 @@
 """How a command ends: by a signal, or by an error that a person reads in one line; and how ranks tell their launcher.
 
 A rank that ``launch`` started prints no error of its own: it leaves it in the folder that ``ERRORS`` names, and the
-launcher tells the one that came first. Errors that a rank has because another one is gone don't count before that.
+launcher tells the one that came first. An error that a rank has because another one is gone comes after all others.
 """
 
 import ctypes
@@ -115,9 +115,9 @@ def end(error: BaseException, with_traceback: bool) -> int:
 
 def _leave(folder: Path, text: str, follows: bool) -> None:
     """Write this rank's error for the launcher, unless that is gone."""
-    rank = int(os.environ.get("RANK", 0))
+    file = folder / f"{os.environ.get('RANK', '0')}.json"
     try:
-        (folder / f"{rank}.json").write_text(json.dumps(asdict(RankError(follows, time.time(), rank, text))))
+        file.write_text(json.dumps(asdict(RankError(text, time.time(), follows))))
     except OSError:
         complain(text)
 
@@ -128,22 +128,19 @@ def _wait_for_the_end() -> None:
         time.sleep(10)
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class RankError:
-    """What a rank left: whether it only ``follows`` from another's, when, whose and the text."""
+    """What a rank left: its text, when, and whether it only ``follows`` from what another rank did."""
 
-    follows: bool
-    time: float
-    rank: int
     text: str
+    time: float
+    follows: bool
 
 
-def first_error(folder: Path) -> RankError | None:
-    """Of the errors that ranks left the one that came first; one that only follows where there is no other."""
-    found = []
+def rank_errors(folder: Path) -> dict[int, RankError]:
+    """The errors that ranks left, by rank."""
+    found = {}
     for file in folder.glob("*.json"):
-        try:
-            found.append(RankError(**json.loads(file.read_text())))
-        except ValueError:  # killed while it wrote
-            continue
-    return min(found, default=None)
+        with suppress(ValueError):  # killed while it wrote
+            found[int(file.stem)] = RankError(**json.loads(file.read_text()))
+    return found

@@ -1,12 +1,13 @@
 """Starts a command on several ranks of this machine with torchrun."""
 
+import logging
 import os
 import signal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from .ending import ERRORS, complain, first_error
+from .ending import ERRORS, complain, rank_errors
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -29,6 +30,7 @@ def launch(command: list[str], nproc: int) -> int:
     """
     # One line is told below; torchrun's summary would bury it. Read when it is imported.
     os.environ.setdefault("LOGLEVEL", "CRITICAL")
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -53,15 +55,14 @@ def launch(command: list[str], nproc: int) -> int:
 
 def _tell(failures: "dict[int, ProcessFailure]", errors: Path) -> int:
     """Print the error that ended all ranks; returns the exit code of the rank that had it."""
-    first = min(f.timestamp for f in failures.values())
-    # Those that were killed later were killed here, because they did not end when asked to.
-    killed = [f for f in failures.values() if f.exitcode < 0 and f.timestamp - first <= 1]
-    told = first_error(errors)
-    if told is not None and (not told.follows or not killed):
-        complain(f"rank {told.rank}: {told.text}")
-        return max(next((f.exitcode for f in failures.values() if f.local_rank == told.rank), 1), 1)
-    if killed:
-        name = signal.Signals(-killed[0].exitcode).name
+    said = rank_errors(errors)
+    causes = {rank: error for rank, error in said.items() if not error.follows}
+    first = min(failures.values(), key=lambda f: f.timestamp)
+    rank = min(causes, key=lambda r: causes[r].time) if causes else first.local_rank
+    if not causes and first.exitcode < 0:
+        name = signal.Signals(-first.exitcode).name
         hint = " (most often by the system, out of memory)" if name == "SIGKILL" else ""
-        complain(f"rank {killed[0].local_rank} was killed by {name}{hint}")
-    return max(min(failures.values(), key=lambda f: f.timestamp).exitcode, 1)
+        complain(f"rank {rank} was killed by {name}{hint}")
+    elif rank in said:  # or it has printed its own, as it does of wrong flags
+        complain(f"rank {rank}: {said[rank].text}")
+    return max(next((f.exitcode for f in failures.values() if f.local_rank == rank), 1), 1)

@@ -4,11 +4,13 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from placerank.cli import main as command
-from placerank.cli.ending import ERRORS, RankError, Terminated, end, ended_by_signals, first_error, one_line
+from placerank.cli.ending import ERRORS, RankError, Terminated, end, ended_by_signals, one_line, rank_errors
+from placerank.cli.launch import _tell
 from placerank.cli.settings import SettingsError
 
 LOST = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1\nat")
@@ -47,25 +49,48 @@ def test_exit_codes(error: BaseException, code: int, monkeypatch: pytest.MonkeyP
     assert end(error, with_traceback=False) == code
 
 
-def test_the_first_cause_is_told_and_not_who_fell_over_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Ranks leave their errors in the launcher's folder: a lost connection is told only where nothing else is."""
+def test_ranks_leave_their_errors_to_the_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(ERRORS, str(tmp_path))
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    assert first_error(tmp_path) is None
+    assert rank_errors(tmp_path) == {}
     (tmp_path / "2.json").write_text('{"half')  # killed while it wrote
     monkeypatch.setenv("RANK", "0")
     assert end(LOST, with_traceback=False) == 1
-    lost = first_error(tmp_path)
-    assert lost is not None and lost.text.startswith("the connection to another rank is lost: [../third_party")
-    assert "\n" not in lost.text and lost.follows
     monkeypatch.setenv("RANK", "1")
-    assert end(KeyError("bug"), with_traceback=False) == 1, "a bug is left for the launcher too, with its traceback"
-    told = first_error(tmp_path)
-    assert told is not None and told.rank == 1 and told.text == "KeyError: 'bug'"
-    earlier = RankError(False, told.time - 1, 0, "x")
-    (tmp_path / "0.json").write_text(json.dumps(vars(earlier)))
-    assert first_error(tmp_path) == earlier
+    assert end(KeyError("bug"), with_traceback=False) == 1, "a bug is left too, with its traceback"
+    found = rank_errors(tmp_path)
+    assert found.keys() == {0, 1} and found[0].follows and not found[1].follows
+    assert found[0].text.startswith("the connection to another rank is lost: [../third_party")
+    assert "\n" not in found[0].text and found[1].text == "KeyError: 'bug'"
+
+
+@pytest.mark.parametrize(
+    ("codes", "said", "line", "code"),
+    [
+        ({0: 1, 1: 1}, {0: (5, True), 1: (9, False)}, "rank 1: said by 1", 1),
+        ({0: 1, 1: 2}, {0: (9, False), 1: (5, False)}, "rank 1: said by 1", 2),
+        ({1: -9, 0: 143}, {0: (5, True)}, "rank 1 was killed by SIGKILL (most often by the system, out of memory)", 1),
+        ({1: -11, 0: 143}, {}, "rank 1 was killed by SIGSEGV", 1),
+        ({0: 1, 1: 1}, {0: (5, True), 1: (6, True)}, "rank 0: said by 0", 1),  # the network itself
+        ({0: 2, 1: 143}, {1: (5, True)}, None, 2),  # wrong flags: rank 0 has printed its usage
+    ],
+)
+def test_the_first_cause_is_told_and_not_who_fell_over_it(
+    codes: dict[int, int],
+    said: dict[int, tuple[float, bool]],
+    line: str | None,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    for rank, (time, follows) in said.items():
+        (tmp_path / f"{rank}.json").write_text(json.dumps(vars(RankError(f"said by {rank}", time, follows))))
+    failures = {r: SimpleNamespace(local_rank=r, exitcode=c, timestamp=7) for r, c in codes.items()}
+    assert _tell(failures, tmp_path) == code  # type: ignore[arg-type]
+    assert capsys.readouterr().err == ("" if line is None else f"placerank: error: {line}\n")
 
 
 def test_a_lost_connection_is_no_excuse_for_a_single_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,10 +21,11 @@ from toy_ranker import (
     train_steps,
 )
 
+from placerank.data.batches.features import Table
 from placerank.rankers.ranker import Ranker, RankerConfig
 from placerank.training.model import assemble
 from placerank.training.runtime import runtime
-from placerank.training.sharding import ShardingConfig, make_plan
+from placerank.training.sharding import LARGE, ShardingConfig, _types, make_plan
 
 STEPS = 4
 
@@ -98,13 +98,31 @@ def test_plan_that_cannot_serve_is_told() -> None:
     )
 
 
-def test_too_many_ranks_for_a_row_wise_table_is_told() -> None:
-    with runtime(0) as alone:
-        rt = replace(alone, world_size=64, local_world_size=64)
+def types_of(rows: int, world_size: int, kind: str, dim: int = 8) -> list[str]:
+    return _types(Table("shop", rows, dim, ("shop",)), True, ShardingConfig(default=kind), world_size, "cpu")
+
+
+@pytest.mark.parametrize(("rows", "world_size"), [(13, 64), (3, 4), (9, 4), (4, 3), (5, 4), (1, 2)])
+def test_a_row_wise_table_of_which_a_rank_gets_no_row_is_told(rows: int, world_size: int) -> None:
+    """TorchRec cuts 9 rows for 4 ranks into 3, 3, 3 and none."""
     with pytest.raises(
-        ValueError, match="'category' as row_wise: 13 rows can't be cut for 64 ranks; choose table_wise"
+        ValueError, match=rf"'shop' as row_wise: {rows} rows can't be cut for {world_size} ranks: in pie"
     ):
-        make_plan(Ranker(FEATURES, RankerConfig()), FEATURES, ShardingConfig(default="row_wise"), BATCH, 2.0, rt)
+        types_of(rows, world_size, "row_wise")
+    assert types_of(rows, world_size, "auto", dim=LARGE) == ["table_wise"], "however large it is"
+
+
+@pytest.mark.parametrize(("rows", "world_size"), [(1, 1), (2, 2), (4, 4), (10, 4), (7, 3), (8, 4)])
+def test_other_tables_are_cut_by_rows(rows: int, world_size: int) -> None:
+    assert types_of(rows, world_size, "row_wise") == ["row_wise"]
+    assert types_of(rows, world_size, "auto", dim=LARGE) == ["table_wise", "row_wise"][: min(world_size, 2)]
+
+
+def test_tables_that_do_not_fit_the_containers_memory_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("placerank.training.sharding.memory_limit", lambda: 1 << 10)
+    said = plan_error({})
+    assert "no plan puts these tables on 1 ranks of cpu (memory of a rank: 0.0 GiB, of which 20% is kept free)" in said
+    assert "\n" not in said
 
 
 def test_unknown_sharding_is_told() -> None:
