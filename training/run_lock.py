@@ -38,14 +38,12 @@ def run_lock(run: Path) -> Iterator[None]:
     path = run / LOCK
     file = _take(path)
     done = threading.Event()
-    touching = threading.Thread(target=_keep_touching, args=(path, done), name="run-lock", daemon=True)
-    touching.start()
+    threading.Thread(target=_keep_touching, args=(path, done), name="run-lock", daemon=True).start()
     try:
         yield
     finally:
-        done.set()
-        touching.join()
         path.unlink(missing_ok=True)  # before it is let go of: who opened it meanwhile sees that it is gone
+        done.set()
         file.close()
         if made:
             with suppress(OSError):  # not empty
