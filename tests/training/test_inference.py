@@ -141,7 +141,7 @@ def test_a_run_is_found_from_anywhere_and_moves_with_its_data(
 def test_damaged_files_of_a_run_are_told_before_it_is_scored(check_ins: SimpleNamespace, tmp_path: Path) -> None:
     for name, text in (
         ("config.json", "config.json is damaged"),
-        ("best.json", "best.json is damaged .*say --checkpoint latest"),
+        ("best.json", "best.json is damaged, .*say --checkpoint latest"),
         ("environment.json", "environment.json is damaged"),
         ("metrics.jsonl", "metrics.jsonl, line 1 is not JSON"),
     ):
