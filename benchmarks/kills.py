@@ -192,8 +192,11 @@ def run(names: list[str], signals: list[str], tries: int, nproc: int, work: Path
     """All tries; prints the table and returns how many things were not as they should be."""
     before, rows, wrong = work / "before", {}, []
     before.mkdir()
-    last = max(list(STEPS).index(name) for name in names)
-    for name, step in list(STEPS.items())[: last + 1]:
+    needed = set(names)
+    for name in reversed(STEPS):
+        if name in needed:
+            needed |= {flag.removeprefix("{}/") for flag in STEPS[name].flags if flag.startswith("{}/")}
+    for name, step in ((name, step) for name, step in STEPS.items() if name in needed):
         ranks = ["--nproc", str(nproc)] if step.ranks and nproc > 1 and name in names else []
         begin, log = time.monotonic(), work / f"{name}.log"
         if wait(start([*step.argv(name, before, before / name), *ranks], log)):
