@@ -538,7 +538,7 @@ def test_empty_vocabularies() -> None:
         ({"valid_fraction": 1.0}, r"prepare.valid_fraction=1.0: expected a share in \[0, 1\)"),
         ({"valid_fraction": 0.5, "test_fraction": 0.5}, "expected a sum below 1"),
         ({"reach_km": 0.0}, "prepare.reach_km=0.0: expected more than 0 km"),
-        ({"place_max_hours": float("nan")}, "prepare.place_max_hours=nan: expected 0 hours or more"),
+        ({"place_max_hours": float("nan")}, "prepare.place_max_hours=nan: expected a finite number"),
         ({"row_group_rows": 100_000}, "prepare.row_group_rows=100000: expected 1 to 65,536 rows"),
         ({"columns": {"user_id": "u"}}, "prepare.columns is for format 'csv' alone; got format 'parquet'"),
         ({"out": Path("raw")}, "prepare.out=raw is the input"),
@@ -609,7 +609,7 @@ def test_missing_input_and_output_there(tmp_path: Path) -> None:
 def test_manifest_says_what_it_was_made_from(tmp_path: Path) -> None:
     raw = write(tmp_path / "raw", impressions())
     first = read_manifest(run(raw), "prepared")["made_from"]
-    (raw / "manifest.json").write_text(json.dumps({"content_hash": "abc"}))
+    (raw / "manifest.json").write_text(json.dumps({"kind": "raw", "content_hash": "abc"}))
     assert read_manifest(run(raw), "prepared")["made_from"] == {"raw": "abc"} != first
     assert not (tmp_path / "out" / "buckets").exists()
 
