@@ -539,6 +539,7 @@ def test_empty_vocabularies() -> None:
         ({"valid_fraction": 0.5, "test_fraction": 0.5}, "expected a sum below 1"),
         ({"reach_km": 0.0}, "prepare.reach_km=0.0: expected more than 0 km"),
         ({"place_max_hours": float("nan")}, "prepare.place_max_hours=nan: expected a finite number"),
+        ({"place_max_hours": -1.0}, "prepare.place_max_hours=-1.0: expected 0 hours or more"),
         ({"row_group_rows": 100_000}, "prepare.row_group_rows=100000: expected 1 to 65,536 rows"),
         ({"columns": {"user_id": "u"}}, "prepare.columns is for format 'csv' alone; got format 'parquet'"),
         ({"out": Path("raw")}, "prepare.out=raw is the input"),
