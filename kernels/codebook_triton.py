@@ -128,9 +128,7 @@ def _residual_norms_kernel(  # type: ignore[no-untyped-def]
     total = tl.zeros([BLOCK_N], tl.float32)
     for column in range(0, D, BLOCK_D):
         cols = column + tl.arange(0, BLOCK_D)
-        rest = _residual(
-            x_ptr + first_row * D, centres_ptr, codes_ptr + first_row * L, rows, cols, left, K, D, L, L
-        )
+        rest = _residual(x_ptr + first_row * D, centres_ptr, codes_ptr + first_row * L, rows, cols, left, K, D, L, L)
         total += tl.sum(rest * rest, axis=1)
     # norms: [N]
     tl.store(norms_ptr + first_row + rows, tl.sqrt(total), mask=rows < left)
@@ -219,11 +217,13 @@ def _programs(device: torch.device, warps: int) -> int:
 
 def _planes(directions: Tensor, count: int, block_d: int) -> Tensor:
     """bfloat16 [count, L, K, D padded with zeros to blocks of block_d]; their sum over ``count`` is ``directions``."""
-    planes, rest = [], directions
-    for _ in range(count):
-        planes.append(rest.to(torch.bfloat16))
-        rest = rest - planes[-1]
-    return torch.nn.functional.pad(torch.stack(planes), (0, -directions.shape[2] % block_d))
+    padded = -(-directions.shape[2] // block_d) * block_d
+    planes, rest = directions.new_zeros(count, *directions.shape[:2], padded, dtype=torch.bfloat16), directions
+    for plane in planes:
+        part = plane[:, :, : directions.shape[2]]
+        part.copy_(rest)  # torch.stack takes no bfloat16 under autocast to float16
+        rest = rest - part
+    return planes
 
 
 def residual_encode_triton(

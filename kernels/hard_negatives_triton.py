@@ -179,8 +179,10 @@ def _halves(embeddings: Tensor, block_d: int) -> Tensor:
     products of TF32, and on every kind of GPU. Scaled up, so that what is cut off is no denormal number.
     """
     scaled = F.pad(embeddings, (0, -embeddings.shape[1] % block_d)) * SCALE
-    high = scaled.half()
-    return torch.stack([high, (scaled - high).half()], dim=1)
+    halves = scaled.new_empty(len(scaled), 2, scaled.shape[1], dtype=torch.float16)
+    halves[:, 0] = scaled  # torch.stack takes no float16 under autocast to bfloat16
+    halves[:, 1] = scaled - halves[:, 0]
+    return halves
 
 
 def _constants(k: int, dim: int, random_negatives: bool, random_positives: bool) -> dict[str, Any]:
@@ -255,9 +257,7 @@ def _search(search: Search, starts: Tensor, tiles: Tensor) -> tuple[Tensor, Tens
     return found, positives
 
 
-def _one(
-    k: int, dim: int, rows: int = 6400, random_negatives: bool = False, random_positives: bool = False
-) -> None:
+def _one(k: int, dim: int, rows: int = 6400, random_negatives: bool = False, random_positives: bool = False) -> None:
     """Start the kernel with so many rows, on the meta device."""
 
     def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:

@@ -82,7 +82,7 @@ def pairwise_within_triton(queries: Tensor, candidates: Tensor | None, limits: T
     padded = torch.nn.functional.pad(limits[order], (0, len(radii) * block_q - len(queries)), value=-1)
     chord = padded.view(-1, block_q).amax(1).sqrt()
     starts, listed = reachable_tiles(centres, radii, others, others.new_zeros(len(others)), chord)
-    lists = *map(aligned, (queries, limits, order, others, starts, listed)),
+    lists = (*map(aligned, (queries, limits, order, others, starts, listed)),)
     offsets = torch.zeros(len(queries) + 1, dtype=torch.int64, device=queries.device)
     if len(listed):
         _run(False, *lists, offsets, listed)

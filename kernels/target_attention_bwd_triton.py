@@ -261,7 +261,7 @@ def _gaps_bwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_H: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradients of the gaps and of their weight, for program_id(1)'s columns and each num_programs(0)-th tile of visits."""
+    """Gradients of gaps and of their weight, for program_id(1)'s columns and each num_programs(0)-th tile of visits."""
     program = tl.program_id(0).to(tl.int64)
     g, h = tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_H)
     in_g, in_h = g < G, h < H

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
@@ -28,7 +29,7 @@ class Variant(NamedTuple):
         kernel: the ``triton.jit`` function.
         signature: type of each argument that is no constant, as Triton writes them: ``*fp32``, ``i64``, ``fp32``.
         constants: ``tl.constexpr`` arguments, and numbers that are 1.
-        attributes: what Triton sees in the arguments of ``signature``: D, divides by 16; S, on AMD, within 2 GB.
+        attributes: what Triton sees in the arguments that are specialized: D, divides by 16; S, on AMD, within 2 GB.
         options: ``num_warps``, ``num_stages`` and what else the launch sets.
     """
 
@@ -87,21 +88,23 @@ def launches() -> Iterator[list[Variant]]:
     Raises:
         RuntimeError: with ``TRITON_INTERPRET`` set, as kernels that are interpreted are never compiled.
     """
+    if knobs.runtime.interpret:
+        raise RuntimeError("TRITON_INTERPRET is set, so kernels are interpreted and never compiled: unset it")
     # AMD's eyes see all that NVIDIA's see.
     backend = make_backend(GPUTarget("hip", "gfx942", 64))
     found: list[Variant] = []
 
     def note(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        bound, seen, options = create_function_from_signature(kernel.signature, kernel.params, backend)(
+        bound, specialization, options = create_function_from_signature(kernel.signature, kernel.params, backend)(
             *args, **options
         )
-        kinds = dict(zip(bound, seen, strict=True))
+        kinds = dict(zip(bound, specialization, strict=True))
         found.append(
             Variant(
                 kernel,
                 {name: kind for name, (kind, _) in kinds.items() if kind != "constexpr"},
                 {name: bound[name] for name, (kind, _) in kinds.items() if kind == "constexpr"},
-                {name: letters or "" for name, (kind, letters) in kinds.items() if kind != "constexpr"},
+                {name: "" if kind == "constexpr" else seen for name, (kind, seen) in kinds.items() if seen is not None},
                 options,
             )
         )

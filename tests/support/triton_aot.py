@@ -48,7 +48,7 @@ def asked(variant: Variant, target: str) -> tuple[dict[str, str], dict[Any, Any]
     backend, names = make_backend(TARGETS[target]), variant.kernel.arg_names
     signature = {name: variant.signature.get(name, "constexpr") for name in names}
     constants = {(i,): variant.constants[name] for i, name in enumerate(names) if name in variant.constants}
-    attributes = {(i,): backend.parse_attr(variant.attributes.get(name, "")) for i, name in enumerate(names)}
+    attributes = {(names.index(name),): backend.parse_attr(seen) for name, seen in variant.attributes.items()}
     return signature, constants, attributes, backend.parse_options(dict(variant.options))
 
 
