@@ -7,22 +7,22 @@ the same peak rate, bfloat16 being twice as fast as tf32, and "ieee" leaves NVID
 once a level, not once a tile, so the inner loop is loads and products and nothing else.
 """
 
-from typing import Any
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .variants import Variant
+from .variants import BIG, Variants, aligned
 
 
 @triton.jit
-def _residual(x_ptr, centres_ptr, codes_ptr, rows, cols, N, K, D, L, x_stride, levels):  # type: ignore[no-untyped-def]
+def _residual(x_ptr, centres_ptr, codes_ptr, rows, cols, N, K, D, L, levels):  # type: ignore[no-untyped-def]
     """fp32 [rows, cols]: x less the centres that the first ``levels`` levels chose, in their order."""
     # x: [N, D]
     mask = (rows < N)[:, None] & (cols < D)[None, :]
-    r = tl.load(x_ptr + rows[:, None] * x_stride + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+    r = tl.load(x_ptr + rows[:, None] * D + cols[None, :], mask=mask, other=0.0).to(tl.float32)
     for level in range(0, levels):
         # codes: [N, L]
         code = tl.load(codes_ptr + rows * L + level, mask=rows < N, other=-1).to(tl.int32)
@@ -32,7 +32,7 @@ def _residual(x_ptr, centres_ptr, codes_ptr, rows, cols, N, K, D, L, x_stride, l
     return r
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "K", "D", "L"])
 def _residual_encode_fwd_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
     centres_ptr,
@@ -40,11 +40,10 @@ def _residual_encode_fwd_kernel(  # type: ignore[no-untyped-def]
     half_norms_ptr,
     scratch_ptr,
     codes_ptr,
-    N,
+    N: tl.int64,
     K,
     D,
     L,
-    x_stride,
     PLANES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -73,12 +72,12 @@ def _residual_encode_fwd_kernel(  # type: ignore[no-untyped-def]
     for block in range(program, tl.cdiv(N, BLOCK_N), tl.num_programs(0)):
         first_row = block * BLOCK_N
         left = tl.minimum(N - first_row, BLOCK_N).to(tl.int32)
-        block_x_ptr = x_ptr + first_row * x_stride
+        block_x_ptr = x_ptr + first_row * D
         block_codes_ptr = codes_ptr + first_row * L
         for level in range(0, L):
             for column in range(0, padded_D, BLOCK_C):
                 cols = column + tl.arange(0, BLOCK_C)
-                rest = _residual(block_x_ptr, centres_ptr, block_codes_ptr, rows, cols, left, K, D, L, x_stride, level)
+                rest = _residual(block_x_ptr, centres_ptr, block_codes_ptr, rows, cols, left, K, D, L, level)
                 for plane in tl.static_range(PLANES):
                     part = rest.to(tl.bfloat16)
                     rest -= part.to(tl.float32)
@@ -91,7 +90,8 @@ def _residual_encode_fwd_kernel(  # type: ignore[no-untyped-def]
                 k = first + tl.arange(0, BLOCK_K)
                 scores = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
                 for step in range(0, PAIRS * chunks):  # one loop over pairs and columns, so that loads run ahead
-                    pair, cols = step // chunks, (step % chunks) * BLOCK_D + tl.arange(0, BLOCK_D)
+                    pair, chunk = (step // chunks, step % chunks) if PLANES == 3 else (0, step)
+                    cols = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
                     r_plane, c_plane = (R_PLANES >> 2 * pair) & 3, (C_PLANES >> 2 * pair) & 3
                     r = tl.load(slot_ptr + (r_plane * BLOCK_N + rows)[:, None] * padded_D + cols[None, :])
                     c_ptr = tl.multiple_of(planes_ptr + (c_plane * L + level) * level_size, 16)
@@ -109,17 +109,16 @@ def _residual_encode_fwd_kernel(  # type: ignore[no-untyped-def]
             tl.debug_barrier()  # codes are written before the next level reads them, planes read before it writes them
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "K", "L"])
 def _residual_norms_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
     centres_ptr,
     codes_ptr,
     norms_ptr,
-    N,
+    N: tl.int64,
     K,
     D,
     L,
-    x_stride,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -129,17 +128,15 @@ def _residual_norms_kernel(  # type: ignore[no-untyped-def]
     total = tl.zeros([BLOCK_N], tl.float32)
     for column in range(0, D, BLOCK_D):
         cols = column + tl.arange(0, BLOCK_D)
-        rest = _residual(
-            x_ptr + first_row * x_stride, centres_ptr, codes_ptr + first_row * L, rows, cols, left, K, D, L, x_stride, L
-        )
+        rest = _residual(x_ptr + first_row * D, centres_ptr, codes_ptr + first_row * L, rows, cols, left, K, D, L, L)
         total += tl.sum(rest * rest, axis=1)
     # norms: [N]
     tl.store(norms_ptr + first_row + rows, tl.sqrt(total), mask=rows < left)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "K", "L"])
 def _residual_lookup_fwd_kernel(  # type: ignore[no-untyped-def]
-    codes_ptr, codebooks_ptr, out_ptr, N, K, D, L, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
+    codes_ptr, codebooks_ptr, out_ptr, N: tl.int64, K, D, L, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
 ):
     first_row = tl.program_id(0).to(tl.int64) * BLOCK_N
     rows, cols = tl.arange(0, BLOCK_N), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -158,16 +155,16 @@ def _residual_lookup_fwd_kernel(  # type: ignore[no-untyped-def]
     tl.store(out_ptr + first_row * D + rows[:, None] * D + cols[None, :], out, mask=in_rows[:, None] & in_cols)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "K", "L"])
 def _residual_lookup_bwd_kernel(  # type: ignore[no-untyped-def]
-    grad_ptr, codes_ptr, out_ptr, N, K, D, L, grad_stride, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
+    grad_ptr, codes_ptr, out_ptr, N: tl.int64, K, D, L, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
 ):
     """Adds each row's gradient to its centres by atomics, into fp32 zeros."""
     first_row = tl.program_id(0).to(tl.int64) * BLOCK_N
     rows, cols = tl.arange(0, BLOCK_N), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     in_rows, in_cols = rows < N - first_row, (cols < D)[None, :]
     # grad: [N, D]
-    grad_ptrs = grad_ptr + first_row * grad_stride + rows[:, None] * grad_stride + cols[None, :]
+    grad_ptrs = grad_ptr + first_row * D + rows[:, None] * D + cols[None, :]
     grad = tl.load(grad_ptrs, mask=in_rows[:, None] & in_cols, other=0.0).to(tl.float32)
     for level in range(0, L):
         # codes: [N, L]
@@ -178,26 +175,26 @@ def _residual_lookup_bwd_kernel(  # type: ignore[no-untyped-def]
         tl.atomic_add(level_ptr + code[:, None] * D + cols[None, :], grad, mask=found[:, None] & in_cols, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def _residual_lookup_bwd_sorted_kernel(  # type: ignore[no-untyped-def]
-    grad_ptr, order_ptr, offsets_ptr, out_ptr, D, grad_stride, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
+    grad_ptr, order_ptr, offsets_ptr, out_ptr, first: tl.int64, D, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """One centre: the sum of its rows, in the order of the rows."""
+    """One centre of the level whose first is ``first``: the sum of its rows, in the order of the rows."""
     k = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     # offsets: [K + 1], where the centre's rows begin and end in order
     start, stop = tl.load(offsets_ptr + k), tl.load(offsets_ptr + k + 1)
     total = tl.zeros([BLOCK_D], tl.float32)
-    for first in range(start, stop, BLOCK_N):
-        at = first + tl.arange(0, BLOCK_N)
+    for begin in range(start, stop, BLOCK_N):
+        at = begin + tl.arange(0, BLOCK_N)
         # order: [N]
         rows = tl.load(order_ptr + at, mask=at < stop, other=0)
         # grad: [N, D]
         in_grad = (at < stop)[:, None] & (cols < D)[None, :]
-        grad = tl.load(grad_ptr + rows[:, None] * grad_stride + cols[None, :], mask=in_grad, other=0.0)
+        grad = tl.load(grad_ptr + rows[:, None] * D + cols[None, :], mask=in_grad, other=0.0)
         total += tl.sum(grad.to(tl.float32), axis=0)
-    # out: [K, D], of one level
-    tl.store(out_ptr + k * D + cols, total, mask=cols < D)
+    # out: [L * K, D]
+    tl.store(out_ptr + (first + k) * D + cols, total, mask=cols < D)
 
 
 def _encode_settings(rows: int) -> dict[str, int]:
@@ -220,11 +217,13 @@ def _programs(device: torch.device, warps: int) -> int:
 
 def _planes(directions: Tensor, count: int, block_d: int) -> Tensor:
     """bfloat16 [count, L, K, D padded with zeros to blocks of block_d]; their sum over ``count`` is ``directions``."""
-    planes, rest = [], directions
-    for _ in range(count):
-        planes.append(rest.to(torch.bfloat16))
-        rest = rest - planes[-1]
-    return torch.nn.functional.pad(torch.stack(planes), (0, -directions.shape[2] % block_d))
+    padded = -(-directions.shape[2] // block_d) * block_d
+    planes, rest = directions.new_zeros(count, *directions.shape[:2], padded, dtype=torch.bfloat16), directions
+    for plane in planes:
+        part = plane[:, :, : directions.shape[2]]
+        part.copy_(rest)  # torch.stack takes no bfloat16 under autocast to float16
+        rest = rest - part
+    return planes
 
 
 def residual_encode_triton(
@@ -232,7 +231,7 @@ def residual_encode_triton(
 ) -> tuple[Tensor, Tensor]:
     """As ``codebook_cpu.residual_encode_cpu``. Adds 2 or 6 bytes a number of 128 rows a multiprocessor."""
     (total, dim), (levels, count, _) = x.shape, centres.shape
-    x = x if x.stride(1) == 1 else x.contiguous()
+    x, centres, half_norms = map(aligned, (x, centres, half_norms))
     codes = torch.empty(total, levels, dtype=torch.int64, device=x.device)
     norms = torch.empty(total if with_norms else 0, device=x.device)
     if total == 0:
@@ -241,14 +240,12 @@ def residual_encode_triton(
     settings = _encode_settings(total)
     block_n, block_d = settings["BLOCK_N"], settings["BLOCK_D"]
     # Triton's interpreter multiplies bfloat16 as the integers that it keeps them in: there, planes are kept as float32.
-    split = _planes(directions, planes, block_d).to(torch.bfloat16 if x.is_cuda else torch.float32)
-    if max(count * split.shape[3], block_n * x.stride(0)) >= 2**31:
-        raise ValueError(
-            f"K = {count} centres of D = {dim}, rows {x.stride(0)} apart: K D or a block of rows is over 2^31"
-        )
+    split = _planes(directions, planes, block_d).to(torch.float32 if x.is_cpu else torch.bfloat16)
+    if max(count, block_n) * split.shape[3] >= 2**31:
+        raise ValueError(f"K = {count} centres of D = {dim}: K D or {block_n} rows are over 2^31 numbers")
     programs = min(_programs(x.device, settings["num_warps"]), triton.cdiv(total, block_n))
     scratch = torch.empty(programs, planes, block_n, split.shape[3], dtype=split.dtype, device=x.device)
-    sizes = total, count, dim, levels, x.stride(0)
+    sizes = total, count, dim, levels
     _residual_encode_fwd_kernel[(programs,)](
         x, centres, split, half_norms, scratch, codes, *sizes, PLANES=planes, **settings
     )
@@ -264,7 +261,7 @@ def _lookup_grid(rows: int, dim: int) -> tuple[int, int]:
 
 def residual_lookup_triton(codes: Tensor, codebooks: Tensor) -> Tensor:
     """As ``codebook_cpu.residual_lookup_cpu``, but NaN where a code is out of range. No float64."""
-    codes, codebooks = codes.contiguous(), codebooks.contiguous()
+    codes, codebooks = aligned(codes), aligned(codebooks)
     (total, levels), (_, count, dim) = codes.shape, codebooks.shape
     out = torch.empty(total, dim, dtype=codebooks.dtype, device=codebooks.device)
     if total:
@@ -275,63 +272,54 @@ def residual_lookup_triton(codes: Tensor, codebooks: Tensor) -> Tensor:
 
 def residual_lookup_backward_triton(grad: Tensor, codes: Tensor, count: int, deterministic: bool) -> Tensor:
     """As ``codebook_cpu.residual_lookup_backward_cpu``: by atomics, or of each level's rows sorted by code."""
-    codes, grad = codes.contiguous(), grad if grad.stride(1) == 1 else grad.contiguous()
+    codes, grad = aligned(codes), aligned(grad)
     (total, dim), levels = grad.shape, codes.shape[1]
     out = torch.zeros(levels, count, dim, device=grad.device)
     if total and not deterministic:
         grid = _lookup_grid(total, dim)
-        _residual_lookup_bwd_kernel[grid](grad, codes, out, total, count, dim, levels, grad.stride(0), **_LOOKUP)
+        _residual_lookup_bwd_kernel[grid](grad, codes, out, total, count, dim, levels, **_LOOKUP)
     elif total:
         grid = count, triton.cdiv(dim, _LOOKUP["BLOCK_D"])
         for level in range(levels):
             ordered, order = codes[:, level].sort(stable=True)
             offsets = torch.searchsorted(ordered, torch.arange(count + 1, device=codes.device))
-            _residual_lookup_bwd_sorted_kernel[grid](grad, order, offsets, out[level], dim, grad.stride(0), **_LOOKUP)
+            _residual_lookup_bwd_sorted_kernel[grid](grad, order, offsets, out, level * count, dim, **_LOOKUP)
     return out.to(grad.dtype)
 
 
-def _variant(kernel: Any, pointers: str, sizes: str, settings: dict[str, int], **constants: int) -> Variant:
-    """``pointers`` "x:fp32 codes:i64" and ``sizes`` "N:i64 K:i32" in the order of the kernel's arguments."""
-    signature = {f"{name}_ptr": f"*{dtype}" for name, dtype in (pair.split(":") for pair in pointers.split())}
-    signature |= dict(pair.split(":") for pair in sizes.split())
-    blocks = {name: value for name, value in settings.items() if name.startswith("BLOCK")}
-    return Variant(kernel, signature, constants | blocks, settings["num_warps"], settings["num_stages"])
+def _encode(dtype: torch.dtype, rows: int, dim: int, precision: torch.dtype) -> None:
+    """Start both kernels, on the meta device."""
+    centres = torch.empty(3, 256, dim, device="meta")
+    x = torch.empty(rows, dim, dtype=dtype, device="meta")
+    residual_encode_triton(x, centres, centres.to(precision), centres[:, :, 0].contiguous(), True)
 
 
-_SIZES = "N:i64 K:i32 D:i32 L:i32"
-VARIANTS = {
-    f"encode_{precision}_{size}_{dtype}": _variant(
-        _residual_encode_fwd_kernel,
-        f"x:{dtype} centres:fp32 planes:bf16 half_norms:fp32 scratch:bf16 codes:i64",
-        f"{_SIZES} x_stride:i32",
-        _encode_settings(rows),
-        PLANES=planes,
-    )
-    for precision, planes in (("fp32", 3), ("bf16", 1))
-    for size, rows in (("few", 1), ("many", 1 << 20))
-    for dtype in ("fp32", "bf16")
-}
-for _dtype in ("fp32", "bf16"):
-    VARIANTS |= {
-        f"norms_{_dtype}": _variant(
-            _residual_norms_kernel,
-            f"x:{_dtype} centres:fp32 codes:i64 norms:fp32",
-            f"{_SIZES} x_stride:i32",
-            _NORMS,
-        ),
-        f"lookup_fwd_{_dtype}": _variant(
-            _residual_lookup_fwd_kernel, f"codes:i64 codebooks:{_dtype} out:{_dtype}", _SIZES, _LOOKUP
-        ),
-        f"lookup_bwd_{_dtype}": _variant(
-            _residual_lookup_bwd_kernel,
-            f"grad:{_dtype} codes:i64 out:fp32",
-            f"{_SIZES} grad_stride:i32",
-            _LOOKUP,
-        ),
-        f"lookup_bwd_sorted_{_dtype}": _variant(
-            _residual_lookup_bwd_sorted_kernel,
-            f"grad:{_dtype} order:i64 offsets:i64 out:fp32",
-            "D:i32 grad_stride:i32",
-            _LOOKUP,
-        ),
+def _lookup(dtype: torch.dtype, rows: int, dim: int) -> None:
+    """Start all three kernels, on the meta device."""
+    codes = torch.empty(rows, 3, dtype=torch.int64, device="meta")
+    out = residual_lookup_triton(codes, torch.empty(3, 256, dim, dtype=dtype, device="meta"))
+    for deterministic in (False, True):
+        residual_lookup_backward_triton(out, codes, 256, deterministic)
+
+
+# But for encoding, which is all products, rows are read 16 bytes at once where their width divides by 16.
+VARIANTS = Variants(
+    {
+        f"{name}_{short}": partial(call, dtype, *sizes)
+        for short, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+        for name, (call, *sizes) in {
+            "few": (_encode, 100, 384, torch.float32),
+            "many": (_encode, 10_000, 384, torch.float32),
+            "many_odd": (_encode, 10_000, 50, torch.float32),
+            "many_one": (_encode, 10_000, 1, torch.float32),
+            "many_big": (_encode, BIG, 384, torch.float32),
+            "many_big_in_bf16": (_encode, BIG, 384, torch.bfloat16),
+            "few_in_bf16": (_encode, 100, 384, torch.bfloat16),
+            "many_in_bf16": (_encode, 10_000, 384, torch.bfloat16),
+            "wide": (_lookup, 1000, 384),
+            "odd": (_lookup, 1000, 50),
+            "one": (_lookup, 1000, 1),
+            "big": (_lookup, BIG, 384),
+        }.items()
     }
+)

@@ -6,6 +6,7 @@ A key is a number that orders by score, then by lowest row, so ties need no code
 several programs share a list, and PyTorch takes the best of what they found.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .places import TILE, Search
+from .places import TILE, Search, SortedPlaces
 from .tiles import reachable_tiles, tile_bounds
-from .variants import Variant
+from .variants import BIG, Variants, aligned
 
 # Scores are cosines or lie in [0, 1). An empty slot is worth less than any, what is not eligible less than that.
 SCALE, UNSCALED = 128.0, tl.constexpr(2.0**-14)
@@ -57,7 +58,7 @@ def _uniform(keys, rows):  # type: ignore[no-untyped-def]
     return (x >> 8).to(tl.int32).to(tl.float32) * (1.0 / (1 << 24))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k", "any_category"])
 def _hard_negatives_kernel(  # type: ignore[no-untyped-def]
     q_points_ptr,
     q_numbers_ptr,
@@ -178,15 +179,17 @@ def _halves(embeddings: Tensor, block_d: int) -> Tensor:
     products of TF32, and on every kind of GPU. Scaled up, so that what is cut off is no denormal number.
     """
     scaled = F.pad(embeddings, (0, -embeddings.shape[1] % block_d)) * SCALE
-    high = scaled.half()
-    return torch.stack([high, (scaled - high).half()], dim=1)
+    halves = scaled.new_empty(len(scaled), 2, scaled.shape[1], dtype=torch.float16)
+    halves[:, 0] = scaled  # torch.stack takes no float16 under autocast to bfloat16
+    halves[:, 1] = scaled - halves[:, 0]
+    return halves
 
 
 def _constants(k: int, dim: int, random_negatives: bool, random_positives: bool) -> dict[str, Any]:
     """What the kernel is compiled with: 32 columns a step where the compilers find registers for them, else 16."""
     slots = max(4, triton.next_power_of_2(k))
     usual = not random_negatives and not random_positives and slots <= 32
-    block_d = max(16, min(64, triton.next_power_of_2(dim)))
+    block_d = max(16, min(32, triton.next_power_of_2(dim)))  # with 64 AMD spills
     return {
         "TILE": TILE,
         "BLOCK_C": 32 if usual else 16,
@@ -210,7 +213,7 @@ def hard_negatives_triton(search: Search) -> tuple[Tensor, Tensor]:
         ValueError: more than ``MOST_NEGATIVES`` negatives are asked for.
     """
     q, c, k = search.queries, search.candidates, search.k
-    rows, others, dim = len(q.rows), len(c.rows), q.embeddings.shape[1]
+    rows, others = len(q.rows), len(c.rows)
     if k > MOST_NEGATIVES:
         raise ValueError(f"k: got {k}, expected at most {MOST_NEGATIVES} on CUDA; the CPU takes any number")
     if not rows or not others:
@@ -219,6 +222,15 @@ def hard_negatives_triton(search: Search) -> tuple[Tensor, Tensor]:
     reach = limits.sqrt().nan_to_num(-torch.inf, posinf=torch.inf).view(-1, TILE).amax(1)
     bounds = tile_bounds(c.positions.t(), TILE)
     starts, tiles = reachable_tiles(*tile_bounds(q.positions.t(), TILE), *bounds, reach)
+    found, positives = _search(search, starts, tiles)
+    best = found.transpose(0, 1).reshape(rows, -1).topk(k, dim=1).values
+    return _rows(best), _rows(positives.amax(0))
+
+
+def _search(search: Search, starts: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys that each of the programs which share a list found: negatives int64 [parts, B, k], positives [parts, B]."""
+    q, c, k = search.queries, search.candidates, search.k
+    rows, others, dim = len(q.rows), len(c.rows), q.embeddings.shape[1]
     parts = max(1, min(16, PROGRAMS * TILE // rows))
     found = torch.empty(parts, rows, k, dtype=torch.int64, device=q.rows.device)
     positives = torch.empty(parts, rows, dtype=torch.int64, device=q.rows.device)
@@ -232,40 +244,51 @@ def hard_negatives_triton(search: Search) -> tuple[Tensor, Tensor]:
         torch.stack([q.items, q.categories, q.brands]),
         torch.stack([none if draw is None else draw for draw in keys]),
         q_halves,
-        c.positions,
+        aligned(c.positions),
         torch.stack([c.rows, c.items, c.categories, c.brands]),
         c_halves,
-        starts, tiles, found, positives, rows, others, q_halves.shape[2], k,
-        0 if search.different_category else 2,  # not 1, for which Triton would compile another kernel
+        aligned(starts), aligned(tiles), found, positives, rows, others, q_halves.shape[2], k,
+        0 if search.different_category else 2,
         **constants,
         num_warps=WARPS,
         num_stages=2,
         enable_fp_fusion=False,
     )  # fmt: skip
-    best = found.transpose(0, 1).reshape(rows, -1).topk(k, dim=1).values
-    return _rows(best), _rows(positives.amax(0))
+    return found, positives
 
 
-def _variant(k: int, dim: int, random_negatives: bool = False, random_positives: bool = False) -> Variant:
-    kinds = {"points": "*fp32", "numbers": "*i32", "halves": "*fp16"}
-    constants = _constants(k, dim, random_negatives, random_positives)
-    signature = {
-        name: kinds.get(name.removesuffix("_ptr")[2:], "*i64") if name.endswith("_ptr") else "i32"
-        for name in _hard_negatives_kernel.arg_names
-        if name not in constants
+def _one(k: int, dim: int, rows: int = 6400, random_negatives: bool = False, random_positives: bool = False) -> None:
+    """Start the kernel with so many rows, on the meta device."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    points = empty(3, rows, dtype=torch.float32), empty(rows, dim, dtype=torch.float32)
+    places = SortedPlaces(empty(rows), *points, *(empty(rows) for _ in range(3)))
+    limits, draw = empty(rows, dtype=torch.float32), empty(rows, dtype=torch.int64)
+    keys = draw if random_negatives else None, draw if random_positives else None
+    starts, tiles = (empty(n, dtype=torch.int64) for n in (rows // TILE + 1, rows))
+    _search(Search(places, places, limits, limits, *keys, k, True), starts, tiles)
+
+
+VARIANTS = Variants(
+    {
+        name: partial(_one, *sizes)
+        for name, sizes in {
+            "k9_d16": (9, 16),
+            "k9_d64": (9, 64),
+            "k9_d768": (9, 768),
+            "k1_d16": (1, 16),
+            "k32_d128": (32, 128),
+            "k64_d64": (64, 64),
+            "k128_d64": (128, 64),
+            "random_negatives": (9, 64, 6400, True),
+            "random_positives": (9, 64, 6400, False, True),
+            "random_negatives_d768": (9, 768, 6400, True),
+            "random": (9, 64, 6400, True, True),
+            "big_d64": (9, 64, BIG),
+            "big_d768": (9, 768, BIG),
+            "big_d768_only": (9, 768, 1 << 20),
+        }.items()
     }
-    return Variant(_hard_negatives_kernel, signature, constants, WARPS)
-
-
-VARIANTS = {
-    "hard_negatives_k9_d64": _variant(9, 64),
-    "hard_negatives_k9_d768": _variant(9, 768),
-    "hard_negatives_k1_d16": _variant(1, 16),
-    "hard_negatives_k32_d128": _variant(32, 128),
-    "hard_negatives_k64_d64": _variant(64, 64),
-    "hard_negatives_k128_d64": _variant(128, 64),
-    "hard_negatives_random_negatives": _variant(9, 64, random_negatives=True),
-    "hard_negatives_random_positives": _variant(9, 64, random_positives=True),
-    "hard_negatives_random_negatives_d768": _variant(9, 768, random_negatives=True),
-    "hard_negatives_random": _variant(9, 64, random_negatives=True, random_positives=True),
-}
+)

@@ -5,19 +5,19 @@ PyTorch lists what each tile of near queries can reach, in ascending order (a pl
 along the tile's columns says where in its row a pair goes, so nothing is sorted and nothing is added atomically.
 """
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .tiles import curve_order, reachable_tiles, tile_bounds
-from .variants import Variant
+from .variants import BIG, Variants, aligned
 
 # Registers are what is short here: places of pairs are 64-bit. With 32 columns a warp adds up a row by itself.
 BLOCK_C = 32
-NUM_WARPS = 4
-# The sum of squares is rounded as everywhere else: with fused multiply-adds pairs on the rim would differ.
-OPTIONS = {"num_warps": NUM_WARPS, "num_stages": 2, "enable_fp_fusion": False}
+ROWS = 4  # of a warp
 
 
 def _tile(queries: int) -> int:
@@ -25,7 +25,7 @@ def _tile(queries: int) -> int:
     return 16 if queries < 8192 else 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def _pairwise_within_kernel(  # type: ignore[no-untyped-def]
     queries_ptr,
     limits_ptr,
@@ -82,48 +82,46 @@ def pairwise_within_triton(queries: Tensor, candidates: Tensor | None, limits: T
     padded = torch.nn.functional.pad(limits[order], (0, len(radii) * block_q - len(queries)), value=-1)
     chord = padded.view(-1, block_q).amax(1).sqrt()
     starts, listed = reachable_tiles(centres, radii, others, others.new_zeros(len(others)), chord)
+    lists = (*map(aligned, (queries, limits, order, others, starts, listed)),)
     offsets = torch.zeros(len(queries) + 1, dtype=torch.int64, device=queries.device)
-
-    def run(fill: bool, indices: Tensor) -> None:
-        _pairwise_within_kernel[(len(radii),)](
-            queries,
-            limits,
-            order,
-            others,
-            starts,
-            listed,
-            offsets,
-            indices,
-            len(queries),
-            FILL=fill,
-            BLOCK_Q=block_q,
-            BLOCK_C=BLOCK_C,
-            **OPTIONS,
-        )
-
     if len(listed):
-        run(False, listed)
+        _run(False, *lists, offsets, listed)
         torch.cumsum(offsets, 0, out=offsets)
     indices = torch.empty(int(offsets[-1]), dtype=torch.int64, device=queries.device)
     if len(indices):
-        run(True, indices)
+        _run(True, *lists, offsets, indices)
     return offsets, indices
 
 
-_POINTERS = ("queries", "limits", "candidates"), ("order", "starts", "listed", "offsets", "indices")
-VARIANTS = {
-    f"{'fill' if fill else 'count'}-{dtype}-{block_q}": Variant(
-        kernel=_pairwise_within_kernel,
-        signature={
-            **{f"{name}_ptr": f"*{dtype}" for name in _POINTERS[0]},
-            **{f"{name}_ptr": "*i64" for name in _POINTERS[1]},
-            "B": "i32",
-        },
-        constants={"FILL": fill, "BLOCK_Q": block_q, "BLOCK_C": BLOCK_C},
-        num_warps=NUM_WARPS,
+def _run(fill: bool, queries: Tensor, *others: Tensor) -> None:
+    """Count, or fill; tensors in the order of the kernel's arguments."""
+    block_q = _tile(len(queries))
+    _pairwise_within_kernel[(triton.cdiv(len(queries), block_q),)](
+        queries,
+        *others,
+        len(queries),
+        FILL=fill,
+        BLOCK_Q=block_q,
+        BLOCK_C=BLOCK_C,
+        num_warps=block_q // ROWS,
         num_stages=2,
+        enable_fp_fusion=False,  # so that pairs on the rim are those of the other paths
     )
-    for fill in (False, True)
-    for dtype in ("fp32", "fp64")
-    for block_q in (_tile(1), _tile(1 << 20))
-}
+
+
+def _both(dtype: torch.dtype, queries: int, pairs: int) -> None:
+    """Count and fill, on the meta device."""
+    points, limits = (torch.empty(queries, *n, dtype=dtype, device="meta") for n in ((3,), ()))
+    order, starts, offsets = (torch.empty(queries + n, dtype=torch.int64, device="meta") for n in (0, 1, 1))
+    listed = torch.empty(pairs, dtype=torch.int64, device="meta")
+    for fill in (False, True):
+        _run(fill, points, limits, order, points, starts, listed, offsets, listed)
+
+
+VARIANTS = Variants(
+    {
+        f"{name}_{short}": partial(_both, dtype, *sizes)
+        for name, sizes in {"few": (1000, 1000), "many": (10_000, 1000), "big": (10_000, BIG)}.items()
+        for short, dtype in (("fp32", torch.float32), ("fp64", torch.float64))
+    }
+)

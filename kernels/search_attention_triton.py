@@ -6,6 +6,7 @@ computed from the gaps, never stored. Each visit belongs to one sample, so nothi
 results are the same from run to run.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .variants import Variant
+from .variants import BIG, Variants, aligned
 
-NUMBERS = 2048  # of heads x visits x columns in registers at once
+NUMBERS, NUMBERS_BWD = 2048, 1024  # of heads x visits x columns in registers at once
 MOST_NUMBERS = 2048  # of heads x columns, both rounded up to powers of two: a visit at a time, or two
 
 
@@ -91,7 +92,7 @@ def _found(rows_ptr, b, k, BLOCK_K: tl.constexpr):  # type: ignore[no-untyped-de
     return tl.sum((row >= 0).to(tl.int32), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def _fwd_kernel(  # type: ignore[no-untyped-def]
     queries_ptr,
     keys_ptr,
@@ -134,7 +135,7 @@ def _fwd_kernel(  # type: ignore[no-untyped-def]
     tl.store(total_ptr + b * A + a, top + tl.log(total), mask=a < A)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def _bwd_kernel(  # type: ignore[no-untyped-def]
     grad_ptr,
     of_total_ptr,
@@ -201,10 +202,10 @@ def _block(size: int) -> int:
     return triton.next_power_of_2(max(1, size))
 
 
-def _settings(A: int, D: int, C: int) -> dict[str, int]:
+def _settings(A: int, D: int, C: int, numbers: int) -> dict[str, int]:
     """Tile of visits by how many numbers there are of one."""
     columns = _block(A) * max(_block(D), _block(C))
-    visits = min(32, max(2, NUMBERS // columns))
+    visits = min(32, max(2, numbers // columns))
     return {"BLOCK_R": visits, "num_warps": 4, "num_stages": 1}
 
 
@@ -213,20 +214,20 @@ def fits(A: int, D: int, C: int) -> bool:
     return _block(A) * max(_block(D), _block(C)) <= MOST_NUMBERS
 
 
-def _arguments(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> dict[str, Any]:
-    """Settings and constants of both kernels."""
+def _arguments(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor, numbers: int) -> dict[str, Any]:
+    """Settings and constants of a kernel with so many numbers in registers."""
     (_, A, E), D, G = queries.shape, keys.shape[1], gaps.shape[1]
     blocks = {"BLOCK_A": _block(A), "BLOCK_D": _block(D), "BLOCK_C": _block(E - D), "BLOCK_K": _block(rows.shape[1])}
-    return {"A": A, "D": D, "G": G, "K": (E - D) // G, **blocks, **_settings(A, D, E - D)}
+    return {"A": A, "D": D, "G": G, "K": (E - D) // G, **blocks, **_settings(A, D, E - D, numbers)}
 
 
 def search_attention_triton(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The forward of ``search_attention``; its third result is the log total in float32, for the backward."""
-    queries, keys, gaps, rows = (x.contiguous() for x in (queries, keys, gaps, rows))
+    queries, keys, gaps, rows = map(aligned, (queries, keys, gaps, rows))
     B, A, _ = queries.shape
     pooled, total = torch.empty_like(queries), queries.new_empty(B, A, dtype=torch.float32)
     if B:
-        constants = _arguments(queries, keys, gaps, rows)
+        constants = _arguments(queries, keys, gaps, rows, NUMBERS)
         _fwd_kernel[(B,)](queries, keys, gaps, rows, pooled, total, rows.shape[1], **constants)
     return pooled, total.to(queries.dtype, copy=True), total
 
@@ -242,11 +243,12 @@ def search_attention_backward_triton(
     want_gaps: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Its backward: gradients of queries, keys and gaps ([0, G] if not wanted)."""
-    grad, of_total, queries, keys, gaps, rows = (x.contiguous() for x in (grad, of_total, queries, keys, gaps, rows))
+    grad, of_total, queries, keys = map(aligned, (grad, of_total, queries, keys))
+    gaps, rows, total = map(aligned, (gaps, rows, total))
     of_queries, of_keys = torch.empty_like(queries), torch.zeros_like(keys)
     of_gaps = gaps.new_zeros(len(gaps) if want_gaps else 0, gaps.shape[1])
     if len(queries):
-        constants = _arguments(queries, keys, gaps, rows)
+        constants = _arguments(queries, keys, gaps, rows, NUMBERS_BWD)
         _bwd_kernel[(len(queries),)](
             grad, of_total, queries, keys, gaps, rows, total, of_queries, of_keys, of_gaps, rows.shape[1],
             WANT_GAPS=want_gaps, **constants,
@@ -254,30 +256,27 @@ def search_attention_backward_triton(
     return of_queries, of_keys, of_gaps
 
 
-def _variants(name: str, dtype: str, A: int, D: int, G: int, K: int, k: int) -> dict[str, Variant]:
-    """Both kernels as the launchers start them."""
-    E = D + G * K
-    tensors = (torch.empty(s, device="meta") for s in ((1, A, E), (1, D), (1, G), (1, k)))
-    constants = _arguments(*tensors)
-    warps, stages = constants.pop("num_warps"), constants.pop("num_stages")
-    floats = ("queries", "keys", "gaps", "pooled", "grad", "of_total", "of_queries", "of_keys", "of_gaps")
-    types = {f"{x}_ptr": f"*{dtype}" for x in floats} | {"rows_ptr": "*i64", "total_ptr": "*fp32", "k": "i64"}
-    found = {}
-    for kernel, more in ((_fwd_kernel, {}), (_bwd_kernel, {"WANT_GAPS": False})):
-        signature = {x: types[x] for x in kernel.arg_names if x in types}
-        every = {x: value for x, value in {**constants, **more}.items() if x in kernel.arg_names}
-        found[f"{kernel.__name__[1:4]}_{name}"] = Variant(kernel, signature, every, warps, stages)
-    return found
+def _both(
+    dtype: torch.dtype, A: int, D: int, G: int, K: int, k: int, visits: int = 1000, want_gaps: bool = False
+) -> None:
+    """Start both kernels in these widths, on the meta device."""
+    queries, keys, gaps = (
+        torch.empty(s, dtype=dtype, device="meta") for s in ((100, A, D + G * K), (visits, D), (visits, G))
+    )
+    rows = torch.empty(100, k, dtype=torch.int64, device="meta")
+    pooled, of_total, total = search_attention_triton(queries, keys, gaps, rows)
+    search_attention_backward_triton(pooled, of_total, queries, keys, gaps, rows, total, want_gaps)
 
 
-VARIANTS = {
-    key: variant
-    for name, sizes in {
-        "default": (4, 48, 2, 13, 100),
-        "semantic": (4, 64, 2, 13, 100),
-        "narrow": (1, 16, 2, 13, 20),
-        "wide": (8, 256, 2, 13, 200),
-    }.items()
-    for dtype in ("fp32", "bf16")
-    for key, variant in _variants(f"{name}_{dtype}", dtype, *sizes).items()
-}
+# Widths beside those that rankers have, which ``tests/support/ranker_launches.py`` takes from the towers themselves.
+VARIANTS = Variants(
+    {
+        f"{name}_{short}": partial(_both, dtype, *sizes)
+        for name, sizes in {
+            "narrow": (1, 16, 2, 13, 20),
+            "wide": (8, 256, 2, 13, 200),
+            "gaps": (4, 48, 2, 13, 100, BIG, True),
+        }.items()
+        for short, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    }
+)

@@ -1,4 +1,4 @@
-"""Compile Triton kernels for GPUs that are not here, and read registers and spills from the compilers' reports.
+"""Compile Triton kernels for GPUs that are not here, as they would be launched, and read what they take.
 
 python tests/support/triton_aot.py placerank.kernels.hard_negatives_triton
 python tests/support/triton_aot.py placerank.kernels.codebook_triton sm_90 gfx942
@@ -9,15 +9,16 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from tempfile import NamedTemporaryFile
+from typing import Any, NamedTuple
 
 os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel cannot be compiled
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
 
 from placerank.kernels.variants import Variant
 
@@ -30,9 +31,10 @@ TARGETS = {
 
 
 class Report(NamedTuple):
-    """What a compiled kernel uses: registers a thread, bytes (CUDA) or registers (HIP) spilled, shared memory bytes.
+    """What a compiled kernel uses: registers a thread, spilled ones, shared memory bytes.
 
-    tensor_memory is Blackwell's, in columns of 512; a kernel that asks for more compiles to nothing.
+    spills are bytes of stack a thread (CUDA), or registers (HIP). tensor_memory is Blackwell's, in columns of 512; a
+    kernel that asks for more compiles to nothing.
     """
 
     registers: int
@@ -41,31 +43,29 @@ class Report(NamedTuple):
     tensor_memory: int
 
 
-def _ptxas(ptx: str, capability: int) -> str:
-    """ptxas's own report on a program; the binary is the one that Triton brings."""
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    name = "ptxas-blackwell" if capability >= 100 and (folder / "ptxas-blackwell").exists() else "ptxas"
-    arch = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
-    assert arch, "no .target line in the PTX"
-    with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch) / "kernel.ptx"
-        source.write_text(ptx)
-        command = [folder / name, "-v", f"--gpu-name={arch[1]}", source, "-o", os.devnull]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stderr
+def asked(variant: Variant, target: str) -> tuple[dict[str, str], dict[Any, Any], dict[Any, Any], Any]:
+    """Signature, constants, attributes and options, as a launch on the target asks its compiler for them."""
+    backend, names = make_backend(TARGETS[target]), variant.kernel.arg_names
+    signature = {name: variant.signature.get(name, "constexpr") for name in names}
+    constants = {(i,): variant.constants[name] for i, name in enumerate(names) if name in variant.constants}
+    attributes = {(names.index(name),): backend.parse_attr(seen) for name, seen in variant.attributes.items()}
+    return signature, constants, attributes, backend.parse_options(dict(variant.options))
 
 
 def compile_for(variant: Variant, target: str) -> Report:
     """Compile one variant; raises what Triton raises when it can't."""
-    source = ASTSource(variant.kernel, signature=dict(variant.signature), constexprs=dict(variant.constants))
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
-    compiled = triton.compile(source, target=TARGETS[target], options=options)
+    *source, options = asked(variant, target)
+    compiled = triton.compile(ASTSource(variant.kernel, *source), target=TARGETS[target], options=options.__dict__)
     shared, tensor_memory = compiled.metadata.shared, getattr(compiled.metadata, "tmem_size", None) or 0
     if target.startswith("sm_"):
-        report = _ptxas(compiled.asm["ptx"], TARGETS[target].arch)
-        registers = re.findall(r"Used (\d+) registers", report)
-        spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
-        assert registers and spills, f"ptxas reported nothing to read: {report}"
-        return Report(max(map(int, registers)), sum(int(n) for pair in spills for n in pair), shared, tensor_memory)
+        with NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled.asm["cubin"])
+            file.flush()
+            tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+            text = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
+        used = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", text)
+        assert used, f"cuobjdump told nothing that can be read: {text}"
+        return Report(int(used[1]), int(used[2]) + int(used[3]), shared, tensor_memory)
     text = compiled.asm["amdgcn"]
     registers = re.findall(r"\.vgpr_count:\s+(\d+)", text)
     spilled = re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", text)
@@ -74,11 +74,15 @@ def compile_for(variant: Variant, target: str) -> Report:
 
 
 def main(module: str, targets: list[str]) -> None:
-    """One line a variant and target: name, target, registers, spills, shared, tensor_memory."""
-    found: dict[str, Variant] = importlib.import_module(module).VARIANTS
+    """One line a variant and target: name, target, registers, spills, shared, tensor_memory; equal ones once."""
+    found: Mapping[str, Variant] = importlib.import_module(module).VARIANTS
+    done = set()
     for name, variant in found.items():
         for target in targets:
-            print(name, target, *compile_for(variant, target), flush=True)
+            key = repr((variant.kernel, asked(variant, target), target))
+            if key not in done:
+                print(name, target, *compile_for(variant, target), flush=True)
+            done.add(key)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,33 @@
+"""What holds of every variant that is compiled ahead of time."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).with_name("triton_aot.py")
+# Bytes of shared memory (LDS) that one block may take.
+LIMITS = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+SECONDS = 900  # a minute or two of work, on a machine that may be busy
+
+
+def run_aot(*arguments: str) -> list[list[str]]:
+    """The words of each line of ``triton_aot.py``, which runs in a process of its own.
+
+    In this one the kernels may be interpreted, and such a kernel cannot be compiled.
+    """
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, SCRIPT, *arguments]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=SECONDS)
+    assert run.returncode == 0, run.stderr
+    return [line.split() for line in run.stdout.splitlines()[1:]]
+
+
+def check_compiled(module: str) -> None:
+    """All VARIANTS of a module compile for every target, fit its shared memory and spill no register."""
+    lines = run_aot(module)
+    assert {target for _, target, *_ in lines} == set(LIMITS), f"{module} has no variant for some target"
+    for name, target, _, spills, shared, tensor_memory in lines:
+        assert int(spills) == 0, f"{name} spills {spills} on {target}"
+        assert int(shared) <= LIMITS[target], f"{name} takes {shared} bytes of shared memory on {target}"
+        assert int(tensor_memory) <= 512, f"{name} takes {tensor_memory} columns of tensor memory on {target}"

@@ -1,0 +1,126 @@
+"""What rankers start on a GPU: every tower, in every width that the features' config gives it, and ReST's contrast.
+
+The dense part takes a step on the CPU, and each kernel's CPU path shows its arguments to the GPU's launcher first.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from placerank.data.batches.activity import ACTIVITY_DIM
+from placerank.data.batches.batch import Context, Traits
+from placerank.data.batches.features import HISTORY_GAPS, FeatureConfig, build_features
+from placerank.kernels import codebook_cpu, codebook_triton, hard_negatives, search_attention, target_attention
+from placerank.kernels import hard_negatives_triton as for_negatives
+from placerank.kernels import search_attention_triton as for_search
+from placerank.kernels import target_attention_triton as for_target
+from placerank.kernels.haversine import unit_vectors
+from placerank.kernels.variants import BIG, Variants
+from placerank.rankers.plugins.akt import AktConfig
+from placerank.rankers.plugins.rest import ContrastItems, RestConfig, SpatialContrast
+from placerank.rankers.ranker import RankerConfig, Scorer
+from placerank.rankers.towers.tower import TOWERS, Samples
+
+ITEMS, SAMPLES, VISITS = 40, 23, 211
+Path = Callable[..., Any]
+
+
+def _on_meta(visits: int, x: Any) -> Any:
+    """A tensor without its numbers; of the visits, so many of them."""
+    if not isinstance(x, Tensor):
+        return x
+    return torch.empty((visits, *x.shape[1:]) if x.shape[:1] == (VISITS,) else x.shape, dtype=x.dtype, device="meta")
+
+
+def _shown(launch: Path, path: Path, *arguments: Any) -> Any:
+    """What a CPU path gives, in the types that the launcher gives; with few visits and with more than fit in 2 GB."""
+    launch(*tree_map(partial(_on_meta, BIG), arguments))
+    types = launch(*tree_map(partial(_on_meta, VISITS), arguments))
+    floats = tree_map(lambda x: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x, arguments)
+    return tree_map(lambda got, like: got.to(like.dtype), path(*floats), types)
+
+
+def _negatives(path: Path, search: Any) -> Any:
+    """As ``_shown``, but which tiles are in reach is a matter of numbers."""
+    for_negatives.hard_negatives_triton(search)
+    return path(search)
+
+
+# Where a CPU path is looked up by name, and what GPUs have in its place.
+PATHS: list[tuple[Any, str, Path]] = [
+    (target_attention, "target_attention_cpu", for_target.target_attention_triton),
+    (target_attention, "target_attention_backward_cpu", for_target.target_attention_backward_triton),
+    (search_attention, "search_attention_cpu", for_search.search_attention_triton),
+    (search_attention, "search_attention_backward_cpu", for_search.search_attention_backward_triton),
+    (codebook_cpu, "residual_encode_cpu", codebook_triton.residual_encode_triton),
+]
+
+
+def _with_launches(step: Callable[[], None], dtype: torch.dtype) -> None:
+    with ExitStack() as stack:
+        for module, name, launch in PATHS:
+            stack.enter_context(patch.object(module, name, partial(_shown, launch, getattr(module, name))))
+        path = partial(_negatives, hard_negatives.hard_negatives_cpu)
+        stack.enter_context(patch.object(hard_negatives, "hard_negatives_cpu", path))
+        for module in (target_attention, search_attention):  # bfloat16 too, as on a GPU
+            stack.enter_context(patch.object(module, "_compiled", lambda *_: True))
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            step()
+
+
+def _places(rows: int) -> Tensor:
+    return unit_vectors(48 + 0.1 * torch.rand(rows), 10 + 0.1 * torch.rand(rows))
+
+
+def _rows(high: int, count: int) -> Tensor:
+    return torch.randint(0, high, (count,))
+
+
+def _ranker(tower: str, attributes: list[str], views: bool) -> None:
+    """A training step of the dense part; with views the first is in the width that semantic IDs alone give."""
+    tables = {"item": 50, "user": 50, "category": 1, "brand": 1} | dict.fromkeys(attributes, 9)
+    ids = dict.fromkeys(("semantic_1", "semantic_2", "cluster"), 9) if views else {}
+    features = build_features(FeatureConfig(), tables, [], context=True, traits=True, semantic=ids)
+    config = RankerConfig(tower=tower, akt=AktConfig(enabled=views, views=views))
+    scorer = Scorer(features, config)
+    lengths = torch.full((SAMPLES,), VISITS // SAMPLES)
+    lengths[0] += VISITS - int(lengths.sum())
+    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    hours = _rows(168, SAMPLES), _places(SAMPLES), _places(SAMPLES), _rows(9, VISITS), _rows(168, VISITS)
+    context = Context(_rows(9, SAMPLES), *hours, _places(VISITS))
+    activity = torch.rand(ITEMS, ACTIVITY_DIM), torch.rand(SAMPLES, ACTIVITY_DIM)
+    traits = Traits(torch.randint(0, 9, (ITEMS, len(attributes))), *activity)
+    samples = Samples(_rows(ITEMS, SAMPLES), _rows(ITEMS, VISITS), offsets, torch.rand(VISITS, HISTORY_GAPS), context)
+    rows = [torch.randn(ITEMS, t.dim, requires_grad=True) for t in features.sequence]
+    encoded = scorer.encode(rows, torch.randn(SAMPLES, features.pooled_dim), traits)
+    query = samples.query(encoded.items.vectors)
+    interest, loss = scorer.interest(encoded.items, query, samples, traits, with_loss=True)
+    (interest.float().sum() + (0 if loss is None else loss)).backward()
+
+
+def _contrast() -> None:
+    """ReST's loss, and a refresh of its centres."""
+    dim, config = FeatureConfig().embedding_dim, RestConfig(enabled=True)
+    contrast, known = SpatialContrast(dim, config), torch.randint(1, 9, (ITEMS, 2))
+    attributes = torch.randn(ITEMS, 2, dim)
+    contrast.refresh(attributes, known > 0)
+    contrast(ContrastItems(torch.randn(ITEMS, dim, requires_grad=True), known, attributes, _places(ITEMS)))
+
+
+def _cases() -> dict[str, Callable[[], None]]:
+    steps: dict[str, Callable[[], None]] = {"rest": _contrast}
+    for tower in TOWERS:
+        for attributes in ([], ["category"], ["category", "brand"]):
+            steps["_".join([tower, *attributes])] = partial(_ranker, tower, attributes, False)
+        steps[f"{tower}_views"] = partial(_ranker, tower, ["category", "brand"], True)
+    types = (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    return {f"{name}_{short}": partial(_with_launches, step, t) for name, step in steps.items() for short, t in types}
+
+
+VARIANTS = Variants(_cases())
