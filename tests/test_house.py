@@ -51,6 +51,14 @@ def test_every_room_says_what_it_is_for() -> None:
     assert [str(path) for path in rooms if not ast.get_docstring(ast.parse(path.read_text()))] == []
 
 
+def test_no_file_is_long() -> None:
+    """About 200 lines are good; a file of over 600 needs a reason, given here by name."""
+    reasons: dict[str, str] = {}
+    paths = [path for name in (*FOLDERS, "tests") for path in (ROOT / name).rglob("*.py")]
+    long = {path.relative_to(ROOT).as_posix() for path in paths if len(path.read_text().splitlines()) > 600}
+    assert long == set(reasons)
+
+
 def test_wheel_holds_every_file(tmp_path: Path) -> None:
     """Built from a copy, as setuptools leaves its work beside the sources."""
     source = tmp_path / "source"

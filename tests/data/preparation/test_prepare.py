@@ -1,6 +1,5 @@
 """``prepare`` against loops over rows: splits, histories, counts, negatives, vocabularies; and bad input."""
 
-import json
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -11,92 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from raw_tables import ITEMS, START, column, everything, impressions, read, run, same, visits, warnings_of, write
 
 from placerank.data.manifest import read_manifest
 from placerank.data.preparation import prepare as module
 from placerank.data.preparation import samples as samples_module
-from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.data.preparation.vocabulary import category_rows, price_rows, rows_of, vocabulary
 from placerank.data.raw.columns import DataError
 from placerank.kernels.haversine import haversine_km
-
-START = 1_600_000_000
-ITEMS = pa.table(
-    {
-        "item_id": [f"i{i}" for i in range(12)],
-        "name": [f"place {i}" if i % 3 else None for i in range(12)],
-        "category": pa.array(
-            [None, ["food"], ["food", "noodles"], ["shop", "noodles"], [], *[["food", "noodles", "ramen"]] * 7],
-            pa.list_(pa.string()),
-        ),
-        "brand": [None, "b", "a", "b", *[None] * 8],
-        "price": pa.array([None, 1, 2, 2, 3, *[4] * 7], pa.float32()),
-        "lat": [50.0 + 0.01 * i for i in range(11)] + [60.0],
-        "lon": [4.0] * 12,
-        "city": ["x", "y", *["x"] * 10],
-    }
-)
-
-
-def write(folder: Path, interactions: dict[str, Any], items: pa.Table = ITEMS, users: pa.Table | None = None) -> Path:
-    folder.mkdir(exist_ok=True)
-    pq.write_table(items, folder / "items.parquet")
-    pq.write_table(pa.table(interactions), folder / "interactions.parquet")
-    if users is not None:
-        pq.write_table(users, folder / "users.parquet")
-    return folder
-
-
-def impressions(rows: int = 400, users: int = 6, seed: int = 0, moments: int = 60) -> dict[str, Any]:
-    """Random impressions; several rows, and several requests, of a user share a moment."""
-    rng = np.random.default_rng(seed)
-    time = START + 1000 * rng.integers(0, moments, rows)
-    lat = np.where(rng.random(rows) < 0.5, np.nan, rng.uniform(50, 51, rows))
-    user = rng.integers(0, users, rows)
-    return {
-        "user_id": [f"u{u}" for u in user],
-        "item_id": [f"i{i}" for i in rng.integers(0, 12, rows)],
-        "timestamp": pa.array(time, pa.timestamp("s", "UTC")),
-        "label": rng.integers(0, 2, rows).astype(np.int8),
-        "user_lat": pa.array(lat, mask=np.isnan(lat)),
-        "user_lon": pa.array(lat - 46, mask=np.isnan(lat)),
-        "request_id": [f"{t}-{u}-{k}" for t, u, k in zip(time, user, rng.integers(0, 2, rows), strict=True)],
-    }
-
-
-def visits(rows: int = 300, users: int = 5, seed: int = 0, moments: int = 200) -> dict[str, Any]:
-    rng = np.random.default_rng(seed)
-    return {
-        "user_id": rng.integers(0, users, rows),
-        "item_id": [f"i{i}" for i in rng.integers(0, 12, rows)],
-        "timestamp": pa.array(START + 7200 * rng.integers(0, moments, rows), pa.timestamp("s", "UTC")),
-        "label": np.ones(rows, np.int8),
-    }
-
-
-def run(raw: Path, **options: Any) -> Path:
-    return prepare(PrepareConfig(**{"input": raw, "out": raw.parent / "out", "overwrite": True, **options}))
-
-
-def read(folder: Path, split: str) -> list[dict[str, Any]]:
-    return [r for p in sorted((folder / split).glob("*.parquet")) for r in pq.read_table(p).to_pylist()]
-
-
-def everything(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    return {split: read(folder, split) for split in ("train", "valid", "test")}
-
-
-def same(a: Path, b: Path) -> bool:
-    files = [{n: f["sha256"] for n, f in read_manifest(x, "prepared", verify=True)["files"].items()} for x in (a, b)]
-    return files[0] == files[1]
-
-
-def column(folder: Path, file: str, name: str) -> list[Any]:
-    return pq.read_table(folder / file)[name].to_pylist()
-
-
-def warnings_of(folder: Path) -> str:
-    return "\n".join(read_manifest(folder, "prepared")["summary"]["warnings"])
 
 
 def rows_back(folder: Path, interactions: dict[str, Any]) -> list[tuple[str, str, int, int]]:
@@ -526,111 +447,3 @@ def test_empty_vocabularies() -> None:
     assert len(table) == 1 and deepest.tolist() == [0, 0] and paths.to_pylist() == [[], []]
     table = vocabulary(pa.chunked_array([pa.nulls(2, pa.string())]))
     assert rows_of(pa.array(["a", None]), table).tolist() == [0, 0]
-
-
-# --- what is refused, or told -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"history_length": 0}, "prepare.history_length=0: expected at least 1"),
-        ({"valid_fraction": 1.0}, r"prepare.valid_fraction=1.0: expected a share in \[0, 1\)"),
-        ({"valid_fraction": 0.5, "test_fraction": 0.5}, "expected a sum below 1"),
-        ({"reach_km": 0.0}, "prepare.reach_km=0.0: expected more than 0 km"),
-        ({"place_max_hours": float("nan")}, "prepare.place_max_hours=nan: expected a finite number"),
-        ({"place_max_hours": -1.0}, "prepare.place_max_hours=-1.0: expected 0 hours or more"),
-        ({"row_group_rows": 100_000}, "prepare.row_group_rows=100000: expected 1 to 65,536 rows"),
-        ({"columns": {"user_id": "u"}}, "prepare.columns is for format 'csv' alone; got format 'parquet'"),
-        ({"out": Path("raw")}, "prepare.out=raw is the input"),
-    ],
-)
-def test_config_is_checked(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        PrepareConfig(**{"input": Path("raw"), "out": Path("out"), **options})
-
-
-def test_one_class_only(tmp_path: Path) -> None:
-    source = impressions()
-    source["label"] = np.zeros(400, np.int8)
-    with pytest.raises(DataError, match="all 400 interactions have label 0, expected some with label 1"):
-        run(write(tmp_path / "raw", source))
-    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
-
-
-def test_no_positive_in_train(tmp_path: Path) -> None:
-    source = impressions()
-    late = np.array([t.as_py().timestamp() > START + 55_000 for t in source["timestamp"]])
-    source["label"] = late.astype(np.int8)
-    with pytest.raises(DataError, match=r"the train split has \d+ samples and no positive"):
-        run(write(tmp_path / "raw", source))
-    source["label"] = 1 - source["label"]
-    folder = run(write(tmp_path / "raw", source), test_fraction=0.05)
-    assert "the test split holds only negatives: its AUC is undefined" in warnings_of(folder)
-
-
-def test_one_moment_only(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"the valid split is empty: 400 interactions run from 2020-09-13 12:26"):
-        run(write(tmp_path / "raw", impressions(moments=1)))
-
-
-def test_one_user_only(tmp_path: Path) -> None:
-    folder = run(write(tmp_path / "raw", impressions(users=1)))
-    assert "of one user only" in warnings_of(folder)
-    assert read_manifest(folder, "prepared")["users"] == 1
-
-
-def test_request_over_several_moments(tmp_path: Path) -> None:
-    source = impressions()
-    source["request_id"] = ["same"] * 400
-    with pytest.raises(DataError, match=r"a request_id of user 'u\d' has rows at \d+ and at \d+.*expected one moment"):
-        run(write(tmp_path / "raw", source))
-
-
-def test_bad_rows(tmp_path: Path) -> None:
-    source = impressions()
-    source["item_id"][7] = "nowhere"
-    with pytest.raises(DataError, match="row 7, column 'item_id': got 'nowhere'"):
-        run(write(tmp_path / "raw", source))
-    folder = run(tmp_path / "raw", on_bad_rows="skip")
-    assert sum(len(x) for x in everything(folder).values()) == 399
-    (told,) = read_manifest(folder, "prepared")["rejected"]
-    assert told["rows"] == 1 and pq.read_table(folder / "rejected" / "interactions.parquet")["row"].to_pylist() == [7]
-
-
-def test_missing_input_and_output_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"prepare\.input=.*nothing not found"):
-        run(tmp_path / "nothing")
-    raw = write(tmp_path / "raw", impressions())
-    run(raw)
-    with pytest.raises(FileExistsError, match="out exists; choose another folder"):
-        run(raw, overwrite=False)
-
-
-def test_manifest_says_what_it_was_made_from(tmp_path: Path) -> None:
-    raw = write(tmp_path / "raw", impressions())
-    first = read_manifest(run(raw), "prepared")["made_from"]
-    (raw / "manifest.json").write_text(json.dumps({"kind": "raw", "content_hash": "abc"}))
-    assert read_manifest(run(raw), "prepared")["made_from"] == {"raw": "abc"} != first
-    assert not (tmp_path / "out" / "buckets").exists()
-
-
-def test_public_formats_and_csv(tmp_path: Path) -> None:
-    """Read through ``convert``: lines that the reader sets aside and leaves out are told in one place."""
-    lines = [
-        f"{u}\t2010-10-{d:02}T10:00:00Z\t{50 + p / 100}\t4.0\tp{p}"
-        for u in "ab"
-        for d in range(1, 29)
-        for p in (d % 5,)
-    ]
-    (tmp_path / "loc-gowalla_totalCheckins.txt").write_text(
-        "\n".join([*lines, "a\t2010-10-01T10:00:00Z\t95\t4\tp7", ""])
-    )
-    source = tmp_path / "loc-gowalla_totalCheckins.txt"
-    with pytest.raises(DataError, match=r"line \d+, column 'lat': got '95'"):
-        run(source, format="gowalla")
-    folder = run(source, format="gowalla", on_bad_rows="skip")
-    told = read_manifest(folder, "prepared")
-    assert told["left_out"] == {"check-ins without a location": 0} and sum(r["rows"] for r in told["rejected"]) == 1
-    assert sum(s["positives"] for s in told["splits"].values()) == 56 and told["tables"]["item"] == 6
-    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["rejected", "test", "train", "valid", "vocab"]

@@ -1,0 +1,89 @@
+"""Small tables of items and interactions, and ``prepare`` on them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from placerank.data.manifest import read_manifest
+from placerank.data.preparation.prepare import PrepareConfig, prepare
+
+START = 1_600_000_000
+ITEMS = pa.table(
+    {
+        "item_id": [f"i{i}" for i in range(12)],
+        "name": [f"place {i}" if i % 3 else None for i in range(12)],
+        "category": pa.array(
+            [None, ["food"], ["food", "noodles"], ["shop", "noodles"], [], *[["food", "noodles", "ramen"]] * 7],
+            pa.list_(pa.string()),
+        ),
+        "brand": [None, "b", "a", "b", *[None] * 8],
+        "price": pa.array([None, 1, 2, 2, 3, *[4] * 7], pa.float32()),
+        "lat": [50.0 + 0.01 * i for i in range(11)] + [60.0],
+        "lon": [4.0] * 12,
+        "city": ["x", "y", *["x"] * 10],
+    }
+)
+
+
+def write(folder: Path, interactions: dict[str, Any], items: pa.Table = ITEMS, users: pa.Table | None = None) -> Path:
+    folder.mkdir(exist_ok=True)
+    pq.write_table(items, folder / "items.parquet")
+    pq.write_table(pa.table(interactions), folder / "interactions.parquet")
+    if users is not None:
+        pq.write_table(users, folder / "users.parquet")
+    return folder
+
+
+def impressions(rows: int = 400, users: int = 6, seed: int = 0, moments: int = 60) -> dict[str, Any]:
+    """Random impressions; several rows, and several requests, of a user share a moment."""
+    rng = np.random.default_rng(seed)
+    time = START + 1000 * rng.integers(0, moments, rows)
+    lat = np.where(rng.random(rows) < 0.5, np.nan, rng.uniform(50, 51, rows))
+    user = rng.integers(0, users, rows)
+    return {
+        "user_id": [f"u{u}" for u in user],
+        "item_id": [f"i{i}" for i in rng.integers(0, 12, rows)],
+        "timestamp": pa.array(time, pa.timestamp("s", "UTC")),
+        "label": rng.integers(0, 2, rows).astype(np.int8),
+        "user_lat": pa.array(lat, mask=np.isnan(lat)),
+        "user_lon": pa.array(lat - 46, mask=np.isnan(lat)),
+        "request_id": [f"{t}-{u}-{k}" for t, u, k in zip(time, user, rng.integers(0, 2, rows), strict=True)],
+    }
+
+
+def visits(rows: int = 300, users: int = 5, seed: int = 0, moments: int = 200) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    return {
+        "user_id": rng.integers(0, users, rows),
+        "item_id": [f"i{i}" for i in rng.integers(0, 12, rows)],
+        "timestamp": pa.array(START + 7200 * rng.integers(0, moments, rows), pa.timestamp("s", "UTC")),
+        "label": np.ones(rows, np.int8),
+    }
+
+
+def run(raw: Path, **options: Any) -> Path:
+    return prepare(PrepareConfig(**{"input": raw, "out": raw.parent / "out", "overwrite": True, **options}))
+
+
+def read(folder: Path, split: str) -> list[dict[str, Any]]:
+    return [r for p in sorted((folder / split).glob("*.parquet")) for r in pq.read_table(p).to_pylist()]
+
+
+def everything(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    return {split: read(folder, split) for split in ("train", "valid", "test")}
+
+
+def same(a: Path, b: Path) -> bool:
+    files = [{n: f["sha256"] for n, f in read_manifest(x, "prepared", verify=True)["files"].items()} for x in (a, b)]
+    return files[0] == files[1]
+
+
+def column(folder: Path, file: str, name: str) -> list[Any]:
+    return pq.read_table(folder / file)[name].to_pylist()
+
+
+def warnings_of(folder: Path) -> str:
+    return "\n".join(read_manifest(folder, "prepared")["summary"]["warnings"])
