@@ -59,7 +59,7 @@ class Step:
 
 
 STEPS = {
-    "simulate": Step(("--items", "3000", "--users", "2000", "--requests", "20000", "--cities", "3"), "raw"),
+    "simulate": Step(("--items", "1000", "--users", "2000", "--requests", "20000", "--cities", "3"), "raw"),
     "prepare": Step(("--input", "{}/simulate"), "prepared"),
     "align": Step(("--data", "{}/prepare", "--rung", "none"), "align", resumes=True, ranks=True),
     "tokenize": Step(
