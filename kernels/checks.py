@@ -178,8 +178,9 @@ def check_segments(segments: Tensor, offsets: Tensor, rows: Tensor) -> None:
         TypeError, ValueError: something else.
     """
     check_tensors({}, {"segments": (segments, "T"), "offsets": (offsets, "B+1")})
-    if segments.shape[0] != rows.shape[0]:
-        raise ValueError(f"segments: got {list(segments.shape)}, expected [T] = [{rows.shape[0]}]")
+    if not isinstance(rows, Tensor) or rows.shape[:1] != segments.shape:
+        got = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+        raise ValueError(f"segments: got {list(segments.shape)} for rows {got}, expected one a row")
     if _no_numbers(segments) or segments.shape[0] == 0:
         return
     batch = torch.arange(offsets.shape[0] - 1, device=offsets.device)
