@@ -17,7 +17,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torch import Tensor, nn
 
-from ..kernels.row_adagrad import row_adagrad_
+from ..kernels.row_adagrad import row_adagrad_unchecked_
 
 
 class _Lookup(torch.autograd.Function):
@@ -49,7 +49,7 @@ class _Lookup(torch.autograd.Function):
         (ids,) = ctx.saved_tensors
         cuts, tables, lr, eps = ctx.step
         for (weights, states), a, b in zip(tables, cuts[:-1], cuts[1:], strict=True):
-            row_adagrad_(weights, states, ids[a:b], grad[a:b], lr, eps)
+            row_adagrad_unchecked_(weights, states, ids[a:b], grad[a:b], lr, eps)
         return None, None, None, None, None, None
 
 

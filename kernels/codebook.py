@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import codebook_cpu
+from .checks import check_number, check_tensors
 
 Metric = Literal["euclidean", "cosine"]
 Precision = Literal["fp32", "bf16"]
@@ -54,7 +55,7 @@ def residual_encode_reference(
         if sizes is not None:
             scores[:, sizes[level] :] = -torch.inf
         best, code = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).max(dim=1)
-        found = best > -torch.inf
+        found = best.isfinite()
         residual = torch.where(found[:, None], residual - centres[code], residual)
         codes.append(torch.where(found, code, -1))
     return torch.stack(codes, dim=1)
@@ -226,16 +227,22 @@ _soft_usage.register_autograd(_soft_grad, setup_context=_save_soft)
 
 
 def _check(x: Tensor, codebooks: Tensor) -> None:
+    _same_device(x=x, codebooks=codebooks)
     if x.dim() != 2 or codebooks.dim() != 3 or x.shape[1] != codebooks.shape[2] or 0 in codebooks.shape:
         got = f"x {list(x.shape)} and codebooks {list(codebooks.shape)}"
         raise ValueError(f"got {got}, expected [N, D] and [L, K, D] with L, K, D of at least 1")
     for name, tensor in (("x", x), ("codebooks", codebooks)):
         if tensor.dtype not in _INPUT_DTYPES:
             raise ValueError(f"{name}: got {tensor.dtype}, expected float32, float16 or bfloat16; convert it first")
-    if x.device != codebooks.device:
-        raise ValueError(
-            f"x is on {x.device}, codebooks are on {codebooks.device}; move one, a chunk at a time if need be"
-        )
+
+
+def _same_device(**tensors: Tensor) -> None:
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}: got {type(x).__name__}, expected a tensor")
+    (one, x), (other, y) = tensors.items()
+    if x.device != y.device:
+        raise ValueError(f"{one} is on {x.device}, {other} are on {y.device}; move one, a chunk at a time if need be")
 
 
 def _metrics(metric: Metric | Sequence[Metric], levels: int) -> list[Metric]:
@@ -290,8 +297,9 @@ def residual_encode(
         sizes: number of centres of each level where that differs; rows of ``codebooks`` past it are padding.
 
     Returns:
-        int64 [N, L]. -1 from the first level on where no score is a number or above -inf: a row with NaN. A centre
-        with NaN is never chosen. Of two centres whose distances differ by less than float32 can tell, either.
+        int64 [N, L]. -1 from the level on where the best score is no finite number: from the first for a row with NaN
+        or infinity, which no centre is near. A centre with NaN is never chosen. Of two centres whose distances differ
+        by less than float32 can tell, either.
 
     Naive: 2 N K D flops and 2 N K + 3 N D float32 numbers of traffic a level, N K of memory. Here: the same flops, x
     is read once, codes are written once; scores and residuals stay in cache (CPU) or on chip (GPU). Memory added to
@@ -315,7 +323,8 @@ def residual_quantize(
     """``residual_encode`` with what is left over and what was found; arguments as there.
 
     The reconstruction is ``residual_lookup`` of the codes and carries gradients to the codebooks. The norms are taken
-    along the way, at the cost of one more reading of the last residual; they carry none. A row of code -1 has norm NaN.
+    along the way, at the cost of one more reading of the last residual; they carry none. A row of code -1
+    has the norm of what was left over: NaN or infinity, if the row has them.
     """
     _check(x, codebooks)
     prepared = _prepare(codebooks, _metrics(metric, codebooks.shape[0]), precision, sizes)
@@ -343,6 +352,7 @@ def residual_lookup(codes: Tensor, codebooks: Tensor, *, deterministic: bool = F
     L N D numbers are read and N D written, backward N D read and L K D written at least; nothing of N x K or N x L x D
     is kept.
     """
+    _same_device(codes=codes, codebooks=codebooks)
     if codes.dim() != 2 or codebooks.dim() != 3 or codes.shape[1] != codebooks.shape[0] or 0 in codebooks.shape:
         got = f"codes {list(codes.shape)} and codebooks {list(codebooks.shape)}"
         raise ValueError(f"got {got}, expected [N, L] and [L, K, D] with L, K, D of at least 1")
@@ -365,19 +375,18 @@ def soft_usage(x: Tensor, centres: Tensor, temperature: float) -> Tensor:
 
     Returns:
         [K], sums to 1, float32 (float64 if x is); differentiable in ``x`` and ``centres``. NaN where N is 0 or a row
-        has NaN.
+        has NaN or infinity.
 
     LGSID, arXiv 2511.14221: L_reg = sum of p log(K p) with p the usage of a level. Rows are streamed in chunks of 4 MiB
     of scores (64 MiB on CUDA) and scored again in the backward, so that nothing of N x K is kept: 2 N K D flops
     forward, 6 N K D backward, 4 N K D where x asks for no gradient. Chunks of plain products and exponentials are the
     whole of it, on either device.
     """
+    _same_device(x=x, centres=centres)
     if x.dim() != 2 or centres.dim() != 2 or x.shape[1] != centres.shape[1] or 0 in centres.shape:
         got = f"x {list(x.shape)} and centres {list(centres.shape)}"
         raise ValueError(f"got {got}, expected [N, D] and [K, D] with K, D of at least 1")
-    if not (x.is_floating_point() and centres.is_floating_point()):
-        raise ValueError(f"got x {x.dtype} and centres {centres.dtype}, expected floating dtypes")
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature: got {temperature}, expected a number above 0")
+    check_tensors({"x": (x, "N D"), "centres": (centres, "K D")}, mixed=True)
+    check_number("temperature", temperature, 0, above=True)
     usage: Tensor = _soft_usage(x, centres, float(temperature))
     return usage

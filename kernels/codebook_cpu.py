@@ -125,6 +125,7 @@ def _encode_chunks(
                 tile_scores = torch.mm(tile, factor.t(), out=scores[: len(tile), :n])
                 tile_half_norms = half_norms[level, k : k + TILE_CENTRES]
                 _running_argmax(tile_scores.numpy(), tile_half_norms.numpy(), k, best[:n], winners[:n])
+            winners[:n][best[:n] == np.inf] = -1  # an infinite row, or products too large for float32
             codes[start : start + n, level] = torch.from_numpy(winners[:n])
             if level < levels - 1:
                 _subtract(chunk.numpy(), centres[level].numpy(), winners)
@@ -143,7 +144,8 @@ def residual_encode_cpu(
         directions: float32 or bfloat16 [L, K, D]; what the residual, rounded likewise, is multiplied with.
         half_norms: float32 [L, K]; subtracted from the product. +inf: never chosen.
 
-    The largest product minus half norm wins. Adds ``CHUNK_ROWS * (D + TILE_CENTRES)`` numbers a thread to memory.
+    The largest product minus half norm wins, if it is finite. Adds ``CHUNK_ROWS * (D + TILE_CENTRES)`` numbers a thread
+    to memory.
     """
     total, threads = x.shape[0], torch.get_num_threads()
     codes = torch.empty(total, centres.shape[0], dtype=torch.int64)

@@ -104,6 +104,7 @@ def _residual_encode_fwd_kernel(  # type: ignore[no-untyped-def]
                 lowest = tl.min(tl.where(scores == top[:, None], k[None, :], K), axis=1)
                 winner = tl.where(top > best, lowest, winner)
                 best = tl.maximum(top, best)
+            winner = tl.where(best < float("inf"), winner, -1)  # an infinite row, or products too large
             # codes: [N, L]
             tl.store(block_codes_ptr + rows * L + level, winner.to(tl.int64), mask=rows < left)
             tl.debug_barrier()  # codes are written before the next level reads them, planes read before it writes them

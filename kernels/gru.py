@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import check_offsets, check_tensors
 from .gru_cpu import gru_backward_cpu, gru_cpu
-from .jagged import segment_ids
+from .jagged import segment_ids_unchecked
 
 
 def gru_reference(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, attention: Tensor | None = None) -> Tensor:
@@ -101,17 +102,17 @@ def gru(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, attention: Ten
         [T, H] in x's dtype, differentiable once in all floating inputs.
 
     Raises:
-        ValueError: shapes or dtypes don't fit together.
+        TypeError, ValueError: shapes, dtypes, devices or offsets don't fit together.
     """
-    T, H = x.shape[0], weight.shape[1]
-    expected = {"x": (x, (T, 3 * H)), "weight": (weight, (3 * H, H)), "bias": (bias, (3 * H,))}
-    if attention is not None:
-        expected["attention"] = (attention, (T,))
-    for name, (tensor, shape) in expected.items():
-        if tensor.shape != shape:
-            raise ValueError(f"{name}: got {list(tensor.shape)}, expected {list(shape)} for {T} visits and {H} states")
-    if offsets.dtype != torch.int64 or not x.is_floating_point():
-        raise ValueError(f"got offsets {offsets.dtype} and x {x.dtype}, expected int64 and a floating dtype")
+    check_offsets(offsets, x)
+    return gru_unchecked(x, weight, bias, offsets, attention)
+
+
+def gru_unchecked(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, attention: Tensor | None = None) -> Tensor:
+    """``gru`` by offsets that are known to be right."""
+    floats = {"weight": (weight, "3H H"), "x": (x, "T 3H"), "bias": (bias, "3H")}
+    floats |= {} if attention is None else {"attention": (attention, "T")}
+    check_tensors(floats, {"offsets": (offsets, "B+1")}, mixed=True)
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     factors = x.new_empty(0) if attention is None else attention
     out: Tensor = _forward(x.to(compute), weight.to(compute), bias.to(compute), offsets, factors.to(compute))
@@ -128,7 +129,7 @@ def _steps(offsets: Tensor) -> tuple[Tensor, list[int]]:
     rank = torch.empty_like(order)
     rank[order] = torch.arange(order.numel(), device=order.device)
     rows = torch.arange(int(offsets[-1]), device=offsets.device)
-    sample = segment_ids(offsets, rows.numel())
+    sample = segment_ids_unchecked(offsets, rows.numel())
     step = rows - offsets[sample]
     return (step * max(order.numel(), 1) + rank[sample]).argsort(), step.bincount().tolist()
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_number
 from .hard_negatives_cpu import hard_negatives_cpu
 from .places import Places, Search, check_places, sort_places
 from .tiles import chord_of_km
@@ -213,8 +214,13 @@ def arguments(
         dims = queries.embeddings.shape[1], candidates.embeddings.shape[1]
         if dims[0] != dims[1]:
             raise ValueError(f"candidates.embeddings: got D = {dims[1]}, expected that of the queries, {dims[0]}")
-    if k < 1:
-        raise ValueError(f"k: got {k}, expected at least 1 negative")
+        if candidates.items.device != queries.items.device:
+            devices = candidates.items.device, queries.items.device
+            raise ValueError(f"candidates: got {devices[0]}, expected {devices[1]} like the queries; move one of them")
+    check_number("k", k, 1, whole=True)
+    if not isinstance(different_category, bool):
+        raise TypeError(f"different_category: got {different_category!r}, expected True or False")
+    check_number("seed", seed, -(2**63), most=2**63 - 1, whole=True)
     for name, choice in (("negatives", negatives), ("positives", positives)):
         if choice not in ("hardest", "random"):
             raise ValueError(f"{name}: got {choice!r}, expected 'hardest' or 'random'")

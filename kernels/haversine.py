@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .checks import check_floating
+
 EARTH_RADIUS_KM = 6371.0088  # mean radius R1 of the WGS84 ellipsoid (IUGG)
 
 
@@ -14,6 +16,9 @@ def haversine_km(lat1: Tensor, lon1: Tensor, lat2: Tensor, lon2: Tensor) -> Tens
 
     Returns:
         km, broadcast shape, in the inputs' promoted dtype. NaN where an input is NaN.
+
+    Raises:
+        TypeError, ValueError: here and below, what is no floating tensor, or does not broadcast.
 
     With h the haversine of the angle, 1 - h is the haversine to the antipode, which is computed by itself: neither
     end of the range loses digits, as ``asin(sqrt(h))`` does near the antipode. Longitudes may be of any turn: 181 is
@@ -28,6 +33,7 @@ def haversine_km(lat1: Tensor, lon1: Tensor, lat2: Tensor, lon2: Tensor) -> Tens
     There is no Triton kernel of it: in a compiled model the compiler fuses these lines into one pass, and kernels that
     compare distances do it on chords, without a single sine (``pairwise_within``).
     """
+    check_floating(lat1=lat1, lon1=lon1, lat2=lat2, lon2=lon2)
     phi1, phi2 = torch.deg2rad(lat1), torch.deg2rad(lat2)
     half_dlat, half_sum = torch.deg2rad(lat2 - lat1) / 2, torch.deg2rad(lat1 + lat2) / 2
     dlon = lon2 - lon1
@@ -40,6 +46,7 @@ def haversine_km(lat1: Tensor, lon1: Tensor, lat2: Tensor, lon2: Tensor) -> Tens
 
 def unit_vectors(lat: Tensor, lon: Tensor) -> Tensor:
     """Points on the unit sphere: degrees of shape [...] to [..., 3] (x, y, z), same dtype."""
+    check_floating(lat=lat, lon=lon)
     phi, lam = torch.deg2rad(lat), torch.deg2rad(lon)
     cos_phi = torch.cos(phi)
     return torch.stack([cos_phi * torch.cos(lam), cos_phi * torch.sin(lam), torch.sin(phi)], dim=-1)
@@ -51,6 +58,9 @@ def unit_vectors_km(u: Tensor, v: Tensor) -> Tensor:
     From the chord |u - v| and its complement |u + v|: the difference comes first, so nothing cancels at
     short range, and the angle stays exact up to the antipode.
     """
+    check_floating(u=u, v=v)
+    if u.shape[-1:] != (3,) or v.shape[-1:] != (3,):
+        raise ValueError(f"got u {list(u.shape)} and v {list(v.shape)}, expected unit vectors [..., 3]")
     chord = torch.linalg.vector_norm(u - v, dim=-1)
     complement = torch.linalg.vector_norm(u + v, dim=-1)
     return 2 * EARTH_RADIUS_KM * torch.atan2(chord, complement)

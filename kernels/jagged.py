@@ -3,6 +3,9 @@
 Repeating each segment's row for its members and summing over segments are each other's transpose, so each one's
 backward is the other's forward. Written so, neither scatters: PyTorch's own backward of a gather adds row by row with
 atomics or in one thread, and took 10 to 50 times as long as the gather on 2 CPU cores.
+
+Each function looks at its offsets first: a wrong one would read, and write, what lies beside the rows. ``*_unchecked``
+are for callers whose offsets are right by construction; shapes and types they look at too.
 """
 
 from typing import Any
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .checks import check_number, check_offsets, check_segments, check_tensors
 from .jagged_cpu import (
     segment_dot_cpu,
     segment_linear_attention_backward_cpu,
@@ -20,7 +24,17 @@ from .jagged_cpu import (
 
 
 def segment_ids(offsets: Tensor, total: int) -> Tensor:
-    """The segment of each row: offsets int64 [B+1], total = T, to int64 [T]. Empty segments are legal."""
+    """The segment of each row: offsets int64 [B+1], total = T, to int64 [T]. Empty segments are legal.
+
+    Raises:
+        TypeError, ValueError: here and below, what does not fit, offsets that do not cut T rows included.
+    """
+    check_offsets(offsets, total)
+    return segment_ids_unchecked(offsets, total)
+
+
+def segment_ids_unchecked(offsets: Tensor, total: int) -> Tensor:
+    """``segment_ids`` of offsets that are known to be right."""
     batch = torch.arange(offsets.numel() - 1, device=offsets.device)
     return torch.repeat_interleave(batch, offsets.diff(), output_size=total)
 
@@ -36,6 +50,14 @@ def segment_sum_reference(values: Tensor, weights: Tensor, offsets: Tensor) -> T
 
 def segment_sum(values: Tensor, offsets: Tensor, weights: Tensor | None = None) -> Tensor:
     """Sum over each segment of values [T, D], times weights [T] if given; [B, D]. Has no backward of its own."""
+    check_offsets(offsets, values)
+    return segment_sum_unchecked(values, offsets, weights)
+
+
+def segment_sum_unchecked(values: Tensor, offsets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """``segment_sum`` by offsets that are known to be right."""
+    floats = {"values": (values, "T D")} | ({} if weights is None else {"weights": (weights, "T")})
+    check_tensors(floats, {"offsets": (offsets, "B+1")})
     rows = torch.arange(values.shape[0], device=values.device)
     return F.embedding_bag(rows, values, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
@@ -44,7 +66,7 @@ class _WeightedSegmentSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, weights: Tensor, offsets: Tensor, segments: Tensor) -> Tensor:
         ctx.save_for_backward(values, weights, segments)
-        return segment_sum(values, offsets, weights)
+        return segment_sum_unchecked(values, offsets, weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -65,6 +87,17 @@ def weighted_segment_sum(values: Tensor, weights: Tensor, offsets: Tensor, segme
     Returns:
         [B, D], differentiable in ``values`` and ``weights``.
     """
+    check_offsets(offsets, values)
+    check_segments(segments, offsets, values)
+    return weighted_segment_sum_unchecked(values, weights, offsets, segments)
+
+
+def weighted_segment_sum_unchecked(values: Tensor, weights: Tensor, offsets: Tensor, segments: Tensor) -> Tensor:
+    """``weighted_segment_sum`` by offsets and segments that are known to be right."""
+    check_tensors(
+        {"values": (values, "T D"), "weights": (weights, "T")},
+        {"offsets": (offsets, "B+1"), "segments": (segments, "T")},
+    )
     return _WeightedSegmentSum.apply(values, weights, offsets, segments)
 
 
@@ -74,14 +107,14 @@ class _SegmentDot(torch.autograd.Function):
         ctx.save_for_backward(values, vectors, offsets)
         if values.device.type == "cpu" and values.dtype == torch.float32 and not torch.compiler.is_exporting():
             return segment_dot_cpu(values, vectors, offsets)
-        segments = segment_ids(offsets, values.shape[0])
+        segments = segment_ids_unchecked(offsets, values.shape[0])
         return torch.linalg.vecdot(values, vectors.index_select(0, segments))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         values, vectors, offsets = ctx.saved_tensors
-        expanded = vectors.index_select(0, segment_ids(offsets, values.shape[0]))
-        return expanded * grad[:, None], segment_sum(values, offsets, grad), None
+        expanded = vectors.index_select(0, segment_ids_unchecked(offsets, values.shape[0]))
+        return expanded * grad[:, None], segment_sum_unchecked(values, offsets, grad), None
 
 
 def segment_dot(values: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
@@ -95,13 +128,21 @@ def segment_dot(values: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
     Returns:
         [T], differentiable in ``values`` and ``vectors``.
     """
+    check_offsets(offsets, values)
+    return segment_dot_unchecked(values, vectors, offsets)
+
+
+def segment_dot_unchecked(values: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
+    """``segment_dot`` by offsets that are known to be right."""
+    check_tensors({"values": (values, "T D"), "vectors": (vectors, "B D")}, {"offsets": (offsets, "B+1")})
     return _SegmentDot.apply(values, vectors, offsets)
 
 
 def segment_linear_attention_reference(values: Tensor, vectors: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """``segment_linear_attention`` in two steps."""
-    x = segment_dot(values, vectors, offsets)
-    return x.detach(), weighted_segment_sum(values, x, offsets, segment_ids(offsets, values.shape[0]))
+    x = segment_dot_unchecked(values, vectors, offsets)
+    segments = segment_ids_unchecked(offsets, values.shape[0])
+    return x.detach(), weighted_segment_sum_unchecked(values, x, offsets, segments)
 
 
 class _SegmentLinearAttention(torch.autograd.Function):
@@ -131,6 +172,13 @@ def segment_linear_attention(values: Tensor, vectors: Tensor, offsets: Tensor) -
     Returns:
         The products [T], without a gradient; the sums [B, D], differentiable in ``values`` and ``vectors``.
     """
+    check_offsets(offsets, values)
+    return segment_linear_attention_unchecked(values, vectors, offsets)
+
+
+def segment_linear_attention_unchecked(values: Tensor, vectors: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """``segment_linear_attention`` by offsets that are known to be right."""
+    check_tensors({"values": (values, "T D"), "vectors": (vectors, "B D")}, {"offsets": (offsets, "B+1")})
     if values.device.type == "cpu" and values.dtype == torch.float32 and not torch.compiler.is_exporting():
         return _SegmentLinearAttention.apply(values, vectors, offsets)
     return segment_linear_attention_reference(values, vectors, offsets)
@@ -149,7 +197,7 @@ class _SegmentSoftmax(torch.autograd.Function):
         rows = torch.arange(logits.shape[0], device=logits.device)
         top = F.embedding_bag(rows, wide, offsets, mode="max", include_last_offset=True).nan_to_num(neginf=0)
         powers = torch.exp(wide - top.index_select(0, segments))
-        total = segment_sum(powers, offsets).clamp(min=torch.finfo(wide.dtype).tiny)
+        total = segment_sum_unchecked(powers, offsets).clamp(min=torch.finfo(wide.dtype).tiny)
         weights = (powers / total.index_select(0, segments)).to(logits.dtype)
         ctx.save_for_backward(weights, offsets, segments)
         return weights
@@ -158,7 +206,7 @@ class _SegmentSoftmax(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         weights, offsets, segments = ctx.saved_tensors
         share = weights * grad
-        return share - weights * segment_sum(share, offsets).index_select(0, segments), None, None
+        return share - weights * segment_sum_unchecked(share, offsets).index_select(0, segments), None, None
 
 
 def segment_softmax(logits: Tensor, offsets: Tensor, segments: Tensor) -> Tensor:
@@ -172,6 +220,14 @@ def segment_softmax(logits: Tensor, offsets: Tensor, segments: Tensor) -> Tensor
     Returns:
         Weights [T, A] of the same dtype, computed in float32 at least, differentiable in ``logits``.
     """
+    check_offsets(offsets, logits)
+    check_segments(segments, offsets, logits)
+    return segment_softmax_unchecked(logits, offsets, segments)
+
+
+def segment_softmax_unchecked(logits: Tensor, offsets: Tensor, segments: Tensor) -> Tensor:
+    """``segment_softmax`` by offsets and segments that are known to be right."""
+    check_tensors({"logits": (logits, "T A")}, {"offsets": (offsets, "B+1"), "segments": (segments, "T")})
     return _SegmentSoftmax.apply(logits, offsets, segments)
 
 
@@ -180,6 +236,8 @@ def all_fit(offsets: Tensor, k: int) -> bool:
 
     Looked at on the CPU alone: a GPU would be waited for, and a compiled or exported program serves every length.
     """
+    check_tensors({}, {"offsets": (offsets, "B+1")})
+    check_number("k", k, 1, whole=True)
     if offsets.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return not bool((offsets.diff() > k).any())
@@ -211,6 +269,14 @@ def segment_topk(scores: Tensor, offsets: Tensor, k: int) -> Tensor:
     Returns:
         Row numbers in ascending order, then -1 where a segment has fewer, int64 [B, k]. The same on every path.
     """
+    check_offsets(offsets, scores)
+    return segment_topk_unchecked(scores, offsets, k)
+
+
+def segment_topk_unchecked(scores: Tensor, offsets: Tensor, k: int) -> Tensor:
+    """``segment_topk`` by offsets that are known to be right."""
+    check_tensors({"scores": (scores, "T")}, {"offsets": (offsets, "B+1")})
+    check_number("k", k, 1, whole=True)
     scores = scores.detach().float()
     if scores.device.type == "cpu" and not torch.compiler.is_exporting():
         return segment_topk_cpu(scores, offsets, k)
@@ -218,7 +284,7 @@ def segment_topk(scores: Tensor, offsets: Tensor, k: int) -> Tensor:
     scores = torch.where(scores.isnan(), -torch.inf, scores) + 0.0  # + 0.0 makes -0.0 equal to 0.0
     bits = scores.view(torch.int32)
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()  # integers in the order of the scores
-    by_segment = (segment_ids(offsets, T) << 32) - ordered
+    by_segment = (segment_ids_unchecked(offsets, T) << 32) - ordered
     best_first = T - 1 - by_segment.flip(0).argsort(stable=True)  # flipped, so that of equals the later comes first
     places = offsets[:-1, None] + torch.arange(k, device=offsets.device)
     places = torch.where(places < offsets[1:, None], places, T)

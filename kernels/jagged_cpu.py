@@ -16,7 +16,7 @@ _BLOCKS = 64  # blocks, at most
 def segment_blocks(offsets: Tensor, total: int) -> Tensor:
     """Cuts of the segments into blocks of whole segments with about equally many rows, int64 [blocks + 1]."""
     blocks = max(1, min(_BLOCKS, total // _BLOCK))
-    cuts = torch.searchsorted(offsets, torch.arange(blocks + 1) * total // blocks)
+    cuts = torch.searchsorted(offsets.contiguous(), torch.arange(blocks + 1) * total // blocks)
     cuts[0], cuts[-1] = 0, offsets.numel() - 1
     return cuts
 

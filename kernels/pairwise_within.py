@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .pairwise_within_cpu import pairwise_within_cpu
-from .tiles import chord_of_km
+from .tiles import check_points, chord_of_km
 
 PAIRS = 1 << 24  # of a mask that are worked on at once
 PAIRS_CPU = 1 << 17  # the same, so that they stay in the processor's cache
@@ -78,11 +78,7 @@ def within_mask(queries: Tensor, candidates: Tensor | None, km: float | Tensor) 
 def _limits(queries: Tensor, candidates: Tensor, km: float | Tensor) -> Tensor:
     """Checks what is given; squared chord for each query, [B]: finite, -1 for a radius that reaches nothing."""
     for name, points in (("queries", queries), ("candidates", candidates)):
-        if points.dim() != 2 or points.shape[1] != 3 or points.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"{name}: got {list(points.shape)} {points.dtype}, expected unit vectors [N, 3] in float32 or float64; "
-                "unit_vectors(lat, lon) makes them"
-            )
+        check_points(name, points)
     if queries.dtype != candidates.dtype or queries.device != candidates.device:
         raise ValueError(
             f"candidates: got {candidates.dtype} on {candidates.device}, expected {queries.dtype} on {queries.device} "

@@ -58,7 +58,14 @@ class SortedPlaces(NamedTuple):
 
 
 def check_places(places: Places, name: str) -> None:
-    """ValueError unless shapes and types are those of ``Places``."""
+    """TypeError or ValueError unless shapes, types and devices are those of ``Places``."""
+    if not isinstance(places, Places):
+        raise TypeError(f"{name}: got {type(places).__name__}, expected Places")
+    for field, tensor in zip(Places._fields, places, strict=True):
+        if not isinstance(tensor, Tensor) or tensor.dim() == 0:
+            raise TypeError(f"{name}.{field}: got {type(tensor).__name__}, expected a tensor of a row each")
+        if tensor.device != places.items.device:
+            raise ValueError(f"{name}.{field}: got {tensor.device}, expected {places.items.device} like the items")
     integers, floats = (torch.int32, torch.int64), (torch.float32, torch.float16, torch.bfloat16)
     rows, dim = len(places.items), places.embeddings.shape[-1]
     for field, shape, dtypes in (
@@ -90,6 +97,7 @@ def gather_places(places: Places, group: dist.ProcessGroup | None = None) -> Pla
     One row's fields travel as one string of bytes, so this is one exchange of sizes and one of rows, padded to the
     longest rank: (36 + D x element size) bytes a row with 64-bit categories and brands.
     """
+    check_places(places, "places")
     fields = [tensor.detach().contiguous() for tensor in places]
     widths = [field.shape[1:].numel() * field.element_size() for field in fields]
     rows = torch.cat(

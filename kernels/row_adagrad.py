@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .jagged import segment_sum
+from .checks import check_ids, check_number, check_tensors
+from .jagged import segment_sum_unchecked
 from .threads import inlined, jit, parallel_rows
 from .tile_products import FAST, width
 
@@ -28,7 +29,7 @@ def row_adagrad_reference(weights: Tensor, states: Tensor, ids: Tensor, grad: Te
     ordered, order = ids.sort(stable=True)
     rows, counts = torch.unique_consecutive(ordered, return_counts=True)
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    row_grad = segment_sum(grad.index_select(0, order), offsets)
+    row_grad = segment_sum_unchecked(grad.index_select(0, order), offsets)
     state = states.index_select(0, rows) + row_grad.square().mean(dim=1)
     states.index_copy_(0, rows, state)
     step = row_grad.mul_((-lr / (state.sqrt() + eps))[:, None])
@@ -117,12 +118,34 @@ def row_adagrad_(weights: Tensor, states: Tensor, ids: Tensor, grad: Tensor, lr:
     """Take one step on the rows that ``ids`` name, in place.
 
     Args:
-        weights: the table, [R, D].
-        states: sums of mean squared gradients, [R].
-        ids: rows looked up, int64 [T], in 0 .. R - 1 (not checked), in any order and as often as they come.
-        grad: gradient of each lookup, [T, D].
+        weights: the table, [R, D], D of 1 or more.
+        states: sums of mean squared gradients, [R], same dtype.
+        ids: rows looked up, int64 or int32 [T], in 0 .. R - 1, in any order and as often as they come.
+        grad: gradient of each lookup, [T, D], same dtype.
         lr, eps: learning rate; joins the root of the state.
+
+    Raises:
+        IndexError: an id that names no row; nothing has been changed.
+        TypeError, ValueError: shapes, dtypes or devices don't fit together.
     """
+    if isinstance(weights, Tensor) and isinstance(ids, Tensor) and weights.dim() == 2:
+        check_ids("ids", ids, weights.shape[0])
+    row_adagrad_unchecked_(weights, states, ids, grad, lr, eps)
+
+
+def row_adagrad_unchecked_(weights: Tensor, states: Tensor, ids: Tensor, grad: Tensor, lr: float, eps: float) -> None:
+    """``row_adagrad_`` on rows that are known to be there."""
+    check_tensors(
+        {"weights": (weights, "R D"), "states": (states, "R"), "grad": (grad, "T D")},
+        {"ids": (ids, "T")},
+        integer_dtypes=(torch.int64, torch.int32),
+    )
+    if weights.shape[1] < 1:
+        raise ValueError(f"weights: got {list(weights.shape)}, expected [R, D] with D of 1 or more")
+    check_number("lr", lr, 0)
+    check_number("eps", eps, 0)
+    if len(ids) == 0:
+        return
     floats = weights, states, grad
     plain = all(x.device.type == "cpu" and x.dtype == torch.float32 for x in floats)
     if not plain or not weights.is_contiguous() or not states.is_contiguous() or max(*weights.shape, len(ids)) >= 2**31:

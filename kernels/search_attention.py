@@ -25,23 +25,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .checks import check_chosen, check_floating, check_number, check_tensors
 from .search_attention_cpu import search_attention_backward_cpu, search_attention_cpu, weights_shape
 
 
 def hats(gaps: Tensor, knots: int) -> Tensor:
     """Hat functions of gaps [..., G], side by side, [..., G * knots]; at most two of a gap's are not 0."""
+    check_floating(gaps=gaps)
+    check_number("knots", knots, 1, whole=True)
     at = torch.arange(knots, dtype=gaps.dtype, device=gaps.device)
     distance = (gaps.clamp(0, knots - 1)[..., None] - at).abs()
     return (1 - distance).clamp(min=0).flatten(-2)
 
 
 def interpolate(gaps: Tensor, table: Tensor) -> Tensor:
-    """``hats(gaps, K) @ table`` by two look-ups a gap: gaps [T, G] and a number a knot [G, K] to [T]."""
-    knots = table.shape[1]
+    """``hats(gaps, K) @ table`` by two look-ups a gap: gaps [T, G] and a number a knot [G, K] to [T]; K of 2 or more.
+
+    NaN where a gap is.
+
+    Raises:
+        TypeError, ValueError: shapes or dtypes don't fit together.
+    """
+    knots = check_tensors({"gaps": (gaps, "T G"), "table": (table, "G K")}, mixed=True)["K"]
+    if knots < 2:
+        raise ValueError(f"table: got {list(table.shape)}, expected [G, K] with K of 2 or more")
     total = gaps.new_zeros(gaps.shape[0], dtype=table.dtype)
     for gap, values in zip(gaps.unbind(1), table, strict=True):
         at = gap.clamp(0, knots - 1)
-        low = at.long().clamp(max=knots - 2)
+        low = at.long().clamp(0, knots - 2)  # NaN becomes any integer
         total = total + torch.lerp(values[low], values[low + 1], (at - low).to(table.dtype))
     return total
 
@@ -147,17 +158,24 @@ def search_attention(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) 
         differentiable in queries, keys and gaps; of keys' dtype or autocast's.
 
     Raises:
-        ValueError: shapes or dtypes don't fit together.
+        IndexError: rows that aren't there.
+        TypeError, ValueError: shapes, dtypes or devices don't fit together, a row comes twice or after a -1.
     """
-    (T, D), G = keys.shape, gaps.shape[1]
-    B, _, E = queries.shape
-    if gaps.shape[0] != T or rows.shape[0] != B or (E - D) % G or (E - D) // G < 2:
+    if isinstance(rows, Tensor) and isinstance(keys, Tensor) and keys.dim() == 2:
+        check_chosen(rows, keys.shape[0])
+    return search_attention_unchecked(queries, keys, gaps, rows)
+
+
+def search_attention_unchecked(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """``search_attention`` over rows that are known to be right."""
+    floats = {"keys": (keys, "T D"), "gaps": (gaps, "T G"), "queries": (queries, "B A E")}
+    sizes = check_tensors(floats, {"rows": (rows, "B k")}, mixed=True)
+    D, G, E = sizes["D"], sizes["G"], sizes["E"]
+    if G < 1 or (E - D) % G or (E - D) // G < 2:
         raise ValueError(
-            f"got queries {list(queries.shape)}, keys {list(keys.shape)}, gaps {list(gaps.shape)}, rows "
-            f"{list(rows.shape)}; expected [B, A, D + G K] with K of 2 or more, [T, D], [T, G], [B, k]"
+            f"queries: got {list(queries.shape)} beside keys {list(keys.shape)} and gaps {list(gaps.shape)}, expected "
+            "[B, A, D + G K] with G of 1 or more and K of 2 or more"
         )
-    if rows.dtype != torch.int64 or not keys.is_floating_point():
-        raise ValueError(f"got rows {rows.dtype} and keys {keys.dtype}, expected int64 and a floating dtype")
     device = keys.device.type
     if torch.is_autocast_enabled(device):
         keys = keys.to(torch.get_autocast_dtype(device))

@@ -45,7 +45,7 @@ def _join(Ds: Any, of_key: Any, of_hats: Any, heads: int, x: Any, first: int) ->
 def _hat(gap: Any, knots: int) -> Any:
     """The knot below a gap, and the weight of the one above."""
     at = min(max(gap, np.float32(0)), np.float32(knots - 1))
-    low = min(int(at), knots - 2)
+    low = max(0, min(int(at), knots - 2))  # NaN becomes any integer
     return low, np.float32(at - np.float32(low))
 
 
@@ -159,6 +159,7 @@ def _attend_back(
         _split(Ds, queries, b * A, A, q, q_hats)
         _split(Ds, grad, b * A, A, g, g_hats)
         n = _products(Ds, As, knots, g, g_hats, keys, gaps, rows, b, dx)
+        shared[:] = 0  # heads that only fill up the group too: what a NaN left there must not reach the next sample
         for a in range(A):
             shared[a] = -of_total[b, a]  # d log_total / d logit is the weight
         for t in range(n):

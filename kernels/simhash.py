@@ -10,14 +10,15 @@ projections of 32 visits at a time and counts them there: signs are never packed
 import torch
 from torch import Tensor
 
-from .jagged import segment_ids
+from .checks import check_number, check_offsets, check_tensors
+from .jagged import segment_ids_unchecked
 from .simhash_cpu import segment_hamming_cpu
 
 
 def segment_hamming_reference(query: Tensor, keys: Tensor, projections: Tensor, offsets: Tensor) -> Tensor:
     """``segment_hamming`` in plain PyTorch."""
     signs, wanted = keys @ projections < 0, query @ projections < 0
-    return (signs != wanted.index_select(0, segment_ids(offsets, keys.shape[0]))).sum(dim=1)
+    return (signs != wanted.index_select(0, segment_ids_unchecked(offsets, keys.shape[0]))).sum(dim=1)
 
 
 def segment_hamming(query: Tensor, keys: Tensor, projections: Tensor, offsets: Tensor, beyond: int = 0) -> Tensor:
@@ -34,8 +35,22 @@ def segment_hamming(query: Tensor, keys: Tensor, projections: Tensor, offsets: T
 
     Returns:
         0 to m, int64 [T].
+
+    Raises:
+        TypeError, ValueError: shapes, dtypes, devices or offsets don't fit together.
     """
-    query, keys = query.detach(), keys.detach()
+    check_offsets(offsets, keys)
+    return segment_hamming_unchecked(query, keys, projections, offsets, beyond)
+
+
+def segment_hamming_unchecked(
+    query: Tensor, keys: Tensor, projections: Tensor, offsets: Tensor, beyond: int = 0
+) -> Tensor:
+    """``segment_hamming`` by offsets that are known to be right."""
+    floats = {"query": (query, "B D"), "keys": (keys, "T D"), "projections": (projections, "D m")}
+    check_tensors(floats, {"offsets": (offsets, "B+1")})
+    check_number("beyond", beyond, 0, whole=True)
+    query, keys, projections = query.detach(), keys.detach(), projections.detach()
     # an exported file must load without placerank, so it holds PyTorch's own operations
     if keys.device.type != "cpu" or keys.dtype != torch.float32 or torch.compiler.is_exporting():
         return segment_hamming_reference(query, keys, projections, offsets)

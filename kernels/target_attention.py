@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .checks import check_number, check_offsets, check_tensors
 from .dice import dice_reference
-from .jagged import segment_ids, weighted_segment_sum
+from .jagged import segment_ids_unchecked, weighted_segment_sum_unchecked
 from .target_attention_cpu import target_attention_backward_cpu, target_attention_cpu
 
 
@@ -57,7 +58,7 @@ def target_attention_reference(
     eps: float = 1e-8,
 ) -> tuple[Tensor, list[Tensor]]:
     """``target_attention`` in plain PyTorch."""
-    segments = segment_ids(offsets, keys.shape[0])
+    segments = segment_ids_unchecked(offsets, keys.shape[0])
     of_key, of_product, of_gaps = weight.split([keys.shape[1], keys.shape[1], gaps.shape[1]], dim=1)
     z = F.linear(keys, of_key) + F.linear(query[segments] * keys, of_product) + F.linear(gaps, of_gaps) + bias[segments]
     used = []
@@ -65,7 +66,7 @@ def target_attention_reference(
         mean, variance = torch.var_mean(z, 0, correction=0)[::-1] if batch_statistics else layer.statistics
         used.append(torch.stack([mean, variance]).detach())
         z = F.linear(dice_reference(z, mean, variance, layer.alpha, eps), layer.weight, layer.bias)
-    return weighted_segment_sum(keys, z.squeeze(1), offsets, segments), used
+    return weighted_segment_sum_unchecked(keys, z.squeeze(1), offsets, segments), used
 
 
 @torch.library.custom_op("placerank::target_attention", mutates_args=())
@@ -240,9 +241,28 @@ def target_attention(
         dtype or autocast's; mean and (biased) variance that each Dice used, [2, H] each.
 
     Raises:
-        ValueError: shapes or dtypes don't fit together.
+        TypeError, ValueError: shapes, dtypes, devices or offsets don't fit together.
     """
+    check_offsets(offsets, keys)
+    return target_attention_unchecked(query, bias, keys, gaps, offsets, weight, layers, batch_statistics, eps)
+
+
+def target_attention_unchecked(
+    query: Tensor,
+    bias: Tensor,
+    keys: Tensor,
+    gaps: Tensor,
+    offsets: Tensor,
+    weight: Tensor,
+    layers: Sequence[DiceLinear],
+    batch_statistics: bool,
+    eps: float = 1e-8,
+) -> tuple[Tensor, list[Tensor]]:
+    """``target_attention`` by offsets that are known to be right."""
     _check(query, bias, keys, gaps, offsets, weight, layers)
+    check_number("eps", eps, 0)
+    if not isinstance(batch_statistics, bool):
+        raise TypeError(f"batch_statistics: got {batch_statistics!r}, expected True or False")
     device = keys.device.type
     if torch.is_autocast_enabled(device):
         keys = keys.to(torch.get_autocast_dtype(device))
@@ -278,26 +298,24 @@ def _check(
     weight: Tensor,
     layers: Sequence[DiceLinear],
 ) -> None:
-    (B, D), H = query.shape, weight.shape[0]
-    T, G = gaps.shape
-    expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {
-        "bias": (bias, (B, H)),
-        "keys": (keys, (T, D)),
-        "offsets": (offsets, (B + 1,)),
-        "weight": (weight, (H, 2 * D + G)),
+    floats = {
+        "query": (query, "B D"),
+        "keys": (keys, "T D"),
+        "gaps": (gaps, "T G"),
+        "weight": (weight, "H E"),
+        "bias": (bias, "B H"),
     }
+    sizes = check_tensors(floats, {"offsets": (offsets, "B+1")}, mixed=True)
+    columns, H = 2 * sizes["D"] + sizes["G"], sizes["H"]
+    if sizes["E"] != columns:
+        raise ValueError(f"weight: got {list(weight.shape)}, expected [H, 2 D + G] = [{H}, {columns}]")
     if not layers:
         raise ValueError("layers is empty: expected one DiceLinear or more, the last with one output")
     for i, layer in enumerate(layers):
-        N = 1 if i + 1 == len(layers) else layer.weight.shape[0]
-        expected[f"layers[{i}].alpha"] = layer.alpha, (H,)
-        expected[f"layers[{i}].statistics"] = layer.statistics, (2, H)
-        expected[f"layers[{i}].weight"] = layer.weight, (N, H)
-        expected[f"layers[{i}].bias"] = layer.bias, (N,)
-        H = N
-    for name, (tensor, shape) in expected.items():
-        if tensor.shape != shape:
-            sizes = f"query {list(query.shape)} and gaps {list(gaps.shape)}"
-            raise ValueError(f"{name}: got {list(tensor.shape)}, expected {list(shape)} beside {sizes}")
-    if offsets.dtype != torch.int64 or not keys.is_floating_point():
-        raise ValueError(f"got offsets {offsets.dtype} and keys {keys.dtype}, expected int64 and a floating dtype")
+        if not isinstance(layer, DiceLinear):
+            raise TypeError(f"layers[{i}]: got {type(layer).__name__}, expected a DiceLinear")
+        N = "1" if i + 1 == len(layers) else "N"
+        shapes = f"{H}", f"2 {H}", f"{N} {H}", N
+        fields = zip(DiceLinear._fields, layer, shapes, strict=True)
+        named = {f"layers[{i}].{name}": (x, shape) for name, x, shape in fields}
+        H = check_tensors({"keys": (keys, "T D"), **named}, mixed=True).get("N", 1)

@@ -243,7 +243,7 @@ def target_attention_cpu(
     (T, D), G, H = keys.shape, gaps.shape[1], bias.shape[1]
     bounds = segment_blocks(offsets, T)
     visits = offsets[bounds].diff()
-    where = bounds.numpy(), offsets.numpy()
+    where = bounds.numpy(), _numpy(offsets)
     blocks = len(visits)
     used = [] if batch_statistics else list(statistics)
 
@@ -290,7 +290,7 @@ def target_attention_backward_cpu(
     """The backward of ``target_attention`` for float32 on the CPU."""
     (T, D), G = keys.shape, gaps.shape[1]
     bounds = segment_blocks(offsets, T)
-    where = bounds.numpy(), offsets.numpy()
+    where = bounds.numpy(), _numpy(offsets)
     blocks = bounds.numel() - 1
     layers = len(weights)
     grad_alphas, grad_weights, grad_biases = ([torch.empty(0)] * layers for _ in range(3))

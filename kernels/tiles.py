@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import check_number, check_tensors
 from .haversine import EARTH_RADIUS_KM
 from .threads import jit
 
@@ -46,6 +47,17 @@ def chord_of_km(km: float | Tensor) -> float | Tensor:
     return math.inf if half_angle >= math.pi / 2 else 2 * math.sin(half_angle)
 
 
+def check_points(name: str, points: Tensor) -> None:
+    """TypeError or ValueError unless these are vectors [N, 3] in float32 or float64."""
+    if not isinstance(points, Tensor):
+        raise TypeError(f"{name}: got {type(points).__name__}, expected unit vectors [N, 3]")
+    if points.dim() != 2 or points.shape[1] != 3 or points.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"{name}: got {list(points.shape)} {points.dtype}, expected unit vectors [N, 3] in float32 or float64; "
+            "unit_vectors(lat, lon) makes them"
+        )
+
+
 def curve_order(places: Tensor) -> Tensor:
     """Permutation that puts near points near each other: order along a Hilbert curve through the points' own box.
 
@@ -59,11 +71,7 @@ def curve_order(places: Tensor) -> Tensor:
     street as well as around the globe. Rows of 64 points of a city have about a quarter fewer tiles in reach than on a
     Morton curve, whose jumps make some tiles huge. Curve: C. Hamilton, Compact Hilbert Indices, Dalhousie CS-2006-07.
     """
-    if places.dim() != 2 or places.shape[1] != 3 or places.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"places: got {list(places.shape)} {places.dtype}, expected unit vectors [N, 3] in float32 or float64; "
-            "unit_vectors(lat, lon) makes them"
-        )
+    check_points("places", places)
     if len(places) == 0:
         return torch.zeros(0, dtype=torch.int64, device=places.device)
     on_cpu = places.device.type == "cpu"
@@ -181,8 +189,8 @@ def tile_bounds(places: Tensor, tile: int) -> tuple[Tensor, Tensor]:
         as chords, rounded up: no finite point of the run is outside. A run without one has radius -inf: nothing
         reaches it.
     """
-    if tile < 1:
-        raise ValueError(f"tile: got {tile}, expected at least 1 point")
+    check_points("places", places)
+    check_number("tile", tile, 1, whole=True)
     n = -(-len(places) // tile)
     planes = torch.nn.functional.pad(places.T, (0, n * tile - len(places)), value=torch.nan).view(3, n, tile)
     known = planes.isfinite().all(0)
@@ -212,6 +220,11 @@ def reachable_tiles(
         ever adds a tile, also that of a kernel which compares squared float32 chords. A place is a tile of radius 0.
         Memory: na x nb in pieces, some 500 MB on CUDA and 4 MB elsewhere.
     """
+    balls = {"centres_a": (centres_a, "na 3"), "radii_a": (radii_a, "na")}
+    check_tensors({**balls, "centres_b": (centres_b, "nb 3"), "radii_b": (radii_b, "nb")})
+    if isinstance(chord, Tensor) and chord.shape not in ((), radii_a.shape):
+        raise ValueError(f"chord: got {list(chord.shape)}, expected a number or one a tile, {list(radii_a.shape)}")
+    chord = chord if isinstance(chord, Tensor) else float(chord)
     na, nb = len(centres_a), len(centres_b)
     reach = radii_a + torch.as_tensor(chord, dtype=radii_a.dtype, device=radii_a.device)
     slack = 1 + 32 * torch.finfo(radii_a.dtype).eps

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.jagged import segment_ids
+from ...kernels.jagged import segment_ids_unchecked
 from ...kernels.threads import jit, parallel_rows
 
 RECENT = 64
@@ -20,7 +20,7 @@ RECENT = 64
 def history_clusters_reference(offsets: Tensor, clusters: Tensor, recent: int = RECENT) -> Tensor:
     """``history_clusters`` in PyTorch's own operations, for any device."""
     total = clusters.numel()
-    segment, at = segment_ids(offsets, total), torch.arange(total, device=clusters.device)
+    segment, at = segment_ids_unchecked(offsets, total), torch.arange(total, device=clusters.device)
     visits = ((clusters > 0) & (at >= offsets[1:][segment] - recent)).nonzero().squeeze(1)
     out = torch.zeros(offsets.numel() - 1, dtype=torch.int64, device=clusters.device)
     if not visits.numel():

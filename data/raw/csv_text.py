@@ -245,8 +245,9 @@ def _parse(
     keys = [str(i) for i in range(len(names))]
     table = pacsv.read_csv(
         pa.BufferReader(data),
-        # Rows have numbers without threads only.
-        pacsv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=keys),
+        pacsv.ReadOptions(
+            use_threads=False, block_size=len(data) + 1, column_names=keys
+        ),  # without threads rows have numbers
         pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=on_broken),
         pacsv.ConvertOptions(
             column_types=dict.fromkeys(keys, pa.string()),

@@ -121,12 +121,12 @@ class _Output:
             )
 
     def _why(self, file: str | None = None) -> str:
-        """What most rows (of the file) were set aside for, to end a message with."""
+        """What most rows (of the file) were set aside for."""
         of_file = [(n, c, reason) for (f, c, reason), n in self.bad_rows.counts.items() if file in (None, f)]
         if not of_file:
             return ""
         n, column, reason = max(of_file)
-        return f"; most often ({n:,} times) because of '{column}': {reason}"
+        return f"; {n:,} were set aside because of '{column}': {reason}"
 
     def told(self) -> dict[str, Any]:
         """For the manifest. Of each file rows = what was kept + set aside + left out."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...kernels.haversine import unit_vectors_km
-from ...kernels.jagged import segment_ids, segment_sum, weighted_segment_sum
+from ...kernels.jagged import segment_ids_unchecked, segment_sum_unchecked, weighted_segment_sum_unchecked
 from .din import DIN
 from .spacetime import CellEmbedding, HourEmbedding, hours_apart
 from .tower import Context, History, InterestTower
@@ -171,9 +171,9 @@ class BASM(InterestTower):
     def suiting_visits(self, history: History, context: Context) -> Tensor:
         """Mean of the keys of the visits that suit the request's hour and place, zeros where none does; [B, D]."""
         keys, offsets, _ = history
-        segments = segment_ids(offsets, keys.shape[0])
+        segments = segment_ids_unchecked(offsets, keys.shape[0])
         km = unit_vectors_km(context.visit_place.float(), context.place.float()[segments])
         suits = (hours_apart(context.visit_hour, context.hour[segments]) <= self.within_hours) & ~(km > self.reach_km)
         weights = suits.float()
-        shares = (weights / segment_sum(weights[:, None], offsets).clamp(min=1)[segments, 0]).to(keys.dtype)
-        return weighted_segment_sum(keys, shares, offsets, segments)
+        shares = (weights / segment_sum_unchecked(weights[:, None], offsets).clamp(min=1)[segments, 0]).to(keys.dtype)
+        return weighted_segment_sum_unchecked(keys, shares, offsets, segments)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch._higher_order_ops import while_loop
 from torch.nn import functional as F
 
-from ...kernels.gru import gru
-from ...kernels.jagged import segment_dot, segment_ids, segment_softmax
+from ...kernels.gru import gru_unchecked
+from ...kernels.jagged import segment_dot_unchecked, segment_ids_unchecked, segment_softmax_unchecked
 from .tower import Context, History, InterestTower, beside_product
 
 
@@ -36,7 +36,7 @@ class RecurrentUnit(nn.Module):
 
     def forward(self, inputs: Tensor, offsets: Tensor, attention: Tensor | None = None) -> Tensor:
         """States [T, H] after each of the inputs [T, I], with their attention [T]."""
-        return gru(self.from_input(inputs), self.from_state.weight, self.from_state.bias, offsets, attention)
+        return gru_unchecked(self.from_input(inputs), self.from_state.weight, self.from_state.bias, offsets, attention)
 
     def step(self, x: Tensor, h: Tensor, attention: Tensor | None = None) -> Tensor:
         """One step of ``kernels.gru``: from_input(inputs) [B, 3 H], state [B, H] and attention [B, 1] to a state."""
@@ -97,9 +97,10 @@ class DIEN(InterestTower):
 
     def _evolve(self, query: Tensor, history: History, states: Tensor) -> Tensor:
         keys, offsets, gaps = history
-        segments = segment_ids(offsets, keys.shape[0])
-        logits = segment_dot(states, self.from_query(query).to(states.dtype), offsets)[:, None] + self.from_gaps(gaps)
-        attention = segment_softmax(logits, offsets, segments).squeeze(1)
+        segments = segment_ids_unchecked(offsets, keys.shape[0])
+        similar = segment_dot_unchecked(states, self.from_query(query).to(states.dtype), offsets)
+        logits = similar[:, None] + self.from_gaps(gaps)
+        attention = segment_softmax_unchecked(logits, offsets, segments).squeeze(1)
         evolved = self.evolution(states, offsets, attention)
         last = torch.where(offsets.diff() > 0, offsets[1:] - 1, keys.shape[0])
         return beside_product(F.pad(evolved, (0, 0, 0, 1))[last], query)
@@ -109,7 +110,7 @@ class DIEN(InterestTower):
         visits = keys.shape[0]
         if visits < 2:
             return states.sum() * 0
-        has_next = torch.ones(visits, device=keys.device).index_fill_(0, (offsets[1:] - 1).clamp(min=0), 0)
+        has_next = torch.ones(visits + 1, device=keys.device).index_fill_(0, offsets, 0)[1:]  # 0 before each start
         rows = torch.arange(visits, device=keys.device)
         following = (rows + 1) % visits
         other = (following + torch.randint(1, visits, (visits,), device=keys.device)) % visits  # any but the next

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ...kernels.target_attention import DiceLinear, target_attention, target_attention_reference
+from ...kernels.target_attention import DiceLinear, target_attention_reference, target_attention_unchecked
 from .tower import Context, History, InterestTower, beside_product
 
 
@@ -93,7 +93,7 @@ class DIN(InterestTower):
         visits = keys.shape[0]
         batch_statistics = self.training and visits > 1
         # an exported file must load without placerank, so it holds PyTorch's own operations
-        attend = target_attention_reference if torch.compiler.is_exporting() else target_attention
+        attend = target_attention_reference if torch.compiler.is_exporting() else target_attention_unchecked
         interest, statistics = attend(
             query, self.from_query(query), keys, gaps, offsets, self.from_visit.weight, layers, batch_statistics
         )

@@ -7,8 +7,8 @@ Written from its abstract and published summaries; its own text was not at hand.
 import torch
 from torch import Tensor
 
-from ...kernels.jagged import segment_topk
-from ...kernels.simhash import segment_hamming
+from ...kernels.jagged import segment_topk_unchecked
+from ...kernels.simhash import segment_hamming_unchecked
 from .search import TargetAttention
 from .tower import Context, History, InterestTower
 
@@ -44,6 +44,7 @@ class ETA(InterestTower):
         keys, offsets, _ = history
         with torch.no_grad():
             q, directions = query.to(keys.dtype), self.directions.to(keys.dtype)
-            distance = segment_hamming(q, keys, directions, offsets, beyond=self.top_k)  # of fewer all are found
-            rows = segment_topk(-distance.to(torch.float32), offsets, self.top_k)
+            # of histories no longer than top_k all visits are found
+            distance = segment_hamming_unchecked(q, keys, directions, offsets, beyond=self.top_k)
+            rows = segment_topk_unchecked(-distance.to(torch.float32), offsets, self.top_k)
         return self.attention(query, history, rows)

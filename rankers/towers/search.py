@@ -23,7 +23,7 @@ Shapes: B samples, T visits, D columns, G gaps, K knots, C columns of a gap's em
 import torch
 from torch import Tensor, nn
 
-from ...kernels.search_attention import search_attention
+from ...kernels.search_attention import search_attention_unchecked
 from .tower import History
 
 KNOTS = 13
@@ -94,7 +94,7 @@ class FoundAttention(nn.Module):
             history: where the rows are.
             rows: what the search found, int64 [B, k] with -1 for none.
         """
-        pooled, strength = search_attention(queries, history.keys, history.gaps, rows)
+        pooled, strength = search_attention_unchecked(queries, history.keys, history.gaps, rows)
         value = torch.einsum("bae,ade->bad", pooled, self.fold(self.value).to(pooled.dtype)).flatten(1)
         product = pooled[:, :, : query.shape[1]].mean(dim=1) * query
         return torch.cat([value, product.to(value.dtype), strength.to(value.dtype)], dim=1)

@@ -9,7 +9,7 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from ...kernels.jagged import segment_ids, segment_linear_attention, segment_topk
+from ...kernels.jagged import segment_ids_unchecked, segment_linear_attention_unchecked, segment_topk_unchecked
 from .search import TargetAttention
 from .tower import Context, History, InterestTower
 
@@ -41,9 +41,9 @@ class SIM(InterestTower):
         """query [B, D], history and context to interest [B, I]."""
         if context is None:
             raise ValueError("SIM's hard search got no context; it needs the categories of target and visits")
-        wanted = context.category.index_select(0, segment_ids(history.offsets, history.keys.shape[0]))
+        wanted = context.category.index_select(0, segment_ids_unchecked(history.offsets, history.keys.shape[0]))
         same = (context.visit_category == wanted) & (wanted != 0)
-        rows = segment_topk(torch.where(same, 0.0, -torch.inf), history.offsets, self.top_k)
+        rows = segment_topk_unchecked(torch.where(same, 0.0, -torch.inf), history.offsets, self.top_k)
         return self.attention(query, history, rows)
 
 
@@ -73,7 +73,7 @@ class SoftSIM(InterestTower):
         """query [B, D] and history to interest [B, I]: what the attention found, then U."""
         keys, offsets, _ = history
         wanted = self.from_query(query) @ self.from_visit.weight / sqrt(self.dim)  # once a sample: W_b^T W_a e_a
-        relevance, whole = segment_linear_attention(keys.to(wanted.dtype), wanted, offsets)
-        rows = segment_topk(relevance, offsets, self.top_k)
+        relevance, whole = segment_linear_attention_unchecked(keys.to(wanted.dtype), wanted, offsets)
+        rows = segment_topk_unchecked(relevance, offsets, self.top_k)
         whole = whole / offsets.diff().clamp(min=1)[:, None].to(whole.dtype)
         return torch.cat([self.attention(query, history, rows), whole], dim=1)

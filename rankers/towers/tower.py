@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data.batches.batch import Context
-from ...kernels.jagged import segment_ids
+from ...kernels.jagged import segment_ids_unchecked
 
 __all__ = ["TOWERS", "Context", "History", "InterestTower", "Samples", "find_tower", "register_tower", "with_options"]
 
@@ -67,7 +67,7 @@ class Samples(NamedTuple):
 
     def latest(self, count: int) -> "Samples":
         """The same samples with the last ``count`` visits (1 or more) of each history."""
-        first = (self.offsets[1:] - count).index_select(0, segment_ids(self.offsets, self.visits.shape[0]))
+        first = (self.offsets[1:] - count).index_select(0, segment_ids_unchecked(self.offsets, self.visits.shape[0]))
         rows = (torch.arange(self.visits.shape[0], device=self.visits.device) >= first).nonzero().squeeze(1)
         ends = nn.functional.pad(self.offsets.diff().clamp(max=count).cumsum(0), (1, 0))
         context = self.context

@@ -7,7 +7,7 @@ Qi et al., Trilateral Spatiotemporal Attention Network for User Behavior Modelin
 import torch
 from torch import Tensor, nn
 
-from ...kernels.jagged import segment_dot, segment_ids
+from ...kernels.jagged import segment_dot_unchecked, segment_ids_unchecked
 from .din import DIN
 from .spacetime import CellEmbedding, HourEmbedding, nearness
 from .tower import Context, History, InterestTower
@@ -93,7 +93,7 @@ class TRISAN(InterestTower):
 
     def closeness(self, history: History, context: Context) -> Tensor:
         """Each visit's closeness to the item, then to the request, [T, 2 W]."""
-        segments = segment_ids(history.offsets, history.keys.shape[0])
+        segments = segment_ids_unchecked(history.offsets, history.keys.shape[0])
         visited = self.cells(self.cells.cells(context.visit_place))
         hours = self.hours(context.visit_hour) * self.hours(context.hour[segments])
         times = torch.cat([history.gaps[:, :1], hours.to(history.gaps.dtype)], dim=1)
@@ -101,7 +101,8 @@ class TRISAN(InterestTower):
         for fuse, place in ((self.to_item, context.target_place), (self.to_request, context.place)):
             there = self.cells(self.cells.cells(place))
             similarity = [
-                segment_dot(v, w, history.offsets) for v, w in zip(visited.unbind(1), there.unbind(1), strict=True)
+                segment_dot_unchecked(v, w, history.offsets)
+                for v, w in zip(visited.unbind(1), there.unbind(1), strict=True)
             ]
             near = nearness(context.visit_place, place[segments])
             sides.append(fuse(near.to(times.dtype), torch.stack(similarity, dim=1).to(times.dtype), times))

@@ -8,7 +8,7 @@ they were not checked against its text.
 import torch
 from torch import Tensor, nn
 
-from ...kernels.jagged import all_fit, segment_dot, segment_topk
+from ...kernels.jagged import all_fit, segment_dot_unchecked, segment_topk_unchecked
 from ...kernels.search_attention import interpolate
 from .search import GAP_DIM, FoundAttention, linear_heads, similar_heads
 from .tower import Context, History, InterestTower
@@ -65,7 +65,7 @@ class TWIN(InterestTower):
         """The rows with the highest relevance, int64 [B, top_k] with -1 where a history is shorter."""
         keys, offsets, gaps = history
         if all_fit(offsets, self.top_k):
-            return segment_topk(gaps.new_zeros(gaps.shape[0]), offsets, self.top_k)
-        relevance = segment_dot(keys.to(queries.dtype), queries.mean(dim=1), offsets)
+            return segment_topk_unchecked(gaps.new_zeros(gaps.shape[0]), offsets, self.top_k)
+        relevance = segment_dot_unchecked(keys.to(queries.dtype), queries.mean(dim=1), offsets)
         of_gaps = self.found.gap_embedding.fold((self.beta.mean(dim=0)[:, None] * self.cross).flatten())
-        return segment_topk(relevance + interpolate(gaps, of_gaps.view(self.gaps, -1)), offsets, self.top_k)
+        return segment_topk_unchecked(relevance + interpolate(gaps, of_gaps.view(self.gaps, -1)), offsets, self.top_k)

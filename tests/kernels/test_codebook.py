@@ -165,6 +165,43 @@ def test_nan_is_never_chosen(path) -> None:  # type: ignore[no-untyped-def]
     assert (path(x, torch.full_like(codebooks, torch.nan)) == -1).all()
 
 
+INFINITE = [[torch.inf] * 8, [-torch.inf] * 8, [0, 0, torch.inf, 1, 0, 2, 0, 0], [-torch.inf, torch.inf, *[0] * 6]]
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("path", [residual_encode, triton_encode, residual_encode_reference])
+def test_an_infinite_row_is_near_no_centre(path, metric: Metric) -> None:  # type: ignore[no-untyped-def]
+    """Centres of both signs and with zeros, whose products with infinity are infinite of either sign, or no number."""
+    x, codebooks = integers(70, 8), integers(2, 40, 8)
+    codebooks[:, 3], codebooks[:, 4] = 1, -1
+    clean = path(x, codebooks, metric=metric)
+    x[30:34] = torch.tensor(INFINITE)
+    precisions = [{}] if path is residual_encode_reference else [{"precision": p} for p in ("fp32", "bf16")]
+    for precision in precisions:
+        codes = path(x, codebooks, metric=metric, **precision)
+        assert (codes[30:34] == -1).all()
+        rest = torch.ones(70, dtype=torch.bool)
+        rest[30:34] = False
+        assert precision == {"precision": "bf16"} or torch.equal(codes[rest], clean[rest])
+
+
+@pytest.mark.parametrize("path", [residual_encode, triton_encode, residual_encode_reference])
+def test_a_row_too_large_for_products_in_float32(path) -> None:  # type: ignore[no-untyped-def]
+    x, codebooks = torch.full((3, 8), 1e30), torch.full((2, 4, 8), 1e30)
+    x[1] = 1
+    assert path(x, codebooks)[:, 0].tolist() == [-1, -1, -1]  # also |c|^2 is too large
+    assert path(x, codebooks / 1e30)[1].tolist() == [0, 0]
+
+
+def test_quantizing_an_infinite_row() -> None:
+    x, codebooks = torch.randn(5, 8), torch.randn(2, 4, 8)
+    x[2, 3] = torch.inf
+    got = residual_quantize(x, codebooks)
+    assert got.codes[2].tolist() == [-1, -1] and got.norms[2].isinf() and not got.reconstruction[2].any()
+    assert got.norms[[0, 1, 3, 4]].isfinite().all()
+    assert soft_usage(x, codebooks[0], 1.0).isnan().all()
+
+
 def test_quantize_returns_what_is_left() -> None:
     x, codebooks = torch.randn(70, 33), torch.randn(3, 40, 33)
     x[7, 0] = torch.nan

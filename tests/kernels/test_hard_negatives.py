@@ -313,7 +313,7 @@ def test_a_scattered_batch_in_chunks() -> None:
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        ({}, {"k": 0}, "k: got 0, expected at least 1 negative"),
+        ({}, {"k": 0}, "k: got 0, expected at least 1"),
         ({}, {"negatives": "easiest"}, "negatives: got 'easiest', expected 'hardest' or 'random'"),
         ({}, {"negative_km": -1.0}, "negative_km: got -1.0, expected km >= 0; math.inf for no limit"),
         ({}, {"positive_km": torch.ones(3)}, r"positive_km: got a tensor \[3\], .* one for each query, \[7\]"),

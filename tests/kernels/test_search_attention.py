@@ -153,6 +153,34 @@ def test_visits_that_were_not_chosen_do_not_matter() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("heads", range(1, 10))
+def test_a_visit_that_is_no_number_spoils_its_own_sample(heads: int, bad: float) -> None:
+    """Values and gradients, also where heads do not fill a group of those that share a load."""
+    results = []
+    for key in (1.0, bad):
+        queries, keys, gaps, rows = make([3, 4, 0, 2], 4, heads=heads)
+        keys[3:7] *= key
+        leaves = [x.requires_grad_() for x in (queries, keys, gaps)]
+        pooled, log_total = search_attention(*leaves, rows)
+        grads = torch.autograd.grad(pooled.sum() + log_total.sum(), leaves)
+        of_visits = torch.tensor([0, 1, 2, 7, 8])
+        others = torch.tensor([0, 2, 3])
+        results.append([pooled[others], log_total[others], grads[0][others], *(g[of_visits] for g in grads[1:])])
+    for clean, beside in zip(*results, strict=True):
+        assert torch.equal(clean, beside)
+
+
+def test_a_gap_that_is_no_number() -> None:
+    queries, keys, gaps, rows = make([3, 2], 3)
+    gaps[1, 0] = torch.nan
+    for attend in (search_attention, search_attention_reference):
+        pooled, log_total = attend(queries, keys, gaps, rows)
+        assert pooled[0, :, :-KNOTS].isnan().any(dim=1).all() and log_total[0].isnan().all()
+        assert pooled[1].isfinite().all() and log_total[1].isfinite().all()
+    assert interpolate(gaps, torch.randn(G, KNOTS)).isnan().tolist() == [False, True, False, False, False]
+
+
 @pytest.mark.parametrize("attend", [search_attention, search_attention_reference])
 def test_logits_that_are_very_large_or_small(attend: Callable[..., tuple[Tensor, Tensor]]) -> None:
     _, keys, gaps, rows = make([6], 6)
@@ -185,7 +213,7 @@ def test_interpolation_is_the_product_with_hats() -> None:
 
 def test_what_does_not_fit_is_told() -> None:
     queries, keys, gaps, rows = make([3, 2], 2)
-    with pytest.raises(ValueError, match=r"got queries \[2, 3, 15\], keys .* expected \[B, A, D \+ G K\]"):
+    with pytest.raises(ValueError, match=r"queries: got \[2, 3, 15\] beside keys .* expected \[B, A, D \+ G K\]"):
         search_attention(queries[..., :-1], keys, gaps, rows)
-    with pytest.raises(ValueError, match=r"got rows torch.int32 and keys torch.float32, expected int64"):
+    with pytest.raises(ValueError, match="rows: got int32, expected int64"):
         search_attention(queries, keys, gaps, rows.int())

@@ -73,9 +73,9 @@ def test_the_last_state_starts_near_what_is_like_the_target(size: float, least: 
     assert near > least and abs(far) < 0.05
 
 
-def test_auxiliary_loss_equals_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lengths", [[3, 0, 1, 4], [0, 3, 0, 1, 4, 0], [0, 0, 1, 3, 4], [3, 1, 4]])
+def test_auxiliary_loss_equals_the_loop(lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     tower = make()
-    lengths = [3, 0, 1, 4]
     query, history = make_history(lengths)
     total = sum(lengths)
     ahead = torch.tensor([3, 1, 7, 2, 5, 4, 6, 1])  # from the next visit to the other one
