@@ -184,17 +184,19 @@ def check_numbers(config: Any, prefix: str, endless: tuple[str, ...] = (), **mos
     """
     for f in dataclasses.fields(config):
         limit = most.get(f.name, MOST)
-        for value in _numbers(getattr(config, f.name)):
+        for key, value in _numbers(getattr(config, f.name)):
             where = f"{prefix}.{f.name}" if prefix else f.name
+            where += f" {key}" if key else ""
             if math.isnan(value) or (math.isinf(value) and f.name not in endless):
                 raise ValueError(f"{where}={value}: expected a finite number")
             if isinstance(value, int) and abs(value) > limit:
                 raise ValueError(f"{where}={value}: expected at most {limit:,}")
 
 
-def _numbers(value: Any) -> Iterator[int | float]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    for x in value if isinstance(value, list | tuple) else [value]:
+def _numbers(value: Any) -> Iterator[tuple[str, int | float]]:
+    """Every number of a value, with its key in a dict."""
+    if not isinstance(value, dict | list | tuple):
+        value = [value]
+    for key, x in value.items() if isinstance(value, dict) else (("", x) for x in value):
         if type(x) in (int, float):
-            yield x
+            yield str(key), x

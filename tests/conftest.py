@@ -18,6 +18,10 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Ctrl-C is ignored in what a shell starts in the background, tests too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 torch.set_num_threads(1)  # toy sizes: threads would only wait for each other
 
 

@@ -115,5 +115,5 @@ def test_what_is_wrong_in_a_config_is_told(plain: Any, said: str) -> None:
 def test_numbers() -> None:
     assert Config(out=Path("x"), reach=math.inf).reach == math.inf
     for wrong in ({"reach": math.nan}, {"rows": 2**31}, {"rows": -(2**31)}, {"plan": {"a": math.inf}}):
-        with pytest.raises(ValueError, match=f"config.{next(iter(wrong))}="):
+        with pytest.raises(ValueError, match=f"config.{next(iter(wrong))}( a)?="):
             Config(out=Path("x"), **wrong)  # type: ignore[arg-type]

@@ -272,7 +272,7 @@ def test_an_option_that_does_not_fit_is_told() -> None:
         ("twin", {"top_k": 0}, "ranker.tower_options top_k=0: tower 'twin' expects a whole number, at least 1"),
         ("twin", {"heads": 1.5}, "heads=1.5: tower 'twin' expects a whole number"),
         ("dien", {"auxiliary_weight": -1}, "auxiliary_weight=-1: tower 'dien' expects 0 or more"),
-        ("basm", {"reach_km": float("nan")}, "reach_km=nan: tower 'basm' expects 0 or more"),
+        ("basm", {"reach_km": float("nan")}, "ranker.tower_options reach_km=nan: expected a finite number"),
     ]:
         with pytest.raises(ValueError, match=message):
             Scorer(replace(FEATURES, context=True), RankerConfig(tower=name, tower_options=options))

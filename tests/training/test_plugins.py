@@ -33,6 +33,7 @@ from placerank.rankers.ranker import Ranker, RankerConfig
 from placerank.tokenization.codes.semantic_ids import SemanticIds
 from placerank.training.checkpoint import load
 from placerank.training.export import ExportConfig, export
+from placerank.training.identity import Identity
 from placerank.training.inference import find_checkpoint, load_scorer
 from placerank.training.inputs import read_inputs
 from placerank.training.model import assemble, table_rows
@@ -257,7 +258,7 @@ def steps_on_ranks(config: TrainConfig, kind: str, count: int) -> dict[str, Tens
         torch.manual_seed(7)
         fill(trainee.model, Ranker(inputs.features, config.ranker, device="cpu").state_dict())
         torch.manual_seed(rt.rank)  # of attribute dropout
-        loop = _Loop(config, rt, inputs.catalog(rt.device), trainee, {})
+        loop = _Loop(config, rt, inputs.catalog(rt.device), trainee, Identity.of(inputs, config.ranker))
         batches = (loop.catalog.expand(sample) for sample in loop.loader)
         out: dict[str, list[Tensor]] = {}
         for loop.step in range(count):

@@ -138,7 +138,7 @@ def test_configs() -> None:
     for bad, told in (
         ({"prefix": 0}, "akt.prefix=0: expected at least 1"),
         ({"temperature": 0.0}, "akt.temperature=0.0: expected more than 0"),
-        ({"one_way_weight": float("nan")}, "akt.one_way_weight=nan: expected 0 or more"),
+        ({"one_way_weight": float("nan")}, "akt.one_way_weight=nan: expected a finite number"),
         ({"view_visits": -1}, "akt.view_visits=-1: expected 0"),
     ):
         with pytest.raises(ValueError, match=told):

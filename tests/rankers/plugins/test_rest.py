@@ -233,7 +233,7 @@ def test_density_lengthens_radii_in_the_country() -> None:
     [
         ({"contrast": ["colour"]}, "rest.contrast: got 'colour', expected some of category, brand"),
         ({"positive_km": 0.0}, "rest.positive_km=0.0: expected a positive number"),
-        ({"temperature": math.nan}, "rest.temperature=nan: expected a positive number"),
+        ({"temperature": math.nan}, "rest.temperature=nan: expected a finite number"),
         ({"negatives": 0}, "rest.negatives=0: expected at least 1"),
         ({"attribute_dropout": 0.2}, "rest.attribute_dropout=0.2 drops attributes of the warm-up, which is off; set"),
         ({"attribute_dropout": 1.0}, r"rest.attribute_dropout=1.0: expected a probability in \[0, 1\)"),
