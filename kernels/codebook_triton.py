@@ -307,7 +307,7 @@ def _lookup(dtype: torch.dtype, rows: int, dim: int) -> None:
 VARIANTS = Variants(
     {
         f"{name}_{short}": partial(call, dtype, *sizes)
-        for short, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+        for short, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16))
         for name, (call, *sizes) in {
             "few": (_encode, 100, 384, torch.float32),
             "many": (_encode, 10_000, 384, torch.float32),

@@ -205,7 +205,7 @@ def _block(size: int) -> int:
 def _settings(A: int, D: int, C: int, numbers: int) -> dict[str, int]:
     """Tile of visits by how many numbers there are of one."""
     columns = _block(A) * max(_block(D), _block(C))
-    visits = min(32, max(2, numbers // columns))
+    visits = min(8, max(2, numbers // columns))
     return {"BLOCK_R": visits, "num_warps": 4, "num_stages": 1}
 
 
@@ -268,7 +268,7 @@ def _both(
     search_attention_backward_triton(pooled, of_total, queries, keys, gaps, rows, total, want_gaps)
 
 
-# Widths beside those that rankers have, which ``tests/support/ranker_launches.py`` takes from the towers themselves.
+# Beside what rankers have: ``tests/support/ranker_launches.py`` asks the towers for that.
 VARIANTS = Variants(
     {
         f"{name}_{short}": partial(_both, dtype, *sizes)
@@ -277,6 +277,6 @@ VARIANTS = Variants(
             "wide": (8, 256, 2, 13, 200),
             "gaps": (4, 48, 2, 13, 100, BIG, True),
         }.items()
-        for short, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+        for short, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16))
     }
 )

@@ -103,9 +103,9 @@ def _layer_delta_kernel(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """delta, the gradient of z [T, H], of one tile of visits, from that of the layer above [T, N]."""
+    """delta, the gradient of z [T, H], of one tile of visits and columns, from that of the layer above [T, N]."""
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-    h = tl.arange(0, BLOCK_H)
+    h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     there, in_h = t < T, h < H
     # scale: [5, H]
     mean = tl.load(scale_ptr + h, mask=in_h, other=0.0)
@@ -143,10 +143,10 @@ def _layer_sums_kernel(  # type: ignore[no-untyped-def]
 ):
     """What a layer's gradients need summed over all visits, from delta of the layer above [T, N], N > 1.
 
-    Each num_programs-th tile of visits; every program writes its own sums.
+    For program_id(1)'s columns and each num_programs(0)-th tile of visits; every program writes its own sums.
     """
-    program = tl.program_id(0).to(tl.int64)
-    h, n = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_N)
+    program, first = tl.program_id(0).to(tl.int64), tl.program_id(1) == 0
+    h, n = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_N)
     in_h, in_n = h < H, n < N
     # scale: [3, H]
     mean = tl.load(scale_ptr + h, mask=in_h, other=0.0)
@@ -176,7 +176,7 @@ def _layer_sums_kernel(  # type: ignore[no-untyped-def]
     tl.store(sums + 2 * H, sum_alpha, mask=in_h)
     both = in_n[:, None] & in_h[None, :]
     tl.store(grad_weight_ptr + program * N * H + n[:, None] * H + h[None, :], grad_weight, mask=both)
-    tl.store(grad_bias_ptr + program * N + n, grad_bias, mask=in_n)
+    tl.store(grad_bias_ptr + program * N + n, grad_bias, mask=in_n & first)
 
 
 @triton.jit(do_not_specialize=["B"])

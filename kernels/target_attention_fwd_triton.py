@@ -94,20 +94,23 @@ def _between_fwd_kernel(  # type: ignore[no-untyped-def]
 ):
     """out = Dice(z) @ weight.T + bias of one tile of visits."""
     tile = tl.program_id(0).to(tl.int64)
-    t = tile * BLOCK_T + tl.arange(0, BLOCK_T)
-    h, n = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_N)
-    there, in_h, in_n = t < T, h < H, n < N
-    # scale: [3, H]
-    mean = tl.load(scale_ptr + h, mask=in_h, other=0.0)
-    rstd = tl.load(scale_ptr + H + h, mask=in_h, other=0.0)
-    alpha = tl.load(scale_ptr + 2 * H + h, mask=in_h, other=0.0)
-    # z: [T, H]
-    z = tl.load(z_ptr + t[:, None] * H + h[None, :], mask=there[:, None] & in_h[None, :], other=0.0)
-    a, _, _ = dice(z.to(tl.float32), mean, rstd, alpha)
-    # weight: [N, H], read as [H, N]; bias: [N]
-    weight = tl.load(weight_ptr + n[None, :] * H + h[:, None], mask=in_h[:, None] & in_n[None, :], other=0.0)
-    bias = tl.load(bias_ptr + n, mask=in_n, other=0.0)
-    out = tl.dot(a.to(z.dtype), weight.to(z.dtype), input_precision=PRECISION) + bias[None, :]
+    t, n = tile * BLOCK_T + tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_N)
+    there, in_n = t < T, n < N
+    # bias: [N]
+    out = tl.zeros([BLOCK_T, BLOCK_N], tl.float32) + tl.load(bias_ptr + n, mask=in_n, other=0.0)[None, :]
+    for first in range(0, H, BLOCK_H):
+        h = first + tl.arange(0, BLOCK_H)
+        in_h = h < H
+        # scale: [3, H]
+        mean = tl.load(scale_ptr + h, mask=in_h, other=0.0)
+        rstd = tl.load(scale_ptr + H + h, mask=in_h, other=0.0)
+        alpha = tl.load(scale_ptr + 2 * H + h, mask=in_h, other=0.0)
+        # z: [T, H]
+        z = tl.load(z_ptr + t[:, None] * H + h[None, :], mask=there[:, None] & in_h[None, :], other=0.0)
+        a, _, _ = dice(z.to(tl.float32), mean, rstd, alpha)
+        # weight: [N, H], read as [H, N]
+        weight = tl.load(weight_ptr + n[None, :] * H + h[:, None], mask=in_h[:, None] & in_n[None, :], other=0.0)
+        out = tl.dot(a.to(z.dtype), weight.to(z.dtype), out, input_precision=PRECISION)
     stored = out.to(out_ptr.dtype.element_ty)
     real = there[:, None] & in_n[None, :]
     tl.store(out_ptr + t[:, None] * N + n[None, :], stored, mask=real)

@@ -9,6 +9,7 @@ Here are settings and launchers; the kernels are in ``target_attention_fwd_trito
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 import triton
@@ -47,13 +48,16 @@ def _settings(D: int, H: int) -> dict[str, int]:
 
 
 def _row_settings(N: int, H: int) -> dict[str, int]:
-    """Of a program that takes tiles of visits through a layer with weight [N, H]."""
-    return {"BLOCK_T": 32 if _block(N) * _block(H) <= 1024 else 16, "num_warps": 4, "num_stages": 1}
+    """Of a program that takes tiles of visits through a layer with weight [N, H], so many columns of it at a time."""
+    columns = min(_block(H), 2048 // _block(N))
+    blocks = {"BLOCK_T": 32 if _block(N) * columns <= 1024 else 16, "BLOCK_H": columns, "BLOCK_N": _block(N)}
+    return {**blocks, "num_warps": 4, "num_stages": 1}
 
 
 def _first_bwd_settings(H: int) -> dict[str, int]:
     """Columns so few that the kernel's matrices, [H, BLOCK_D] each, and two products' operands fit the registers."""
-    return {"BLOCK_T": 16, "BLOCK_D": max(16, 1024 // _block(H)), "num_warps": 4, "num_stages": 1}
+    warps = 4 if _block(H) <= 32 else 8
+    return {"BLOCK_T": 16, "BLOCK_D": max(16, 1024 // _block(H)), "num_warps": warps, "num_stages": 1}
 
 
 def _gaps_bwd_settings(G: int) -> dict[str, int]:
@@ -108,8 +112,7 @@ def target_attention_triton(
             counts = (T - torch.arange(tiles, device=keys.device) * settings["BLOCK_T"]).clamp(max=settings["BLOCK_T"])
             if T:
                 _between_fwd_kernel[(tiles,)](
-                    zs[i], scale, of_layer, offset, zs[-1], moments, T, H, N,
-                    BLOCK_H=_block(H), BLOCK_N=_block(N), PRECISION=precision, **settings,
+                    zs[i], scale, of_layer, offset, zs[-1], moments, T, H, N, PRECISION=precision, **settings
                 )  # fmt: skip
         else:
             settings = _settings(D, H) | wide
@@ -145,6 +148,7 @@ def target_attention_backward_triton(
     for i in reversed(range(layers)):
         N, H = weights[i].shape
         scale, rows = _scale(statistics[i], alphas[i], eps), _row_settings(N, H)
+        tiles, columns = triton.cdiv(T, rows["BLOCK_T"]), triton.cdiv(H, rows["BLOCK_H"])
         if i + 1 == layers:
             above, sums = keys.new_empty(T, 1), scale.new_empty(B, 5, H)
             settings = _settings(D, H) | wide
@@ -154,21 +158,19 @@ def target_attention_backward_triton(
             dx, dx_x, of_alpha, of_weight, of_bias = sums.sum(0)
             grad_weights[i], grad_biases[i] = of_weight[None].clone(), of_bias[:1].clone()
         else:
-            programs = max(1, min(PROGRAMS, triton.cdiv(T, rows["BLOCK_T"])))
+            programs = max(1, min(PROGRAMS, tiles))
             sums, of_weight, of_bias = (scale.new_empty(programs, *n) for n in ((3, H), (N, H), (N,)))
-            _layer_sums_kernel[(programs,)](
-                above, weights[i], zs[i], scale, sums, of_weight, of_bias, T, H, N,
-                BLOCK_H=_block(H), BLOCK_N=_block(N), PRECISION=precision, **rows,
-            )  # fmt: skip
+            _layer_sums_kernel[(programs, columns)](
+                above, weights[i], zs[i], scale, sums, of_weight, of_bias, T, H, N, PRECISION=precision, **rows
+            )
             dx, dx_x, of_alpha = sums.sum(0)
             grad_weights[i], grad_biases[i] = of_weight.sum(0), of_bias.sum(0)
         grad_alphas[i], share = of_alpha.clone(), 1 / T if batch_statistics and T else 0.0
         scale, delta = torch.cat([scale, torch.stack([dx, dx_x]) * share]), keys.new_empty(T, H)
         if T:
-            _layer_delta_kernel[(triton.cdiv(T, rows["BLOCK_T"]),)](
-                above, weights[i], zs[i], scale, delta, T, H, N,
-                BLOCK_H=_block(H), BLOCK_N=_block(N), PRECISION=precision, **rows,
-            )  # fmt: skip
+            _layer_delta_kernel[(tiles, columns)](
+                above, weights[i], zs[i], scale, delta, T, H, N, PRECISION=precision, **rows
+            )
         above = delta
 
     H = weight.shape[0]
@@ -212,17 +214,27 @@ def _both(
     )
 
 
-# Widths beside those that rankers have, which ``tests/support/ranker_launches.py`` takes from the towers themselves.
+def _in_tf32(*sizes: Any) -> None:
+    """``_both`` with float32 products in tf32, as a user may ask PyTorch for them."""
+    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
+    matmul.allow_tf32 = True
+    try:
+        _both(torch.float32, *sizes)
+    finally:
+        matmul.allow_tf32 = before
+
+
+# The extremes of what ``fits``. Beside what rankers have: ``tests/support/ranker_launches.py`` asks towers for that.
+_SIZES: dict[str, tuple[Any, ...]] = {
+    "narrow": (32, 2, (32, 16)),
+    "wide": (256, 2, (16, 16)),
+    "square": (64, 2, (64, 64)),
+    "tall": (32, 2, (128, 32)),
+    "gaps": (16, 40, (256, 16), BIG, True),
+}
 VARIANTS = Variants(
-    {
-        f"{name}_{short}": partial(_both, dtype, *sizes)
-        for name, sizes in {
-            "narrow": (32, 2, (32, 16)),
-            "wide": (128, 2, (32, 16)),
-            "square": (64, 2, (64, 32)),
-            "tall": (32, 2, (128, 32)),
-            "gaps": (48, 40, (32, 16), BIG, True),
-        }.items()
-        for short, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
-    }
+    {f"{name}_fp32": partial(_both, torch.float32, *sizes) for name, sizes in _SIZES.items()}
+    | {f"{name}_bf16": partial(_both, torch.bfloat16, *sizes) for name, sizes in _SIZES.items()}
+    | {f"{name}_fp16": partial(_both, torch.float16, *_SIZES[name]) for name in ("narrow", "square")}
+    | {f"{name}_tf32": partial(_in_tf32, *_SIZES[name]) for name in ("narrow", "square")}
 )

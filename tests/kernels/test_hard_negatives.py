@@ -121,6 +121,15 @@ def test_options(path: Callable[..., HardNegatives], options: dict[str, Any]) ->
 
 
 @paths
+def test_under_autocast(path: Callable[..., HardNegatives]) -> None:
+    """PyTorch refuses float16 in some of its functions while it casts to bfloat16."""
+    places = make_places(70, seed=6)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = path(places)
+    assert_same(found, hard_negatives_reference(places))
+
+
+@paths
 def test_a_radius_for_each_query(path: Callable[..., HardNegatives]) -> None:
     places = make_places(80, seed=5)
     g = torch.Generator().manual_seed(0)

@@ -246,6 +246,7 @@ def triton_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ([33, 0, 1, 32, 65, 31], TWO, True),
         ([7, 0, 1, 13], WIDTHS[2], True),
         ([5, 18], (40, (33,), 1), True),
+        ([5, 18], (3, (130, 20), 33), True),
         ([0], TWO, False),
         ([], TWO, False),
     ],
