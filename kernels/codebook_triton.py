@@ -304,23 +304,19 @@ def _lookup(dtype: torch.dtype, rows: int, dim: int) -> None:
 
 
 # But for encoding, which is all products, rows are read 16 bytes at once where their width divides by 16.
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_ENCODED = {"few": (100, 384), "many": (10_000, 384), "odd": (10_000, 50), "one": (10_000, 1), "big": (BIG, 384)}
+_LOOKED_UP = {"lookup": (1000, 384), "lookup_odd": (1000, 50), "lookup_one": (1000, 1), "lookup_big": (BIG, 384)}
 VARIANTS = Variants(
     {
-        f"{name}_{short}": partial(call, dtype, *sizes)
-        for short, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16))
-        for name, (call, *sizes) in {
-            "few": (_encode, 100, 384, torch.float32),
-            "many": (_encode, 10_000, 384, torch.float32),
-            "many_odd": (_encode, 10_000, 50, torch.float32),
-            "many_one": (_encode, 10_000, 1, torch.float32),
-            "many_big": (_encode, BIG, 384, torch.float32),
-            "many_big_in_bf16": (_encode, BIG, 384, torch.bfloat16),
-            "few_in_bf16": (_encode, 100, 384, torch.bfloat16),
-            "many_in_bf16": (_encode, 10_000, 384, torch.bfloat16),
-            "wide": (_lookup, 1000, 384),
-            "odd": (_lookup, 1000, 50),
-            "one": (_lookup, 1000, 1),
-            "big": (_lookup, BIG, 384),
-        }.items()
+        f"{name}_{short}_by_{by}": partial(_encode, dtype, *sizes, _DTYPES[by])
+        for short, dtype in _DTYPES.items()
+        for name, sizes in _ENCODED.items()
+        for by in ("fp32", "bf16")
+    }
+    | {
+        f"{name}_{short}": partial(_lookup, dtype, *sizes)
+        for short, dtype in _DTYPES.items()
+        for name, sizes in _LOOKED_UP.items()
     }
 )

@@ -273,22 +273,19 @@ def _one(k: int, dim: int, rows: int = 6400, random_negatives: bool = False, ran
 
 VARIANTS = Variants(
     {
-        name: partial(_one, *sizes)
-        for name, sizes in {
-            "k9_d16": (9, 16),
-            "k9_d64": (9, 64),
-            "k9_d768": (9, 768),
-            "k1_d16": (1, 16),
-            "k32_d128": (32, 128),
-            "k64_d64": (64, 64),
-            "k128_d64": (128, 64),
-            "random_negatives": (9, 64, 6400, True),
-            "random_positives": (9, 64, 6400, False, True),
-            "random_negatives_d768": (9, 768, 6400, True),
-            "random": (9, 64, 6400, True, True),
-            "big_d64": (9, 64, BIG),
-            "big_d768": (9, 768, BIG),
-            "big_d768_only": (9, 768, 1 << 20),
-        }.items()
+        "k9_d16": partial(_one, 9, 16),
+        "k9_d64": partial(_one, 9, 64),
+        "k9_d768": partial(_one, 9, 768),
+        "k1_d16": partial(_one, 1, 16),
+        "k32_d128": partial(_one, 32, 128),
+        "k64_d64": partial(_one, 64, 64),
+        "k128_d64": partial(_one, 128, 64),
+        "random_negatives": partial(_one, 9, 64, random_negatives=True),
+        "random_positives": partial(_one, 9, 64, random_positives=True),
+        "random_negatives_d768": partial(_one, 9, 768, random_negatives=True),
+        "random": partial(_one, 9, 64, random_negatives=True, random_positives=True),
+        "big_d64": partial(_one, 9, 64, BIG),
+        "big_d768": partial(_one, 9, 768, BIG),
+        "big_embeddings": partial(_one, 9, 768, 1 << 20),
     }
 )

@@ -269,14 +269,12 @@ def _both(
 
 
 # Beside what rankers have: ``tests/support/ranker_launches.py`` asks the towers for that.
+_SIZES: dict[str, tuple[Any, ...]] = {
+    "narrow": (1, 16, 2, 13, 20),
+    "wide": (8, 256, 2, 13, 200),
+    "gaps": (4, 48, 2, 13, 100, BIG, True),
+}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 VARIANTS = Variants(
-    {
-        f"{name}_{short}": partial(_both, dtype, *sizes)
-        for name, sizes in {
-            "narrow": (1, 16, 2, 13, 20),
-            "wide": (8, 256, 2, 13, 200),
-            "gaps": (4, 48, 2, 13, 100, BIG, True),
-        }.items()
-        for short, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16))
-    }
+    {f"{name}_{short}": partial(_both, _DTYPES[short], *sizes) for name, sizes in _SIZES.items() for short in _DTYPES}
 )

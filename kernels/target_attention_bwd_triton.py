@@ -194,7 +194,6 @@ def _first_bwd_kernel(  # type: ignore[no-untyped-def]
     grad_weight_ptr,
     B: tl.int64,
     D: tl.constexpr,
-    G: tl.constexpr,
     H: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -208,10 +207,9 @@ def _first_bwd_kernel(  # type: ignore[no-untyped-def]
     program, first = tl.program_id(0).to(tl.int64), tl.program_id(1) == 0
     d, h = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_H)
     in_d, in_h = d < D, h < H
-    # weight: [H, 2 D + G]; grad_weight: [programs, H, 2 D]
-    place, place_out = h[:, None] * (2 * D + G) + d[None, :], h[:, None] * (2 * D) + d[None, :]
-    both = in_h[:, None] & in_d[None, :]
-    slot = grad_weight_ptr + program * H * (2 * D) + place_out
+    # weight: [H, 2 D]; grad_weight: [programs, H, 2 D]
+    place, both = h[:, None] * (2 * D) + d[None, :], in_h[:, None] & in_d[None, :]
+    slot = grad_weight_ptr + program * H * (2 * D) + place
     for b in range(program, B, tl.num_programs(0)):
         start, stop = tl.load(offsets_ptr + b), tl.load(offsets_ptr + b + 1)
         # query, grad: [B, D]
@@ -252,7 +250,6 @@ def _gaps_bwd_kernel(  # type: ignore[no-untyped-def]
     grad_gaps_ptr,
     grad_weight_ptr,
     T: tl.int64,
-    D: tl.constexpr,
     G: tl.constexpr,
     H: tl.constexpr,
     WANT_GAPS: tl.constexpr,
@@ -267,8 +264,8 @@ def _gaps_bwd_kernel(  # type: ignore[no-untyped-def]
     in_g, in_h = g < G, h < H
     both = in_h[:, None] & in_g[None, :]
     of_gaps = tl.zeros([BLOCK_H, BLOCK_G], tl.float32)
-    # weight: [H, 2 D + G]
-    weight = tl.load(weight_ptr + h[:, None] * (2 * D + G) + 2 * D + g[None, :], mask=both, other=0.0)
+    # weight: [H, G]
+    weight = tl.load(weight_ptr + h[:, None] * G + g[None, :], mask=both, other=0.0)
     weight = weight.to(delta_ptr.dtype.element_ty)
     for tile in range(program, tl.cdiv(T, BLOCK_T), tl.num_programs(0)):
         t = tile * BLOCK_T + tl.arange(0, BLOCK_T)
