@@ -309,11 +309,11 @@ _ENCODED = {"few": (100, 384), "many": (10_000, 384), "odd": (10_000, 50), "one"
 _LOOKED_UP = {"lookup": (1000, 384), "lookup_odd": (1000, 50), "lookup_one": (1000, 1), "lookup_big": (BIG, 384)}
 VARIANTS = Variants(
     {
-        f"{name}_{short}_by_{by}": partial(_encode, dtype, *sizes, _DTYPES[by])
-        for short, dtype in _DTYPES.items()
+        f"{name}_{short}_by_{by}": partial(_encode, _DTYPES[short], *sizes, _DTYPES[by])
+        for short, by in (("fp32", "fp32"), ("bf16", "fp32"), ("fp32", "bf16"), ("bf16", "bf16"))
         for name, sizes in _ENCODED.items()
-        for by in ("fp32", "bf16")
     }
+    | {"few_fp16_by_fp32": partial(_encode, torch.float16, 100, 384, torch.float32)}
     | {
         f"{name}_{short}": partial(_lookup, dtype, *sizes)
         for short, dtype in _DTYPES.items()

@@ -269,12 +269,14 @@ def _both(
 
 
 # Beside what rankers have: ``tests/support/ranker_launches.py`` asks the towers for that.
-_SIZES: dict[str, tuple[Any, ...]] = {
-    "narrow": (1, 16, 2, 13, 20),
-    "wide": (8, 256, 2, 13, 200),
-    "gaps": (4, 48, 2, 13, 100, BIG, True),
-}
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_WIDE, _GAPS = (8, 256, 2, 13, 200), (4, 48, 2, 13, 100)
 VARIANTS = Variants(
-    {f"{name}_{short}": partial(_both, _DTYPES[short], *sizes) for name, sizes in _SIZES.items() for short in _DTYPES}
+    {
+        "narrow_fp32": partial(_both, torch.float32, 1, 16, 2, 13, 20),
+        "wide_fp32": partial(_both, torch.float32, *_WIDE),
+        "wide_bf16": partial(_both, torch.bfloat16, *_WIDE),
+        "gaps_fp32": partial(_both, torch.float32, *_GAPS, BIG, True),
+        "gaps_bf16": partial(_both, torch.bfloat16, *_GAPS, BIG, True),
+        "gaps_fp16": partial(_both, torch.float16, *_GAPS, BIG, True),
+    }
 )
