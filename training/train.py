@@ -24,6 +24,7 @@ from ..data.batches.batch import RankingBatch, SampleBatch
 from ..data.batches.catalog import Catalog
 from ..data.batches.features import FeatureConfig
 from ..data.batches.loader import SampleLoader
+from ..data.leftovers import remove_leftovers
 from ..data.manifest import drop_lines_after, environment, write_json
 from ..data.plain import check_numbers
 from ..rankers.ranker import RankerConfig
@@ -81,10 +82,12 @@ class TrainConfig:
     """Remove what the run folder holds and start anew."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "", batch_size=10_000_000)
-        for name in ("batch_size", "epochs", "keep_checkpoints", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        check_numbers(
+            self,
+            "",
+            least=dict.fromkeys(("batch_size", "epochs", "keep_checkpoints", "log_every"), 1),
+            batch_size=10_000_000,
+        )
         for name in ("validate_every", "patience", "checkpoint_every", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
@@ -147,8 +150,7 @@ def _open_run_folder(config: TrainConfig) -> None:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     remove_partial(config.run / CHECKPOINTS)
     shutil.rmtree(config.run / _SCRATCH, ignore_errors=True)
-    for path in config.run.glob(".*.tmp"):
-        path.unlink()
+    remove_leftovers(config.run)
 
 
 def _with_whole_paths(config: TrainConfig) -> TrainConfig:
