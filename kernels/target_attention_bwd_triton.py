@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .target_attention_fwd_triton import dice
+from .target_attention_fwd_triton import dice, dice_scale
 
 
 @triton.jit
@@ -28,9 +28,7 @@ def _last_bwd_kernel(  # type: ignore[no-untyped-def]
     in_d, in_h = d < D, h < H
     start, stop = tl.load(offsets_ptr + b), tl.load(offsets_ptr + b + 1)
     # scale: [3, H]; weight: [H]; grad: [B, D]
-    mean = tl.load(scale_ptr + h, mask=in_h, other=0.0)
-    rstd = tl.load(scale_ptr + H + h, mask=in_h, other=0.0)
-    alpha = tl.load(scale_ptr + 2 * H + h, mask=in_h, other=0.0)
+    mean, rstd, alpha = dice_scale(scale_ptr, h, in_h, H)
     weight = tl.load(weight_ptr + h, mask=in_h, other=0.0)
     grad = tl.load(grad_ptr + b * D + d, mask=in_d, other=0.0).to(tl.float32)
     sum_x, sum_xx, sum_alpha = (tl.zeros([BLOCK_H], tl.float32),) * 3
@@ -108,9 +106,7 @@ def _layer_delta_kernel(  # type: ignore[no-untyped-def]
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     there, in_h = t < T, h < H
     # scale: [5, H]
-    mean = tl.load(scale_ptr + h, mask=in_h, other=0.0)
-    rstd = tl.load(scale_ptr + H + h, mask=in_h, other=0.0)
-    alpha = tl.load(scale_ptr + 2 * H + h, mask=in_h, other=0.0)
+    mean, rstd, alpha = dice_scale(scale_ptr, h, in_h, H)
     share = tl.load(scale_ptr + 3 * H + h, mask=in_h, other=0.0)
     share_x = tl.load(scale_ptr + 4 * H + h, mask=in_h, other=0.0)
     real = there[:, None] & in_h[None, :]
@@ -149,9 +145,7 @@ def _layer_sums_kernel(  # type: ignore[no-untyped-def]
     h, n = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_N)
     in_h, in_n = h < H, n < N
     # scale: [3, H]
-    mean = tl.load(scale_ptr + h, mask=in_h, other=0.0)
-    rstd = tl.load(scale_ptr + H + h, mask=in_h, other=0.0)
-    alpha = tl.load(scale_ptr + 2 * H + h, mask=in_h, other=0.0)
+    mean, rstd, alpha = dice_scale(scale_ptr, h, in_h, H)
     sum_x, sum_xx, sum_alpha = (tl.zeros([BLOCK_H], tl.float32),) * 3
     grad_weight, grad_bias = tl.zeros([BLOCK_N, BLOCK_H], tl.float32), tl.zeros([BLOCK_N], tl.float32)
     for tile in range(program, tl.cdiv(T, BLOCK_T), tl.num_programs(0)):

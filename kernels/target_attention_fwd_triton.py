@@ -5,6 +5,14 @@ import triton.language as tl
 
 
 @triton.jit
+def dice_scale(scale_ptr, h, in_h, H: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Rows 0 to 2 of scale [3 or 5, H] at columns h: mean, 1 / standard deviation and alpha of Dice."""
+    mean = tl.load(scale_ptr + h, mask=in_h, other=0.0)
+    rstd = tl.load(scale_ptr + H + h, mask=in_h, other=0.0)
+    return mean, rstd, tl.load(scale_ptr + 2 * H + h, mask=in_h, other=0.0)
+
+
+@triton.jit
 def dice(z, mean, rstd, alpha):  # type: ignore[no-untyped-def]
     """Dice(z) [R, H], the normalised z, and the gate's sigmoid."""
     x = (z - mean[None, :]) * rstd[None, :]
@@ -102,9 +110,7 @@ def _between_fwd_kernel(  # type: ignore[no-untyped-def]
         h = first + tl.arange(0, BLOCK_H)
         in_h = h < H
         # scale: [3, H]
-        mean = tl.load(scale_ptr + h, mask=in_h, other=0.0)
-        rstd = tl.load(scale_ptr + H + h, mask=in_h, other=0.0)
-        alpha = tl.load(scale_ptr + 2 * H + h, mask=in_h, other=0.0)
+        mean, rstd, alpha = dice_scale(scale_ptr, h, in_h, H)
         # z: [T, H]
         z = tl.load(z_ptr + t[:, None] * H + h[None, :], mask=there[:, None] & in_h[None, :], other=0.0)
         a, _, _ = dice(z.to(tl.float32), mean, rstd, alpha)
@@ -144,9 +150,7 @@ def _last_fwd_kernel(  # type: ignore[no-untyped-def]
     in_d, in_h = d < D, h < H
     start, stop = tl.load(offsets_ptr + b), tl.load(offsets_ptr + b + 1)
     # scale: [3, H]; weight: [H]
-    mean = tl.load(scale_ptr + h, mask=in_h, other=0.0)
-    rstd = tl.load(scale_ptr + H + h, mask=in_h, other=0.0)
-    alpha = tl.load(scale_ptr + 2 * H + h, mask=in_h, other=0.0)
+    mean, rstd, alpha = dice_scale(scale_ptr, h, in_h, H)
     weight = tl.load(weight_ptr + h, mask=in_h, other=0.0)
     bias = tl.load(bias_ptr)
     interest = tl.zeros([BLOCK_D], tl.float32)
