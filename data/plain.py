@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -168,7 +169,9 @@ def _made(cls: Any, plain: Any, where: str, at: str, lacking: list[str]) -> Any:
         raise ValueError(f"{where}: {error}") from error
 
 
-def check_numbers(config: Any, prefix: str, endless: tuple[str, ...] = (), **most: int) -> None:
+def check_numbers(
+    config: Any, prefix: str, endless: tuple[str, ...] = (), least: dict[str, int] | None = None, **most: int
+) -> None:
     """That every number in a config can be computed with: finite, and whole ones at most ``MOST`` or as told here.
 
     For ``__post_init__``; looks into lists and dicts, not into the configs that a config holds.
@@ -177,6 +180,7 @@ def check_numbers(config: Any, prefix: str, endless: tuple[str, ...] = (), **mos
         config: a dataclass.
         prefix: of the settings' names.
         endless: fields for which infinity means that there is no limit.
+        least: the smallest number of a field.
         most: the largest whole number of a field.
 
     Raises:
@@ -189,14 +193,17 @@ def check_numbers(config: Any, prefix: str, endless: tuple[str, ...] = (), **mos
             where += f" {key}" if key else ""
             if math.isnan(value) or (math.isinf(value) and f.name not in endless):
                 raise ValueError(f"{where}={value}: expected a finite number")
-            if isinstance(value, int) and abs(value) > limit:
+            whole = isinstance(value, Integral)
+            if whole and abs(value) > limit:
                 raise ValueError(f"{where}={value}: expected at most {limit:,}")
+            if least and value < least.get(f.name, -math.inf):
+                raise ValueError(f"{where}={value}: expected at least {least[f.name]}")
 
 
-def _numbers(value: Any) -> Iterator[tuple[str, int | float]]:
+def _numbers(value: Any) -> Iterator[tuple[str, Any]]:
     """Every number of a value, with its key in a dict."""
     if not isinstance(value, dict | list | tuple):
         value = [value]
     for key, x in value.items() if isinstance(value, dict) else (("", x) for x in value):
-        if type(x) in (int, float):
+        if not isinstance(x, bool) and isinstance(x, Real):
             yield str(key), x

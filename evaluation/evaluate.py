@@ -1,7 +1,6 @@
 """Evaluation: score a split, measure the model, the baselines and the oracle, slice by slice, and write a report."""
 
 import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +46,9 @@ class EvaluateConfig:
     """Replace that folder if it exists."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "", batch_size=10_000_000)
+        check_numbers(self, "", least={"batch_size": 1}, batch_size=10_000_000)
         if self.split not in SPLITS:
             raise ValueError(f"split={self.split!r}: expected one of {', '.join(SPLITS)}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: expected at least 1")
         if self.checkpoint not in ("best", "latest") and not self.checkpoint.isdecimal():
             raise ValueError(f"checkpoint={self.checkpoint!r}: expected best, latest or a step number such as 1200")
 
@@ -72,7 +69,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         raise FileExistsError(f"{out} exists; choose another folder with --out, or pass --overwrite to replace it")
     scratch = out.with_name(f".{out.name}.parts")
     with runtime(seed=0) as rt:
-        on_first_rank(lambda: _prepare_folder(config.run, scratch))
+        on_first_rank(lambda: _check_run(config.run))
         data = config.data or on_first_rank(lambda: read_config(config.run)).data
         score, _, info = load_scorer(config.run, rt, data, config.checkpoint, config.batch_size, config.semantic_ids)
         loader = SampleLoader(
@@ -86,12 +83,11 @@ def evaluate(config: EvaluateConfig) -> Path:
     return out
 
 
-def _prepare_folder(run: Path, scratch: Path) -> None:
-    """Look at what the report will show before scoring takes its time, and remove what a killed evaluation left."""
+def _check_run(run: Path) -> None:
+    """Look at what the report will show before scoring takes its time."""
     read_metrics(run)
     read_best(run)
     read_object(run / ENVIRONMENT)
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_evaluation(

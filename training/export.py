@@ -51,11 +51,9 @@ class ExportConfig:
     """Replace the folder if it exists."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "")
+        check_numbers(self, "", least={"block_rows": 1})
         self.run, self.out = Path(self.run), Path(self.out)
         check_format(self.format, self.dtype)
-        if self.block_rows < 1:
-            raise ValueError(f"block_rows={self.block_rows}: expected at least 1")
         if self.tables is not None and (not self.tables or len(set(self.tables)) != len(self.tables)):
             raise ValueError(f"tables={self.tables}: expected one or more names, each once")
 

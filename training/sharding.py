@@ -47,12 +47,10 @@ class ShardingConfig:
     """Pieces of a table that is cut by columns. Row-wise Adagrad then keeps one state per row and piece."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "sharding")
+        check_numbers(self, "sharding", least={"column_shards": 1})
         for where, value in [("default", self.default), *self.tables.items()]:
             if value not in ("auto", *CUDA_TYPES):
                 raise ValueError(f"sharding.{where}={value!r}: expected one of auto, {', '.join(CUDA_TYPES)}")
-        if self.column_shards < 1:
-            raise ValueError(f"sharding.column_shards={self.column_shards}: expected at least 1")
 
 
 class RowWiseEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):

@@ -55,15 +55,13 @@ class FeatureConfig:
     """Rows of a table of prefix n-grams, at most; where there are more prefixes they are hashed."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "features", embedding_dim=4_096, pooled_dim=4_096)
+        check_numbers(self, "features", least={"ngram_rows": 1}, embedding_dim=4_096, pooled_dim=4_096)
         for name in ("embedding_dim", "pooled_dim"):
             value = getattr(self, name)
             if value < 4 or value % 4:
                 raise ValueError(f"features.{name}={value}: fbgemm needs a positive multiple of 4")
         if self.pooled is not None and not self.pooled:
             raise ValueError("features.pooled is empty: name one or more, such as user, or leave it out for all")
-        if self.ngram_rows < 1:
-            raise ValueError(f"features.ngram_rows={self.ngram_rows}: expected at least 1")
         for name, allowed in (("history_attributes", ITEM_ATTRIBUTES), ("dense", tuple(DENSE_WIDTHS))):
             for value in getattr(self, name):
                 if value not in allowed:

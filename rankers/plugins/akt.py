@@ -42,10 +42,7 @@ class AktConfig:
     """Latest visits that the cluster and the content view see; 0: the whole history."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "akt")
-        for name in ("prefix", "cluster_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"akt.{name}={getattr(self, name)}: expected at least 1")
+        check_numbers(self, "akt", least={"prefix": 1, "cluster_rows": 1})
         if self.view_visits < 0:
             raise ValueError(f"akt.view_visits={self.view_visits}: expected 0 (the whole history) or more")
         if not self.one_way_weight >= 0:

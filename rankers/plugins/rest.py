@@ -59,16 +59,20 @@ class RestConfig:
     """Steps between refreshes of the centres."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "rest", endless=("positive_km", "negative_km"), negatives=100_000, centres=1_000_000)
+        check_numbers(
+            self,
+            "rest",
+            endless=("positive_km", "negative_km"),
+            least=dict.fromkeys(("negatives", "centres", "refresh_every"), 1),
+            negatives=100_000,
+            centres=1_000_000,
+        )
         for name in self.contrast:
             if name not in ATTRIBUTES:
                 raise ValueError(f"rest.contrast: got {name!r}, expected some of {', '.join(ATTRIBUTES)}")
         for name in ("positive_km", "negative_km", "temperature", "weight"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"rest.{name}={getattr(self, name)}: expected a positive number")
-        for name in ("negatives", "centres", "refresh_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"rest.{name}={getattr(self, name)}: expected at least 1")
         if not 0 <= self.attribute_dropout < 1:
             raise ValueError(f"rest.attribute_dropout={self.attribute_dropout}: expected a probability in [0, 1)")
         if not self.warm_up and not self.contrast:

@@ -61,23 +61,25 @@ class BehaviourConfig:
     """Of the adapter."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "behaviour", history=100_000)
+        check_numbers(
+            self,
+            "behaviour",
+            least={
+                "pairs": 0,
+                "history": 1,
+                "cooccurrence_threshold": 0,
+                "batch_pairs": 2,
+                "epochs": 1,
+                "held_out_pairs": 0,
+            },
+            history=100_000,
+        )
         if self.users not in ("none", "text", "mean"):
             raise ValueError(f"behaviour.users={self.users!r}: expected none, text or mean")
         if not 0 <= self.user_share <= 1:
             raise ValueError(f"behaviour.user_share={self.user_share}: expected a share in [0, 1]")
         if not self.temperature > 0:
             raise ValueError(f"behaviour.temperature={self.temperature}: expected more than 0")
-        for name, least in (
-            ("pairs", 0),
-            ("history", 1),
-            ("cooccurrence_threshold", 0),
-            ("batch_pairs", 2),
-            ("epochs", 1),
-            ("held_out_pairs", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"behaviour.{name}={getattr(self, name)}: expected at least {least}")
 
 
 @dataclass(frozen=True)

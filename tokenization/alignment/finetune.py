@@ -41,7 +41,7 @@ class OptimizerSettings:
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "optimizer")
+        check_numbers(self, "optimizer", least={"checkpoint_every": 1})
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)}: expected more than 0")
@@ -49,8 +49,6 @@ class OptimizerSettings:
             raise ValueError(f"optimizer.weight_decay={self.weight_decay}: expected 0 or more")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"optimizer.warmup={self.warmup}: expected a share in [0, 1)")
-        if self.checkpoint_every < 1:
-            raise ValueError(f"optimizer.checkpoint_every={self.checkpoint_every}: expected at least 1")
 
 
 # Parts of a step's loss on this rank, to be added up, each with what is to be logged of it. The parts of all ranks

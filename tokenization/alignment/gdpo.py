@@ -74,7 +74,7 @@ class GDPOConfig:
     """Of the adapter."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "gdpo")
+        check_numbers(self, "gdpo", least=dict.fromkeys(("pairs", "batch_pairs", "part_pairs", "epochs"), 1))
         if not self.beta > 0:
             raise ValueError(f"gdpo.beta={self.beta}: expected more than 0")
         if not self.similarity_weight >= 0:
@@ -85,9 +85,6 @@ class GDPOConfig:
             raise ValueError(f"gdpo.collaborative_share={self.collaborative_share}: expected a share in [0, 1]")
         if self.cooccurrence_threshold < 0:
             raise ValueError(f"gdpo.cooccurrence_threshold={self.cooccurrence_threshold}: expected 0 or more")
-        for name in ("pairs", "batch_pairs", "part_pairs", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"gdpo.{name}={getattr(self, name)}: expected at least 1")
 
 
 def alignment_loss(reward: Tensor, reference: Tensor, beta: float) -> Tensor:

@@ -35,10 +35,8 @@ class LoraSettings:
     """Names of the linear layers to adapt; none: the key and value projections, found by architecture."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "lora", rank=4_096)
+        check_numbers(self, "lora", least={"rank": 1}, rank=4_096)
         self.targets = tuple(self.targets)
-        if self.rank < 1:
-            raise ValueError(f"lora.rank={self.rank}: expected at least 1")
         if not self.alpha > 0:
             raise ValueError(f"lora.alpha={self.alpha}: expected more than 0")
         if not 0 <= self.dropout < 1:

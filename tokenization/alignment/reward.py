@@ -52,12 +52,15 @@ class RewardConfig:
     """Lists a step."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "reward", hidden=65_536, negatives=100_000)
+        check_numbers(
+            self,
+            "reward",
+            least=dict.fromkeys(("negatives", "lists", "held_out_lists", "hidden", "epochs", "batch_lists"), 1),
+            hidden=65_536,
+            negatives=100_000,
+        )
         if self.objective not in ("listwise", "pairwise"):
             raise ValueError(f"reward.objective={self.objective!r}: expected listwise or pairwise")
-        for name in ("negatives", "lists", "held_out_lists", "hidden", "epochs", "batch_lists"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"reward.{name}={getattr(self, name)}: expected at least 1")
         for name, low in (("learning_rate", False), ("weight_decay", True)):
             value = getattr(self, name)
             if not (value > 0 or (low and value == 0)):

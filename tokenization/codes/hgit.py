@@ -81,7 +81,9 @@ class HGITOptions:
     """Of the soft usage, in units of a level's mean squared error."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "hgit")
+        check_numbers(
+            self, "hgit", least=dict.fromkeys(("cluster_epochs", "iterations", "batch_rows", "epoch_steps"), 1)
+        )
         for name in ("w_admin", "w_geo", "w_category", "w_brand", "lambda_reg"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"hgit.{name}={getattr(self, name)}: expected 0 or more")
@@ -89,9 +91,6 @@ class HGITOptions:
             value = getattr(self, name)
             if len(value) != count or not all(v >= 0 for v in value) or not any(value):
                 raise ValueError(f"hgit.{name}={value}: expected {count} numbers of 0 or more, not all 0")
-        for name in ("cluster_epochs", "iterations", "batch_rows", "epoch_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"hgit.{name}={getattr(self, name)}: expected at least 1")
         if self.epochs < 0:
             raise ValueError(f"hgit.epochs={self.epochs}: expected 0 or more")
         for name in ("lr", "temperature"):

@@ -17,9 +17,7 @@ class KMeansOptions:
     """Lloyd's iterations of each level."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "kmeans")
-        if self.iterations < 1:
-            raise ValueError(f"kmeans.iterations={self.iterations}: expected at least 1")
+        check_numbers(self, "kmeans", least={"iterations": 1})
 
 
 class ResidualKMeans(Tokenizer):

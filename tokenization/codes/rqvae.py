@@ -47,12 +47,15 @@ class RQVAEOptions:
     """Lloyd's iterations of the k-means that codebooks start from."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "rqvae", hidden=65_536, latent=65_536)
+        check_numbers(
+            self,
+            "rqvae",
+            least=dict.fromkeys(("latent", "epochs", "batch_rows", "epoch_steps", "iterations"), 1),
+            hidden=65_536,
+            latent=65_536,
+        )
         if not all(width >= 1 for width in self.hidden):
             raise ValueError(f"rqvae.hidden={self.hidden}: expected widths of at least 1")
-        for name in ("latent", "epochs", "batch_rows", "epoch_steps", "iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"rqvae.{name}={getattr(self, name)}: expected at least 1")
         if not self.lr > 0:
             raise ValueError(f"rqvae.lr={self.lr}: expected more than 0")
         if not self.beta >= 0:

@@ -50,10 +50,9 @@ class TokenizerConfig:
     """Decides the sample and every random choice."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "codebook", levels=64, codes=1_000_000)
-        for name in ("levels", "codes", "sample_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"codebook.{name}={getattr(self, name)}: expected at least 1")
+        check_numbers(
+            self, "codebook", least=dict.fromkeys(("levels", "codes", "sample_rows"), 1), levels=64, codes=1_000_000
+        )
         if self.capacity and not self.capacity > 1:
             raise ValueError(
                 f"codebook.capacity={self.capacity}: expected more than 1 (twice the even share is 2), or 0 for none"

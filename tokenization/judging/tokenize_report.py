@@ -38,12 +38,9 @@ class ReportConfig:
     """Items in that picture."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "report")
+        check_numbers(self, "report", least={"rows": 1, "points": 1})
         if self.queries < 0:
             raise ValueError(f"report.queries={self.queries}: expected 0 or more")
-        for name in ("rows", "points"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"report.{name}={getattr(self, name)}: expected at least 1")
         if self.picture not in ("pca", "tsne"):
             raise ValueError(f"report.picture={self.picture!r}: expected pca or tsne")
 

@@ -39,11 +39,9 @@ class DistrictConfig:
     """Of k-means."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "districts")
+        check_numbers(self, "districts", least={"items_per_district": 1})
         if self.derive not in ("auto", "always", "never"):
             raise ValueError(f"districts.derive={self.derive!r}: expected auto, always or never")
-        if self.items_per_district < 1:
-            raise ValueError(f"districts.items_per_district={self.items_per_district}: expected at least 1")
         if self.seed < 0:
             raise ValueError(f"districts.seed={self.seed}: expected 0 or more")
 

@@ -52,14 +52,11 @@ class EncoderConfig:
     """Show a vision-language model the pictures that the items' column image names."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "encoder")
+        check_numbers(self, "encoder", least={"max_tokens": 1, "batch_tokens": 1})
         if self.pooling not in get_args(Pooling):
             raise ValueError(f"encoder.pooling={self.pooling!r}: expected auto, cls, mean or last")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"encoder.precision={self.precision!r}: expected auto, fp32 or bf16")
-        for name in ("max_tokens", "batch_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"encoder.{name}={getattr(self, name)}: expected at least 1")
 
 
 class Encoder(nn.Module):
