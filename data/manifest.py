@@ -13,7 +13,7 @@ import platform
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
@@ -83,6 +83,32 @@ def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file, read in blocks."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, as manifests list them."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def joint_hash(files: Iterable[tuple[str, str]]) -> str:
+    """One hash for files in a certain order, each by its name and its SHA-256."""
+    return hashlib.sha256("".join(f"{name}\0{sha256}\n" for name, sha256 in files).encode()).hexdigest()
+
+
+def verify_files(folder: Path, files: Mapping[str, dict[str, Any]], mend: str = "make the folder again") -> None:
+    """That files are as they were written.
+
+    Args:
+        folder: where they are.
+        files: by name, of the folder's manifest; all of its or some.
+        mend: what to do where one is not, for the message.
+
+    Raises:
+        ValueError: another hash; names the file.
+    """
+    for name, want in files.items():
+        if sha256_file(folder / name) != want["sha256"]:
+            raise ValueError(f"{folder / name}: content differs from what was written (sha256); {mend}")
 
 
 def package_versions() -> dict[str, str]:
@@ -188,15 +214,14 @@ def write_manifest(folder: Path, kind: str, config: Any, made_from: dict[str, st
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         name = path.relative_to(folder).as_posix()
-        files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    digest = hashlib.sha256("".join(f"{n}\0{f['sha256']}\n" for n, f in files.items()).encode()).hexdigest()
+        files[name] = describe_file(path)
     write_json(
         folder / MANIFEST,
         {
             "kind": kind,
             "format": KINDS[kind].format,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "content_hash": digest,
+            "content_hash": joint_hash((name, file["sha256"]) for name, file in files.items()),
             "made_from": made_from or {},
             "config": config,
             "environment": environment(),
@@ -237,8 +262,8 @@ def read_manifest(folder: Path, kind: str, verify: bool = False) -> dict[str, An
         if size != want["bytes"]:
             got = "missing" if size is None else f"{size} bytes"
             raise ValueError(f"{file}: {got}, the manifest says {want['bytes']} bytes; make the folder again")
-        if verify and sha256_file(file) != want["sha256"]:
-            raise ValueError(f"{file}: content differs from what was written (sha256); make the folder again")
+    if verify:
+        verify_files(folder, manifest["files"])
     return manifest
 
 

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from ..data.manifest import MANIFEST, read_manifest, sha256_file, write_json, write_manifest
+from ..data.manifest import MANIFEST, read_manifest, sha256_file, verify_files, write_json, write_manifest
 from ..data.plain import check_numbers, from_plain, read_json
 from ..data.raw.schema import read_items
 from .alignment import behaviour as visits
@@ -99,15 +99,12 @@ class AlignConfig:
     """Replace the output folder if it exists, and forget an unfinished one."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "")
+        check_numbers(self, "", least={"shard_rows": 1, "queries": 0, "seed": 0})
         self.data, self.out = Path(self.data), Path(self.out)
         self.items = None if self.items is None else Path(self.items)
         self.adapter = None if self.adapter is None else Path(self.adapter)
         if self.rung != "none" and self.rung not in LADDER:
             raise ValueError(f"rung={self.rung!r}: expected none, {', '.join(LADDER)}")
-        for name, least in (("shard_rows", 1), ("queries", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite are both set; choose one")
         if self.adapter is not None:
@@ -389,17 +386,22 @@ def load_aligned(folder: Path, device: torch.device | str = "cpu") -> Encoder:
     Raises:
         FileNotFoundError, ValueError: no finished align run in ``folder``.
     """
-    encoder = load_encoder(_parts_of(folder)[0], device)
-    if (folder / "adapter").is_dir():
-        load_adapter(encoder, folder / "adapter")
-    return encoder
+    return _load(folder, _parts_of(folder)[0], device)
 
 
 def encode_items(folder: Path, items: pa.Table, device: torch.device | str = "cpu") -> Tensor:
     """Vectors [n, D] of items in placerank's schema by an align run: its prompts, districts, encoder and adapter."""
+    encoder, prompts = _parts_of(folder)
     placed, _ = _placed(items, folder)
-    images = items["image"].to_pylist() if "image" in items.column_names and _parts_of(folder)[0].images else None
-    return load_aligned(folder, device).encode(build_prompts(placed, _parts_of(folder)[1]).texts(), images)
+    images = items["image"].to_pylist() if "image" in items.column_names and encoder.images else None
+    return _load(folder, encoder, device).encode(build_prompts(placed, prompts).texts(), images)
+
+
+def _load(folder: Path, config: EncoderConfig, device: torch.device | str) -> Encoder:
+    encoder = load_encoder(config, device)
+    if (folder / "adapter").is_dir():
+        load_adapter(encoder, folder / "adapter")
+    return encoder
 
 
 def _parts_of(folder: Path) -> tuple[EncoderConfig, PromptConfig]:
@@ -409,10 +411,8 @@ def _parts_of(folder: Path) -> tuple[EncoderConfig, PromptConfig]:
         FileNotFoundError, ValueError: no finished align run, or a damaged file.
     """
     manifest, where = read_manifest(folder, KIND), f"{folder / MANIFEST}"
-    for name, written in manifest["files"].items():
-        small = name == _DISTRICTS or name.startswith("adapter/")  # vectors have their own checksums
-        if small and sha256_file(folder / name) != written["sha256"]:
-            raise ValueError(f"{folder / name}: content differs from what was written (sha256); make the folder again")
+    small = {n: f for n, f in manifest["files"].items() if n == _DISTRICTS or n.startswith("adapter/")}
+    verify_files(folder, small)  # vectors have their own checksums
     return from_plain(EncoderConfig, manifest["encoder"], where), from_plain(PromptConfig, manifest["prompts"], where)
 
 

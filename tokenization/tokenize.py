@@ -8,7 +8,6 @@ While it runs, the state of the fit and the codes of each block of items lie in 
 that was killed goes on with ``resume``: the result is the same. The output appears when it is whole.
 """
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from tqdm import tqdm
 
 from ..data.manifest import (
     MANIFEST,
+    joint_hash,
     read_manifest,
     sha256_file,
     whole_file,
@@ -93,11 +93,9 @@ class TokenizeConfig:
     """Replace the output folder if it exists."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "")
+        check_numbers(self, "", least={"block_rows": 1})
         self.data, self.embeddings, self.out = Path(self.data), Path(self.embeddings), Path(self.out)
         tokenizer_type(self.tokenizer)
-        if self.block_rows < 1:
-            raise ValueError(f"block_rows={self.block_rows}: expected at least 1")
 
     def options(self) -> Any:
         """Settings of the tokenizer that was asked for."""
@@ -165,7 +163,7 @@ def _identity(store: EmbeddingStore) -> str:
             if (store.folder / INFO).relative_to(folder).as_posix() in manifest["files"]:
                 return str(manifest["content_hash"])
     files = sorted(path for path in store.folder.iterdir() if path.is_file())
-    return hashlib.sha256("".join(f"{p.name}\0{sha256_file(p)}\n" for p in files).encode()).hexdigest()
+    return joint_hash((p.name, sha256_file(p)) for p in files)
 
 
 class _Job:

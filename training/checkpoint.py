@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 
-from ..data.manifest import MANIFEST, environment, sha256_file, write_json
+from ..data.manifest import MANIFEST, describe_file, environment, write_json
 from .runtime import on_first_rank
 
 log = logging.getLogger(__name__)
@@ -85,14 +85,14 @@ class _WholeFolderWriter(FileSystemWriter):
         written = super().write_data(plan, planner)
         self._go_on()
         names = {r.storage_data.relative_path for r in written.wait()}
-        hashes = {n: _describe(self.partial / n) for n in names}
+        hashes = {n: describe_file(self.partial / n) for n in names}
         write_json(self.partial / f"hashes-{dist.get_rank():05d}.json", hashes)
         return written
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         self._go_on()
         super().finish(metadata, results)
-        files = {".metadata": _describe(self.partial / ".metadata")}
+        files = {".metadata": describe_file(self.partial / ".metadata")}
         for part in sorted(self.partial.glob("hashes-*.json")):
             files |= json.loads(part.read_text())
             part.unlink()
@@ -110,10 +110,6 @@ class _WholeFolderWriter(FileSystemWriter):
 def _seal(manifest: dict[str, Any]) -> str:
     """Hash of a manifest's content, however its JSON is laid out."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 class _Snapshot:
@@ -288,7 +284,7 @@ def verify(path: Path) -> dict[str, Any]:
         raise ValueError(f"{manifest_path} differs from what was written (sha256)")
     files: dict[str, dict[str, Any]] = manifest["files"]
     with ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda name: _describe(path / name) if (path / name).is_file() else None, files)
+        found = pool.map(lambda name: describe_file(path / name) if (path / name).is_file() else None, files)
         for (name, want), got in zip(files.items(), found, strict=True):
             if got is None:
                 raise ValueError(f"{path / name} is missing")

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..data.batches.batch import SampleBatch
 from .metrics import ALL_METRICS, Summary, summarize
+from .runtime import on_first_rank
 
 Score = Callable[[SampleBatch], Tensor]
 """SampleBatch -> logits [B], any float dtype, any device."""
@@ -236,8 +237,9 @@ def validate(
 ) -> dict[str, float]:
     """A few metrics over all ranks' rows, the same dict on every rank; NaN where undefined. For use in training."""
     whole = gather(predict(score, loader, shift), scratch)
-    result: list[Any] = [None if whole is None else whole.summary(metrics).values]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.broadcast_object_list(result, src=0)
-    values: dict[str, float] = result[0]
-    return values
+
+    def measure() -> dict[str, float]:
+        assert whole is not None
+        return whole.summary(metrics).values
+
+    return on_first_rank(measure)

@@ -5,7 +5,6 @@ times in them decide the split; then each bucket is sorted and turned into sampl
 the users' ids and one bucket, whatever the number of interactions.
 """
 
-import hashlib
 import logging
 import shutil
 from dataclasses import dataclass, field
@@ -19,11 +18,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..batches.features import user_table
-from ..manifest import content_hash, read_manifest, sha256_file, whole_folder, write_manifest
+from ..manifest import content_hash, joint_hash, read_manifest, sha256_file, whole_folder, write_manifest
 from ..plain import check_numbers
 from ..raw.checks import BadRows, OnBadRows
 from ..raw.columns import DataError
-from ..raw.parts import parts
 from ..raw.readers import convert
 from ..raw.schema import has_column, inventory, iter_interactions, read_items, read_users
 from ..raw.times import iso
@@ -85,18 +83,21 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         many = dict.fromkeys(("history_length", "price_buckets", "train_negatives", "eval_negatives"), 1_000_000)
-        check_numbers(self, "prepare", endless=("place_max_hours",), **many)
+        check_numbers(
+            self,
+            "prepare",
+            endless=("place_max_hours",),
+            least={
+                "history_length": 1,
+                "min_user_positives": 1,
+                "price_buckets": 1,
+                "train_negatives": 1,
+                "eval_negatives": 1,
+                "seed": 0,
+            },
+            **many,
+        )
         self.input, self.out = Path(self.input), Path(self.out)
-        for name, least in (
-            ("history_length", 1),
-            ("min_user_positives", 1),
-            ("price_buckets", 1),
-            ("train_negatives", 1),
-            ("eval_negatives", 1),
-            ("seed", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"prepare.{name}={getattr(self, name)}: expected at least {least}")
         for name in ("valid_fraction", "test_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"prepare.{name}={getattr(self, name)}: expected a share in [0, 1)")
@@ -159,7 +160,9 @@ def prepare(config: PrepareConfig) -> Path:
                 source = read_manifest(raw, "raw")
             items = read_items(raw, bad_rows).sort_by("item_id")
             users = read_users(raw, bad_rows)
-            buckets, seen = _spill(config.input, raw, items, bad_rows, folder / _BUCKETS)
+            rows, unused, notes = inventory(raw)
+            total = rows["interactions.parquet"]
+            buckets, seen = _spill(config.input, raw, total, items, bad_rows, folder / _BUCKETS)
         job = _Job(config, folder, items, users, seen, has_column(raw, "probability"))
         job.cut(buckets)
         with tqdm(total=seen.rows, desc="samples", unit="row", unit_scale=True, disable=None) as progress:
@@ -167,7 +170,6 @@ def prepare(config: PrepareConfig) -> Path:
                 job.bucket(number, path, progress)
                 path.unlink()
         extra = job.finish()
-        rows, unused, notes = inventory(raw)
         told = Told(
             rows_in=source.get("rows", rows),
             unused=source.get("unused_columns", unused),
@@ -200,12 +202,13 @@ def _fingerprint(path: Path) -> str:
     if known := content_hash(path):
         return known
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return hashlib.sha256("".join(f"{p.name}\0{sha256_file(p)}\n" for p in files).encode()).hexdigest()
+    return joint_hash((p.name, sha256_file(p)) for p in files)
 
 
-def _spill(source: Path, raw: Path, items: pa.Table, bad_rows: BadRows, folder: Path) -> tuple[list[Path], Seen]:
-    """First pass: check every interaction and put it into the bucket of its user."""
-    total = sum(part.rows for part in parts(raw, "interactions"))
+def _spill(
+    source: Path, raw: Path, total: int, items: pa.Table, bad_rows: BadRows, folder: Path
+) -> tuple[list[Path], Seen]:
+    """First pass: check every one of ``total`` interactions and put it into the bucket of its user."""
     seen = Seen()
     with (
         BucketWriter(folder, max(1, -(-total // _BUCKET_ROWS))) as writer,
