@@ -29,7 +29,7 @@ from placerank.data.batches.loader import SampleLoader
 from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.manifest import read_manifest
 from placerank.data.preparation.prepare import PrepareConfig, prepare
-from placerank.rankers.ranker import RankerConfig
+from placerank.rankers.dense import RankerConfig
 from placerank.training.model import OptimizerConfig, assemble
 from placerank.training.runtime import Runtime, runtime
 from placerank.training.sharding import ShardingConfig

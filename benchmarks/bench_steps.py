@@ -34,9 +34,9 @@ from placerank.data.batches.batch import SampleBatch
 from placerank.data.batches.catalog import Catalog, with_columns
 from placerank.data.batches.features import CLUSTER, USER_CLUSTER, FeatureConfig, build_features
 from placerank.data.batches.semantic_features import SemanticFeatures
+from placerank.rankers.dense import RankerConfig
 from placerank.rankers.plugins.akt import akt_ladder
 from placerank.rankers.plugins.rest import RestConfig, rest_preset
-from placerank.rankers.ranker import RankerConfig
 from placerank.rankers.towers.tower import TOWERS
 from placerank.training.model import OptimizerConfig, assemble, table_rows
 from placerank.training.runtime import runtime
@@ -127,7 +127,7 @@ class Side:
         torch.manual_seed(0)
         self.trainee = assemble(features, config, ShardingConfig(), OptimizerConfig(), rt, BATCH, 20.0)
         self.trainee.model.train()
-        contrast = self.trainee.model.module.contrast
+        contrast = self.trainee.model.module.dense.contrast
         if contrast is not None:
             rows, counts = self.catalog.attribute_combinations()
             found = [table_rows(self.trainee.model, n, rows[:, i]) for i, n in enumerate(features.attributes)]

@@ -22,7 +22,7 @@ click probability is their sigmoid. B, T and U are free, T may be 0.
                                candidate's rows of the table, side by side
     dense     float32 [B, F]   for each of ``dense``: distance gives log(1 + km) (0 if unknown) and 1 if known else 0;
                                visits gives log(1 + the user's earlier visits to the candidate)
-    context   a tuple of seven tensors, for towers that use it: ``Context`` in ``data/batches/batch.py``
+    context   a tuple of seven tensors, for towers that use it: ``Context`` in ``data/batches/dense_batch.py``
     traits    a tuple of three tensors, for plug-ins: ``Traits`` there. A program for a tower that uses no context takes
               None in its place
 
@@ -46,7 +46,7 @@ from ..data.batches.catalog import Catalog
 from ..data.batches.features import HISTORY_GAPS, Features, Table
 from ..data.manifest import read_manifest, write_json
 from ..embeddings.reader import TABLES, EmbeddingTable, open_table
-from .ranker import Scorer
+from .dense import Scorer
 
 FEATURES, SCORER = "features.json", "scorer.pt2"
 
@@ -156,18 +156,18 @@ class ExportedRanker:
                 f"scoring needs the tables {', '.join(missing)}, which this export leaves out; export all tables"
             )
         batch = self.catalog.expand(sample)
-        items, pooled = batch.items.to_dict(), batch.pooled.to_dict()
+        items, pooled, dense = batch.items.to_dict(), batch.pooled.to_dict(), batch.dense
         rows = [self.tables[t.name].vectors(items[t.features[0]].values()) for t in self.features.sequence]
         logits: Tensor = self.scorer(
             torch.cat(rows, dim=1),
-            batch.target,
-            batch.visits,
-            batch.offsets,
-            batch.history_gaps,
+            dense.target,
+            dense.visits,
+            dense.offsets,
+            dense.history_gaps,
             torch.cat([self._pool(t, pooled[key]) for t in self.features.pooled for key in t.features], dim=1),
-            batch.dense,
-            *([tuple(batch.context)] if batch.context else [None] if batch.traits else []),
-            *([tuple(batch.traits)] if batch.traits else []),
+            dense.features,
+            *([tuple(dense.context)] if dense.context else [None] if dense.traits else []),
+            *([tuple(dense.traits)] if dense.traits else []),
         )
         return logits
 

@@ -24,7 +24,7 @@ from ..data.batches.catalog import Catalog
 from ..data.batches.features import USER_CLUSTER
 from ..data.batches.loader import SampleLoader
 from ..embeddings.shards import CheckpointTables
-from .ranker import Scorer
+from .dense import Scorer
 
 ITEM_FINAL, USER_FINAL = "item_final", "user_final"
 _BATCH = 8192

@@ -1,215 +1,19 @@
-"""The ranker: embeddings, plug-ins, interest tower, MLP, logit."""
-
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+"""The ranker: tables, and one module for all else."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..data.batches.activity import ACTIVITY_DIM
-from ..data.batches.batch import Context, LossInputs, RankingBatch, Traits
-from ..data.batches.features import HISTORY_GAPS, USER_CLUSTER, Features
-from ..data.plain import check_numbers
-from ..embeddings.cluster_gate import ClusterGate
-from ..embeddings.tables import Embedded, FeatureEmbeddings
-from .plugins.akt import AktConfig, one_way_loss
-from .plugins.items import ItemEncoder, Items, first_of_each
-from .plugins.rest import ContrastItems, RestConfig, SpatialContrast
-from .plugins.views import HierarchicalViews
-from .towers.din import Dice
-from .towers.tower import Samples, find_tower, with_options
-
-
-@dataclass(kw_only=True)
-class RankerConfig:
-    """The dense part of a ranker, and its plug-ins."""
-
-    tower: str = "twin"
-    """Interest tower: twin, din, dien, sim, sim_soft, eta, trisan, basm, or your own as package.module:Class."""
-    tower_options: dict[str, float] = field(default_factory=dict)
-    """Numbers of the tower that are not its defaults, by name: top_k of twin, auxiliary_weight of dien, ..."""
-    mlp: list[int] = field(default_factory=lambda: [128, 64])
-    """Widths of the hidden layers between tower and logit."""
-    rest: RestConfig = field(default_factory=RestConfig)
-    """ReST: spatial contrast; warm-up on request."""
-    akt: AktConfig = field(default_factory=AktConfig)
-    """AKT-Rec: clusters, one-way transfer, views."""
-
-    @property
-    def uses_context(self) -> bool:
-        """Whether batches must carry a Context for the tower."""
-        return bool(getattr(find_tower(self.tower), "uses_context", False))
-
-    @property
-    def uses_traits(self) -> bool:
-        """Whether batches must carry Traits for the plug-ins."""
-        return self.rest.enabled or bool(self.akt.enabled)
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "ranker", mlp=65_536)
-        if not self.mlp or min(self.mlp) < 1:
-            raise ValueError(f"ranker.mlp={self.mlp}: expected one or more positive widths")
-
-
-class Encoded(NamedTuple):
-    """What the tables gave, after the plug-ins.
-
-    Attributes:
-        items: the batch's distinct items, U of them.
-        pooled: pooled features, users mixed with their clusters, [B, P].
-    """
-
-    items: Items
-    pooled: Tensor
-
-
-class Scorer(nn.Module):
-    """The dense part: what the tables give, to logits. Plain tensors in and out, so that torch.export takes it whole.
-
-    Args:
-        features: widths follow from it.
-        config: plug-ins, tower and MLP.
-    """
-
-    def __init__(self, features: Features, config: RankerConfig) -> None:
-        super().__init__()
-        self.items = ItemEncoder(features, config.rest, config.akt)
-        self.users = UserEncoder(features, config.akt)
-        make, dim = with_options(config.tower, config.tower_options), self.items.output_dim
-        self.tower: nn.Module
-        self.views = bool(config.akt.enabled) and config.akt.views
-        if self.views:
-            own = self.items.dim
-            self.tower = HierarchicalViews(
-                make,
-                # the individual view, which is all that a tower alone would see, the cluster's, and the content's
-                [dim, own, *([dim - own] if dim > own else [])],
-                HISTORY_GAPS,
-                2 * ACTIVITY_DIM,
-                config.akt.view_visits,
-            )
-        else:
-            self.tower = make(dim, HISTORY_GAPS)
-        width = dim + self.tower.output_dim + self.users.output_dim + features.dense_dim
-        layers: list[nn.Module] = []
-        for hidden in config.mlp:
-            layers += [nn.Linear(width, hidden), Dice(hidden)]
-            width = hidden
-        self.mlp = nn.Sequential(*layers, nn.Linear(width, 1))
-
-    def forward(
-        self,
-        items: Tensor,
-        target: Tensor,
-        visits: Tensor,
-        offsets: Tensor,
-        gaps: Tensor,
-        pooled: Tensor,
-        dense: Tensor,
-        context: Context | tuple[Tensor, ...] | None = None,
-        traits: Traits | tuple[Tensor, ...] | None = None,
-    ) -> Tensor:
-        """Logits float32 [B].
-
-        Args:
-            items: rows of distinct items, of all sequence tables side by side, [U, D].
-            target: which of them each sample is about, int64 [B].
-            visits: which of them the history has, jagged, int64 [T].
-            offsets: int64 [B+1].
-            gaps: of each history entry, [T, G].
-            pooled: pooled features, [B, P].
-            dense: dense features, [B, F].
-            context: where the tower uses it; an exported program takes its fields as a plain tuple.
-            traits: where plug-ins use them; as the context.
-        """
-        samples = Samples(target, visits, offsets, gaps, None if context is None else Context(*context))
-        traits = None if traits is None else Traits(*traits)
-        encoded = self.encode(items.split(self.items.dim, dim=1), pooled, traits)
-        query = samples.query(encoded.items.vectors)
-        interest, _ = self.interest(encoded.items, query, samples, traits, with_loss=False)
-        return self.logits(query, interest, encoded.pooled, dense)
-
-    def encode(self, items: Sequence[Tensor], pooled: Tensor, traits: Traits | None) -> Encoded:
-        """The plug-ins' part; rows of the distinct items by sequence table, else as in ``forward``."""
-        if traits is None:
-            return Encoded(self.items(items), pooled)
-        return Encoded(self.items(items, traits.attributes, traits.activity), self.users(pooled, traits.user_activity))
-
-    def interest(
-        self, items: Items, query: Tensor, samples: Samples, traits: Traits | None, with_loss: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Interest [B, I], and the tower's own loss if that is asked for and there is one; query is the targets'."""
-        arguments: tuple[object, ...]
-        if self.views:
-            assert traits is not None and items.cluster is not None
-            activity = torch.cat([traits.user_activity, traits.activity[samples.target]], dim=1)
-            content = items.vectors[:, self.items.dim :]
-            views = [items.vectors, items.cluster, *([content] if content.shape[1] else [])]
-            arguments = views, samples, activity
-        else:
-            arguments = query, samples.history(items.vectors), samples.context
-        if with_loss:
-            *found, loss = self.tower.forward_with_loss(*arguments)  # type: ignore[operator]
-            return found[0], loss
-        found = self.tower(*arguments)
-        return found[0] if self.views else found, None
-
-    def logits(self, query: Tensor, interest: Tensor, pooled: Tensor, dense: Tensor) -> Tensor:
-        """The MLP on target [B, D], interest [B, I], pooled [B, P] and dense [B, F] features: float32 [B]."""
-        logit: Tensor = self.mlp(torch.cat([query, interest, pooled, dense], dim=1)).squeeze(1).float()
-        return logit
-
-
-class UserEncoder(nn.Module):
-    """Mixes the user's own embedding with that of the user's cluster (AKT-Rec), among the other pooled features.
-
-    Args:
-        features: the pooled tables.
-        akt: the plug-in; without it, or without users' clusters, the pooled features pass through.
-    """
-
-    def __init__(self, features: Features, akt: AktConfig) -> None:
-        super().__init__()
-        self.names = features.pooled_keys
-        self.widths = [t.dim for t in features.pooled for _ in t.features]
-        self.mixes = bool(akt.enabled) and {"user", USER_CLUSTER} <= {*self.names}
-        self.output_dim = features.pooled_dim
-        if self.mixes:
-            dim = self.widths[self.names.index("user")]
-            self.gate = ClusterGate(dim, adaptive=akt.gate)
-            self.output_dim -= dim
-
-    def forward(self, pooled: Tensor, activity: Tensor) -> Tensor:
-        """Pooled features [B, P] and ``Traits.user_activity`` [B, A] to [B, P less the cluster's columns]."""
-        if not self.mixes:
-            return pooled
-        parts = dict(zip(self.names, pooled.split(self.widths, dim=1), strict=True))
-        parts["user"] = self.mix(parts["user"], parts.pop(USER_CLUSTER), activity)
-        return torch.cat(list(parts.values()), dim=1)
-
-    def mix(self, own: Tensor, cluster: Tensor, activity: Tensor) -> Tensor:
-        """Users' own rows and those of their clusters, [N, D] both, and activity [N, A] to [N, D]."""
-        mixed: Tensor = self.gate(own, cluster, activity)[0]
-        return mixed
-
-
-class Scores(NamedTuple):
-    """What a ranker gives for a batch.
-
-    Attributes:
-        logits: float32 [B].
-        losses: by name, the weighted losses that join the cross-entropy; empty outside of training.
-        logged: by name, numbers worth a line in the log; no gradient.
-    """
-
-    logits: Tensor
-    losses: dict[str, Tensor]
-    logged: dict[str, Tensor]
+from ..data.batches.batch import RankingBatch
+from ..data.batches.features import Features
+from ..embeddings.tables import FeatureEmbeddings
+from .dense import DensePart, RankerConfig, Scores
 
 
 class Ranker(nn.Module):
-    """Tables and scorer in one module, for DistributedModelParallel.
+    """Tables and dense part in one module, for DistributedModelParallel.
+
+    Two parts, so that TorchRec's pipelines, which trace ``forward`` for where tables are looked up, see two calls and
+    nothing of what towers and plug-ins do.
 
     Args:
         features: the description of tables.
@@ -219,75 +23,10 @@ class Ranker(nn.Module):
 
     def __init__(self, features: Features, config: RankerConfig, device: torch.device | str = "meta") -> None:
         super().__init__()
-        self.config = config
         self.embeddings = FeatureEmbeddings(features, device)
-        self.scorer = Scorer(features, config)
-        self.contrast = (
-            SpatialContrast(self.scorer.items.dim, config.rest, features.attributes)
-            if config.rest.enabled and config.rest.contrast
-            else None
-        )
+        self.dense = DensePart(features, config)
 
     def forward(self, batch: RankingBatch) -> Scores:
-        rows: Embedded = self.embeddings(batch)
-        encoded = self.scorer.encode(rows.items, rows.pooled, batch.traits)
-        samples = Samples(batch.target, batch.visits, batch.offsets, batch.history_gaps, batch.context)
-        query = samples.query(encoded.items.vectors)
-        interest, loss = self.scorer.interest(encoded.items, query, samples, batch.traits, with_loss=self.training)
-        scores = Scores(self.scorer.logits(query, interest, encoded.pooled, batch.dense), {}, {})
-        if loss is not None:
-            scores.losses["tower"] = loss
-        if self.training and batch.traits is not None and batch.loss_inputs is not None:
-            self._add_contrast(scores, batch, query, rows.items, batch.traits, batch.loss_inputs)
-            self._add_one_way(scores, batch, rows, batch.loss_inputs)
+        rows = self.embeddings(batch)
+        scores: Scores = self.dense(rows.items, rows.pooled, batch.dense)
         return scores
-
-    def _add_contrast(
-        self,
-        scores: Scores,
-        batch: RankingBatch,
-        query: Tensor,
-        rows: list[Tensor],
-        traits: Traits,
-        inputs: LossInputs,
-    ) -> None:
-        """ReST's loss, on the distinct targets of the batch; query [B, D], ``rows`` by sequence table."""
-        if self.contrast is None:
-            return
-        items = self.scorer.items
-        first, _ = first_of_each(batch.target)
-        targets = batch.target[first]
-        parts = dict(zip(items.names, rows, strict=True))
-        loss, logged = self.contrast(
-            ContrastItems(
-                vectors=query[:, : items.dim].index_select(0, first),  # their gradient needs no buffer of all items
-                rows=traits.attributes[targets],
-                attributes=torch.stack(
-                    [parts[name].detach().index_select(0, targets) for name in items.attributes], dim=1
-                ),
-                places=inputs.place.index_select(0, targets),
-                radius_scale=inputs.radius_scale[targets] if self.config.rest.density_adaptive else None,
-            )
-        )
-        scores.losses["rest"] = loss
-        scores.logged.update({f"rest_{name}": value for name, value in logged.items()})
-
-    def _add_one_way(self, scores: Scores, batch: RankingBatch, rows: Embedded, inputs: LossInputs) -> None:
-        """AKT-Rec's one-way losses: of the targets, and of the users."""
-        akt, target = self.config.akt, batch.target
-        if not akt.enabled or not akt.one_way_weight:
-            return
-        loss, share = one_way_loss(
-            rows.items[self.scorer.items.names.index("item")].index_select(0, target),
-            inputs.item_cluster[target],
-            inputs.item_head[target],
-            akt.temperature,
-        )
-        scores.losses["akt_items"], scores.logged["akt_items_anchors"] = akt.one_way_weight * loss, share
-        users = self.scorer.users
-        if users.mixes:
-            own = rows.pooled.split(users.widths, dim=1)[users.names.index("user")]
-            # row 0 is everybody outside of the vocabulary: it has no cluster to learn from
-            cluster = batch.pooled[USER_CLUSTER].values() * (batch.pooled["user"].values() > 0)
-            loss, share = one_way_loss(own, cluster, inputs.user_head, akt.temperature)
-            scores.losses["akt_users"], scores.logged["akt_users_anchors"] = akt.one_way_weight * loss, share

@@ -36,7 +36,7 @@ from .runtime import on_first_rank
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Of the manifest: a checkpoint with another number, or none, was written by another version and is refused."""
 _NAME = re.compile(r"step-(\d{8})")
 _SEAL = "manifest_sha256"

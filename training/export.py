@@ -13,9 +13,9 @@ from ..data.plain import check_numbers
 from ..embeddings.export import RawIds, check_format, export_tables, for_pandas
 from ..embeddings.reader import TABLES
 from ..embeddings.shards import CheckpointTables
+from ..rankers.dense import RankerConfig, Scorer
 from ..rankers.exported import FEATURES, SCORER, export_scorer, save_features
 from ..rankers.final_vectors import ITEM_FINAL, USER_FINAL, FinalVectors, final_tables
-from ..rankers.ranker import RankerConfig, Scorer
 from .checkpoint import load
 from .identity import Identity
 from .inference import open_checkpoint, read_config
@@ -125,5 +125,5 @@ def load_dense(checkpoint: Path, features: Features, config: RankerConfig) -> Sc
     scorer = Scorer(features, config)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process is what is meant
-        load(checkpoint, {"model": {"scorer": scorer.state_dict()}})
+        load(checkpoint, {"model": {"dense": {"scorer": scorer.state_dict()}}})
     return scorer.eval()

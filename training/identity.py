@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..data.batches.features import Features
-from ..rankers.ranker import RankerConfig
+from ..rankers.dense import RankerConfig
 from .inputs import Inputs
 from .runtime import on_first_rank
 

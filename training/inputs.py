@@ -13,7 +13,7 @@ from ..data.batches.catalog import Catalog, with_columns
 from ..data.batches.features import CLUSTER, USER_CLUSTER, FeatureConfig, Features, build_features
 from ..data.batches.semantic_features import SemanticFeatures
 from ..data.manifest import MANIFEST, read_manifest
-from ..rankers.ranker import RankerConfig
+from ..rankers.dense import RankerConfig
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from ..data.batches.features import Features
 from ..data.plain import check_numbers
 from ..embeddings.cpu_lookup import use_sorted_lookup
-from ..rankers.ranker import Ranker, RankerConfig
+from ..rankers.dense import RankerConfig
+from ..rankers.ranker import Ranker
 from .runtime import Runtime
 from .sharding import ShardingConfig, make_plan, sharders
 
@@ -93,7 +94,7 @@ def assemble(
     plan = make_plan(module, features, sharding, batch_size, history, runtime)
     model = DistributedModelParallel(module, device=runtime.device, plan=plan, sharders=sharders())
     use_sorted_lookup(model)
-    dense_parameters = {n: p for n, p in model.named_parameters() if n.startswith("scorer.")}
+    dense_parameters = {n: p for n, p in model.named_parameters() if n.startswith("dense.")}
     dense = torch.optim.AdamW(
         dense_parameters.values(),
         lr=optimizer.dense_lr,

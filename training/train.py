@@ -27,7 +27,7 @@ from ..data.batches.loader import SampleLoader
 from ..data.leftovers import remove_leftovers
 from ..data.manifest import drop_lines_after, environment, write_json
 from ..data.plain import check_numbers
-from ..rankers.ranker import RankerConfig
+from ..rankers.dense import RankerConfig
 from .checkpoint import Checkpointer, load, newest_whole, remove_partial
 from .identity import Identity
 from .inputs import read_inputs
@@ -252,7 +252,7 @@ class _Loop:
 
     def _refresh_centres(self) -> None:
         """Fit ReST's centres to the attributes of all items, on its schedule."""
-        contrast = self.trainee.model.module.contrast
+        contrast = self.trainee.model.module.dense.contrast
         if contrast is None or not contrast.due(self.step) or self.centres_of == self.step:
             return  # once a step: an epoch ends and the next begins at the same one
         self.centres_of = self.step

@@ -14,7 +14,8 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from ...kernels.haversine import unit_vectors, unit_vectors_km
 from .activity import activity_features, find_heads
-from .batch import Context, LossInputs, RankingBatch, SampleBatch, Traits
+from .batch import RankingBatch, SampleBatch
+from .dense_batch import Context, DenseBatch, LossInputs, Traits
 from .density import density_scale
 from .features import CLUSTER, HOURS_PER_WEEK, USER_CLUSTER, Features
 from .history_clusters import history_clusters
@@ -134,22 +135,25 @@ class Catalog:
         item, user, history = ids["item"].values(), ids["user"].values(), ids["history"]
         hours = to(sample.history_hours)
         met = torch.cat([sample.ids["item"].values(), sample.ids["history"].values()])
-        found, place = map(to, met.unique(return_inverse=True))  # on the host, whose sizes a GPU need not wait for
-        target, visits = place.split([item.numel(), history.values().numel()])
+        found, place = met.unique(return_inverse=True)  # on the host, whose sizes a GPU need not wait for
+        target, visits = map(to, place.split([item.numel(), history.values().numel()]))
+        found = to(found)
         user_activity = self.user_activity(history.offsets(), hours) if self.has_activity else None
-        return RankingBatch(
-            items=self._items(found),
+        pooled = self._pooled_ids(user, item, to(sample.time), history)
+        dense = DenseBatch(
             target=target,
             visits=visits,
             offsets=history.offsets().long(),
-            pooled=self._pooled_ids(user, item, to(sample.time), history),
-            dense=self._dense(sample, item, user_activity),
+            lengths=sample.ids["history"].lengths().long(),
+            features=self._dense(sample, item, user_activity),
             history_gaps=self._gaps(item, history.values(), history.lengths(), hours),
-            label=to(sample.label),
             context=self._context(sample, item, history) if self.features.context else None,
             traits=self._traits(found, user_activity) if self.features.traits else None,
-            loss_inputs=self._loss_inputs(found, user) if self.features.traits else None,
+            loss_inputs=self._loss_inputs(found, user, pooled, to(_first_of_each(place[: len(sample)])))
+            if self.features.traits
+            else None,
         )
+        return RankingBatch(items=self._items(found), pooled=pooled, dense=dense, label=to(sample.label))
 
     def _items(self, found: Tensor) -> KeyedJaggedTensor:
         """Rows of the distinct items [U] in each table."""
@@ -227,7 +231,9 @@ class Catalog:
             user_activity=user_activity,
         )
 
-    def _loss_inputs(self, found: Tensor, user: Tensor) -> LossInputs:
+    def _loss_inputs(self, found: Tensor, user: Tensor, pooled: KeyedJaggedTensor, first: Tensor) -> LossInputs:
+        # row 0 is everybody outside of the vocabulary: it has no cluster to learn from
+        users = pooled[USER_CLUSTER].values() * (user > 0) if USER_CLUSTER in pooled.keys() else torch.zeros_like(user)  # noqa: SIM118
         cluster = _take(self.item_rows[CLUSTER], found) if CLUSTER in self.item_rows else torch.zeros_like(found)
         return LossInputs(
             item_cluster=cluster,
@@ -235,6 +241,8 @@ class Catalog:
             user_head=self.user_head[user],
             place=_take(self.place, found),
             radius_scale=_take(self.radius_scale, found),
+            first_targets=first,
+            user_cluster=users,
         )
 
     def _hour(self, time: Tensor, item: Tensor) -> Tensor:
@@ -254,3 +262,8 @@ def _ranges(start: Tensor, length: Tensor) -> Tensor:
     total = int(length.sum())
     first = torch.cumsum(length, 0) - length
     return torch.arange(total, device=start.device) + torch.repeat_interleave(start - first, length, output_size=total)
+
+
+def _first_of_each(numbers: Tensor) -> Tensor:
+    """Where each distinct number comes first, by number, int64 [A]; on the host."""
+    return torch.from_numpy(np.unique(numbers.numpy(), return_index=True)[1])

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...data.batches.batch import Context
+from ...data.batches.dense_batch import Context
 from ...kernels.jagged import segment_ids_unchecked
 
 __all__ = ["TOWERS", "Context", "History", "InterestTower", "Samples", "find_tower", "register_tower", "with_options"]
@@ -49,6 +49,7 @@ class Samples(NamedTuple):
         offsets: sample b's visits are entries offsets[b] to offsets[b+1], int64 [B+1].
         gaps: as in ``History``, [T, G].
         context: where the tower uses it.
+        lengths: of the histories, int64 [B], on the host, where they are known there.
     """
 
     target: Tensor
@@ -56,6 +57,7 @@ class Samples(NamedTuple):
     offsets: Tensor
     gaps: Tensor
     context: Context | None
+    lengths: Tensor | None = None
 
     def query(self, items: Tensor) -> Tensor:
         """The targets, [B, D], of items [U, D]."""

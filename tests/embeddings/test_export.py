@@ -29,7 +29,7 @@ from placerank.embeddings.export import RawIds, export_tables
 from placerank.embeddings.quantize import DTYPES, pack, packed_layout, unpack
 from placerank.embeddings.reader import EmbeddingTable, load_table, open_table
 from placerank.embeddings.shards import CheckpointTables
-from placerank.rankers.ranker import RankerConfig
+from placerank.rankers.dense import RankerConfig
 from placerank.training.model import OptimizerConfig, assemble
 from placerank.training.runtime import runtime
 from placerank.training.sharding import ShardingConfig

@@ -16,8 +16,9 @@ from toy_ranker import BATCH, FEATURES, OPTIMIZER, fill, local_pieces, make_batc
 
 from placerank.data.batches.batch import RankingBatch
 from placerank.data.batches.features import HISTORY_GAPS
+from placerank.rankers.dense import RankerConfig, Scorer
 from placerank.rankers.exported import export_scorer
-from placerank.rankers.ranker import Ranker, RankerConfig, Scorer
+from placerank.rankers.ranker import Ranker
 from placerank.rankers.towers.dien import DIEN
 from placerank.rankers.towers.din import DIN
 from placerank.rankers.towers.sim import SIM
@@ -169,9 +170,10 @@ def test_exported_programs_give_the_same_logits(name: str, tmp_path: Path) -> No
 
 def batch_for(config: RankerConfig, rank: int) -> RankingBatch:
     batch = make_batch(rank)
-    visits = batch.history_gaps.shape[0]
+    visits = batch.dense.history_gaps.shape[0]
     torch.manual_seed(rank)  # what a tower draws in training
-    return replace(batch, context=make_context(BATCH, visits) if config.uses_context else None)
+    context = make_context(BATCH, visits) if config.uses_context else None
+    return replace(batch, dense=replace(batch.dense, context=context))
 
 
 def initial_ranker(config: RankerConfig) -> Ranker:
@@ -201,7 +203,7 @@ def step_sharded(names: list[str]) -> dict[str, tuple[Tensor, dict[str, Tensor],
             logits, loss = loss_of(trainee.model, batch_for(config, rt.rank))
             loss.backward()  # the tables' optimizer is part of it
             tables = trainee.model.module.embeddings.state_dict()
-            results[name] = logits, gradients(trainee.model.module.scorer), local_pieces(tables)
+            results[name] = logits, gradients(trainee.model.module.dense.scorer), local_pieces(tables)
     return results
 
 
@@ -219,7 +221,7 @@ def step_unsharded(name: str, world_size: int) -> tuple[list[Tensor], dict[str, 
         assert p.grad is not None
         rms = p.grad.square().mean(dim=1).sqrt()
         tables[table] = p.detach() - OPTIMIZER.table_lr * p.grad / (rms + 1e-8)[:, None]
-    return outputs, gradients(ranker.scorer), tables
+    return outputs, gradients(ranker.dense.scorer), tables
 
 
 def test_sharded_equals_unsharded(ranks: Callable[..., list[Any]]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from placerank.data.batches.activity import ACTIVITY_DIM
-from placerank.data.batches.batch import Context, Traits
+from placerank.data.batches.dense_batch import Context, Traits
 from placerank.data.batches.features import HISTORY_GAPS, FeatureConfig, build_features
 from placerank.kernels import codebook_cpu, codebook_triton, hard_negatives, search_attention, target_attention
 from placerank.kernels import hard_negatives_triton as for_negatives
@@ -22,9 +22,9 @@ from placerank.kernels import search_attention_triton as for_search
 from placerank.kernels import target_attention_triton as for_target
 from placerank.kernels.haversine import unit_vectors
 from placerank.kernels.variants import BIG, Variants
+from placerank.rankers.dense import RankerConfig, Scorer
 from placerank.rankers.plugins.akt import AktConfig
 from placerank.rankers.plugins.rest import ContrastItems, RestConfig, SpatialContrast
-from placerank.rankers.ranker import RankerConfig, Scorer
 from placerank.rankers.towers.tower import TOWERS, Samples
 
 ITEMS, SAMPLES, VISITS = 40, 23, 211

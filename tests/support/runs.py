@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from placerank.data.batches.features import FeatureConfig
-from placerank.rankers.ranker import RankerConfig
+from placerank.rankers.dense import RankerConfig
 from placerank.training import train as train_module
 from placerank.training.train import TrainConfig, train
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from placerank.data.batches.batch import Context
+from placerank.data.batches.dense_batch import Context
 from placerank.kernels.haversine import unit_vectors
 from placerank.rankers.towers.din import Dice
 from placerank.rankers.towers.tower import History, InterestTower, find_tower

@@ -9,8 +9,10 @@ from torchrec.distributed.types import ShardedTensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from placerank.data.batches.batch import RankingBatch
+from placerank.data.batches.dense_batch import DenseBatch
 from placerank.data.batches.features import Features, Table
-from placerank.rankers.ranker import Ranker, RankerConfig
+from placerank.rankers.dense import RankerConfig
+from placerank.rankers.ranker import Ranker
 from placerank.training.model import OptimizerConfig
 
 FEATURES = Features(
@@ -33,22 +35,26 @@ def make_batch(seed: int) -> RankingBatch:
     total, ones, found = int(lengths.sum()), torch.ones(BATCH, dtype=torch.int64), 9 + seed % 3
     rows = lambda high, n: torch.randint(0, high, (n,), generator=g)  # noqa: E731
     paths = torch.randint(0, 4, (BATCH,), generator=g)
+    target, visits = rows(found, BATCH), rows(found, total)
     return RankingBatch(
         items=KeyedJaggedTensor(
             keys=["item", "item_category"],
             values=torch.cat([torch.randperm(101, generator=g)[:found], rows(13, found)]),
             lengths=torch.tensor([found, found]),
         ),
-        target=rows(found, BATCH),
-        visits=rows(found, total),
-        offsets=torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
         pooled=KeyedJaggedTensor(
             keys=["user", "category_path"],
             values=torch.cat([rows(57, BATCH), rows(13, int(paths.sum()))]),
             lengths=torch.cat([ones, paths]),
         ),
-        dense=torch.rand(BATCH, 2, generator=g),
-        history_gaps=torch.rand(total, 2, generator=g),
+        dense=DenseBatch(
+            target=target,
+            visits=visits,
+            offsets=torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
+            lengths=lengths,
+            features=torch.rand(BATCH, 2, generator=g),
+            history_gaps=torch.rand(total, 2, generator=g),
+        ),
         label=rows(2, BATCH).float(),
     )
 

@@ -16,7 +16,7 @@ from placerank.data.batches.features import FeatureConfig
 from placerank.data.batches.loader import SampleLoader
 from placerank.data.batches.semantic_features import SemanticFeatures
 from placerank.data.manifest import MANIFEST, write_manifest
-from placerank.rankers.ranker import RankerConfig
+from placerank.rankers.dense import RankerConfig
 from placerank.tokenization.align import _parts_of
 from placerank.tokenization.codes.semantic_ids import FILE, SemanticIds
 from placerank.tokenization.codes.tokenizers import KMeansOptions, TokenizerConfig, load_tokenizer, tokenizer_type

@@ -21,8 +21,8 @@ from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.manifest import read_manifest
 from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.embeddings.reader import load_table
+from placerank.rankers.dense import RankerConfig, Scorer
 from placerank.rankers.exported import ExportedRanker, export_scorer, load_features, save_features
-from placerank.rankers.ranker import RankerConfig, Scorer
 from placerank.training.checkpoint import saved_steps
 from placerank.training.export import ExportConfig, export
 from placerank.training.inference import load_scorer

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from placerank.data.batches.features import FeatureConfig
-from placerank.rankers.ranker import RankerConfig
+from placerank.rankers.dense import RankerConfig
 from placerank.training import identity as module
 from placerank.training.identity import Identity, check_signature, hash_in_order, signature
 from placerank.training.inputs import Inputs, read_inputs

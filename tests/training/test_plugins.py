@@ -26,10 +26,11 @@ from placerank.data.manifest import write_manifest
 from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.embeddings.reader import load_table
 from placerank.evaluation.evaluate import EvaluateConfig, evaluate
+from placerank.rankers.dense import RankerConfig
 from placerank.rankers.exported import ExportedRanker
 from placerank.rankers.plugins.akt import AktConfig
 from placerank.rankers.plugins.rest import RestConfig
-from placerank.rankers.ranker import Ranker, RankerConfig
+from placerank.rankers.ranker import Ranker
 from placerank.tokenization.codes.semantic_ids import SemanticIds
 from placerank.training.checkpoint import load
 from placerank.training.export import ExportConfig, export
@@ -152,9 +153,9 @@ def test_each_trains(kind: str, tower: str, losses: set[str], tables: set[str], 
 
 
 def centres(run: Path) -> Tensor:
-    found = {"model": {"contrast.centres.centres": torch.zeros(REST.centres, 8)}}
+    found = {"model": {"dense.contrast.centres.centres": torch.zeros(REST.centres, 8)}}
     load(find_checkpoint(run, "latest"), found)
-    return found["model"]["contrast.centres.centres"]
+    return found["model"]["dense.contrast.centres.centres"]
 
 
 def test_killed_and_resumed_has_the_losses_of_an_undisturbed_run(world: World, tmp_path: Path, ranks: AnyRanks) -> None:
@@ -225,10 +226,10 @@ def test_final_vectors_are_those_that_the_ranker_computes(
     for sample in SampleLoader(trained.data, "train", 500):
         batch = catalog.expand(sample)
         rows = ranker.embeddings(batch)
-        encoded = ranker.scorer.encode(rows.items, rows.pooled, batch.traits)
+        encoded = ranker.dense.scorer.encode(rows.items, rows.pooled, batch.dense.traits)
         want = items.vectors(batch.items["item"].values())
         torch.testing.assert_close(encoded.items.vectors, want, rtol=0, atol=max(off, 1e-6))
-        at = ranker.scorer.users.names.index("user")
+        at = ranker.dense.scorer.users.names.index("user")
         for user, time, vector in zip(
             sample.ids["user"].values().tolist(), sample.time.tolist(), encoded.pooled.split(4, dim=1)[at], strict=True
         ):
@@ -238,7 +239,9 @@ def test_final_vectors_are_those_that_the_ranker_computes(
     got = users.vectors(torch.tensor(list(newest)))
     torch.testing.assert_close(got, torch.stack([v for _, v in newest.values()]), rtol=0, atol=max(off, 1e-6))
     own, cluster = (ranker.embeddings.pooled.embedding_bags[n].weight[0] for n in ("user", "user_cluster"))
-    alone = ranker.scorer.users.mix(own[None], cluster[None], catalog.user_activity(torch.zeros(2).long(), own[:0]))
+    alone = ranker.dense.scorer.users.mix(
+        own[None], cluster[None], catalog.user_activity(torch.zeros(2).long(), own[:0])
+    )
     torch.testing.assert_close(users.vectors(torch.tensor([0])), alone, rtol=0, atol=max(off, 1e-6))
 
 
@@ -266,7 +269,7 @@ def steps_on_ranks(config: TrainConfig, kind: str, count: int) -> dict[str, Tens
             for name, value in loop._plain(batches).items():
                 out.setdefault(name, []).append(value.detach())
         found = {name: torch.stack(values) for name, values in out.items()}
-        return found | {"centres": trainee.model.module.contrast.centres.centres}
+        return found | {"centres": trainee.model.module.dense.contrast.centres.centres}
 
 
 def test_steps_do_not_depend_on_how_tables_are_cut(world: World, tmp_path: Path, ranks: AnyRanks) -> None:

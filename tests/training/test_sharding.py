@@ -22,7 +22,8 @@ from toy_ranker import (
 )
 
 from placerank.data.batches.features import Table
-from placerank.rankers.ranker import Ranker, RankerConfig
+from placerank.rankers.dense import RankerConfig
+from placerank.rankers.ranker import Ranker
 from placerank.training.model import assemble
 from placerank.training.runtime import runtime
 from placerank.training.sharding import LARGE, ShardingConfig, _types, make_plan
@@ -45,7 +46,9 @@ def train_unsharded(world_size: int, pieces: int) -> tuple[list[list[Tensor]], d
     ranker = initial_ranker()
     tables = dict(ranker.embeddings.named_parameters())
     states = {name: torch.zeros(p.shape[0], pieces) for name, p in tables.items()}
-    adamw = torch.optim.AdamW(ranker.scorer.parameters(), lr=OPTIMIZER.dense_lr, weight_decay=OPTIMIZER.weight_decay)
+    adamw = torch.optim.AdamW(
+        ranker.dense.scorer.parameters(), lr=OPTIMIZER.dense_lr, weight_decay=OPTIMIZER.weight_decay
+    )
     outputs: list[list[Tensor]] = []
     for step in range(STEPS):
         ranker.zero_grad()

@@ -25,7 +25,7 @@ from placerank.data.batches.catalog import Catalog
 from placerank.data.batches.features import FeatureConfig, Features, build_features
 from placerank.data.batches.loader import SampleLoader
 from placerank.data.manifest import write_manifest
-from placerank.rankers.ranker import RankerConfig
+from placerank.rankers.dense import RankerConfig
 from placerank.rankers.towers.din import DIN
 from placerank.rankers.towers.tower import register_tower
 from placerank.training.model import OptimizerConfig, assemble

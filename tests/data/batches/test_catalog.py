@@ -61,13 +61,13 @@ def test_each_item_comes_once_and_everything_is_found_there() -> None:
     items = batch.items.to_dict()
     found = items["item"].values()
     assert found.tolist() == [0, 3, 5, 8]
-    assert found[batch.target].tolist() == target
-    parts = [found[part].tolist() for part in batch.visits.split(batch.offsets.diff().tolist())]
+    assert found[batch.dense.target].tolist() == target
+    parts = [found[part].tolist() for part in batch.dense.visits.split(batch.dense.offsets.diff().tolist())]
     assert parts == histories
     assert list(items) == features.item_keys == ["item", "item_category", "item_brand", "item_cluster"]
     for name in ("category", "brand", CLUSTER):
         assert torch.equal(items[f"item_{name}"].values(), catalog.item_rows[name][found])
-    traits, losses = batch.traits, batch.loss_inputs
+    traits, losses = batch.dense.traits, batch.dense.loss_inputs
     assert traits is not None and losses is not None
     assert torch.equal(traits.attributes, catalog.attributes[found])
     assert torch.equal(traits.activity, catalog.activity[found])
@@ -75,25 +75,30 @@ def test_each_item_comes_once_and_everything_is_found_there() -> None:
     assert torch.equal(losses.item_head, catalog.item_head[found]) and losses.item_head.any()
     assert torch.equal(losses.place, catalog.place[found])
     assert losses.user_head.shape == (3,)
+    firsts = [target.index(item) for item in sorted({*target})]
+    assert losses.first_targets.tolist() == firsts
+    assert batch.dense.lengths.tolist() == [len(h) for h in histories]
 
 
 def test_no_history_and_no_sample_are_batches_too() -> None:
     catalog = make_catalog(make_features())
     alone = catalog.expand(make_sample([7], [[]]))
-    assert alone.items["item"].values().tolist() == [7] and alone.visits.shape == (0,)
-    assert alone.offsets.tolist() == [0, 0]
+    assert alone.items["item"].values().tolist() == [7] and alone.dense.visits.shape == (0,)
+    assert alone.dense.offsets.tolist() == [0, 0]
     none = catalog.expand(make_sample([], []))
-    assert none.items["item"].values().shape == (0,) and none.offsets.tolist() == [0]
+    assert none.items["item"].values().shape == (0,) and none.dense.offsets.tolist() == [0]
 
 
 def test_activity_of_item_and_user_as_a_plain_feature() -> None:
     catalog = make_catalog(make_features(dense=["visits", "activity"]))
     batch = catalog.expand(make_sample([8, 1], [[3, 3, 2], []]))
-    assert batch.dense.shape == (2, 1 + 2 * ACTIVITY_DIM) == (2, catalog.features.dense_dim)
-    _, of_item, of_user = batch.dense.split([1, ACTIVITY_DIM, ACTIVITY_DIM], dim=1)
+    assert batch.dense.features.shape == (2, 1 + 2 * ACTIVITY_DIM) == (2, catalog.features.dense_dim)
+    _, of_item, of_user = batch.dense.features.split([1, ACTIVITY_DIM, ACTIVITY_DIM], dim=1)
     assert torch.equal(of_item, catalog.activity[[8, 1]])
     want = activity_features(torch.tensor([3, 0]), torch.tensor([1 / 24, torch.nan]))
     torch.testing.assert_close(of_user, want)
     sizes = {"item": ITEMS, "user": USERS, "category": 5}
     plain = build_features(FeatureConfig(dense=["activity"]), sizes, [])
-    assert make_catalog(plain).expand(make_sample([8], [[3]])).dense.shape == (1, 2 * ACTIVITY_DIM), "without plug-ins"
+    assert make_catalog(plain).expand(make_sample([8], [[3]])).dense.features.shape == (1, 2 * ACTIVITY_DIM), (
+        "without plug-ins"
+    )

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from placerank.data.batches.features import Features, Table
+from placerank.rankers.dense import RankerConfig, Scorer
 from placerank.rankers.exported import export_scorer
-from placerank.rankers.ranker import RankerConfig, Scorer
 from placerank.rankers.towers.search import GAP_DIM, KNOTS, FoundAttention, GapEmbedding, TargetAttention
 from placerank.rankers.towers.sim import SIM, SoftSIM
 from placerank.rankers.towers.tower import Context, History
