@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.tensorboard import SummaryWriter
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from tqdm import tqdm
 
 from ..data.batches.batch import RankingBatch, SampleBatch
@@ -37,6 +37,7 @@ from .run_files import BEST, CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS
 from .run_lock import LOCK, run_lock
 from .runtime import Runtime, on_first_rank, runtime
 from .sharding import ShardingConfig
+from .steps import pipelined_steps, plain_steps
 
 log = logging.getLogger(__name__)
 _SCRATCH = ".validation"
@@ -74,6 +75,8 @@ class TrainConfig:
     """Steps between lines in metrics.jsonl."""
     precision: str = "fp32"
     """fp32, or bf16 for the dense part (CUDA only)."""
+    pipelined: bool | None = None
+    """Copy the next batches and exchange their ids between ranks while one is computed. Default: on CUDA."""
     seed: int = 0
     """Of initial weights and of the order of samples."""
     resume: bool = False
@@ -189,11 +192,12 @@ class _Loop:
         self.shift = sampling_shift(identity.inputs.manifest, "valid")
         self.checkpoints = Checkpointer(config.run / CHECKPOINTS, config.keep_checkpoints, rt.background)
         self.step = 0
+        self.pipelined = rt.device.type == "cuda" if config.pipelined is None else config.pipelined
         self.position = self.loader.state_dict()
+        self.positions: deque[dict[str, Any]] = deque()  # of the batches taken whose steps are not done
         self.best: dict[str, Any] = {"step": 0, "auc": None, "without_gain": 0}
         self.sums: dict[str, Tensor] = {}  # of what is logged, since the last line of metrics.jsonl
         self.loss_steps = 0
-        self.centres_of = -1  # the step that the centres were last refreshed for
         self.window_start = time.perf_counter()
         self.board: SummaryWriter | None = None  # open while training, on the first rank
 
@@ -206,56 +210,53 @@ class _Loop:
             tqdm(total=total, initial=self.step, unit="step", disable=None if self.rt.is_first else True) as bar,
             board or nullcontext() as self.board,
         ):
-            while self.position["epoch"] < config.epochs and not self._stopped():
-                epoch = self.position["epoch"]
-                for logged in self._steps():
-                    self.step += 1
-                    self.trainee.scheduler.step()
-                    for name, value in logged.items():
-                        self.sums[name] = self.sums.get(name, 0) + value.detach().double()
-                    self.loss_steps += 1
-                    bar.update()
-                    if self.step % config.log_every == 0:
-                        bar.set_postfix(loss=f"{self._log_train():.4f}")
-                    ended = self.position["epoch"] > epoch
-                    if self.step % config.validate_every == 0 if config.validate_every else ended:
-                        self._validate()
-                        if self._stopped():
-                            break
-                    elif config.checkpoint_every and self.step % config.checkpoint_every == 0:
-                        self._save()
+            while self._goes_on():
+                epoch, batches = self.position["epoch"], self._batches()
+                self.trainee.model.train()
+                while self._goes_on() and self.position["epoch"] == epoch:
+                    self._advance(batches, bar)
             self._save()
 
-    def _steps(self) -> Iterator[dict[str, Tensor]]:
-        """What to log of each step in the rest of this epoch.
+    def _goes_on(self) -> bool:
+        return self.position["epoch"] < self.config.epochs and not self._stopped()
 
-        ``position`` follows the steps done, not the batches read ahead.
-        """
-        positions: deque[dict[str, Any]] = deque()
+    def _advance(self, batches: Iterator[RankingBatch], bar: tqdm) -> None:
+        """Train until the next validation, which it does, or to the end of the epoch that the batches are of."""
+        config, epoch = self.config, self.position["epoch"]
+        if config.validate_every:
+            batches = islice(batches, config.validate_every - self.step % config.validate_every)
+        steps = pipelined_steps if self.pipelined else plain_steps
+        for logged in steps(self.trainee, self._forward, batches):
+            self.position = self.positions.popleft()
+            self.step += 1
+            self.trainee.scheduler.step()
+            for name, value in logged.items():
+                self.sums[name] = self.sums.get(name, 0) + value.detach().double()
+            self.loss_steps += 1
+            bar.update()
+            if self.step % config.log_every == 0:
+                bar.set_postfix(loss=f"{self._log_train():.4f}")
+            if config.checkpoint_every and self.step % config.checkpoint_every == 0 and not self._validates(epoch):
+                self._save()
+        if self._validates(epoch):
+            self._validate()
 
-        def batches() -> Iterator[RankingBatch]:
-            for sample in self.loader:
-                positions.append(self.loader.state_dict())
-                yield self.catalog.expand(sample)
+    def _validates(self, epoch: int) -> bool:
+        """Whether a validation follows the step that was done, of this epoch."""
+        every = self.config.validate_every
+        return self.step % every == 0 if every else self.position["epoch"] > epoch
 
-        self.trainee.model.train()
-        advance = self._pipelined() if self.rt.device.type == "cuda" else self._plain
-        iterator = batches()
-        while True:
-            self._refresh_centres()
-            try:
-                logged = advance(iterator)
-            except StopIteration:
-                return
-            self.position = positions.popleft()
-            yield logged
+    def _batches(self) -> Iterator[RankingBatch]:
+        """The rest of this epoch. ``position`` follows the steps done, not the batches read ahead."""
+        for sample in self.loader:
+            self.positions.append(self.loader.state_dict())
+            yield self.catalog.expand(sample)
 
     def _refresh_centres(self) -> None:
         """Fit ReST's centres to the attributes of all items, on its schedule."""
         contrast = self.trainee.model.module.dense.contrast
-        if contrast is None or not contrast.due(self.step) or self.centres_of == self.step:
-            return  # once a step: an epoch ends and the next begins at the same one
-        self.centres_of = self.step
+        if contrast is None or not contrast.due(self.step):
+            return
         rows, counts = self.catalog.attribute_combinations()
         names = self.catalog.features.attributes
         embeddings = [table_rows(self.trainee.model, name, rows[:, i]) for i, name in enumerate(names)]
@@ -263,37 +264,12 @@ class _Loop:
 
     def _forward(self, batch: RankingBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to descend, and what to log: cross-entropy, the losses beside it, and their numbers."""
+        self._refresh_centres()
         bf16 = self.config.precision == "bf16"
         with torch.autocast("cuda", dtype=torch.bfloat16) if bf16 else nullcontext():
             logits, losses, logged = self.trainee.model(batch)
         loss = binary_cross_entropy_with_logits(logits, batch.label)
         return sum(losses.values(), loss), {"loss": loss, **{f"{n}_loss": x for n, x in losses.items()}, **logged}
-
-    def _plain(self, batches: Iterator[RankingBatch]) -> dict[str, Tensor]:
-        loss, logged = self._forward(next(batches))
-        self.trainee.optimizer.zero_grad()
-        loss.backward()
-        self.trainee.optimizer.step()
-        return logged
-
-    def _pipelined(self) -> Callable[[Iterator[RankingBatch]], dict[str, Tensor]]:
-        losses: deque[dict[str, Tensor]] = deque()
-
-        def forward(batch: RankingBatch | None) -> tuple[Tensor, dict[str, Tensor]]:
-            assert batch is not None
-            loss, logged = self._forward(batch)
-            losses.append(logged)
-            return loss, logged
-
-        pipeline = TrainPipelineSparseDist(
-            self.trainee.model, self.trainee.optimizer, self.rt.device, custom_model_fwd=forward
-        )
-
-        def advance(batches: Iterator[RankingBatch]) -> dict[str, Tensor]:
-            pipeline.progress(batches)
-            return losses.popleft()
-
-        return advance
 
     def _log_train(self) -> float:
         """Write the means of all ranks since the last line; returns the cross-entropy."""

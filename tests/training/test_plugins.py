@@ -4,16 +4,17 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from manifests import write_prepared
 from runs import metrics, train_and_die, train_here
+from tokens import K, make_codes, write_tokens
 from torch import Tensor
 from toy_ranker import BATCH, FEATURES, OPTIMIZER, RANKER, fill, initial_ranker
 
@@ -22,7 +23,6 @@ from placerank.data.batches.catalog import Catalog
 from placerank.data.batches.features import FeatureConfig
 from placerank.data.batches.loader import SampleLoader
 from placerank.data.city.simulate import SimulateConfig, simulate
-from placerank.data.manifest import write_manifest
 from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.embeddings.reader import load_table
 from placerank.evaluation.evaluate import EvaluateConfig, evaluate
@@ -40,10 +40,10 @@ from placerank.training.inputs import read_inputs
 from placerank.training.model import assemble, table_rows
 from placerank.training.runtime import runtime
 from placerank.training.sharding import ShardingConfig
+from placerank.training.steps import plain_steps
 from placerank.training.train import TrainConfig, _Loop, train
 
 AnyRanks = Callable[..., list[Any]]
-K, LEVELS = 4, 3
 REST = RestConfig(
     enabled=True, warm_up=True, centres=5, refresh_every=4, positive_km=300, negative_km=300, attribute_dropout=0.2
 )
@@ -59,19 +59,6 @@ class World:
     ngrams: Path
     extended: Path
     other: Path
-
-
-def write_tokens(folder: Path, ids: SemanticIds, lookup: str = "codes") -> Path:
-    folder.mkdir()
-    ids.write(folder / "semantic_ids.parquet")
-    write_manifest(
-        folder, "tokens", {}, items=len(ids), levels=LEVELS, codes=K, lookup=lookup, lineage=list(ids.lineage)
-    )
-    return folder
-
-
-def make_codes(count: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, K, (count, LEVELS))
 
 
 @pytest.fixture(scope="module")
@@ -264,9 +251,9 @@ def steps_on_ranks(config: TrainConfig, kind: str, count: int) -> dict[str, Tens
         loop = _Loop(config, rt, inputs.catalog(rt.device), trainee, Identity.of(inputs, config.ranker))
         batches = (loop.catalog.expand(sample) for sample in loop.loader)
         out: dict[str, list[Tensor]] = {}
-        for loop.step in range(count):
-            loop._refresh_centres()
-            for name, value in loop._plain(batches).items():
+        for logged in islice(plain_steps(trainee, loop._forward, batches), count):
+            loop.step += 1
+            for name, value in logged.items():
                 out.setdefault(name, []).append(value.detach())
         found = {name: torch.stack(values) for name, values in out.items()}
         return found | {"centres": trainee.model.module.dense.contrast.centres.centres}
