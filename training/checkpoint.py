@@ -337,7 +337,7 @@ def load(path: Path, state: dict[str, Any]) -> None:
         ValueError: a tensor that ``state`` wants is not there, or has another shape: another config.
     """
     saved = FileSystemReader(path).read_metadata().state_dict_metadata
-    recut: list[tuple[ShardedTensor, dict[str, Any], str, int]] = []
+    recut: list[tuple[Tensor | ShardedTensor, dict[str, Any], str, int]] = []
 
     def walk(node: dict[str, Any], prefix: str) -> dict[str, Any]:
         out: dict[str, Any] = {}
@@ -352,7 +352,7 @@ def load(path: Path, state: dict[str, Any]) -> None:
             size = getattr(meta, "size", None)
             if isinstance(value, Tensor | ShardedTensor) and size is not None and size != value.size():
                 table = saved.get("model." + prefix.removeprefix("optimizer.state.").removesuffix("."))
-                if isinstance(value, ShardedTensor) and isinstance(table, TensorStorageMetadata):
+                if key.endswith("momentum1") and isinstance(table, TensorStorageMetadata):
                     out[key] = torch.empty(size, dtype=value.dtype)
                     recut.append((value, out, key, table.size[0]))
                     continue
@@ -372,9 +372,12 @@ def load(path: Path, state: dict[str, Any]) -> None:
         _spread(node[key], rows, target)
 
 
-def _spread(saved: Tensor, rows: int, target: ShardedTensor) -> None:
+def _spread(saved: Tensor, rows: int, target: Tensor | ShardedTensor) -> None:
     """Write row states cut into some number of column pieces (laid end to end) into another number of pieces."""
     mean = saved.view(-1, rows).mean(dim=0)
+    if not isinstance(target, ShardedTensor):  # of a table that every rank has whole
+        target.copy_(mean)
+        return
     for shard in target.local_shards():
         start, length = shard.metadata.shard_offsets[0], shard.metadata.shard_sizes[0]
         shard.tensor.copy_(mean[torch.arange(start, start + length) % rows].view_as(shard.tensor))

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.types import ShardingPlan
+from torch.distributed.tensor import DTensor
+from torchrec.distributed.model_parallel import DistributedModelParallel, DMPCollection
+from torchrec.distributed.types import ShardedTensor, ShardingPlan
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from ..data.batches.features import Features
@@ -19,6 +20,8 @@ from ..rankers.dense import RankerConfig
 from ..rankers.ranker import Ranker
 from .runtime import Runtime
 from .sharding import ShardingConfig, make_plan, sharders
+
+_EPS = 1e-8  # of the tables' Adagrad
 
 
 @dataclass(kw_only=True)
@@ -73,6 +76,45 @@ class Trainee:
             group["lr"] = lr
 
 
+class ReplicatedAdagrad(torch.optim.Optimizer):
+    """Row-wise Adagrad for data_parallel tables, which TorchRec trains as dense parameters, without the fused one.
+
+    Their gradients are the mean over ranks, as those of sharded tables are, so a table learns the same (to rounding)
+    however it is placed; and its state has the name and shape that the fused optimizer's has in a checkpoint.
+
+    Args:
+        tables: parameters [R, D] by table name.
+        lr: learning rate.
+    """
+
+    def __init__(self, tables: dict[str, nn.Parameter], lr: float) -> None:
+        super().__init__(list(tables.values()), {"lr": lr})
+        for name, weights in tables.items():
+            self.state[weights] = {f"{name}.momentum1": weights.new_zeros(weights.shape[0], requires_grad=False)}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for weights in group["params"]:
+                if (grad := weights.grad) is not None:  # it has one from the first step on
+                    (state,) = self.state[weights].values()
+                    state += grad.square().mean(dim=1)
+                    weights.addcdiv_(grad, (state.sqrt() + _EPS)[:, None], value=-group["lr"])
+
+
+class _Meeting(KeyedOptimizer):
+    """The end of an optimizer's step under 2D parallelism: groups of ranks average their tables every so many steps."""
+
+    def __init__(self, model: DMPCollection, every: int) -> None:
+        super().__init__({}, {}, [])
+        self.model, self.every, self.steps = model, every, 0
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.steps += 1
+        if self.steps % self.every == 0:
+            self.model.sync()
+
+
 def assemble(
     features: Features,
     ranker: RankerConfig,
@@ -81,6 +123,7 @@ def assemble(
     runtime: Runtime,
     batch_size: int,
     history: float,
+    catalog_bytes: int = 0,
 ) -> Trainee:
     """Build a ranker, plan and shard its tables, and give it its optimizers.
 
@@ -88,13 +131,19 @@ def assemble(
         features, ranker, sharding, optimizer: what to build.
         runtime: ranks and device.
         batch_size, history: samples a step and rank, mean history length; the planner's estimates use them.
+        catalog_bytes: what the catalog takes of each device, for the planner.
+
+    Raises:
+        ValueError: see ``make_plan``.
     """
     module = Ranker(features, ranker)
-    apply_optimizer_in_backward(RowWiseAdagrad, module.embeddings.parameters(), {"lr": optimizer.table_lr, "eps": 1e-8})
-    plan = make_plan(module, features, sharding, batch_size, history, runtime)
-    model = DistributedModelParallel(module, device=runtime.device, plan=plan, sharders=sharders())
+    apply_optimizer_in_backward(RowWiseAdagrad, module.embeddings.parameters(), {"lr": optimizer.table_lr, "eps": _EPS})
+    plan = make_plan(module, features, sharding, batch_size, history, runtime, catalog_bytes)
+    model = _distribute(module, plan, sharding, batch_size, runtime)
     use_sorted_lookup(model)
-    dense_parameters = {n: p for n, p in model.named_parameters() if n.startswith("dense.")}
+    parameters = dict(model.named_parameters())
+    replicated = _replicated(parameters, plan)
+    dense_parameters = {n: p for n, p in parameters.items() if n.startswith("dense.")}
     dense = torch.optim.AdamW(
         dense_parameters.values(),
         lr=optimizer.dense_lr,
@@ -108,14 +157,54 @@ def assemble(
             "exp_avg": torch.zeros_like(parameter),
             "exp_avg_sq": torch.zeros_like(parameter),
         }
-    keyed = KeyedOptimizerWrapper(dense_parameters, lambda _: dense)
+    optimizers: list[KeyedOptimizer] = [model.fused_optimizer, KeyedOptimizerWrapper(dense_parameters, lambda _: dense)]
+    if replicated:
+        tables = {n.rsplit(".", 2)[1]: p for n, p in replicated.items()}
+        adagrad = ReplicatedAdagrad(tables, optimizer.table_lr)
+        optimizers.append(KeyedOptimizerWrapper(replicated, lambda _: adagrad))
+    if isinstance(model, DMPCollection):
+        optimizers.append(_Meeting(model, sharding.sync_every))
     return Trainee(
         model=model,
-        optimizer=CombinedOptimizer([model.fused_optimizer, keyed]),
+        optimizer=CombinedOptimizer(optimizers),
         dense=dense,
         scheduler=torch.optim.lr_scheduler.StepLR(dense, optimizer.lr_step, optimizer.lr_gamma),
         plan=plan,
     )
+
+
+def _distribute(
+    module: nn.Module, plan: ShardingPlan, sharding: ShardingConfig, batch_size: int, runtime: Runtime
+) -> DistributedModelParallel:
+    """Tables placed as planned. With replicas, a group is of consecutive ranks: rows, which travel at every step, stay
+    within a machine as far as can be, and what groups average goes between machines."""
+    makers = sharders(sharding, batch_size, runtime.device.type)
+    if sharding.replicas == 1:
+        return DistributedModelParallel(module, device=runtime.device, plan=plan, sharders=makers)
+    size = runtime.world_size // sharding.replicas
+    return DMPCollection(
+        module,
+        device=runtime.device,
+        plan=plan,
+        world_size=runtime.world_size,
+        sharding_group_size=size,
+        global_pg=dist.GroupMember.WORLD,
+        node_group_size=min(size, runtime.local_world_size),
+        sharders=makers,
+        use_inter_host_allreduce=True,
+    )
+
+
+def _replicated(parameters: dict[str, nn.Parameter], plan: ShardingPlan) -> dict[str, nn.Parameter]:
+    """Those that are whole data_parallel tables."""
+    names = {
+        (path, table)
+        for path, tables in plan.plan.items()
+        for table, placed in tables.items()
+        if placed.sharding_type == "data_parallel"
+    }
+    parts = {n: n.rsplit(".", 3) for n in parameters if n.startswith("embeddings.")}  # path, collection, table, weight
+    return {n: parameters[n] for n, (path, _, table, _) in parts.items() if (path, table) in names}
 
 
 def table_rows(model: nn.Module, name: str, rows: Tensor) -> Tensor:
@@ -130,20 +219,31 @@ def table_rows(model: nn.Module, name: str, rows: Tensor) -> Tensor:
         [M, D], no gradient.
     """
     weight = model.state_dict()[f"embeddings.sequence.embeddings.{name}.weight"]
-    out = torch.zeros(len(rows), weight.metadata().size[1], device=rows.device)
-    for shard in weight.local_shards():
-        (row, column), (height, width) = shard.metadata.shard_offsets, shard.metadata.shard_sizes
-        here = ((rows >= row) & (rows < row + height)).nonzero().flatten()
-        out[here, column : column + width] = shard.tensor.detach()[rows[here] - row].float()
+    if not isinstance(weight, ShardedTensor | DTensor):  # every rank has it whole
+        whole: Tensor = weight.detach()[rows].float()
+        return whole
+    if isinstance(weight, ShardedTensor):
+        width, group = weight.size()[1], None
+        shards = [(s.metadata.shard_offsets, s.tensor) for s in weight.local_shards()]
+    else:  # of a DMPCollection: each group of ranks has all shards
+        local: Any = weight.to_local()
+        width, group = weight.shape[1], weight.device_mesh.get_group("shard")
+        shards = list(zip(local.local_offsets(), local.local_shards(), strict=True))
+    out = torch.zeros(len(rows), width, device=rows.device)
+    for (row, column), shard in shards:
+        here = ((rows >= row) & (rows < row + shard.shape[0])).nonzero().flatten()
+        out[here, column : column + shard.shape[1]] = shard.detach()[rows[here] - row].float()
     if dist.get_world_size() > 1:
-        dist.all_reduce(out)
+        dist.all_reduce(out, group=group)
     return out
 
 
 def average_buffers(model: nn.Module) -> None:
-    """Average the running statistics of all ranks: each saw only its own batches."""
+    """Average what ranks have learned apart: running statistics, and under 2D parallelism the groups' tables."""
     if dist.get_world_size() == 1:
         return
+    if isinstance(model, DMPCollection):
+        model.sync()
     for buffer in model.buffers():
         if buffer.is_floating_point():
             dist.all_reduce(buffer)

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.planner import EmbeddingShardingPlanner
-from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
+from torchrec.distributed.planner.stats import NoopEmbeddingStats
 from torchrec.distributed.planner.types import (
     KernelConfig,
     ParameterConstraints,
@@ -17,21 +17,25 @@ from torchrec.distributed.planner.types import (
     TopologyFactory,
     TrainerConfig,
 )
-from torchrec.distributed.types import ModuleSharder, ShardingPlan
+from torchrec.distributed.types import CacheParams, ModuleSharder, ShardingPlan
 
 from ..data.batches.features import Features, Table
 from ..data.plain import check_numbers
 from .memory import memory_limit
-from .runtime import Runtime
+from .reservation import FREE_SHARE, Reservation, dense_bytes
+from .runtime import Runtime, on_first_rank
 
-CPU_TYPES = ("table_wise", "row_wise", "column_wise")
+CPU_TYPES = ("table_wise", "row_wise", "column_wise", "data_parallel")
 CUDA_TYPES = (*CPU_TYPES, "table_row_wise", "table_column_wise", "grid_shard")
+KERNELS = ("fused", "fused_uvm", "fused_uvm_caching")
+PRECISIONS = ("fp32", "fp16", "bf16")
 LARGE = 1 << 22
-"""Numbers in a table from which on "auto" lets the planner cut it by rows; a smaller one is not worth the exchange."""
-FREE_SHARE = 0.2
-"""Of each rank's memory, kept for batches, activations and the dense part."""
+"""Numbers in a table from which on "auto" lets the planner cut it by rows or keep it in host memory; a smaller one is
+not worth the exchange, and may be replicated."""
 BAG_ONLY = ("table_row_wise", "table_column_wise", "grid_shard")
 """Types that TorchRec has for pooled tables only, not for those that target and history share."""
+COLLECTION_DEVICES = ("cuda",)
+"""Where TorchRec's DMPCollection, that is 2D parallelism, runs."""
 
 
 @dataclass(kw_only=True)
@@ -39,18 +43,81 @@ class ShardingConfig:
     """How tables are spread over ranks."""
 
     default: str = "auto"
-    """Sharding of every table not named below: auto (table_wise; the planner may cut large ones row_wise), table_wise,
-    row_wise, column_wise; on CUDA, for pooled tables, also table_row_wise, table_column_wise and grid_shard."""
+    """Sharding of every table not named below: auto (table_wise; the planner may cut large ones row_wise, on CUDA also
+    replicate small ones), table_wise, row_wise, column_wise, data_parallel (each rank has the whole table); on CUDA,
+    for pooled tables, also table_row_wise, table_column_wise and grid_shard."""
     tables: dict[str, str] = field(default_factory=dict)
     """Sharding of single tables, by name."""
     column_shards: int = 2
     """Pieces of a table that is cut by columns. Row-wise Adagrad then keeps one state per row and piece."""
+    kernel: str = "auto"
+    """Where rows lie: auto (fused; large tables that don't fit as fused_uvm_caching), fused (on the device),
+    fused_uvm (in host memory, read through unified memory), fused_uvm_caching (the same, with a cache of the rows in
+    use on the device). The last two need CUDA."""
+    kernels: dict[str, str] = field(default_factory=dict)
+    """Where rows of single tables lie, by name."""
+    cache_load_factor: float = 0.2
+    """Share of a fused_uvm_caching table's rows that its cache holds."""
+    replicas: int = 1
+    """Groups of ranks that hold all tables each (2D parallelism, CUDA only). A group trains its tables on its own
+    batches, and every sync_every steps the groups average theirs."""
+    sync_every: int = 1
+    """See replicas; they also meet before each validation and checkpoint."""
+    forward_comms: str = "fp32"
+    """What rows travel as from rank to rank: fp32, fp16 or, on CUDA, bf16."""
+    backward_comms: str = "fp32"
+    """What their gradients travel as: the same choices."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "sharding", least={"column_shards": 1})
+        check_numbers(self, "sharding", least={"column_shards": 1, "replicas": 1, "sync_every": 1})
         for where, value in [("default", self.default), *self.tables.items()]:
             if value not in ("auto", *CUDA_TYPES):
                 raise ValueError(f"sharding.{where}={value!r}: expected one of auto, {', '.join(CUDA_TYPES)}")
+        for where, value in [("kernel", self.kernel), *((f"kernels.{n}", k) for n, k in self.kernels.items())]:
+            if value not in ("auto", *KERNELS):
+                raise ValueError(f"sharding.{where}={value!r}: expected one of auto, {', '.join(KERNELS)}")
+        for name in ("forward_comms", "backward_comms"):
+            if getattr(self, name) not in PRECISIONS:
+                raise ValueError(f"sharding.{name}={getattr(self, name)!r}: expected one of {', '.join(PRECISIONS)}")
+        if not 0 < self.cache_load_factor <= 1:
+            raise ValueError(f"sharding.cache_load_factor={self.cache_load_factor}: expected more than 0, at most 1")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks that one set of tables is spread over.
+
+    Attributes:
+        device: "cuda" or "cpu".
+        world_size: how many.
+        local_world_size: how many of them a machine has.
+        device_bytes: memory of a rank's GPU; of a rank's share of the host on the CPU.
+        host_bytes: a rank's share of its machine's memory.
+    """
+
+    device: str
+    world_size: int
+    local_world_size: int
+    device_bytes: int
+    host_bytes: int
+
+    @classmethod
+    def of(cls, runtime: Runtime, config: ShardingConfig) -> "Ranks":
+        """Those of a running group; with ``config.replicas`` the ranks of one of its groups.
+
+        Raises:
+            ValueError: ``config.replicas`` on the CPU, or one that the ranks can't be cut into.
+        """
+        device, size = runtime.device.type, runtime.world_size
+        if config.replicas > 1:
+            if device not in COLLECTION_DEVICES:
+                raise ValueError(f"sharding.replicas={config.replicas}: TorchRec's DMPCollection needs CUDA")
+            if size % config.replicas:
+                raise ValueError(f"sharding.replicas={config.replicas}: {size} ranks can't be cut into so many groups")
+            size //= config.replicas
+        host = memory_limit() // runtime.local_world_size
+        own = torch.cuda.get_device_properties(runtime.device).total_memory if device == "cuda" else host
+        return cls(device, size, min(size, runtime.local_world_size), own, host)
 
 
 class RowWiseEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):
@@ -61,9 +128,33 @@ class RowWiseEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):
         return types if "row_wise" in types else [*types, "row_wise"]
 
 
-def sharders() -> list[ModuleSharder[nn.Module]]:
-    """The sharders of both collections."""
-    return [EmbeddingCollectionSharder(), RowWiseEmbeddingBagCollectionSharder()]
+def sharders(config: ShardingConfig, batch_size: int, device: str) -> list[ModuleSharder[nn.Module]]:
+    """The sharders of both collections.
+
+    Args:
+        config: in which precision ranks exchange rows and gradients.
+        batch_size: samples a rank and step. Gradients of a mean over them are that much smaller than one, so they are
+            that much larger while they travel as fp16, whose smallest number is 6e-8.
+        device: "cuda" or "cpu".
+
+    Raises:
+        ValueError: bf16 on the CPU, for which TorchRec would put fp16 without asking.
+    """
+    for name in ("forward_comms", "backward_comms"):
+        if getattr(config, name) == "bf16" and device == "cpu":
+            raise ValueError(f"sharding.{name}='bf16' needs CUDA: gloo can't send it; use fp16 or fp32")
+    codecs = get_qcomm_codecs_registry(
+        QCommsConfig(
+            forward_precision=CommType(config.forward_comms),
+            backward_precision=CommType(config.backward_comms),
+            backward_loss_scale=float(batch_size) if config.backward_comms == "fp16" else None,
+        ),
+        device=torch.device(device),
+    )
+    return [
+        EmbeddingCollectionSharder(qcomm_codecs_registry=codecs),
+        RowWiseEmbeddingBagCollectionSharder(qcomm_codecs_registry=codecs),
+    ]
 
 
 def _types(table: Table, pooled: bool, config: ShardingConfig, world_size: int, device: str) -> list[str]:
@@ -71,8 +162,9 @@ def _types(table: Table, pooled: bool, config: ShardingConfig, world_size: int, 
     # TorchRec cuts a table into pieces of ceil(rows / ranks) rows; a rank that gets none can't update it.
     every_rank_has_rows = (world_size - 1) * -(-table.rows // world_size) < table.rows
     if wanted == "auto":
-        cut = table.rows * table.dim >= LARGE and world_size > 1 and every_rank_has_rows
-        return ["table_wise", "row_wise"] if cut else ["table_wise"]
+        if table.rows * table.dim >= LARGE:
+            return ["table_wise", "row_wise"] if world_size > 1 and every_rank_has_rows else ["table_wise"]
+        return ["table_wise", "data_parallel"] if world_size > 1 and device == "cuda" else ["table_wise"]
     where = f"sharding of table {table.name!r} as {wanted}"
     if device == "cpu" and wanted not in CPU_TYPES:
         raise ValueError(f"{where}: needs CUDA; on the CPU choose one of {', '.join(CPU_TYPES)}")
@@ -94,61 +186,113 @@ def _types(table: Table, pooled: bool, config: ShardingConfig, world_size: int, 
     return [wanted]
 
 
+def _kernels(table: Table, types: list[str], config: ShardingConfig, device: str) -> list[str]:
+    """Kernels to choose from; "dense" is the only one that a replicated table has, and no other type has it."""
+    wanted = config.kernels.get(table.name, config.kernel)
+    where = f"kernel {wanted} of table {table.name!r}"
+    if wanted in ("fused_uvm", "fused_uvm_caching") and device == "cpu":
+        raise ValueError(f"{where}: needs CUDA; on the CPU all tables are in host memory: leave it at fused")
+    if types == ["data_parallel"] and table.name in config.kernels and wanted != "auto":
+        raise ValueError(f"{where}: a data_parallel table is whole on every device; choose another sharding for it")
+    if wanted == "auto":
+        large = device == "cuda" and table.rows * table.dim >= LARGE
+        return ["fused", "fused_uvm_caching", "dense"] if large else ["fused", "dense"]
+    return [wanted, "dense"]
+
+
+def make_planner(
+    model: nn.Module,
+    features: Features,
+    config: ShardingConfig,
+    batch_size: int,
+    history: float,
+    ranks: Ranks,
+    catalog_bytes: int,
+) -> EmbeddingShardingPlanner:
+    """TorchRec's planner for these tables and ranks; needs no process group. Arguments and errors as ``make_plan``.
+
+    Its grid search is left out: it tries every combination of options, 4,096 for twelve tables of two, which took an
+    hour at 4,096 ranks, for a plan that is rated no better (benchmarks/results/plans.csv).
+    """
+    names = [t.name for t in features.tables]
+    for where in ("tables", "kernels"):
+        for name in getattr(config, where):
+            if name not in names:
+                raise ValueError(f"sharding.{where} names {name!r}; this ranker has the tables {', '.join(names)}")
+    types = {t.name: _types(t, t in features.pooled, config, ranks.world_size, ranks.device) for t in features.tables}
+    kernels = {t.name: _kernels(t, types[t.name], config, ranks.device) for t in features.tables}
+    cache = CacheParams(load_factor=config.cache_load_factor)
+    constraints = {
+        t.name: ParameterConstraints(
+            sharding_types=types[t.name],
+            compute_kernels=kernels[t.name],
+            min_partition=t.dim // config.column_shards,
+            # items' rows are looked up once a batch, at most one for each target and visit
+            pooling_factors=[1.0 + history] if t in features.sequence else [1.0, max(history, 1.0)][: len(t.features)],
+            cache_params=cache if "fused_uvm_caching" in kernels[t.name] else None,
+        )
+        for t in features.tables
+    }
+    return EmbeddingShardingPlanner(
+        topology=TopologyFactory.create_topology(
+            TrainerConfig(
+                world_size=ranks.world_size,
+                local_world_size=ranks.local_world_size,
+                hbm_cap_bytes=ranks.device_bytes if ranks.device == "cuda" else 0,
+                ddr_cap_bytes=ranks.host_bytes,
+            ),
+            kernel_config=KernelConfig(compute_device=ranks.device),
+        ),
+        storage_reservation=Reservation(catalog_bytes + dense_bytes(model, features, batch_size, history)),
+        proposer=[GreedyProposer(), GreedyProposer(use_depth=False), UniformProposer()],
+        batch_size=batch_size,
+        constraints=constraints,
+        stats=NoopEmbeddingStats(),  # a table for TorchRec's log, that nobody sees
+    )
+
+
 def make_plan(
-    model: nn.Module, features: Features, config: ShardingConfig, batch_size: int, history: float, runtime: Runtime
+    model: nn.Module,
+    features: Features,
+    config: ShardingConfig,
+    batch_size: int,
+    history: float,
+    runtime: Runtime,
+    catalog_bytes: int = 0,
 ) -> ShardingPlan:
-    """Plan the placement of every table; the same on all ranks.
+    """Plan the placement of every table; the same on all ranks, of which the first one plans.
 
     Args:
-        model: holds the collections (on the meta device or placed).
+        model: holds the collections (on the meta device) and the dense part.
         features: their description.
         config: the constraints.
         batch_size: samples a rank and step.
         history: mean length of a history, for the planner's estimate of cost.
         runtime: ranks and device.
+        catalog_bytes: what the catalog takes of each device.
 
     Raises:
-        ValueError: a table named that isn't there, a type that this device, table or number of ranks can't serve,
-            or tables that don't fit into the memory of the ranks.
+        ValueError: a table named that isn't there, a type, kernel or precision that this device, table or number of
+            ranks can't serve, or tables that don't fit into the memory of the ranks; on all ranks.
     """
-    names = [t.name for t in features.tables]
-    for name in config.tables:
-        if name not in names:
-            raise ValueError(f"sharding.tables names {name!r}; this ranker has the tables {', '.join(names)}")
-    device = runtime.device.type
-    constraints = {
-        t.name: ParameterConstraints(
-            sharding_types=_types(t, t in features.pooled, config, runtime.world_size, device),
-            compute_kernels=[EmbeddingComputeKernel.FUSED.value],
-            min_partition=t.dim // config.column_shards,
-            # items' rows are looked up once a batch, at most one for each target and visit
-            pooling_factors=[1.0 + history] if t in features.sequence else [1.0, max(history, 1.0)][: len(t.features)],
-        )
-        for t in features.tables
-    }
-    cuda = device == "cuda"
-    host = memory_limit() // runtime.local_world_size
-    memory = torch.cuda.get_device_properties(runtime.device).total_memory if cuda else host
-    planner = EmbeddingShardingPlanner(
-        topology=TopologyFactory.create_topology(
-            TrainerConfig(
-                world_size=runtime.world_size,
-                local_world_size=runtime.local_world_size,
-                hbm_cap_bytes=memory if cuda else 0,
-                ddr_cap_bytes=host,
-            ),
-            kernel_config=KernelConfig(compute_device=device),
-        ),
-        storage_reservation=FixedPercentageStorageReservation(FREE_SHARE),
-        batch_size=batch_size,
-        constraints=constraints,
-    )
-    try:
-        return planner.collective_plan(model, sharders(), dist.GroupMember.WORLD)
-    except PlannerError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(
-            f"no plan puts these tables on {runtime.world_size} ranks of {runtime.device} (memory of a rank: "
-            f"{memory / 2**30:.1f} GiB, of which {FREE_SHARE:.0%} is kept free): {reason}; use more ranks, smaller "
-            "tables, or another sharding"
-        ) from error
+    ranks = Ranks.of(runtime, config)
+
+    def plan() -> ShardingPlan:
+        planner = make_planner(model, features, config, batch_size, history, ranks, catalog_bytes)
+        try:
+            return planner.plan(model, sharders(config, batch_size, ranks.device))
+        except PlannerError as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            dense = dense_bytes(model, features, batch_size, history)
+            raise ValueError(
+                f"no plan puts these tables on {ranks.world_size} ranks of {runtime.device} (memory of a rank: "
+                f"{ranks.device_bytes / 2**30:.1f} GiB, of which {FREE_SHARE:.0%} is kept free, {_mib(catalog_bytes)} "
+                f"are the catalog's and {_mib(dense)} the dense part's): {reason}; use more ranks, smaller tables or "
+                "batches, or another sharding"
+            ) from error
+
+    return on_first_rank(plan)
+
+
+def _mib(bytes_: int) -> str:
+    return f"{bytes_ / 2**20:,.0f} MiB"

@@ -7,6 +7,7 @@ import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     ComputeDevice,
+    DenseTableBatchedEmbeddingBagsCodegen,
     OptimType,
     PoolingMode,
     SplitTableBatchedEmbeddingBagsCodegen,
@@ -59,3 +60,27 @@ def test_rows_and_steps_are_those_of_fbgemm_for_any_strides(change: Callable[[Te
         got.backward(change(grad))
     for a, b in zip(ours.split_embedding_weights(), theirs.split_embedding_weights(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("lengths", [[2, 0, 3, 1, 4, 0, 1, 1, 2], [0] * 9, []], ids=["jagged", "no ids", "no bags"])
+def test_rows_of_dense_parameters(lengths: list[int]) -> None:
+    """fbgemm's own lookup would add up the rows of a bag. Two tables, the second for two features."""
+    made = DenseTableBatchedEmbeddingBagsCodegen(
+        [(50, 8), (30, 8)], feature_table_map=[0, 1, 1], pooling_mode=PoolingMode.NONE, use_cpu=True
+    )
+    holder = nn.Module()
+    holder._lookups = [made]  # type: ignore[assignment]
+    assert use_sorted_lookup(holder) == 1
+    generator = torch.Generator().manual_seed(2)
+    counts = torch.tensor(lengths, dtype=torch.int64)
+    ids = torch.randint(0, 30, (int(counts.sum()),), generator=generator)
+    first = int(counts[: len(counts) // 3].sum())  # ids of the first feature
+    grad = torch.randn(len(ids), 8, generator=generator)
+    tables = [w.detach().clone().requires_grad_() for w in made.split_embedding_weights()]
+    want = torch.cat([tables[0][ids[:first]], tables[1][ids[first:]]])
+    got = made(ids, torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]))
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+    want.backward(grad)
+    got.backward(grad)
+    wanted = torch.cat([t.grad.flatten() for t in tables if t.grad is not None])
+    torch.testing.assert_close(made.weights.grad, wanted)

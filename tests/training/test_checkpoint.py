@@ -51,7 +51,7 @@ def load_newest(folder: Path, kind: str, column_shards: int = 2) -> dict[str, An
         return local_pieces(trainee.state())
 
 
-@pytest.mark.parametrize("kind", ["table_wise", "row_wise", "column_wise"])
+@pytest.mark.parametrize("kind", ["table_wise", "row_wise", "column_wise", "data_parallel"])
 def test_saved_at_two_ranks_loads_at_any_number(kind: str, tmp_path: Path, ranks: AnyRanks) -> None:
     saved = put_together(ranks(2, save_some, tmp_path, kind, 3))
     assert saved_steps(tmp_path) == [2, 3], "the newest two are kept"
@@ -68,10 +68,19 @@ def test_saved_at_two_ranks_loads_at_any_number(kind: str, tmp_path: Path, ranks
 def test_loads_under_another_sharding(tmp_path: Path, ranks: AnyRanks) -> None:
     """Tables stay equal; a row's Adagrad state is the mean over its column pieces, or is repeated for each."""
     saved = put_together(ranks(2, save_some, tmp_path, "column_wise", 2))
-    for kind, pieces in (("row_wise", 1), ("column_wise", 1), ("table_wise", 1)):
+    for kind, pieces in (("row_wise", 1), ("column_wise", 1), ("table_wise", 1), ("data_parallel", 1)):
         loaded = put_together(ranks(2, load_newest, tmp_path, kind, pieces))
         for name, value in saved.items():
             want = value.view(2, -1).mean(0) if name.endswith("momentum1") else value
+            torch.testing.assert_close(loaded[name], want, rtol=0, atol=0, msg=name)
+
+
+def test_replicated_tables_load_under_another_sharding(tmp_path: Path, ranks: AnyRanks) -> None:
+    saved = put_together(ranks(2, save_some, tmp_path, "data_parallel", 2))
+    for kind in ("table_wise", "column_wise"):
+        loaded = put_together(ranks(2, load_newest, tmp_path, kind))
+        for name, value in saved.items():
+            want = value.repeat(2) if name.endswith("momentum1") and kind == "column_wise" else value
             torch.testing.assert_close(loaded[name], want, rtol=0, atol=0, msg=name)
 
 
