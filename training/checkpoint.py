@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.tensor import DTensor
 
 from ..data.manifest import MANIFEST, describe_file, environment, write_json
 from .runtime import on_first_rank
@@ -372,12 +373,22 @@ def load(path: Path, state: dict[str, Any]) -> None:
         _spread(node[key], rows, target)
 
 
+def local_pieces(x: Tensor | ShardedTensor) -> list[tuple[tuple[int, ...], Tensor]]:
+    """What this rank has of a table or of a state of its rows: where each piece begins, and its numbers, to write into.
+
+    Args:
+        x: sharded over all ranks, over those of one of several groups (a DTensor), or whole on every rank.
+    """
+    if isinstance(x, ShardedTensor):
+        return [(tuple(s.metadata.shard_offsets), s.tensor) for s in x.local_shards()]
+    if isinstance(x, DTensor):
+        local: Any = x.to_local()  # TorchRec's wrapper of shards; a rank without any has an offset all the same
+        return [(tuple(at), shard) for at, shard in zip(local.local_offsets(), local.local_shards(), strict=False)]
+    return [((0,) * x.dim(), x)]
+
+
 def _spread(saved: Tensor, rows: int, target: Tensor | ShardedTensor) -> None:
     """Write row states cut into some number of column pieces (laid end to end) into another number of pieces."""
     mean = saved.view(-1, rows).mean(dim=0)
-    if not isinstance(target, ShardedTensor):  # of a table that every rank has whole
-        target.copy_(mean)
-        return
-    for shard in target.local_shards():
-        start, length = shard.metadata.shard_offsets[0], shard.metadata.shard_sizes[0]
-        shard.tensor.copy_(mean[torch.arange(start, start + length) % rows].view_as(shard.tensor))
+    for (start, *_), piece in local_pieces(target):
+        piece.copy_(mean[torch.arange(start, start + piece.shape[0]) % rows].view_as(piece))

@@ -18,6 +18,7 @@ from ..data.plain import check_numbers
 from ..embeddings.cpu_lookup import use_sorted_lookup
 from ..rankers.dense import RankerConfig
 from ..rankers.ranker import Ranker
+from .checkpoint import local_pieces
 from .runtime import Runtime
 from .sharding import ShardingConfig, make_plan, sharders
 
@@ -182,7 +183,7 @@ def _distribute(
     if sharding.replicas == 1:
         return DistributedModelParallel(module, device=runtime.device, plan=plan, sharders=makers)
     size = runtime.world_size // sharding.replicas
-    return DMPCollection(
+    model = DMPCollection(
         module,
         device=runtime.device,
         plan=plan,
@@ -193,6 +194,11 @@ def _distribute(
         sharders=makers,
         use_inter_host_allreduce=True,
     )
+    for name, weights in model.state_dict().items():  # each group has drawn its own
+        if name.startswith("embeddings."):
+            for _, piece in local_pieces(weights):
+                dist.broadcast(piece, group=model.device_mesh.get_group("replicate"), group_src=0)
+    return model
 
 
 def _replicated(parameters: dict[str, nn.Parameter], plan: ShardingPlan) -> dict[str, nn.Parameter]:
@@ -222,19 +228,13 @@ def table_rows(model: nn.Module, name: str, rows: Tensor) -> Tensor:
     if not isinstance(weight, ShardedTensor | DTensor):  # every rank has it whole
         whole: Tensor = weight.detach()[rows].float()
         return whole
-    if isinstance(weight, ShardedTensor):
-        width, group = weight.size()[1], None
-        shards = [(s.metadata.shard_offsets, s.tensor) for s in weight.local_shards()]
-    else:  # of a DMPCollection: each group of ranks has all shards
-        local: Any = weight.to_local()
-        width, group = weight.shape[1], weight.device_mesh.get_group("shard")
-        shards = list(zip(local.local_offsets(), local.local_shards(), strict=True))
-    out = torch.zeros(len(rows), width, device=rows.device)
-    for (row, column), shard in shards:
-        here = ((rows >= row) & (rows < row + shard.shape[0])).nonzero().flatten()
-        out[here, column : column + shard.shape[1]] = shard.detach()[rows[here] - row].float()
+    out = torch.zeros(len(rows), weight.size()[1], device=rows.device)
+    for (row, column), piece in local_pieces(weight):
+        here = ((rows >= row) & (rows < row + piece.shape[0])).nonzero().flatten()
+        out[here, column : column + piece.shape[1]] = piece.detach()[rows[here] - row].float()
     if dist.get_world_size() > 1:
-        dist.all_reduce(out, group=group)
+        # with replicas, each group of ranks has all pieces
+        dist.all_reduce(out, group=weight.device_mesh.get_group("shard") if isinstance(weight, DTensor) else None)
     return out
 
 

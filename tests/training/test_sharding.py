@@ -124,7 +124,10 @@ def test_other_tables_are_cut_by_rows(rows: int, world_size: int) -> None:
 def test_tables_that_do_not_fit_the_containers_memory_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("placerank.training.sharding.memory_limit", lambda: 1 << 10)
     said = plan_error({})
-    assert "no plan puts these tables on 1 ranks of cpu (memory of a rank: 0.0 GiB, of which 20% is kept free, 0 MiB " in said
+    assert (
+        "no plan puts these tables on 1 ranks of cpu (memory of a rank: 0.0 GiB, of which 20% is kept free, 0 MiB "
+        in said
+    )
     assert "\n" not in said
 
 
