@@ -32,6 +32,9 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 LARGE = 1 << 22
 """Numbers in a table from which on "auto" lets the planner cut it by rows or keep it in host memory; a smaller one is
 not worth the exchange, and may be replicated."""
+HUGE = 1 << 28
+"""Numbers (1 GiB) from which on "auto" always cuts a table by rows. The planner looks at time alone and would put 30
+GiB on one GPU of 64, but ranks write a checkpoint side by side, in the time that the fullest takes."""
 BAG_ONLY = ("table_row_wise", "table_column_wise", "grid_shard")
 """Types that TorchRec has for pooled tables only, not for those that target and history share."""
 COLLECTION_DEVICES = ("cuda",)
@@ -43,9 +46,9 @@ class ShardingConfig:
     """How tables are spread over ranks."""
 
     default: str = "auto"
-    """Sharding of every table not named below: auto (table_wise; the planner may cut large ones row_wise, on CUDA also
-    replicate small ones), table_wise, row_wise, column_wise, data_parallel (each rank has the whole table); on CUDA,
-    for pooled tables, also table_row_wise, table_column_wise and grid_shard."""
+    """Sharding of every table not named below: auto (table_wise; large ones row_wise where the planner finds it better,
+    those of 1 GiB always; on CUDA it may replicate small ones), table_wise, row_wise, column_wise, data_parallel (each
+    rank has the whole table); on CUDA, for pooled tables, also table_row_wise, table_column_wise and grid_shard."""
     tables: dict[str, str] = field(default_factory=dict)
     """Sharding of single tables, by name."""
     column_shards: int = 2
@@ -162,8 +165,11 @@ def _types(table: Table, pooled: bool, config: ShardingConfig, world_size: int, 
     # TorchRec cuts a table into pieces of ceil(rows / ranks) rows; a rank that gets none can't update it.
     every_rank_has_rows = (world_size - 1) * -(-table.rows // world_size) < table.rows
     if wanted == "auto":
-        if table.rows * table.dim >= LARGE:
-            return ["table_wise", "row_wise"] if world_size > 1 and every_rank_has_rows else ["table_wise"]
+        size = table.rows * table.dim
+        if size >= LARGE and world_size > 1 and every_rank_has_rows:
+            return ["row_wise"] if size >= HUGE else ["table_wise", "row_wise"]
+        if size >= LARGE:
+            return ["table_wise"]
         return ["table_wise", "data_parallel"] if world_size > 1 and device == "cuda" else ["table_wise"]
     where = f"sharding of table {table.name!r} as {wanted}"
     if device == "cpu" and wanted not in CPU_TYPES:
@@ -211,8 +217,8 @@ def make_planner(
 ) -> EmbeddingShardingPlanner:
     """TorchRec's planner for these tables and ranks; needs no process group. Arguments and errors as ``make_plan``.
 
-    Its grid search is left out: it tries every combination of options, 4,096 for twelve tables of two, which took an
-    hour at 4,096 ranks, for a plan that is rated no better (benchmarks/results/plans.csv).
+    Its grid search is left out: where it has at most 10,000 combinations to try it takes minutes at 512 ranks, and its
+    plans are rated no better (benchmarks/results/plans.csv).
     """
     names = [t.name for t in features.tables]
     for where in ("tables", "kernels"):
