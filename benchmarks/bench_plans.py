@@ -22,9 +22,10 @@ from torchrec.distributed.planner.proposers import GridSearchProposer
 
 from placerank.benchmarks.results_file import keep
 from placerank.data.batches.features import FeatureConfig, Features, build_features
+from placerank.rankers.dense import RankerConfig
 from placerank.rankers.plugins.akt import akt_ladder
 from placerank.rankers.plugins.rest import RestConfig
-from placerank.rankers.ranker import Ranker, RankerConfig
+from placerank.rankers.ranker import Ranker
 from placerank.training.sharding import Ranks, ShardingConfig, make_planner, sharders
 
 ITEMS, USERS, BATCH, HISTORY = 10_000_000, 1_000_000_000, 4096, 50.0

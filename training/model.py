@@ -94,7 +94,7 @@ class ReplicatedAdagrad(torch.optim.Optimizer):
             self.state[weights] = {f"{name}.momentum1": weights.new_zeros(weights.shape[0], requires_grad=False)}
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for weights in group["params"]:
                 if (grad := weights.grad) is not None:  # it has one from the first step on
@@ -110,7 +110,7 @@ class _Meeting(KeyedOptimizer):
         super().__init__({}, {}, [])
         self.model, self.every, self.steps = model, every, 0
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:
         self.steps += 1
         if self.steps % self.every == 0:
             self.model.sync()

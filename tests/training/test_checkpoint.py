@@ -11,7 +11,8 @@ import pytest
 import torch
 from toy_ranker import BATCH, FEATURES, OPTIMIZER, RANKER, fill, initial_ranker, local_pieces, put_together, train_steps
 
-from placerank.training.checkpoint import Checkpointer, load, newest_whole, saved_steps
+from placerank.data.manifest import describe_file
+from placerank.training.checkpoint import Checkpointer, _share, load, newest_whole, saved_steps
 from placerank.training.identity import check_signature
 from placerank.training.model import Trainee, assemble, average_buffers
 from placerank.training.runtime import Runtime, runtime
@@ -108,6 +109,54 @@ def test_a_damaged_newest_one_is_told_and_the_one_before_used(
     (tmp_path / "step-00000001" / ".metadata").write_bytes(b"")
     with runtime(0), pytest.raises(ValueError, match=r"no checkpoint in .* can be used: .*train again"):
         newest_whole(tmp_path)
+
+
+def find_and_count(folder: Path) -> tuple[str, list[str]]:
+    """What ``newest_whole`` found or said, and the files that this rank hashed for it."""
+    hashed: list[str] = []
+
+    def describe(path: Path) -> dict[str, Any]:
+        hashed.append(f"{path.parent.name}/{path.name}")
+        return describe_file(path)
+
+    with runtime(0), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("placerank.training.checkpoint.describe_file", describe)
+        try:
+            found = newest_whole(folder)
+        except ValueError as error:
+            return str(error), hashed
+        assert found is not None
+        return f"step {found[1]['step']}", hashed
+
+
+def test_each_rank_hashes_its_share_and_all_learn_of_damage(tmp_path: Path, ranks: AnyRanks) -> None:
+    ranks(2, save_some, tmp_path, "row_wise", 2)
+    files = {
+        n: {p.name for p in (tmp_path / n).iterdir()} - {"manifest.json"} for n in ("step-00000001", "step-00000002")
+    }
+    assert all(len(names) == 3 for names in files.values())  # one of each rank, and .metadata
+    whole = ranks(2, find_and_count, tmp_path)
+    assert [said for said, _ in whole] == ["step 2"] * 2
+    assert sorted(whole[0][1] + whole[1][1]) == sorted(f"step-00000002/{n}" for n in files["step-00000002"])
+    assert whole[0][1] and whole[1][1]
+    spoiled = tmp_path / whole[1][1][0]  # the second rank's
+    spoiled.write_bytes(spoiled.read_bytes()[:-1] + b"?")
+    assert [said for said, _ in ranks(2, find_and_count, tmp_path)] == ["step 1"] * 2
+    (tmp_path / "step-00000001" / "manifest.json").unlink()
+    (one, _), (other, _) = ranks(2, find_and_count, tmp_path)
+    assert (
+        one == other and "can be used: " in one and f"{spoiled} differs" in one and "manifest.json can't be read" in one
+    )
+
+
+def test_shares_are_all_files_and_even() -> None:
+    sizes = torch.randint(0, 1000, (101,)).tolist()
+    files = {f"f{i}": {"bytes": size} for i, size in enumerate(sizes)}
+    for ranks in (1, 3, 8, 200):
+        shares = [_share(files, rank, ranks) for rank in range(ranks)]
+        assert sum(map(len, shares)) == len(files) and set().union(*shares) == set(files)
+        bytes_ = [sum(f["bytes"] for f in share.values()) for share in shares]
+        assert max(bytes_) - min(bytes_) <= max(sizes)
 
 
 def save_on_a_full_disk(folder: Path) -> str:
