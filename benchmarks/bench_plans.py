@@ -89,7 +89,7 @@ def study(case: Case, ranks: int, grid: bool) -> dict[str, Any]:
     if grid:
         planner._proposers.insert(0, GridSearchProposer())
     start = time.perf_counter()
-    planner.plan(model, sharders(config, BATCH, "cuda"))
+    planner.plan(model, sharders(config, "cuda"))
     seconds = time.perf_counter() - start
     device, host, ms = ([0.0] * ranks for _ in range(3))
     kinds = {}

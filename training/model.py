@@ -140,7 +140,7 @@ def assemble(
     module = Ranker(features, ranker)
     apply_optimizer_in_backward(RowWiseAdagrad, module.embeddings.parameters(), {"lr": optimizer.table_lr, "eps": _EPS})
     plan = make_plan(module, features, sharding, batch_size, history, runtime, catalog_bytes)
-    model = _distribute(module, plan, sharding, batch_size, runtime)
+    model = _distribute(module, plan, sharding, runtime)
     use_sorted_lookup(model)
     parameters = dict(model.named_parameters())
     replicated = _replicated(parameters, plan)
@@ -175,11 +175,11 @@ def assemble(
 
 
 def _distribute(
-    module: nn.Module, plan: ShardingPlan, sharding: ShardingConfig, batch_size: int, runtime: Runtime
+    module: nn.Module, plan: ShardingPlan, sharding: ShardingConfig, runtime: Runtime
 ) -> DistributedModelParallel:
     """Tables placed as planned. With replicas, a group is of consecutive ranks: rows, which travel at every step, stay
     within a machine as far as can be, and what groups average goes between machines."""
-    makers = sharders(sharding, batch_size, runtime.device.type)
+    makers = sharders(sharding, runtime.device.type)
     if sharding.replicas == 1:
         return DistributedModelParallel(module, device=runtime.device, plan=plan, sharders=makers)
     size = runtime.world_size // sharding.replicas
