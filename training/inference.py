@@ -15,6 +15,7 @@ from .model import assemble
 from .predictions import Score
 from .run_files import CHECKPOINTS, CONFIG, read_best, read_object
 from .runtime import Runtime, on_first_rank
+from .sharding import ShardingConfig
 from .train import TrainConfig, scorer
 
 
@@ -136,7 +137,7 @@ def load_scorer(
     trainee = assemble(
         inputs.features,
         config.ranker,
-        config.sharding,
+        ShardingConfig(),  # the training's may need its devices and its number of ranks; rows alone go anywhere
         config.optimizer,
         rt,
         batch_size or config.batch_size,

@@ -195,7 +195,8 @@ def _types(table: Table, pooled: bool, config: ShardingConfig, world_size: int, 
         cut = size >= LARGE and world_size > 1 and every_rank_has_rows
         if cut and size >= HUGE:
             return ["row_wise"]
-        replicate = size < REPLICABLE and world_size > 1 and device == "cuda"
+        free = config.kernels.get(table.name, config.kernel) == "auto"  # a replicated table has a kernel of its own
+        replicate = size < REPLICABLE and world_size > 1 and device == "cuda" and free
         return ["table_wise", *["row_wise"] * cut, *["data_parallel"] * replicate]
     where = f"sharding of table {table.name!r} as {wanted}"
     if device == "cpu" and wanted not in CPU_TYPES:
@@ -224,12 +225,14 @@ def _kernels(table: Table, types: list[str], config: ShardingConfig, device: str
     where = f"kernel {wanted} of table {table.name!r}"
     if wanted in ("fused_uvm", "fused_uvm_caching") and device == "cpu":
         raise ValueError(f"{where}: needs CUDA; on the CPU all tables are in host memory: leave it at fused")
-    if types == ["data_parallel"] and table.name in config.kernels and wanted != "auto":
-        raise ValueError(f"{where}: a data_parallel table is whole on every device; choose another sharding for it")
-    if wanted == "auto":
-        large = device == "cuda" and table.rows * table.dim >= LARGE
-        return ["fused", "fused_uvm_caching", "dense"] if large else ["fused", "dense"]
-    return [wanted, "dense"]
+    if types == ["data_parallel"]:
+        if config.kernels.get(table.name, "auto") != "auto":
+            raise ValueError(f"{where}: a data_parallel table is whole on every device; choose another sharding for it")
+        return ["dense"]
+    if wanted != "auto":
+        return [wanted]
+    large = device == "cuda" and table.rows * table.dim >= LARGE
+    return ["fused", "fused_uvm_caching", "dense"] if large else ["fused", "dense"]
 
 
 def make_planner(
