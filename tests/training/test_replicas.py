@@ -22,12 +22,14 @@ from toy_ranker import (
     train_steps,
 )
 
+from placerank.data.batches.batch import RankingBatch
 from placerank.embeddings.shards import CheckpointTables
 from placerank.training import checkpoint
 from placerank.training.checkpoint import Checkpointer, load, newest_whole
-from placerank.training.model import assemble, average_buffers, table_rows
+from placerank.training.model import Trainee, assemble, average_buffers, table_rows
 from placerank.training.runtime import runtime
 from placerank.training.sharding import ShardingConfig
+from placerank.training.steps import pipelined_steps, plain_steps
 
 AnyRanks = Callable[..., list[Any]]
 GROUPS, SIZE, STEPS = 2, 2, 4
@@ -139,10 +141,36 @@ def test_groups_average_their_tables(kind: str, tmp_path: Path, ranks: AnyRanks)
 
 
 def test_groups_meet_when_told_and_before_a_checkpoint(tmp_path: Path, ranks: AnyRanks) -> None:
-    found = ranks(GROUPS * SIZE, train_replicas, "row_wise", STEPS + 1, tmp_path)
+    found = ranks(GROUPS * SIZE, train_replicas, "column_wise", STEPS + 1, tmp_path)
     assert not torch.equal(found[0]["apart"], found[SIZE]["apart"])
     mean = (found[0]["apart"] + found[SIZE]["apart"]) / 2
     torch.testing.assert_close(found[0]["item"], mean)
+    stored = next(CheckpointTables(tmp_path / "step-00000001").blocks("item", 101))
+    assert all(torch.equal(rank["loaded"], stored) and torch.equal(rank["item"], stored) for rank in found)
+
+
+def pipelined_and_plain() -> tuple[list[Tensor], list[Tensor]]:
+    """Losses of the same steps both ways."""
+    allow_on_cpu()
+    with runtime(0) as rt:
+        found = []
+        for way in (plain_steps, pipelined_steps):
+            sharding = ShardingConfig(default="row_wise", replicas=GROUPS)
+            trainee = assemble(FEATURES, RANKER, sharding, OPTIMIZER, rt, BATCH, 2.0)
+            fill_pieces(trainee.model, initial_ranker().state_dict())
+
+            def forward(batch: RankingBatch, trainee: Trainee = trainee) -> tuple[Tensor, dict[str, Tensor]]:
+                loss = binary_cross_entropy_with_logits(trainee.model(batch).logits, batch.label)
+                return loss, {"loss": loss.detach()}
+
+            steps = way(trainee, forward, (make_batch(100 * step + rt.rank) for step in range(STEPS)))
+            found.append([logged["loss"] for logged in steps])
+        return found[0], found[1]
+
+
+def test_replicas_pass_through_the_pipeline(ranks: AnyRanks) -> None:
+    for plain, piped in ranks(GROUPS * SIZE, pipelined_and_plain):
+        assert len(plain) == STEPS and plain == piped
 
 
 def test_replicas_need_cuda_and_ranks_that_can_be_cut() -> None:

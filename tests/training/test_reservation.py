@@ -1,7 +1,7 @@
 """What the planner is told of memory that is not the tables'."""
 
-from toy_ranker import FEATURES, RANKER
 from torchrec.distributed.planner.types import KernelConfig, Topology, TopologyFactory, TrainerConfig
+from toy_ranker import FEATURES, RANKER
 
 from placerank.rankers.ranker import Ranker
 from placerank.training.reservation import COPIES, FREE_SHARE, Reservation, dense_bytes
