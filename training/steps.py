@@ -46,7 +46,9 @@ def pipelined_steps(trainee: Trainee, forward: Forward, batches: Iterator[Rankin
     """
     device = next(trainee.model.parameters()).device
     make = TrainPipelineSparseDist if device.type == "cuda" else _PipelineOnHost
-    pipeline = make(trainee.model, trainee.optimizer, device, custom_model_fwd=forward)
+    # groups of ranks that average their tables (2D) do so in the optimizer's step, as in plain steps
+    meets = {"dmp_collection_sync_interval_batches": None}
+    pipeline = make(trainee.model, trainee.optimizer, device, custom_model_fwd=forward, **meets)
     try:
         while True:
             try:
