@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .places import TILE, Search, SortedPlaces
 from .tiles import reachable_tiles, tile_bounds
-from .variants import BIG, Variants, aligned
+from .variants import BIG, Variants, aligned, launch
 
 # Scores are cosines or lie in [0, 1). An empty slot is worth less than any, what is not eligible less than that.
 SCALE, UNSCALED = 128.0, tl.constexpr(2.0**-14)
@@ -239,7 +239,7 @@ def _search(search: Search, starts: Tensor, tiles: Tensor) -> tuple[Tensor, Tens
     none = q.rows.new_zeros(rows, dtype=torch.int64)
     q_halves = _halves(q.embeddings, constants["BLOCK_D"])
     c_halves = q_halves if c is q else _halves(c.embeddings, constants["BLOCK_D"])
-    _hard_negatives_kernel[rows // TILE, parts](
+    launch(_hard_negatives_kernel, (rows // TILE, parts))(
         torch.cat([q.positions, torch.stack([search.negative_limits, search.positive_limits])]),
         torch.stack([q.items, q.categories, q.brands]),
         torch.stack([none if draw is None else draw for draw in keys]),

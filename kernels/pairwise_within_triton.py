@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .tiles import curve_order, reachable_tiles, tile_bounds
-from .variants import BIG, Variants, aligned
+from .variants import BIG, Variants, aligned, launch
 
 # Registers are what is short here: places of pairs are 64-bit. With 32 columns a warp adds up a row by itself.
 BLOCK_C = 32
@@ -96,7 +96,7 @@ def pairwise_within_triton(queries: Tensor, candidates: Tensor | None, limits: T
 def _run(fill: bool, queries: Tensor, *others: Tensor) -> None:
     """Count, or fill; tensors in the order of the kernel's arguments."""
     block_q = _tile(len(queries))
-    _pairwise_within_kernel[(triton.cdiv(len(queries), block_q),)](
+    launch(_pairwise_within_kernel, (triton.cdiv(len(queries), block_q),))(
         queries,
         *others,
         len(queries),
