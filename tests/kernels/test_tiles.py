@@ -65,7 +65,7 @@ def test_compiled_keys_are_the_same(degrees: float, dtype: torch.dtype) -> None:
     places = spread(999, degrees, 0, dtype)
     places[5, 0], places[77], places[100, 2] = NAN, NAN, -math.inf
     for some in (places, places[:1], places[77:78]):
-        assert torch.equal(_keys(some), torch.from_numpy(_keys_cpu(some.numpy(), _table().numpy())))
+        assert torch.equal(_keys(some), torch.from_numpy(_keys_cpu(some.numpy(), _table(some.device).numpy())))
 
 
 def test_order_is_stable_and_puts_what_is_no_place_last() -> None:
