@@ -283,7 +283,7 @@ def hard_negatives(
     The plain way takes 2 B C D operations, then reads and writes a dozen B x C matrices. Here places are sorted along a
     curve and tiles of 64 that no query of a run can reach are skipped: 2 D operations for each pair in reach, B (D + k)
     + C D numbers of memory, and a few thousand more for each thread or block; on CUDA also 4 bytes a pair of tiles,
-    64 MB at most, and nothing waits for the device.
+    128 MB at most, and nothing waits for the device.
     """
     return HardNegatives(
         *_hard_negatives(

@@ -215,7 +215,7 @@ def hard_negatives_triton(search: Search) -> tuple[Tensor, Tensor]:
     """What ``hard_negatives_cpu`` returns, on CUDA, without a wait for the device.
 
     Memory: 4 D bytes a place, 8 (k + 1) bytes a query and program that shares its list, and 4 bytes a pair of tiles
-    (of 64 places), 64 MB at most (``reachable_tiles_triton``).
+    (of 64 places), 128 MB at most (``reachable_tiles_triton``).
 
     Raises:
         ValueError: more than ``MOST_NEGATIVES`` negatives are asked for.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .variants import Variants, aligned, launch
 
-PAIRS = 1 << 24  # of tiles that lists have room for at once: 64 MB
+PAIRS = 1 << 25  # of tiles that lists have room for at once: 128 MB
 BLOCK = 256
 
 
@@ -71,7 +71,7 @@ def reachable_tiles_triton(
         centres_a, radii_a, centres_b, radii_b: what ``tile_bounds`` gave, [na, 3], [na], [nb, 3], [nb].
         chord: largest chord of each tile of a, [na], in their dtype.
 
-    Memory: 4 na nb bytes, but no more than 64 MB, or 4 nb bytes where that is more.
+    Memory: 4 na nb bytes, but no more than 128 MB, or 4 nb bytes where that is more.
     """
     na, nb, slack = len(centres_a), len(centres_b), 1 + 32 * torch.finfo(radii_a.dtype).eps
     bounds = (*map(aligned, (centres_a, radii_a + chord, centres_b, radii_b)),)

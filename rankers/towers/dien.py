@@ -87,19 +87,23 @@ class DIEN(InterestTower):
         """query [B, D] and history to interest [B, 2 D]."""
         if torch.compiler.is_exporting():
             return beside_product(self._by_steps(query, history), query)
-        lengths = host_lengths(history.offsets)  # once for both units: on CUDA it is a wait, the only one of a step
-        return self._evolve(query, history, self.extractor(history.keys, history.offsets, lengths), lengths)
+        states, lengths = self._extract(history)
+        return self._evolve(query, history, states, lengths)
 
     def forward_with_loss(
         self, query: Tensor, history: History, context: Context | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Interest [B, 2 D] and the weighted auxiliary loss, zero where no visit has a next one."""
-        lengths = host_lengths(history.offsets)
-        states = self.extractor(history.keys, history.offsets, lengths)
+        states, lengths = self._extract(history)
         return self._evolve(query, history, states, lengths), self.auxiliary_weight * self._auxiliary(states, history)
 
+    def _extract(self, history: History) -> tuple[Tensor, Tensor]:
+        """The extractor's states [T, D], and how long histories are, [B], on the host; both units have to know."""
+        lengths = host_lengths(history.offsets) if history.lengths is None else history.lengths
+        return self.extractor(history.keys, history.offsets, lengths), lengths
+
     def _evolve(self, query: Tensor, history: History, states: Tensor, lengths: Tensor) -> Tensor:
-        keys, offsets, gaps = history
+        keys, offsets, gaps = history[:3]
         segments = segment_ids_unchecked(offsets, keys.shape[0])
         similar = segment_dot_unchecked(states, self.from_query(query).to(states.dtype), offsets)
         logits = similar[:, None] + self.from_gaps(gaps)
@@ -109,7 +113,7 @@ class DIEN(InterestTower):
         return beside_product(F.pad(evolved, (0, 0, 0, 1))[last], query)
 
     def _auxiliary(self, states: Tensor, history: History) -> Tensor:
-        keys, offsets, _ = history
+        keys, offsets = history[:2]
         visits = keys.shape[0]
         if visits < 2:
             return states.sum() * 0
@@ -130,7 +134,7 @@ class DIEN(InterestTower):
         starts, so the loop goes over the visits twice: first for the running maximum and sum of the logits, then with
         the extractor again from its start.
         """
-        keys, offsets, gaps = history
+        keys, offsets, gaps = history[:3]
         starts, lengths = offsets[:-1], offsets.diff()
         longest = F.pad(lengths, (0, 1)).amax()
         inputs, of_gaps = (F.pad(x, (0, 0, 0, 1)) for x in (self.extractor.from_input(keys), self.from_gaps(gaps)))
