@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .variants import BIG, Variants, aligned
+from .variants import BIG, Variants, aligned, launch
 
 
 @triton.jit
@@ -247,12 +247,12 @@ def residual_encode_triton(
     programs = min(_programs(x.device, settings["num_warps"]), triton.cdiv(total, block_n))
     scratch = torch.empty(programs, planes, block_n, split.shape[3], dtype=split.dtype, device=x.device)
     sizes = total, count, dim, levels
-    _residual_encode_fwd_kernel[(programs,)](
+    launch(_residual_encode_fwd_kernel, (programs,))(
         x, centres, split, half_norms, scratch, codes, *sizes, PLANES=planes, **settings
     )
     if with_norms:
         grid = (triton.cdiv(total, _NORMS["BLOCK_N"]),)
-        _residual_norms_kernel[grid](x, centres, codes, norms, *sizes, **_NORMS)
+        launch(_residual_norms_kernel, grid)(x, centres, codes, norms, *sizes, **_NORMS)
     return codes, norms
 
 
@@ -267,7 +267,7 @@ def residual_lookup_triton(codes: Tensor, codebooks: Tensor) -> Tensor:
     out = torch.empty(total, dim, dtype=codebooks.dtype, device=codebooks.device)
     if total:
         grid = _lookup_grid(total, dim)
-        _residual_lookup_fwd_kernel[grid](codes, codebooks, out, total, count, dim, levels, **_LOOKUP)
+        launch(_residual_lookup_fwd_kernel, grid)(codes, codebooks, out, total, count, dim, levels, **_LOOKUP)
     return out
 
 
@@ -278,13 +278,13 @@ def residual_lookup_backward_triton(grad: Tensor, codes: Tensor, count: int, det
     out = torch.zeros(levels, count, dim, device=grad.device)
     if total and not deterministic:
         grid = _lookup_grid(total, dim)
-        _residual_lookup_bwd_kernel[grid](grad, codes, out, total, count, dim, levels, **_LOOKUP)
+        launch(_residual_lookup_bwd_kernel, grid)(grad, codes, out, total, count, dim, levels, **_LOOKUP)
     elif total:
         grid = count, triton.cdiv(dim, _LOOKUP["BLOCK_D"])
         for level in range(levels):
             ordered, order = codes[:, level].sort(stable=True)
             offsets = torch.searchsorted(ordered, torch.arange(count + 1, device=codes.device))
-            _residual_lookup_bwd_sorted_kernel[grid](grad, order, offsets, out, level * count, dim, **_LOOKUP)
+            launch(_residual_lookup_bwd_sorted_kernel, grid)(grad, order, offsets, out, level * count, dim, **_LOOKUP)
     return out.to(grad.dtype)
 
 

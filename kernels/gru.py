@@ -14,8 +14,9 @@ backward, which makes the gates again: [T, H] numbers instead of [T, 5 H].
 
 CPU, float32: compiled loops (``gru_cpu.py``) over tiles of 16 samples of about equal length, so that one history of
 10,000 visits costs 10,000 small products and not 10,000 calls. All else, CUDA too, takes a step of time at a time for
-all samples that are that long, in the order of a PackedSequence: two products a step and a dozen small operations. It
-has not run on CUDA yet.
+all samples that are that long, in the order of a PackedSequence: two products a step and a dozen small operations. How
+many steps there are the host has to know: on CUDA it waits once for the lengths, for forward and backward together, or
+not at all if it is given them. It has not run on CUDA yet.
 """
 
 from typing import Any
@@ -43,29 +44,45 @@ def gru_reference(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, atte
 
 
 @torch.library.custom_op("placerank::gru", mutates_args=())
-def _forward(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, attention: Tensor) -> Tensor:
-    """States [T, H]; attention [T], or [0] for none."""
-    on_loops = x.device.type == "cpu" and x.dtype == torch.float32
-    return (gru_cpu if on_loops else _gru_steps)(x, weight, bias, offsets, attention)
+def _forward(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, attention: Tensor, lengths: Tensor) -> Tensor:
+    """States [T, H]; attention [T], or [0] for none; lengths [B], on the CPU."""
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        return gru_cpu(x, weight, bias, offsets, attention)
+    return _gru_steps(x, weight, bias, offsets, attention, lengths)
 
 
 @_forward.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, attention: Tensor) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, attention: Tensor, lengths: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[1])
 
 
 @torch.library.custom_op("placerank::gru_backward", mutates_args=())
 def _backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, attention: Tensor, states: Tensor
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    offsets: Tensor,
+    attention: Tensor,
+    lengths: Tensor,
+    states: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weight, bias, attention."""
-    on_loops = x.device.type == "cpu" and x.dtype == torch.float32
-    return (gru_backward_cpu if on_loops else _gru_steps_backward)(grad, x, weight, bias, offsets, attention, states)
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        return gru_backward_cpu(grad, x, weight, bias, offsets, attention, states)
+    return _gru_steps_backward(grad, x, weight, bias, offsets, attention, lengths, states)
 
 
 @_backward.register_fake
 def _(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, attention: Tensor, states: Tensor
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    offsets: Tensor,
+    attention: Tensor,
+    lengths: Tensor,
+    states: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         x.new_empty(x.shape),
@@ -81,7 +98,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     of_x, of_weight, of_bias, of_attention = _backward(grad.contiguous(), *ctx.saved_tensors)
-    return of_x, of_weight, of_bias, None, of_attention
+    return of_x, of_weight, of_bias, None, of_attention, None
 
 
 _forward.register_autograd(_grad, setup_context=_save)
@@ -108,30 +125,46 @@ def gru(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, attention: Ten
     return gru_unchecked(x, weight, bias, offsets, attention)
 
 
-def gru_unchecked(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, attention: Tensor | None = None) -> Tensor:
-    """``gru`` by offsets that are known to be right."""
+def host_lengths(offsets: Tensor) -> Tensor:
+    """How long each sample is, int64 [B] on the CPU, of offsets int64 [B+1]; on CUDA a wait for the device."""
+    return offsets.diff().cpu()
+
+
+def gru_unchecked(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    offsets: Tensor,
+    attention: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """``gru`` by offsets that are known to be right.
+
+    lengths: ``host_lengths(offsets)``, where the caller has them; else they are asked of the device.
+    """
     floats = {"weight": (weight, "3H H"), "x": (x, "T 3H"), "bias": (bias, "3H")}
     floats |= {} if attention is None else {"attention": (attention, "T")}
     check_tensors(floats, {"offsets": (offsets, "B+1")}, mixed=True)
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     factors = x.new_empty(0) if attention is None else attention
-    out: Tensor = _forward(x.to(compute), weight.to(compute), bias.to(compute), offsets, factors.to(compute))
+    lengths = host_lengths(offsets) if lengths is None else lengths
+    floating = (y.to(compute) for y in (x, weight, bias))
+    out: Tensor = _forward(*floating, offsets, factors.to(compute), lengths)
     return out.to(x.dtype)
 
 
-def _steps(offsets: Tensor) -> tuple[Tensor, list[int]]:
+def _steps(offsets: Tensor, total: int, lengths: Tensor) -> tuple[Tensor, list[int]]:
     """Rows in the order of a PackedSequence, [T]: all first visits, all second ones; and how many of each.
 
     Longer samples come first, so a step's samples are the first of the step's before.
     """
-    lengths = offsets.diff()
-    order = lengths.argsort(descending=True, stable=True)
+    order = offsets.diff().argsort(descending=True, stable=True)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(order.numel(), device=order.device)
-    rows = torch.arange(int(offsets[-1]), device=offsets.device)
-    sample = segment_ids_unchecked(offsets, rows.numel())
-    step = rows - offsets[sample]
-    return (step * max(order.numel(), 1) + rank[sample]).argsort(), step.bincount().tolist()
+    sample = segment_ids_unchecked(offsets, total)
+    step = torch.arange(total, device=offsets.device) - offsets[sample]
+    ended = lengths.bincount().cumsum(0)[:-1]  # samples of at most 0, 1, ... visits
+    return (step * max(order.numel(), 1) + rank[sample]).argsort(), (lengths.numel() - ended).tolist()
 
 
 def _gates(x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,9 +173,9 @@ def _gates(x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return r, u, torch.tanh(x[:, 2 * H :] + r * hidden[:, 2 * H :])
 
 
-def _gru_steps(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, attention: Tensor) -> Tensor:
+def _gru_steps(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, attention: Tensor, lengths: Tensor) -> Tensor:
     """``placerank::gru`` step by step in PyTorch's own operations."""
-    rows, counts = _steps(offsets)
+    rows, counts = _steps(offsets, x.shape[0], lengths)
     packed, factors = x[rows], attention[rows, None] if attention.numel() else None
     states = x.new_empty(x.shape[0], weight.shape[1])
     h, start = x.new_zeros(offsets.numel() - 1, weight.shape[1]), 0
@@ -157,13 +190,19 @@ def _gru_steps(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, attenti
 
 
 def _gru_steps_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, attention: Tensor, states: Tensor
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    offsets: Tensor,
+    attention: Tensor,
+    lengths: Tensor,
+    states: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``placerank::gru_backward`` step by step in PyTorch's own operations."""
-    (rows, counts), H = _steps(offsets), weight.shape[1]
-    first = torch.cat([states.new_zeros(1, H), states[:-1]])[: x.shape[0]]
-    begins = offsets[:-1][offsets.diff() > 0]
-    before = first.index_fill(0, begins, 0)[rows]  # each visit's state before it
+    (rows, counts), H = _steps(offsets, x.shape[0], lengths), weight.shape[1]
+    # Each visit's state before it: none where a sample begins, which for an empty one is where the next does, or T.
+    before = torch.cat([states.new_zeros(1, H), states]).index_fill(0, offsets[:-1], 0)[rows]
     hidden = torch.addmm(bias, before, weight.t())
     r, u, n = _gates(x[rows], hidden)
     a = attention[rows, None] if attention.numel() else torch.ones_like(u[:, :1])

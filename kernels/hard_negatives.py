@@ -36,9 +36,9 @@ class HardNegatives(NamedTuple):
 
 def random_keys(seed: int, rows: int, stream: int, device: torch.device) -> Tensor:
     """int64 [rows], the number below 2^32 that a query row draws with; stream 0 is the negatives', 1 the positives'."""
-    seeded = _mix(torch.tensor((seed ^ 0x85EBCA6B * (stream + 1)) & 0xFFFFFFFF, device=device))
+    seeded = _mix((seed ^ 0x85EBCA6B * (stream + 1)) & 0xFFFFFFFF)
     seeded = _mix(seeded ^ ((seed >> 32) & 0xFFFFFFFF))
-    return _mix(seeded ^ (torch.arange(rows, device=device) * 0x9E3779B9 & 0xFFFFFFFF))
+    return _mix(torch.arange(rows, device=device) * 0x9E3779B9 & 0xFFFFFFFF ^ seeded)
 
 
 def random_scores(keys: Tensor, candidates: Tensor) -> Tensor:
@@ -46,8 +46,9 @@ def random_scores(keys: Tensor, candidates: Tensor) -> Tensor:
     return (_mix(keys ^ (candidates * 0x9E3779B9 & 0xFFFFFFFF)) >> 8).float() * 2.0**-24
 
 
-def _mix(x: Tensor) -> Tensor:
-    """MurmurHash3's 32-bit finalizer (A. Appleby, public domain) on int64; products wrap, their low half is right."""
+def _mix(x: Any) -> Any:
+    """MurmurHash3's 32-bit finalizer (A. Appleby, public domain) of an int, or of int64, whose products wrap: their low
+    half is right."""
     x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
     x = (x ^ (x >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
     return x ^ (x >> 16)
@@ -140,7 +141,7 @@ def solve(
         The fields of ``HardNegatives``.
     """
     own = Places(*queries)
-    q, c = sort_places(own, Places(*candidates) if candidates else None)
+    q, c = sort_places(own, Places(*candidates) if candidates else None, different_category)
     rows = q.rows[: len(own.items)].long()
 
     def of_sorted(values: Tensor, fill: float) -> Tensor:
@@ -276,11 +277,13 @@ def hard_negatives(
     An unknown category (negative) equals no other and is not known to differ from any: such an item has and is a
     negative only without ``different_category``, and a positive only by its brand. No brand equals no other. Of equal
     cosines the lowest row wins, on every path. Cosines are of float32, whatever the type of the embeddings; no gradient
-    flows.
+    flows. Rows that can be neither, of no known category and no brand, cost no more than being sorted away, so there is
+    no need to take them out before.
 
     The plain way takes 2 B C D operations, then reads and writes a dozen B x C matrices. Here places are sorted along a
     curve and tiles of 64 that no query of a run can reach are skipped: 2 D operations for each pair in reach, B (D + k)
-    + C D numbers of memory, and a few thousand more for each thread or block.
+    + C D numbers of memory, and a few thousand more for each thread or block; on CUDA also 4 bytes a pair of tiles,
+    128 MB at most, and nothing waits for the device.
     """
     return HardNegatives(
         *_hard_negatives(

@@ -6,6 +6,7 @@ A key is a number that orders by score, then by lowest row, so ties need no code
 several programs share a list, and PyTorch takes the best of what they found.
 """
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -16,8 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .places import TILE, Search, SortedPlaces
-from .tiles import reachable_tiles, tile_bounds
-from .variants import BIG, Variants, aligned
+from .tiles import tile_bounds
+from .tiles_triton import Lists, reachable_tiles_triton
+from .variants import BIG, Variants, aligned, launch
 
 # Scores are cosines or lie in [0, 1). An empty slot is worth less than any, what is not eligible less than that.
 SCALE, UNSCALED = 128.0, tl.constexpr(2.0**-14)
@@ -58,7 +60,7 @@ def _uniform(keys, rows):  # type: ignore[no-untyped-def]
     return (x >> 8).to(tl.int32).to(tl.float32) * (1.0 / (1 << 24))
 
 
-@triton.jit(do_not_specialize=["k", "any_category"])
+@triton.jit(do_not_specialize=["first", "listed", "k", "any_category"])
 def _hard_negatives_kernel(  # type: ignore[no-untyped-def]
     q_points_ptr,
     q_numbers_ptr,
@@ -67,10 +69,12 @@ def _hard_negatives_kernel(  # type: ignore[no-untyped-def]
     c_points_ptr,
     c_numbers_ptr,
     c_halves_ptr,
-    starts_ptr,
+    counts_ptr,
     tiles_ptr,
     found_ptr,
     positives_ptr,
+    first,
+    listed,
     B,
     C,
     D,
@@ -84,12 +88,13 @@ def _hard_negatives_kernel(  # type: ignore[no-untyped-def]
     TILE: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Tile program_id(0) of the queries against each num_programs(1)-th tile of its list, from program_id(1) on.
+    """Tile first + program_id(0) of the queries against each num_programs(1)-th tile of its list from program_id(1) on.
 
-    any_category: 0, or 2 if a negative's category need not differ. B and C are whole tiles and D whole blocks, so
-    nothing needs a mask.
+    listed: places of a list. any_category: 0, or 2 if a negative's category need not differ. B and C are whole tiles
+    and D whole blocks, so nothing needs a mask.
     """
-    tile = tl.program_id(0).to(tl.int64)
+    row_of_list = tl.program_id(0)
+    tile = (first + row_of_list).to(tl.int64)
     part = tl.program_id(1)
     row = tile * TILE + tl.arange(0, TILE)
     d = tl.arange(0, BLOCK_D)
@@ -114,9 +119,9 @@ def _hard_negatives_kernel(  # type: ignore[no-untyped-def]
     empty = _key(tl.full([SLOTS], EMPTY, tl.float32), slot ^ LAST_ROW)
     best = tl.broadcast_to(tl.where(slot < k, empty, LARGEST)[None, :], (TILE, SLOTS))
     positive = _key(tl.full([TILE], EMPTY, tl.float32), tl.full([TILE], LAST_ROW, tl.int32))
-    # starts: [B / TILE + 1]; tiles: [starts[-1]]
-    start = tl.load(starts_ptr + tile)
-    stop = tl.load(starts_ptr + tile + 1)
+    # counts: [num_programs(0)]; tiles: [num_programs(0), listed]
+    start = row_of_list * listed
+    stop = start + tl.load(counts_ptr + row_of_list)
     q_offsets = tl.arange(0, TILE)[:, None] * (2 * D) + d[None, :]
     c_offsets = tl.arange(0, BLOCK_C)[None, :] * (2 * D) + d[:, None]
     split: tl.constexpr = TILE // BLOCK_C
@@ -129,7 +134,7 @@ def _hard_negatives_kernel(  # type: ignore[no-untyped-def]
             cosine = tl.zeros([TILE, BLOCK_C], dtype=tl.float32)
             for at in range(0, 1 if ONE_STEP else D, BLOCK_D):
                 q_ptrs = q_halves_ptr + tile * TILE * 2 * D + at + q_offsets
-                c_ptrs = c_halves_ptr + first_column * 2 * D + at + c_offsets
+                c_ptrs = c_halves_ptr + first_column.to(tl.int64) * 2 * D + at + c_offsets
                 q_high, q_low = tl.load(q_ptrs), tl.load(q_ptrs + D)
                 c_high, c_low = tl.load(c_ptrs), tl.load(c_ptrs + D)
                 cosine = tl.dot(q_high, c_high, cosine)
@@ -155,19 +160,19 @@ def _hard_negatives_kernel(  # type: ignore[no-untyped-def]
         score = tl.where(eligible, _uniform(negative_key, c_row) if RANDOM_NEGATIVES else cosine, NEVER)
         if tl.max((unlikeness >= _score(positive)[:, None]).to(tl.int32)) > 0:
             top = tl.max(unlikeness, axis=1)
-            first = tl.min(tl.where(unlikeness == top[:, None], c_row[None, :], LAST_ROW), axis=1)
-            positive = tl.maximum(positive, _key(top, first))
+            lowest = tl.min(tl.where(unlikeness == top[:, None], c_row[None, :], LAST_ROW), axis=1)
+            positive = tl.maximum(positive, _key(top, lowest))
         while tl.max((score >= _score(tl.min(best, axis=1))[:, None]).to(tl.int32)) > 0:
             # Each row's best of this tile takes the place of its worst key; rows with none are done with the tile.
             top = tl.max(score, axis=1)
-            first = tl.min(tl.where(score == top[:, None], c_row[None, :], LAST_ROW), axis=1)
-            key = _key(top, first)
+            lowest = tl.min(tl.where(score == top[:, None], c_row[None, :], LAST_ROW), axis=1)
+            key = _key(top, lowest)
             least = tl.min(best, axis=1)
             better = key > least
             best = tl.where((best == least[:, None]) & better[:, None], key[:, None], best)
-            score = tl.where(better[:, None] & (c_row[None, :] != first[:, None]), score, NEVER)
-    # found: [parts, B, k]; positives: [parts, B]
-    out = part.to(tl.int64) * B + row
+            score = tl.where(better[:, None] & (c_row[None, :] != lowest[:, None]), score, NEVER)
+    # found: [parts, N, k]; positives: [parts, N], of the N rows of these tiles
+    out = (part.to(tl.int64) * tl.num_programs(0) + row_of_list) * TILE + tl.arange(0, TILE)
     tl.store(found_ptr + out[:, None] * k + slot[None, :], best, mask=best != LARGEST)
     tl.store(positives_ptr + out, positive)
 
@@ -207,7 +212,10 @@ def _rows(keys: Tensor) -> Tensor:
 
 
 def hard_negatives_triton(search: Search) -> tuple[Tensor, Tensor]:
-    """What ``hard_negatives_cpu`` returns, on CUDA. Memory: 8 (k + 1) bytes a query and program that shares its list.
+    """What ``hard_negatives_cpu`` returns, on CUDA, without a wait for the device.
+
+    Memory: 4 D bytes a place, 8 (k + 1) bytes a query and program that shares its list, and 4 bytes a pair of tiles
+    (of 64 places), 128 MB at most (``reachable_tiles_triton``).
 
     Raises:
         ValueError: more than ``MOST_NEGATIVES`` negatives are asked for.
@@ -220,26 +228,20 @@ def hard_negatives_triton(search: Search) -> tuple[Tensor, Tensor]:
         return q.rows.new_full((rows, k), -1), q.rows.new_full((rows,), -1)
     limits = torch.fmax(search.negative_limits, search.positive_limits)
     reach = limits.sqrt().nan_to_num(-torch.inf, posinf=torch.inf).view(-1, TILE).amax(1)
-    bounds = tile_bounds(c.positions.t(), TILE)
-    starts, tiles = reachable_tiles(*tile_bounds(q.positions.t(), TILE), *bounds, reach)
-    found, positives = _search(search, starts, tiles)
-    best = found.transpose(0, 1).reshape(rows, -1).topk(k, dim=1).values
-    return _rows(best), _rows(positives.amax(0))
+    bounds = *tile_bounds(q.positions.t(), TILE), *tile_bounds(c.positions.t(), TILE)
+    found, positives = _search(search, reachable_tiles_triton(*bounds, reach))
+    return _rows(found), _rows(positives)
 
 
-def _search(search: Search, starts: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys that each of the programs which share a list found: negatives int64 [parts, B, k], positives [parts, B]."""
+def _search(search: Search, lists: Iterable[Lists]) -> tuple[Tensor, Tensor]:
+    """Best keys of each query, from the lists of all tiles of queries: negatives int64 [B, k], positives [B]."""
     q, c, k = search.queries, search.candidates, search.k
-    rows, others, dim = len(q.rows), len(c.rows), q.embeddings.shape[1]
-    parts = max(1, min(16, PROGRAMS * TILE // rows))
-    found = torch.empty(parts, rows, k, dtype=torch.int64, device=q.rows.device)
-    positives = torch.empty(parts, rows, dtype=torch.int64, device=q.rows.device)
     keys = search.negative_keys, search.positive_keys
-    constants = _constants(k, dim, keys[0] is not None, keys[1] is not None)
-    none = q.rows.new_zeros(rows, dtype=torch.int64)
+    constants = _constants(k, q.embeddings.shape[1], keys[0] is not None, keys[1] is not None)
+    none = torch.zeros_like(q.rows, dtype=torch.int64)
     q_halves = _halves(q.embeddings, constants["BLOCK_D"])
     c_halves = q_halves if c is q else _halves(c.embeddings, constants["BLOCK_D"])
-    _hard_negatives_kernel[rows // TILE, parts](
+    places = (
         torch.cat([q.positions, torch.stack([search.negative_limits, search.positive_limits])]),
         torch.stack([q.items, q.categories, q.brands]),
         torch.stack([none if draw is None else draw for draw in keys]),
@@ -247,14 +249,25 @@ def _search(search: Search, starts: Tensor, tiles: Tensor) -> tuple[Tensor, Tens
         aligned(c.positions),
         torch.stack([c.rows, c.items, c.categories, c.brands]),
         c_halves,
-        aligned(starts), aligned(tiles), found, positives, rows, others, q_halves.shape[2], k,
-        0 if search.different_category else 2,
-        **constants,
-        num_warps=WARPS,
-        num_stages=2,
-        enable_fp_fusion=False,
-    )  # fmt: skip
-    return found, positives
+    )
+    sizes = len(q.rows), len(c.rows), q_halves.shape[2], k
+    best = []
+    for first, counts, tiles in lists:
+        parts = max(1, min(16, PROGRAMS // len(counts)))
+        found, positives = (
+            torch.empty(parts, len(counts) * TILE, *n, dtype=torch.int64, device=q.rows.device) for n in ((k,), ())
+        )
+        launch(_hard_negatives_kernel, (len(counts), parts))(
+            *places, counts, tiles, found, positives, first, tiles.shape[1], *sizes,
+            0 if search.different_category else 2,
+            **constants,
+            num_warps=WARPS,
+            num_stages=2,
+            enable_fp_fusion=False,
+        )  # fmt: skip
+        best.append((found.transpose(0, 1).flatten(1).topk(k, dim=1).values, positives.amax(0)))
+    negatives, positives = map(torch.cat, zip(*best, strict=True))
+    return negatives, positives
 
 
 def _one(k: int, dim: int, rows: int = 6400, random_negatives: bool = False, random_positives: bool = False) -> None:
@@ -267,8 +280,8 @@ def _one(k: int, dim: int, rows: int = 6400, random_negatives: bool = False, ran
     places = SortedPlaces(empty(rows), *points, *(empty(rows) for _ in range(3)))
     limits, draw = empty(rows, dtype=torch.float32), empty(rows, dtype=torch.int64)
     keys = draw if random_negatives else None, draw if random_positives else None
-    starts, tiles = (empty(n, dtype=torch.int64) for n in (rows // TILE + 1, rows))
-    _search(Search(places, places, limits, limits, *keys, k, True), starts, tiles)
+    lists = Lists(0, empty(rows // TILE), empty(rows // TILE, 1))
+    _search(Search(places, places, limits, limits, *keys, k, True), [lists])
 
 
 VARIANTS = Variants(

@@ -39,11 +39,11 @@ def pairwise_within(queries: Tensor, candidates: Tensor | None, km: float | Tens
     Cost: comparing all pairs takes 9 B M flops and, written in PyTorch, some 40 B M bytes moved. Here queries are put
     in tiles of near ones along a space-filling curve and compared with what their tile can reach: for places spread
     out, 9 B flops times the candidates within a tile's width + the radius, twice (rows are counted, then filled), the
-    candidates read once a tile, the result written once. Memory: the result, and a list of candidates a
-    thread; on CUDA a list for every tile.
+    candidates read once a tile, the result written once. On CUDA the result is then sorted row by row. Memory: the
+    result, and a list of candidates a thread; on CUDA 128 MB of lists at most and some 130 MB to sort in.
 
     The number of pairs is known when they have been found: under ``torch.compile`` set
-    ``torch._dynamo.config.capture_dynamic_output_shape_ops``, and on CUDA the call waits for the device.
+    ``torch._dynamo.config.capture_dynamic_output_shape_ops``, and on CUDA the call waits for the device, once or twice.
     The CUDA path has not run on a GPU yet.
     """
     others = queries if candidates is None else candidates

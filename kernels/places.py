@@ -116,8 +116,12 @@ def gather_places(places: Places, group: dist.ProcessGroup | None = None) -> Pla
     return Places(*(c.flatten().view(field.dtype).view(len(whole), *field.shape[1:]) for c, field in columns))
 
 
-def sort_places(queries: Places, candidates: Places | None) -> tuple[SortedPlaces, SortedPlaces]:
-    """Both batches sorted, with item, category and brand numbers that can be compared between them."""
+def sort_places(queries: Places, candidates: Places | None, by_category: bool) -> tuple[SortedPlaces, SortedPlaces]:
+    """Both batches sorted, with item, category and brand numbers that can be compared between them.
+
+    by_category: places of no known category and no brand select nothing and are not selected, so they count as not
+    known and lie in tiles that nothing reaches.
+    """
     batches = [queries] if candidates is None else [queries, candidates]
     columns = []
     for ids in ("items", "categories", "brands"):
@@ -126,7 +130,7 @@ def sort_places(queries: Places, candidates: Places | None) -> tuple[SortedPlace
         if ids != "items":
             numbers = numbers.masked_fill_(both < 0, -1)
         columns.append(numbers.split([len(places.items) for places in batches]))
-    made = [_sort(places, *numbers) for places, *numbers in zip(batches, *columns, strict=True)]
+    made = [_sort(places, by_category, *numbers) for places, *numbers in zip(batches, *columns, strict=True)]
     return made[0], made[-1]
 
 
@@ -150,8 +154,11 @@ def _unit_rows(rows: np.ndarray, order: np.ndarray, out: np.ndarray) -> None:
             out[i, column] = row[column] * scale if finite else np.float32(0)
 
 
-def _sort(places: Places, items: Tensor, categories: Tensor, brands: Tensor) -> SortedPlaces:
-    positions = places.positions.masked_fill(~places.known()[:, None], torch.nan)
+def _sort(places: Places, by_category: bool, items: Tensor, categories: Tensor, brands: Tensor) -> SortedPlaces:
+    known = places.known()
+    if by_category:
+        known &= torch.maximum(categories, brands) >= 0
+    positions = places.positions.masked_fill(~known[:, None], torch.nan)
     order = curve_order(positions)
     pad = -len(order) % TILE
     embeddings = positions.new_zeros(len(order) + pad, places.embeddings.shape[1])

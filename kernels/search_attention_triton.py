@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .variants import BIG, Variants, aligned
+from .variants import BIG, Variants, aligned, launch
 
 NUMBERS, NUMBERS_BWD = 2048, 1024  # of heads x visits x columns in registers at once
 MOST_NUMBERS = 2048  # of heads x columns, both rounded up to powers of two: a visit at a time, or two
@@ -228,7 +228,7 @@ def search_attention_triton(queries: Tensor, keys: Tensor, gaps: Tensor, rows: T
     pooled, total = torch.empty_like(queries), queries.new_empty(B, A, dtype=torch.float32)
     if B:
         constants = _arguments(queries, keys, gaps, rows, NUMBERS)
-        _fwd_kernel[(B,)](queries, keys, gaps, rows, pooled, total, rows.shape[1], **constants)
+        launch(_fwd_kernel, (B,))(queries, keys, gaps, rows, pooled, total, rows.shape[1], **constants)
     return pooled, total.to(queries.dtype, copy=True), total
 
 
@@ -249,7 +249,7 @@ def search_attention_backward_triton(
     of_gaps = gaps.new_zeros(len(gaps) if want_gaps else 0, gaps.shape[1])
     if len(queries):
         constants = _arguments(queries, keys, gaps, rows, NUMBERS_BWD)
-        _bwd_kernel[(len(queries),)](
+        launch(_bwd_kernel, (len(queries),))(
             grad, of_total, queries, keys, gaps, rows, total, of_queries, of_keys, of_gaps, rows.shape[1],
             WANT_GAPS=want_gaps, **constants,
         )  # fmt: skip

@@ -4,7 +4,8 @@ Charikar, Similarity estimation techniques from rounding algorithms, STOC 2002: 
 two vectors with probability angle / pi, so among m signs their Hamming distance is about m angle / pi.
 
 T visits of D columns and m projections cost 2 D m operations a visit, which is all of the cost. The CPU path keeps
-projections of 32 visits at a time and counts them there: signs are never packed, since each is used once.
+projections of 32 visits at a time and counts them there: signs are never packed, since each is used once. Elsewhere
+PyTorch's operations take so many visits at a time that their projections stay small.
 """
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from .checks import check_number, check_offsets, check_tensors
 from .jagged import segment_ids_unchecked
 from .simhash_cpu import segment_hamming_cpu
+
+NUMBERS = 1 << 24  # projections in memory at once
 
 
 def segment_hamming_reference(query: Tensor, keys: Tensor, projections: Tensor, offsets: Tensor) -> Tensor:
@@ -24,7 +27,8 @@ def segment_hamming_reference(query: Tensor, keys: Tensor, projections: Tensor, 
 def segment_hamming(query: Tensor, keys: Tensor, projections: Tensor, offsets: Tensor, beyond: int = 0) -> Tensor:
     """Hamming distance between the hash of each visit and that of its sample's query. Has no gradient.
 
-    Where a projection is within rounding of 0 its sign may differ between devices and dtypes.
+    Where a projection is within rounding of 0 its sign may differ between devices and dtypes. On CUDA the projections
+    of some visits are in memory at once, 64 MB in float32; in a compiled or exported program those of all.
 
     Args:
         query: [B, D], any floating dtype.
@@ -51,7 +55,18 @@ def segment_hamming_unchecked(
     check_tensors(floats, {"offsets": (offsets, "B+1")})
     check_number("beyond", beyond, 0, whole=True)
     query, keys, projections = query.detach(), keys.detach(), projections.detach()
-    # an exported file must load without placerank, so it holds PyTorch's own operations
-    if keys.device.type != "cpu" or keys.dtype != torch.float32 or torch.compiler.is_exporting():
+    if keys.device.type == "cpu" and keys.dtype == torch.float32 and not torch.compiler.is_exporting():
+        return segment_hamming_cpu(query, keys, projections, offsets, beyond)
+    if torch.compiler.is_compiling():  # steps would be another program for each number of visits
         return segment_hamming_reference(query, keys, projections, offsets)
-    return segment_hamming_cpu(query, keys, projections, offsets, beyond)
+    return _segment_hamming_steps(query, keys, projections, offsets)
+
+
+def _segment_hamming_steps(query: Tensor, keys: Tensor, projections: Tensor, offsets: Tensor) -> Tensor:
+    """``segment_hamming_reference``, so many visits at a time."""
+    wanted, segments = query @ projections < 0, segment_ids_unchecked(offsets, keys.shape[0])
+    out = torch.empty_like(segments)
+    step = max(1, NUMBERS // max(1, projections.shape[1]))
+    for some, own, distances in zip(keys.split(step), segments.split(step), out.split(step), strict=True):
+        torch.sum((some @ projections < 0) != wanted.index_select(0, own), dim=1, out=distances)
+    return out

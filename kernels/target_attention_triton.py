@@ -24,7 +24,7 @@ from .target_attention_bwd_triton import (
     _layer_sums_kernel,
 )
 from .target_attention_fwd_triton import _between_fwd_kernel, _first_fwd_kernel, _last_fwd_kernel
-from .variants import BIG, Variants, aligned
+from .variants import BIG, Variants, aligned, launch
 
 PROGRAMS = 512  # that keep a large GPU busy and still leave few partial sums
 MOST_NUMBERS = 4096  # of a sample's own matrix, D * H1 with both rounded up to powers of two
@@ -66,7 +66,8 @@ def _gaps_bwd_settings(G: int) -> dict[str, int]:
 
 
 def _precision() -> str:
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    """Of float32 products, by the getter that answers however PyTorch was told: ``allow_tf32`` may raise."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def _scale(statistics: Tensor, alpha: Tensor, eps: float, *shares: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ def target_attention_triton(
     zs, used = [keys.new_empty(T, H)], []
     moments, counts = keys.new_empty(B, 2, H, dtype=torch.float32), offsets.diff()
     settings = _settings(D, H) | wide
-    _first_fwd_kernel[(B,)](
+    launch(_first_fwd_kernel, (B,))(
         query, bias, keys, gaps, offsets, weight, zs[0], moments, D, G, H,
         BLOCK_H=_block(H), PRECISION=precision, **settings,
     )  # fmt: skip
@@ -111,12 +112,12 @@ def target_attention_triton(
             moments = keys.new_empty(tiles, 2, N, dtype=torch.float32)
             counts = (T - torch.arange(tiles, device=keys.device) * settings["BLOCK_T"]).clamp(max=settings["BLOCK_T"])
             if T:
-                _between_fwd_kernel[(tiles,)](
+                launch(_between_fwd_kernel, (tiles,))(
                     zs[i], scale, of_layer, offset, zs[-1], moments, T, H, N, PRECISION=precision, **settings
                 )  # fmt: skip
         else:
             settings = _settings(D, H) | wide
-            _last_fwd_kernel[(B,)](
+            launch(_last_fwd_kernel, (B,))(
                 zs[i], scale, of_layer, offset, keys, offsets, of_visits, interest, D, H, BLOCK_H=_block(H), **settings
             )
     return interest, of_visits, zs, used
@@ -152,7 +153,7 @@ def target_attention_backward_triton(
         if i + 1 == layers:
             above, sums = keys.new_empty(T, 1), scale.new_empty(B, 5, H)
             settings = _settings(D, H) | wide
-            _last_bwd_kernel[(B,)](
+            launch(_last_bwd_kernel, (B,))(
                 grad, keys, zs[i], scale, weights[i], offsets, above, sums, D, H, BLOCK_H=_block(H), **settings
             )
             dx, dx_x, of_alpha, of_weight, of_bias = sums.sum(0)
@@ -160,7 +161,7 @@ def target_attention_backward_triton(
         else:
             programs = max(1, min(PROGRAMS, tiles))
             sums, of_weight, of_bias = (scale.new_empty(programs, *n) for n in ((3, H), (N, H), (N,)))
-            _layer_sums_kernel[(programs, columns)](
+            launch(_layer_sums_kernel, (programs, columns))(
                 above, weights[i], zs[i], scale, sums, of_weight, of_bias, T, H, N, PRECISION=precision, **rows
             )
             dx, dx_x, of_alpha = sums.sum(0)
@@ -168,7 +169,7 @@ def target_attention_backward_triton(
         grad_alphas[i], share = of_alpha.clone(), 1 / T if batch_statistics and T else 0.0
         scale, delta = torch.cat([scale, torch.stack([dx, dx_x]) * share]), keys.new_empty(T, H)
         if T:
-            _layer_delta_kernel[(tiles, columns)](
+            launch(_layer_delta_kernel, (tiles, columns))(
                 above, weights[i], zs[i], scale, delta, T, H, N, PRECISION=precision, **rows
             )
         above = delta
@@ -177,7 +178,7 @@ def target_attention_backward_triton(
     grad_query, grad_bias, grad_keys = query.new_empty(B, D), query.new_empty(B, H), keys.new_empty(T, D)
     settings, programs = _first_bwd_settings(H), min(PROGRAMS, B)
     grad_of_keys = weight.new_zeros(programs, H, 2 * D)
-    _first_bwd_kernel[(programs, triton.cdiv(D, settings["BLOCK_D"]))](
+    launch(_first_bwd_kernel, (programs, triton.cdiv(D, settings["BLOCK_D"])))(
         query, keys, offsets, of_keys, grad, of_visits, above, grad_query, grad_bias, grad_keys, grad_of_keys,
         B, D, H, BLOCK_H=_block(H), PRECISION=precision, **settings,
     )  # fmt: skip
@@ -185,7 +186,7 @@ def target_attention_backward_triton(
     programs = min(PROGRAMS, triton.cdiv(T, settings["BLOCK_T"]))
     grad_gaps, grad_of_gaps = gaps.new_empty(T if want_gaps else 0, G), weight.new_empty(programs, H, G)
     if T and G:
-        _gaps_bwd_kernel[(programs, triton.cdiv(G, settings["BLOCK_G"]))](
+        launch(_gaps_bwd_kernel, (programs, triton.cdiv(G, settings["BLOCK_G"])))(
             gaps, of_gaps, above, grad_gaps, grad_of_gaps, T, G, H, want_gaps,
             BLOCK_H=_block(H), PRECISION=precision, **settings,
         )  # fmt: skip
@@ -216,12 +217,12 @@ def _both(
 
 def _in_tf32(*sizes: Any) -> None:
     """``_both`` with float32 products in tf32, as a user may ask PyTorch for them."""
-    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
-    matmul.allow_tf32 = True
+    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
     try:
         _both(torch.float32, *sizes)
     finally:
-        matmul.allow_tf32 = before
+        matmul.fp32_precision = before
 
 
 # The extremes of what ``fits``. Beside what rankers have: ``tests/support/ranker_launches.py`` asks towers for that.

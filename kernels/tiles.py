@@ -3,8 +3,8 @@
 Order the points along a space-filling curve, cut the order into runs of ``tile`` points, give each run a ball that
 holds it: two tiles whose balls are further apart than the radius hold no pair within it. Distances here are chords,
 straight lines through the sphere of radius 1, as everywhere in the kernels: 2 sin(km / 2R) for a great-circle distance.
-Plain PyTorch on any device, without a wait for the device but where the number of pairs has to be known; on the CPU the
-curve is a compiled loop.
+Plain PyTorch on any device, and nothing waits for it but ``reachable_tiles``, which ``tiles_triton.py`` does without;
+on the CPU the curve is a compiled loop.
 """
 
 import functools
@@ -23,8 +23,7 @@ BITS = 21  # an axis: three of them fill an int64, and float32 holds no more of 
 LAST = (1 << BITS) - 2  # cell of an axis: the one after it stays free, so the curve's last step is for what is no place
 LEVELS = 3  # of the curve that one look-up takes; divides BITS
 SPREAD = np.array([0, 1, 8, 9, 64, 65, 72, 73])  # three bits, two places apart
-PAIRS = 1 << 24  # pairs of tiles whose distances are in memory at once
-PAIRS_CPU = 1 << 17  # the same, so that they stay in the processor's cache
+PAIRS = 1 << 17  # of tiles whose distances are in memory at once: they stay in the processor's cache
 
 
 @overload
@@ -75,7 +74,7 @@ def curve_order(places: Tensor) -> Tensor:
     if len(places) == 0:
         return torch.zeros(0, dtype=torch.int64, device=places.device)
     on_cpu = places.device.type == "cpu"
-    keys = _keys_cpu(places.detach().contiguous().numpy(), _table().numpy()) if on_cpu else _keys(places)
+    keys = _keys_cpu(places.detach().contiguous().numpy(), _table(places.device).numpy()) if on_cpu else _keys(places)
     return torch.argsort(torch.as_tensor(keys), stable=True)
 
 
@@ -133,7 +132,7 @@ def _interleave(cells: Tensor) -> Tensor:
 
 def _hilbert(morton: Tensor) -> Tensor:
     """Hilbert index [N] of Morton indices [N], LEVELS levels of the curve at a time."""
-    table = _table().to(morton.device)
+    table = _table(morton.device)
     width = 3 * LEVELS
     mask = (1 << width) - 1
     index, state = torch.zeros_like(morton), torch.zeros_like(morton)
@@ -144,11 +143,14 @@ def _hilbert(morton: Tensor) -> Tensor:
 
 
 @functools.cache
-def _table() -> Tensor:
+def _table(device: torch.device) -> Tensor:
     """For each state of the curve and each cell below it: (state there << 3 LEVELS) | step of the curve in the cell.
 
-    A state is the corner where the curve enters a cube and the axis that it leaves along (Hamilton, section 2).
+    A state is the corner where the curve enters a cube and the axis that it leaves along (Hamilton, section 2). 98 KB,
+    made once and kept on each device that asks: to copy them there is to wait.
     """
+    if device.type != "cpu":
+        return _table(torch.device("cpu")).to(device)
 
     def rotate(bits: int, by: int) -> int:
         by %= 3
@@ -218,7 +220,7 @@ def reachable_tiles(
     Returns:
         offsets int64 [na + 1] and tiles int64, ascending: row i has ``tiles[offsets[i]:offsets[i + 1]]``. Rounding only
         ever adds a tile, also that of a kernel which compares squared float32 chords. A place is a tile of radius 0.
-        Memory: na x nb in pieces, some 500 MB on CUDA and 4 MB elsewhere.
+        Memory: na x nb in pieces of some 4 MB, a wait for the device each where there is one.
     """
     balls = {"centres_a": (centres_a, "na 3"), "radii_a": (radii_a, "na")}
     check_tensors({**balls, "centres_b": (centres_b, "nb 3"), "radii_b": (radii_b, "nb")})
@@ -229,7 +231,7 @@ def reachable_tiles(
     reach = radii_a + torch.as_tensor(chord, dtype=radii_a.dtype, device=radii_a.device)
     slack = 1 + 32 * torch.finfo(radii_a.dtype).eps
     planes_a, planes_b = centres_a.T.contiguous(), centres_b.T.contiguous()
-    step = max(1, (PAIRS if centres_a.is_cuda else PAIRS_CPU) // max(nb, 1))
+    step = max(1, PAIRS // max(nb, 1))
     counts, found = [], []
     for start in range(0, na, step):
         rows = slice(start, start + step)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from triton import knobs
 from triton.backends.compiler import GPUTarget
@@ -20,6 +21,19 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 
 BIG = 1 << 28
 """Rows of a tensor that is beyond 2 GB, on the meta device."""
+
+
+def launch(kernel: Any, grid: tuple[int, ...]) -> Callable[..., None]:
+    """What starts a kernel where its first argument is, a tensor; every kernel is started by this.
+
+    By itself Triton starts kernels on the current device, and takes all addresses for that device's.
+    """
+
+    def start(*arguments: Any, **options: Any) -> None:
+        with torch.cuda.device_of(arguments[0]):
+            kernel[grid](*arguments, **options)
+
+    return start
 
 
 class Variant(NamedTuple):

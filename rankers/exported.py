@@ -10,7 +10,8 @@ An export folder holds all that scoring needs:
     scorer.pt2         the dense part; ``torch.export.load`` reads it without placerank
 
 ``scorer.pt2`` takes these, for B candidates with T history entries in all, and gives logits float32 [B]; the
-click probability is their sigmoid. B, T and U are free, T may be 0.
+click probability is their sigmoid. B, T and U are free, T may be 0. No device is written into the program: it runs
+where its weights are moved to (``program.module().to("cuda")``), on inputs there.
 
     items     float32 [U, D]   for each of ``sequence`` in features.json an item's row of the table, side by side;
                                an item that is met more than once needs one row only
@@ -30,12 +31,13 @@ click probability is their sigmoid. B, T and U are free, T may be 0.
 """
 
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.nn import functional as F
 from torchrec.sparse.jagged_tensor import JaggedTensor
@@ -49,6 +51,8 @@ from ..embeddings.reader import TABLES, EmbeddingTable, open_table
 from .dense import Scorer
 
 FEATURES, SCORER = "features.json", "scorer.pt2"
+log = logging.getLogger(__name__)
+aten = torch.ops.aten
 
 
 def save_features(features: Features, file: Path) -> None:
@@ -65,7 +69,7 @@ def load_features(file: Path) -> Features:
 
 
 def export_scorer(scorer: Scorer, features: Features, file: Path) -> None:
-    """Write the dense part as a program of its own, for any number of candidates and history entries.
+    """Write the dense part as a program of its own, for any number of candidates and history entries, on any device.
 
     Raises:
         ValueError: the tower does something that ``torch.export`` can't take.
@@ -105,7 +109,62 @@ def export_scorer(scorer: Scorer, features: Features, file: Path) -> None:
             )
     except Exception as error:
         raise ValueError(f"torch.export can't take the tower {type(scorer.tower).__name__}: {error}") from error
+    _name_no_device(program.graph_module)
     torch.export.save(program, file)
+
+
+def _name_no_device(program: fx.GraphModule) -> None:
+    """Take the device that a program was traced on out of it, so that it runs where its weights and inputs are.
+
+    What it makes from nothing it then makes like one of its arguments (0, 1 .. n - 1 is a running sum of ones), and its
+    checks of dtypes let any device pass. What else names a device is left as it is, and told.
+    """
+    for module in [m for m in program.modules() if isinstance(m, fx.GraphModule)]:
+        tensors = (n for n in module.graph.find_nodes(op="placeholder") if isinstance(n.meta.get("val"), Tensor))
+        argument = next(tensors, None)
+        for node in [n for n in module.graph.nodes if n.kwargs.get("device") is not None]:
+            if node.target is aten._assert_tensor_metadata.default:
+                node.update_kwarg("device", None)
+            elif argument is None or not _made_like(argument, node):
+                log.warning("%s runs on %s alone: it has %s there", SCORER, node.kwargs["device"], node.target)
+        module.recompile()
+
+
+_LIKE_ANOTHER = {
+    aten.zeros.default: aten.new_zeros.default,
+    aten.ones.default: aten.new_ones.default,
+    aten.full.default: aten.new_full.default,
+    aten.empty.memory_format: aten.new_empty.default,
+}
+"""What makes a tensor on a device that it is given, and what makes the same on another tensor's."""
+
+
+def _made_like(argument: fx.Node, node: fx.Node) -> bool:
+    """Replace a node that makes a tensor by one that makes it on the argument's device; False if it is of no such kind.
+
+    The example values that a program keeps of each node are made along.
+    """
+    graph, dtype = node.graph, node.meta["val"].dtype
+
+    def call(operation: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        new = graph.call_function(operation, args, kwargs)
+        examples = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
+        with argument.meta["val"].fake_mode:
+            new.meta["val"] = operation(*examples[0], **examples[1])
+        return new
+
+    with graph.inserting_before(node):
+        if node.target in _LIKE_ANOTHER:
+            new = call(_LIKE_ANOTHER[node.target], argument, *node.args, dtype=dtype)
+        elif node.target is aten.arange.default and not isinstance(node.args[0], float):
+            ones = call(aten.new_ones.default, argument, [node.args[0]], dtype=torch.int64)
+            numbers = call(aten.sub.Tensor, call(aten.cumsum.default, ones, 0), 1)
+            new = numbers if dtype == torch.int64 else call(aten._to_copy.default, numbers, dtype=dtype)
+        else:
+            return False
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
+    return True
 
 
 class ExportedRanker:

@@ -170,7 +170,7 @@ class BASM(InterestTower):
 
     def suiting_visits(self, history: History, context: Context) -> Tensor:
         """Mean of the keys of the visits that suit the request's hour and place, zeros where none does; [B, D]."""
-        keys, offsets, _ = history
+        keys, offsets = history[:2]
         segments = segment_ids_unchecked(offsets, keys.shape[0])
         km = unit_vectors_km(context.visit_place.float(), context.place.float()[segments])
         suits = (hours_apart(context.visit_hour, context.hour[segments]) <= self.within_hours) & ~(km > self.reach_km)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch._higher_order_ops import while_loop
 from torch.nn import functional as F
 
-from ...kernels.gru import gru_unchecked
+from ...kernels.gru import gru_unchecked, host_lengths
 from ...kernels.jagged import segment_dot_unchecked, segment_ids_unchecked, segment_softmax_unchecked
 from .tower import Context, History, InterestTower, beside_product
 
@@ -34,9 +34,10 @@ class RecurrentUnit(nn.Module):
             self.from_input.bias.zero_()
             self.from_state.bias.zero_()
 
-    def forward(self, inputs: Tensor, offsets: Tensor, attention: Tensor | None = None) -> Tensor:
-        """States [T, H] after each of the inputs [T, I], with their attention [T]."""
-        return gru_unchecked(self.from_input(inputs), self.from_state.weight, self.from_state.bias, offsets, attention)
+    def forward(self, inputs: Tensor, offsets: Tensor, lengths: Tensor, attention: Tensor | None = None) -> Tensor:
+        """States [T, H] after each of the inputs [T, I], with ``host_lengths`` [B] and their attention [T]."""
+        own = self.from_state
+        return gru_unchecked(self.from_input(inputs), own.weight, own.bias, offsets, attention, lengths)
 
     def step(self, x: Tensor, h: Tensor, attention: Tensor | None = None) -> Tensor:
         """One step of ``kernels.gru``: from_input(inputs) [B, 3 H], state [B, H] and attention [B, 1] to a state."""
@@ -86,27 +87,33 @@ class DIEN(InterestTower):
         """query [B, D] and history to interest [B, 2 D]."""
         if torch.compiler.is_exporting():
             return beside_product(self._by_steps(query, history), query)
-        return self._evolve(query, history, self.extractor(history.keys, history.offsets))
+        states, lengths = self._extract(history)
+        return self._evolve(query, history, states, lengths)
 
     def forward_with_loss(
         self, query: Tensor, history: History, context: Context | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Interest [B, 2 D] and the weighted auxiliary loss, zero where no visit has a next one."""
-        states = self.extractor(history.keys, history.offsets)
-        return self._evolve(query, history, states), self.auxiliary_weight * self._auxiliary(states, history)
+        states, lengths = self._extract(history)
+        return self._evolve(query, history, states, lengths), self.auxiliary_weight * self._auxiliary(states, history)
 
-    def _evolve(self, query: Tensor, history: History, states: Tensor) -> Tensor:
-        keys, offsets, gaps = history
+    def _extract(self, history: History) -> tuple[Tensor, Tensor]:
+        """The extractor's states [T, D], and how long histories are, [B], on the host; both units have to know."""
+        lengths = host_lengths(history.offsets) if history.lengths is None else history.lengths
+        return self.extractor(history.keys, history.offsets, lengths), lengths
+
+    def _evolve(self, query: Tensor, history: History, states: Tensor, lengths: Tensor) -> Tensor:
+        keys, offsets, gaps = history[:3]
         segments = segment_ids_unchecked(offsets, keys.shape[0])
         similar = segment_dot_unchecked(states, self.from_query(query).to(states.dtype), offsets)
         logits = similar[:, None] + self.from_gaps(gaps)
         attention = segment_softmax_unchecked(logits, offsets, segments).squeeze(1)
-        evolved = self.evolution(states, offsets, attention)
+        evolved = self.evolution(states, offsets, lengths, attention)
         last = torch.where(offsets.diff() > 0, offsets[1:] - 1, keys.shape[0])
         return beside_product(F.pad(evolved, (0, 0, 0, 1))[last], query)
 
     def _auxiliary(self, states: Tensor, history: History) -> Tensor:
-        keys, offsets, _ = history
+        keys, offsets = history[:2]
         visits = keys.shape[0]
         if visits < 2:
             return states.sum() * 0
@@ -127,7 +134,7 @@ class DIEN(InterestTower):
         starts, so the loop goes over the visits twice: first for the running maximum and sum of the logits, then with
         the extractor again from its start.
         """
-        keys, offsets, gaps = history
+        keys, offsets, gaps = history[:3]
         starts, lengths = offsets[:-1], offsets.diff()
         longest = F.pad(lengths, (0, 1)).amax()
         inputs, of_gaps = (F.pad(x, (0, 0, 0, 1)) for x in (self.extractor.from_input(keys), self.from_gaps(gaps)))

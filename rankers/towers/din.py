@@ -83,7 +83,7 @@ class DIN(InterestTower):
 
     def attend(self, query: Tensor, history: History) -> Tensor:
         """query [B, D] and history to the weighted sum of the keys, [B, D]."""
-        keys, offsets, gaps = history
+        keys, offsets, gaps = history[:3]
         activations = [self.first_activation, *(m for m in self.rest if isinstance(m, Dice))]
         linears = [m for m in self.rest if isinstance(m, nn.Linear)]
         layers = [

@@ -41,7 +41,7 @@ class ETA(InterestTower):
 
     def forward(self, query: Tensor, history: History, context: Context | None = None) -> Tensor:
         """query [B, D] and history to interest [B, I]."""
-        keys, offsets, _ = history
+        keys, offsets = history[:2]
         with torch.no_grad():
             q, directions = query.to(keys.dtype), self.directions.to(keys.dtype)
             # of histories no longer than top_k all visits are found

@@ -71,7 +71,7 @@ class SoftSIM(InterestTower):
 
     def forward(self, query: Tensor, history: History, context: Context | None = None) -> Tensor:
         """query [B, D] and history to interest [B, I]: what the attention found, then U."""
-        keys, offsets, _ = history
+        keys, offsets = history[:2]
         wanted = self.from_query(query) @ self.from_visit.weight / sqrt(self.dim)  # once a sample: W_b^T W_a e_a
         relevance, whole = segment_linear_attention_unchecked(keys.to(wanted.dtype), wanted, offsets)
         rows = segment_topk_unchecked(relevance, offsets, self.top_k)

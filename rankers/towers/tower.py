@@ -26,11 +26,13 @@ class History(NamedTuple):
         keys: one row a visit, oldest first, [T, D].
         offsets: sample b's visits are rows offsets[b] to offsets[b+1], int64 [B+1]; empty ones are legal.
         gaps: log(1 + hours) since the visit and log(1 + km) from it to the target item, [T, G].
+        lengths: int64 [B], on the host, where they are known there: for towers that ask how long a history is.
     """
 
     keys: Tensor
     offsets: Tensor
     gaps: Tensor
+    lengths: Tensor | None = None
 
     @staticmethod
     def from_padded(keys: Tensor, mask: Tensor, gaps: Tensor) -> "History":
@@ -65,7 +67,7 @@ class Samples(NamedTuple):
 
     def history(self, items: Tensor) -> History:
         """Histories whose keys are the visited ones of items [U, D]."""
-        return History(items.index_select(0, self.visits), self.offsets, self.gaps)
+        return History(items.index_select(0, self.visits), self.offsets, self.gaps, self.lengths)
 
     def latest(self, count: int) -> "Samples":
         """The same samples with the last ``count`` visits (1 or more) of each history."""

@@ -84,7 +84,7 @@ class TRISAN(InterestTower):
 
     def forward(self, query: Tensor, history: History, context: Context | None = None) -> Tensor:
         """query [B, D], history and its context to interest [B, 2 D]."""
-        keys, offsets, gaps = history
+        keys, offsets, gaps = history[:3]
         if context is None:
             raise ValueError("TRISAN got no context; it needs the places and hours of request, target and visits")
         closeness = self.closeness(history, context)

@@ -63,7 +63,7 @@ class TWIN(InterestTower):
     @torch.no_grad()
     def search(self, queries: Tensor, bias: Tensor, history: History) -> Tensor:
         """The rows with the highest relevance, int64 [B, top_k] with -1 where a history is shorter."""
-        keys, offsets, gaps = history
+        keys, offsets, gaps = history[:3]
         if all_fit(offsets, self.top_k):
             return segment_topk_unchecked(gaps.new_zeros(gaps.shape[0]), offsets, self.top_k)
         relevance = segment_dot_unchecked(keys.to(queries.dtype), queries.mean(dim=1), offsets)

@@ -93,3 +93,68 @@ with launches() as odd:
     search(1, 15, 1)
 assert even and even == odd
 """)
+
+
+def test_kernels_start_where_their_tensors_are() -> None:
+    """The whole list: whenever a kernel starts, PyTorch has been told to take one of its tensors' device."""
+    run("""
+import importlib, sys
+from contextlib import contextmanager
+import torch
+from triton.runtime.jit import JITFunction
+
+guarded, started = [], set()
+
+@contextmanager
+def device_of(x):
+    guarded.append(x)
+    yield
+    guarded.pop()
+
+def note(kernel, *args, **options):
+    assert any(x is y for x in guarded[-1:] for y in args), f"{kernel.__name__} starts on the current device"
+    started.add(kernel)
+
+torch.cuda.device_of, JITFunction.run = device_of, note
+modules = [importlib.import_module(name) for name in sys.argv[2:]]
+for module in modules:
+    for case in module.VARIANTS.cases.values():
+        case()
+kernels = {f for module in modules for f in vars(module).values() if isinstance(f, JITFunction)}
+kernels = {kernel for kernel in kernels if kernel.__name__.endswith("_kernel")}
+assert kernels and kernels == started, kernels ^ started
+""")
+
+
+def test_the_precision_of_products_is_read_however_it_was_set() -> None:
+    """PyTorch has two ways to set it, and its older getter raises after the newer one. Each way in a fresh process."""
+    run("""
+import os
+import torch
+from placerank.kernels.target_attention_triton import _in_tf32, _precision
+from placerank.kernels.variants import launches
+
+matmul = torch.backends.cuda.matmul
+ways = {
+    "pass": "ieee",
+    "matmul.allow_tf32 = True": "tf32",
+    "matmul.allow_tf32 = False": "ieee",
+    "torch.set_float32_matmul_precision('high')": "tf32",
+    "torch.set_float32_matmul_precision('highest')": "ieee",
+    "matmul.fp32_precision = 'tf32'": "tf32",
+    "matmul.fp32_precision = 'ieee'": "ieee",
+    "torch.backends.fp32_precision = 'tf32'": "tf32",
+    "matmul.allow_tf32 = True; matmul.fp32_precision = 'ieee'": "ieee",
+}
+for way, expected in ways.items():
+    child = os.fork()
+    if not child:
+        exec(way)
+        assert _precision() == expected, (way, _precision())
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, way
+with launches() as started:
+    _in_tf32(32, 2, (32, 16))
+assert {variant.constants.get("PRECISION", "tf32") for variant in started} == {"tf32"}
+assert _precision() == "ieee", "what the list sets for one of its cases it sets back"
+""")

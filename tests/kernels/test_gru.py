@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from placerank.kernels.gru import _backward, _forward, gru, gru_reference
+from placerank.kernels.gru import _backward, _forward, gru, gru_reference, host_lengths
 
 H = 5
 LENGTHS = [[], [0], [1], [0, 0], [3, 0, 1], [2, 7, 0, 31, 1], [1] * 40, [40, *[3] * 37, 0], [1500, *[2] * 30]]
@@ -57,10 +57,12 @@ def test_equals_torch_gru() -> None:
 def test_loops_equal_steps_on_skewed_lengths(h: int) -> None:
     case = inputs(LENGTHS[-1], True, h=h)
     double = tuple(x.double() if x.is_floating_point() else x for x in case)
-    states = _forward(*case)
-    torch.testing.assert_close(states.double(), _forward(*double), rtol=1e-4, atol=1e-5)
+    lengths = host_lengths(case[3])
+    states = _forward(*case, lengths)
+    torch.testing.assert_close(states.double(), _forward(*double, lengths), rtol=1e-4, atol=1e-5)
     grad = torch.randn(states.shape)
-    for a, b in zip(_backward(grad, *case, states), _backward(grad.double(), *double, states.double()), strict=True):
+    slow = _backward(grad.double(), *double, lengths, states.double())
+    for a, b in zip(_backward(grad, *case, lengths, states), slow, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-3)
 
 
@@ -77,7 +79,8 @@ def test_an_attention_of_zero_keeps_the_state_and_one_changes_nothing() -> None:
 
 
 def test_the_operation_is_as_pytorch_expects() -> None:
-    torch.library.opcheck(_forward, inputs([3, 0, 2], True))
+    case = inputs([3, 0, 2], True)
+    torch.library.opcheck(_forward, (*case, host_lengths(case[3])))
 
 
 def test_bfloat16_is_computed_in_float32() -> None:

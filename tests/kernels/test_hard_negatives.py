@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from placerank.kernels import tiles_triton
 from placerank.kernels.hard_negatives import (
     HardNegatives,
     arguments,
@@ -20,7 +21,8 @@ from placerank.kernels.hard_negatives import (
 )
 from placerank.kernels.hard_negatives_triton import hard_negatives_triton
 from placerank.kernels.haversine import haversine_km, unit_vectors
-from placerank.kernels.places import Places, gather_places
+from placerank.kernels.places import TILE, Places, gather_places, sort_places
+from placerank.kernels.tiles import tile_bounds
 
 DEFAULTS: dict[str, Any] = {
     "k": 9,
@@ -199,6 +201,47 @@ def test_what_is_not_known_is_never_selected(path: Callable[..., HardNegatives],
     assert found.negatives_valid[1::3].all() and found.positives_valid[1::3].all()
     assert (found.negatives[found.negatives_valid] % 3 != 0).all()
     assert (found.positives[found.positives_valid] % 3 != 0).all()
+
+
+@paths
+@pytest.mark.parametrize("different_category", [True, False])
+def test_rows_that_are_neither_anchor_nor_candidate(
+    path: Callable[..., HardNegatives], different_category: bool
+) -> None:
+    """As if they were not there; without the category's test they are negatives like others."""
+    places = make_places(150, seed=14, ugly=False)
+    none = torch.zeros(150, dtype=torch.bool).index_fill_(0, torch.randperm(150)[:60], True)
+    places = places._replace(
+        categories=places.categories.masked_fill(none, -1), brands=places.brands.masked_fill(none, -2)
+    )
+    options = {"different_category": different_category, "k": 4}
+    found = path(places, **options)
+    assert_same(found, hard_negatives_reference(places, **options))
+    if different_category:
+        rows = (~none).nonzero().flatten()
+        alone = path(Places(*(field[rows] for field in places)), **options)
+        assert torch.equal(found.negatives_valid[rows], alone.negatives_valid) and alone.negatives_valid.any()
+        assert torch.equal(found.negatives[rows][alone.negatives_valid], rows[alone.negatives][alone.negatives_valid])
+        assert torch.equal(found.positives[rows][alone.positives_valid], rows[alone.positives][alone.positives_valid])
+
+
+def test_rows_that_are_neither_lie_in_tiles_that_nothing_reaches() -> None:
+    """So they cost no more than being sorted: of 20 tiles two have others."""
+    places = make_places(20 * TILE, seed=15, ugly=False)
+    names = torch.full((20 * TILE,), -1).index_fill_(0, torch.randperm(20 * TILE)[: 2 * TILE], 3)
+    places = places._replace(categories=names, brands=torch.full_like(names, -1))
+    for by_category, tiles in ((True, 2), (False, 20)):
+        positions = sort_places(places, None, by_category)[0].positions
+        assert tile_bounds(positions.t(), TILE)[1].isfinite().sum() == tiles
+
+
+@pytest.mark.parametrize("pairs", [1, 5, 100])
+def test_lists_of_some_tiles_at_a_time(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there are so many tiles that lists with room for all would be large."""
+    monkeypatch.setattr(tiles_triton, "PAIRS", pairs)
+    queries, candidates = make_places(200, seed=16), make_places(330, seed=17)
+    for others in (None, candidates):
+        assert_same(triton_path(queries, others), hard_negatives_reference(queries, others))
 
 
 @paths

@@ -114,6 +114,18 @@ def test_paths_agree_everywhere(
     same(path, places(b, degrees, seed, dtype), None if m is None else places(m, degrees, seed + 1, dtype), km)
 
 
+@pytest.mark.skipif("triton" not in PATHS, reason="not interpreted where there is a device")
+@pytest.mark.parametrize(("pairs", "at_once"), [(1, 1), (7, 40), (1 << 24, 300)])
+def test_lists_and_sorting_in_parts(pairs: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA with millions of places: lists of some tiles at a time, some rows sorted at a time."""
+    monkeypatch.setattr("placerank.kernels.tiles_triton.PAIRS", pairs)
+    monkeypatch.setattr("placerank.kernels.pairwise_within_triton.SORTED", at_once)
+    queries, radii = places(140, 0.1, 0), torch.linspace(-1, 30, 140)
+    queries[::9] = NAN
+    same("triton", queries, None, radii)
+    same("triton", queries, places(333, 0.2, 1), radii)
+
+
 def test_two_threads_give_the_same() -> None:
     queries, radii = places(1500, 0.1, 0), torch.rand(1500) * 5
     one = pairwise_within(queries, None, radii)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from placerank.kernels import tiles_triton
 from placerank.kernels.haversine import EARTH_RADIUS_KM, unit_vectors
 from placerank.kernels.tiles import (
     _hilbert,
@@ -65,7 +66,7 @@ def test_compiled_keys_are_the_same(degrees: float, dtype: torch.dtype) -> None:
     places = spread(999, degrees, 0, dtype)
     places[5, 0], places[77], places[100, 2] = NAN, NAN, -math.inf
     for some in (places, places[:1], places[77:78]):
-        assert torch.equal(_keys(some), torch.from_numpy(_keys_cpu(some.numpy(), _table().numpy())))
+        assert torch.equal(_keys(some), torch.from_numpy(_keys_cpu(some.numpy(), _table(some.device).numpy())))
 
 
 def test_order_is_stable_and_puts_what_is_no_place_last() -> None:
@@ -140,6 +141,29 @@ def test_far_tiles_are_skipped() -> None:
     bounds = tile_bounds(places, 64)
     _, tiles = reachable_tiles(*bounds, *bounds, chord_of_km(1.0))
     assert len(tiles) < 0.25 * 128**2
+
+
+@pytest.mark.parametrize("pairs", [1, 1 << 24])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (1000, 3), (70, 1100), (1100, 70), (5, 0), (0, 5)])
+def test_lists_without_a_wait_are_the_same(
+    n: int, m: int, dtype: torch.dtype, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In Triton's interpreter; a tile of nothing reaches nothing, nor does one whose chord is no number."""
+    monkeypatch.setattr(tiles_triton, "PAIRS", pairs)
+    places, others = spread(n, 0.1, 0, dtype), spread(m, 0.1, 1, dtype)
+    places[n // 2 :: 7] = NAN
+    bounds = *tile_bounds(places[curve_order(places)], 2), *tile_bounds(others[curve_order(others)], 2)
+    chord = torch.linspace(-0.0001, 0.003, -(-n // 2), dtype=dtype)
+    chord[::5], chord[1::5] = NAN, math.inf
+    offsets, tiles = reachable_tiles(*bounds, chord)
+    counts, listed = [torch.zeros(0, dtype=torch.int32)], [torch.zeros(0, dtype=torch.int32)]
+    for first, own, theirs in tiles_triton.reachable_tiles_triton(*bounds, chord):
+        assert first == sum(len(x) for x in counts)
+        counts.append(own)
+        listed += [row[:count] for row, count in zip(theirs, own.tolist(), strict=True)]
+    assert torch.equal(torch.cat(counts).long(), offsets.diff())
+    assert torch.equal(torch.cat(listed).long(), tiles)
 
 
 def test_chord_of_km() -> None:

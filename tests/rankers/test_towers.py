@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +14,7 @@ from tower_cases import D, G, make_case, make_context, make_tower, select
 from toy_ranker import BATCH, FEATURES, OPTIMIZER, fill, local_pieces, make_batch, put_together
 
 from placerank.data.batches.batch import RankingBatch
-from placerank.data.batches.features import HISTORY_GAPS
 from placerank.rankers.dense import RankerConfig, Scorer
-from placerank.rankers.exported import export_scorer
 from placerank.rankers.ranker import Ranker
 from placerank.rankers.towers.dien import DIEN
 from placerank.rankers.towers.din import DIN
@@ -139,33 +136,6 @@ def test_bfloat16(name: str) -> None:
     assert low.dtype == torch.bfloat16
     for out in (mixed, low):
         torch.testing.assert_close(out.float(), exact, rtol=0.1, atol=0.05 * float(exact.abs().max()))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_exported_programs_give_the_same_logits(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    config = RankerConfig(tower=name, mlp=[8])
-    features = replace(FEATURES, context=config.uses_context)
-    scorer, file = Scorer(features, config).eval(), tmp_path / "scorer.pt2"
-    export_scorer(scorer, features, file)
-    program = torch.export.load(file)
-    called = {
-        str(n.target) for m in program.graph_module.modules() for n in getattr(m, "graph", torch.fx.Graph()).nodes
-    }
-    assert not [target for target in called if "placerank" in target], "the file must load without placerank"
-    loaded = program.module()
-    for lengths in ([3, 0, 1], [0], [1], [0, 0], [], [40, *[2] * 9]):
-        B, T = len(lengths), sum(lengths)
-        g = torch.Generator().manual_seed(T)
-        make = lambda *shape, g=g: torch.randn(*shape, generator=g)  # noqa: E731
-        places = [torch.randint(0, 4, (n,), generator=g) for n in (B, T)]
-        inputs: tuple[Any, ...] = (make(4, features.query_dim), *places)
-        inputs += (torch.tensor([0, *lengths]).cumsum(0), make(T, HISTORY_GAPS).abs())
-        inputs += (make(B, features.pooled_dim), make(B, features.dense_dim))
-        if features.context:
-            inputs += (tuple(make_context(B, T)),)
-        with torch.no_grad():
-            torch.testing.assert_close(loaded(*inputs), scorer(*inputs), rtol=1e-4, atol=1e-5)
 
 
 def batch_for(config: RankerConfig, rank: int) -> RankingBatch:

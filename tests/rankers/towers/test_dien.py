@@ -101,7 +101,7 @@ def test_the_auxiliary_loss_is_never_the_next_visit_against_itself() -> None:
     tower = make()
     query, history = make_history([2])
     first, second = history.keys
-    h = tower.extractor(history.keys, history.offsets)[0]
+    h = tower.extractor(history.keys, history.offsets, history.offsets.diff())[0]
     want = -logsigmoid(h @ second) - logsigmoid(-(h @ first))
     for _ in range(5):
         torch.testing.assert_close(tower.forward_with_loss(query, history)[1], want)

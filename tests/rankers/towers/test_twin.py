@@ -43,7 +43,7 @@ def relevance(tower: TWIN, q: Tensor, k: Tensor, gaps: Tensor) -> Tensor:
 
 
 def twin_by_hand(tower: TWIN, query: Tensor, history: History) -> Tensor:
-    keys, offsets, gaps = history
+    keys, offsets, gaps = history[:3]
     rows = []
     for b in range(query.shape[0]):
         alpha = {t: relevance(tower, query[b], keys[t], gaps[t]) for t in range(int(offsets[b]), int(offsets[b + 1]))}
