@@ -122,7 +122,7 @@ def sort_places(queries: Places, candidates: Places | None) -> tuple[SortedPlace
     columns = []
     for ids in ("items", "categories", "brands"):
         both = torch.cat([getattr(places, ids).long() for places in batches])
-        numbers = _numbers(both)
+        numbers = numbers_of(both)
         if ids != "items":
             numbers = numbers.masked_fill_(both < 0, -1)
         columns.append(numbers.split([len(places.items) for places in batches]))
@@ -130,7 +130,7 @@ def sort_places(queries: Places, candidates: Places | None) -> tuple[SortedPlace
     return made[0], made[-1]
 
 
-def _numbers(ids: Tensor) -> Tensor:
+def numbers_of(ids: Tensor) -> Tensor:
     """int32 numbers of ids, in the order of the ids: like torch.unique's inverse, without a wait for the device."""
     values, rows = ids.sort()
     steps = F.pad((values[1:] != values[:-1]).int(), (1 if len(ids) else 0, 0))

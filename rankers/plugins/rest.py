@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...data.plain import check_numbers
 from ...embeddings.centres import Centres, attribute_mean
-from ...kernels.hard_negatives import hard_negatives
+from ...kernels.hard_negatives import HardNegatives, hard_negatives
 from ...kernels.places import Places
 
 log = logging.getLogger(__name__)
@@ -207,22 +207,30 @@ class SpatialContrast(nn.Module):
         self, unit: Tensor, alpha: Tensor, items: ContrastItems, values: Tensor
     ) -> tuple[Tensor, Tensor]:
         """L_a for the attribute's values [N], and the share of known ones that have a positive."""
-        known = (values > 0).nonzero().flatten()
-        none = torch.full_like(known, -1)
-        places, vectors = items.places.index_select(0, known), unit.detach().index_select(0, known)
-        scale = 1.0 if items.radius_scale is None else items.radius_scale[known]
+        known, rows = values > 0, torch.arange(len(values), device=values.device)
+        scale = 1.0 if items.radius_scale is None else items.radius_scale
         found = hard_negatives(
-            Places(known, places, vectors, values[known], none),
+            # without a place an item is neither found nor looked for
+            Places(
+                rows,
+                items.places.masked_fill(~known[:, None], torch.nan),
+                unit.detach(),
+                values,
+                torch.full_like(rows, -1),
+            ),
             k=self.config.negatives,
             positive_km=self.config.positive_km * scale,
             negative_km=self.config.negative_km * scale,
         )
-        usable = (found.positives_valid & found.negatives_valid.any(dim=1)).nonzero().flatten()
-        anchors, negatives = known[usable], known[found.negatives[usable]]
-        valid, positives = found.negatives_valid[usable], known[found.positives[usable]]
-        own = info_nce(unit, anchors, positives, negatives, valid, self.config.temperature)
-        share = found.positives_valid.sum() / max(1, len(known))
-        return (alpha[anchors] * own).sum() / max(1, len(anchors)), share
+        anchors = found.positives_valid & found.negatives_valid.any(dim=1)
+        share = found.positives_valid.sum() / known.sum().clamp(min=1)
+        if values.device.type == "cpu":  # on a GPU their number would be waited for
+            rows = anchors.nonzero().squeeze(1)
+            found, alpha, anchors = HardNegatives(*(x[rows] for x in found)), alpha[rows], anchors[rows]
+        positives = found.positives.where(anchors, rows)
+        negatives = found.negatives.where(found.negatives_valid, rows[:, None])  # itself: row 0 of all of them is slow
+        own = info_nce(unit, rows, positives, negatives, found.negatives_valid, self.config.temperature)
+        return (alpha * own).where(anchors, 0).sum() / anchors.sum().clamp(min=1), share
 
 
 def info_nce(
