@@ -272,8 +272,10 @@ class DensePart(nn.Module):
                     [parts[name].detach().index_select(0, targets) for name in items.attributes], dim=1
                 ),
                 places=inputs.place.index_select(0, targets),
+                ids=inputs.item.index_select(0, targets),
                 radius_scale=inputs.radius_scale[targets] if self.config.rest.density_adaptive else None,
-            )
+            ),
+            most=len(target),
         )
         scores.losses["rest"] = loss
         scores.logged.update({f"rest_{name}": value for name, value in logged.items()})

@@ -81,7 +81,7 @@ def make_inputs(features: Features) -> tuple[list[Tensor], Tensor, DenseBatch]:
         first = torch.stack([(target == item).nonzero()[0, 0] for item in target.unique()])
         batch.loss_inputs = LossInputs(
             rows(CLUSTERS, ITEMS), head, torch.rand(B) < 0.4, places(ITEMS), torch.rand(ITEMS) + 1, first,
-            rows(CLUSTERS, B),
+            rows(CLUSTERS, B), torch.randperm(ITEMS),
         )  # fmt: skip
     items = [torch.randn(ITEMS, t.dim, requires_grad=True) for t in features.sequence]
     return items, torch.randn(B, features.pooled_dim, requires_grad=True), batch
