@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ...data.plain import check_numbers
 from ...kernels.places import numbers_of
+from .rows import rows_to_take
 
 _LOGITS = 1 << 22  # in memory at once: 16 MiB
 _NEVER = -1e30  # logit of what does not count: -inf would make NaN of a row that has none
@@ -103,8 +104,8 @@ def one_way_loss(
     without a head here, or of no cluster, is no anchor. The paper does not say how positives and negatives are drawn:
     mean directions make every head of the batch count at [tail, clusters] products.
 
-    A GPU is not waited for: all N rows are compared with min(N, ``clusters``) means, and what is no anchor or no mean
-    is masked. The CPU takes the anchors and means that there are.
+    A GPU is not waited for: there all N rows are compared with min(N, ``clusters``) means, and what is no anchor or no
+    mean is masked.
 
     Args:
         individual: e_ind of some ids of one kind (items or users), float [N, D]; one that comes twice counts twice.
@@ -123,10 +124,12 @@ def one_way_loss(
     there = torch.zeros_like(means[:, 0]).index_add_(0, numbers, heads.float()) > 0
     anchors = ~is_head & there[numbers]
     share = anchors.sum() / (~is_head).sum().clamp(min=1)
-    rows, own = individual, numbers
-    if cluster.device.type == "cpu":
-        chosen, used = anchors.nonzero().squeeze(1), there.nonzero().squeeze(1)
-        rows, own = individual.index_select(0, chosen), (there.cumsum(0) - 1)[numbers[chosen]]
-        means, there, anchors = means[used], there[used], anchors[chosen]
-    losses = _InfoNce.apply(F.normalize(rows.float()), F.normalize(means) / temperature, there, own)
-    return losses.where(anchors, 0).sum() / anchors.sum().clamp(min=1), share
+    chosen, used = rows_to_take(anchors), rows_to_take(there)
+    column = numbers.new_zeros(len(there)).index_copy_(0, used, torch.arange(len(used), device=used.device))
+    losses = _InfoNce.apply(
+        F.normalize(individual.index_select(0, chosen).float()),
+        F.normalize(means.index_select(0, used)) / temperature,
+        there[used],
+        column[numbers[chosen]],
+    )
+    return losses.where(anchors[chosen], 0).sum() / anchors.sum().clamp(min=1), share

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from ...data.plain import check_numbers
 from ...embeddings.centres import Centres, attribute_mean
-from ...kernels.hard_negatives import HardNegatives, hard_negatives
+from ...kernels.hard_negatives import hard_negatives
 from ...kernels.places import Places, gather_places
+from .rows import rows_to_take
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class RestConfig:
     centres: int = 50
     """k-means centres of attribute embeddings."""
     refresh_every: int = 500
-    """Steps between refreshes of the centres."""
+    """Steps between refreshes of the centres; before the first so many, at steps 0, 1, 2, 4, 8, ..."""
 
     def __post_init__(self) -> None:
         check_numbers(
@@ -172,8 +173,14 @@ class SpatialContrast(nn.Module):
         self.centres = Centres(config.centres, dim)
 
     def due(self, step: int) -> bool:
-        """Whether the centres are to be refreshed before this step, counted from 0."""
-        return self.config.align and step % self.config.refresh_every == 0
+        """Whether the centres are to be refreshed before this step, counted from 0.
+
+        Attributes move most at the start, and those of step 0 are random: before the first ``refresh_every`` steps are
+        over it is due each time that their number has doubled.
+        """
+        every = self.config.refresh_every
+        doubled = step < every and step & (step - 1) == 0
+        return self.config.align and (doubled or step % every == 0)
 
     def refresh(self, attributes: Tensor, known: Tensor, counts: Tensor | None = None) -> None:
         """Fit the centres to the attributes of all items; all ranks call it, see ``Centres.refresh``.
@@ -236,28 +243,29 @@ class SpatialContrast(nn.Module):
             values: of the attribute, [M].
             radius_scale: [N], or None.
         """
+        known, count = values > 0, len(alpha)
+        rows, asked = rows_to_take(known), rows_to_take(known[:count])  # the second are the first of the first
         # without a place an item is neither found nor looked for
-        positions = met.positions.masked_fill(values[:, None] <= 0, torch.nan)
-        candidates = Places(met.items, positions, met.embeddings, values, torch.full_like(values, -1))
-        queries = Places(*(x[: len(alpha)] for x in candidates))
-        known, rows = queries.categories > 0, torch.arange(len(alpha), device=alpha.device)
-        scale = 1.0 if radius_scale is None else radius_scale
+        positions = met.positions.masked_fill(~known[:, None], torch.nan)
+        columns = met.items, positions, met.embeddings, values, torch.full_like(values, -1)
+        candidates = Places(*(x.index_select(0, rows) for x in columns))
+        scale = 1.0 if radius_scale is None else radius_scale[asked]
         found = hard_negatives(
-            queries,
-            candidates if len(unit) > len(alpha) else None,
+            Places(*(x[: len(asked)] for x in candidates)),
+            candidates if len(unit) > count else None,
             k=self.config.negatives,
             positive_km=self.config.positive_km * scale,
             negative_km=self.config.negative_km * scale,
         )
-        anchors = found.positives_valid & found.negatives_valid.any(dim=1)
-        share = found.positives_valid.sum() / known.sum().clamp(min=1)
-        if alpha.device.type == "cpu":  # on a GPU their number would be waited for
-            rows = anchors.nonzero().squeeze(1)
-            found, alpha, anchors = HardNegatives(*(x[rows] for x in found)), alpha[rows], anchors[rows]
-        positives = found.positives.where(anchors, rows)
-        negatives = found.negatives.where(found.negatives_valid, rows[:, None])  # itself: row 0 of all of them is slow
-        own = info_nce(unit, rows, positives, negatives, found.negatives_valid, self.config.temperature)
-        return (alpha * own).where(anchors, 0).sum() / anchors.sum().clamp(min=1), share
+        usable = found.positives_valid & found.negatives_valid.any(dim=1)
+        chosen = rows_to_take(usable)
+        anchors, valid, counts = asked[chosen], found.negatives_valid[chosen], usable[chosen]
+        # what doesn't count is compared with itself, so that gradients of 0 are not all added to one row
+        positives = rows[found.positives[chosen]].where(counts, anchors)
+        negatives = rows[found.negatives[chosen]].where(valid, anchors[:, None])
+        own = info_nce(unit, anchors, positives, negatives, valid, self.config.temperature)
+        share = found.positives_valid.sum() / known[:count].sum().clamp(min=1)
+        return (alpha[anchors] * own).where(counts, 0).sum() / counts.sum().clamp(min=1), share
 
 
 def _each_once(places: Places) -> Places:
