@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from elsewhere import elsewhere, move, moved
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -117,14 +118,22 @@ PARTS = [[3, 0, 11, 25, 7, 8, 30, 20, 21, 22, 23, 24], [7, 12, 13, 3, 26, 31, 14
 
 
 def on_ranks(parts: list[list[int]], most: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """On each rank: loss, gradient of its items, and what is logged."""
+    """On each rank: loss, gradient of its items, and what is logged; a GPU would have the same, without a wait."""
     dist.init_process_group("gloo")
     mine = torch.tensor(parts[dist.get_rank()], dtype=torch.int64)
     contrast, (items, _, _) = make(config(across_ranks=True)), make_items(40)
     own = ContrastItems(*(x.detach()[mine] for x in items[:5]))
     own.vectors.requires_grad_()
+    there = ContrastItems(*map(moved, own[:5]))
     loss, logged = contrast(own, most)
     loss.backward()
+    move(contrast)
+    with elsewhere() as waits:
+        other, _ = contrast(there, most)
+        other.backward()
+    assert not len(waits), str(waits)
+    torch.testing.assert_close(other.here, loss)
+    torch.testing.assert_close(there.vectors.grad.here, own.vectors.grad)
     dist.destroy_process_group()
     return loss.detach(), own.vectors.grad, logged
 
