@@ -259,8 +259,8 @@ def hard_negatives(
 
     Args:
         queries: B items.
-        candidates: C items to choose from, such as ``gather_places(queries)``; None: the queries themselves. Rows that
-            have a query's item id are never its negatives nor its positive, so neither is the query's own row.
+        candidates: C items to choose from, such as ``gather_places(queries, rows)``; None: the queries themselves. Rows
+            that have a query's item id are never its negatives nor its positive, so neither is the query's own row.
         k: negatives of a query, at least 1.
         negative_km, positive_km: great-circle kilometres; a number (math.inf: no limit) or one for each query [B], of
             which those that are negative or NaN let nothing in.

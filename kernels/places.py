@@ -84,36 +84,41 @@ def check_places(places: Places, name: str) -> None:
             )
 
 
-def gather_places(places: Places, group: dist.ProcessGroup | None = None) -> Places:
-    """The places of all ranks, in the order of the ranks; no gradient flows back.
+def gather_places(places: Places, rows: int, group: dist.ProcessGroup | None = None) -> Places:
+    """The places of all ranks, in the order of the ranks, each rank's filled up; no gradient flows back.
 
     Args:
-        places: this rank's; the number of rows may differ between ranks, types and D may not.
+        places: this rank's; their number may differ between ranks, types and D may not.
+        rows: to which each rank fills up, at least its own number and the same on all ranks, such as the batch size:
+            the sizes need not be exchanged, and no rank waits for its device.
         group: the ranks; None for all.
 
     Returns:
-        Places with the rows of all ranks; row i of rank r is at the sum of the rows of ranks before r, plus i.
+        Places, ``rows`` times as many as ranks; row i of rank r is row r * rows + i. What fills up is item -1, and no
+        known place: no query selects it.
 
-    One row's fields travel as one string of bytes, so this is one exchange of sizes and one of rows, padded to the
-    longest rank: (36 + D x element size) bytes a row with 64-bit categories and brands.
+    Raises:
+        ValueError: there are more places than ``rows``.
+
+    One row's fields travel as one string of bytes, so this is one exchange: (36 + D x element size) bytes a row with
+    64-bit categories and brands.
     """
     check_places(places, "places")
-    fields = [tensor.detach().contiguous() for tensor in places]
-    widths = [field.shape[1:].numel() * field.element_size() for field in fields]
-    rows = torch.cat(
-        [f.flatten().view(torch.uint8).view(len(f), w) for f, w in zip(fields, widths, strict=True)], dim=1
+    missing = rows - len(places.items)
+    if missing < 0:
+        raise ValueError(f"places: got {len(places.items)}, expected at most rows={rows}; the same number on all ranks")
+    filled = [
+        F.pad(field.detach(), (0, 0) * (field.dim() - 1) + (0, missing), value=torch.nan if name == "positions" else -1)
+        for name, field in zip(Places._fields, places, strict=True)
+    ]
+    widths = [field.shape[1:].numel() * field.element_size() for field in filled]
+    own = torch.cat(
+        [f.contiguous().flatten().view(torch.uint8).view(rows, w) for f, w in zip(filled, widths, strict=True)], dim=1
     )
-    ranks = dist.get_world_size(group)
-    size = torch.tensor([len(rows)], device=rows.device)
-    sizes = [torch.empty_like(size) for _ in range(ranks)]
-    dist.all_gather(sizes, size, group=group)
-    counts = torch.cat(sizes).tolist()
-    padded = F.pad(rows, (0, 0, 0, max(counts) - len(rows)))
-    parts = [torch.empty_like(padded) for _ in range(ranks)]
-    dist.all_gather(parts, padded, group=group)
-    whole = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-    columns = zip(whole.split(widths, dim=1), fields, strict=True)
-    return Places(*(c.flatten().view(field.dtype).view(len(whole), *field.shape[1:]) for c, field in columns))
+    whole = own.new_empty(dist.get_world_size(group), *own.shape)
+    dist.all_gather([*whole], own, group=group)
+    columns = [x.clone(memory_format=torch.contiguous_format) for x in whole.flatten(0, 1).split(widths, dim=1)]
+    return Places(*(x.flatten().view(f.dtype).view(-1, *f.shape[1:]) for x, f in zip(columns, filled, strict=True)))
 
 
 def sort_places(queries: Places, candidates: Places | None, by_category: bool) -> tuple[SortedPlaces, SortedPlaces]:
@@ -126,7 +131,7 @@ def sort_places(queries: Places, candidates: Places | None, by_category: bool) -
     columns = []
     for ids in ("items", "categories", "brands"):
         both = torch.cat([getattr(places, ids).long() for places in batches])
-        numbers = _numbers(both)
+        numbers = numbers_of(both)
         if ids != "items":
             numbers = numbers.masked_fill_(both < 0, -1)
         columns.append(numbers.split([len(places.items) for places in batches]))
@@ -134,7 +139,7 @@ def sort_places(queries: Places, candidates: Places | None, by_category: bool) -
     return made[0], made[-1]
 
 
-def _numbers(ids: Tensor) -> Tensor:
+def numbers_of(ids: Tensor) -> Tensor:
     """int32 numbers of ids, in the order of the ids: like torch.unique's inverse, without a wait for the device."""
     values, rows = ids.sort()
     steps = F.pad((values[1:] != values[:-1]).int(), (1 if len(ids) else 0, 0))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..data.batches.activity import ACTIVITY_DIM
 from ..data.batches.dense_batch import Context, DenseBatch, LossInputs, Traits
-from ..data.batches.features import HISTORY_GAPS, USER_CLUSTER, Features
+from ..data.batches.features import CLUSTER, HISTORY_GAPS, USER_CLUSTER, Features
 from ..data.plain import check_numbers
 from ..embeddings.cluster_gate import ClusterGate
 from .plugins.akt import AktConfig, one_way_loss
@@ -221,6 +221,7 @@ class DensePart(nn.Module):
     def __init__(self, features: Features, config: RankerConfig) -> None:
         super().__init__()
         self.config = config
+        self.clusters = next((t.rows for t in features.sequence if t.name == CLUSTER), 0)
         self.scorer = Scorer(features, config)
         self.contrast = (
             SpatialContrast(self.scorer.items.dim, config.rest, features.attributes)
@@ -271,8 +272,10 @@ class DensePart(nn.Module):
                     [parts[name].detach().index_select(0, targets) for name in items.attributes], dim=1
                 ),
                 places=inputs.place.index_select(0, targets),
+                ids=inputs.item.index_select(0, targets),
                 radius_scale=inputs.radius_scale[targets] if self.config.rest.density_adaptive else None,
-            )
+            ),
+            most=len(target),
         )
         scores.losses["rest"] = loss
         scores.logged.update({f"rest_{name}": value for name, value in logged.items()})
@@ -289,10 +292,11 @@ class DensePart(nn.Module):
             inputs.item_cluster[target],
             inputs.item_head[target],
             akt.temperature,
+            self.clusters,
         )
         scores.losses["akt_items"], scores.logged["akt_items_anchors"] = akt.one_way_weight * loss, share
         users = self.scorer.users
         if users.mixes:
             own = pooled.split(users.widths, dim=1)[users.names.index("user")]
-            loss, share = one_way_loss(own, inputs.user_cluster, inputs.user_head, akt.temperature)
+            loss, share = one_way_loss(own, inputs.user_cluster, inputs.user_head, akt.temperature, self.clusters)
             scores.losses["akt_users"], scores.logged["akt_users_anchors"] = akt.one_way_weight * loss, share

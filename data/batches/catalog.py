@@ -243,6 +243,7 @@ class Catalog:
             radius_scale=_take(self.radius_scale, found),
             first_targets=first,
             user_cluster=users,
+            item=found,
         )
 
     def _hour(self, time: Tensor, item: Tensor) -> Tensor:

@@ -62,6 +62,7 @@ class LossInputs(NamedTuple):
         radius_scale: of the items (``data/batches/density.py``), float32 [U]; 1 unless radii are density-adaptive.
         first_targets: the first sample of each distinct target, in the order of the items, int64 [A].
         user_cluster: row of the user's cluster in its table, 0 where unknown or there is none, int64 [B].
+        item: row of the items in the catalog, the same on all ranks, int64 [U].
     """
 
     item_cluster: Tensor
@@ -71,6 +72,7 @@ class LossInputs(NamedTuple):
     radius_scale: Tensor
     first_targets: Tensor
     user_cluster: Tensor
+    item: Tensor
 
 
 _GROUPS = (Context, Traits, LossInputs)

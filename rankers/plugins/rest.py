@@ -10,13 +10,15 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...data.plain import check_numbers
 from ...embeddings.centres import Centres, attribute_mean
 from ...kernels.hard_negatives import hard_negatives
-from ...kernels.places import Places
+from ...kernels.places import Places, gather_places
+from .rows import rows_to_take
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +53,14 @@ class RestConfig:
     """Hard negatives of an item."""
     temperature: float = 0.1
     """Of InfoNCE; cosines are divided by it."""
+    across_ranks: bool = False
+    """Whether an item's positive and negatives are sought among the items of all ranks, or of its own alone."""
     weight: float = 0.01
     """Of the contrastive losses beside the cross-entropy."""
     centres: int = 50
     """k-means centres of attribute embeddings."""
     refresh_every: int = 500
-    """Steps between refreshes of the centres."""
+    """Steps between refreshes of the centres; before the first so many, at steps 0, 1, 2, 4, 8, ..."""
 
     def __post_init__(self) -> None:
         check_numbers(
@@ -115,6 +119,7 @@ class ContrastItems(NamedTuple):
         rows: of each attribute's table, 0 where unknown, int64 [N, F].
         attributes: embeddings of those, [N, F, D]; no gradient flows into them.
         places: unit vectors, NaN where unknown, float32 [N, 3].
+        ids: of the items, the same on all ranks, int64 [N].
         radius_scale: ``density_scale`` of the items, float32 [N]; None: all 1.
     """
 
@@ -122,6 +127,7 @@ class ContrastItems(NamedTuple):
     rows: Tensor
     attributes: Tensor
     places: Tensor
+    ids: Tensor
     radius_scale: Tensor | None = None
 
 
@@ -137,8 +143,11 @@ class SpatialContrast(nn.Module):
 
     The text is silent on these: one search an attribute, so that what the brand calls a positive is never the
     category's question; an item whose value is unknown is neither anchor, positive nor negative for that attribute;
-    an item without a negative is no anchor; alpha is a weight, so no gradient flows through it; items are those of this
-    rank's batch.
+    an item without a negative is no anchor; alpha is a weight, so no gradient flows through it.
+
+    Anchors are the items of this rank's batch, and so are what they are compared with; with ``across_ranks`` those are
+    the items of all ranks' batches, each once. The loss is then what one process with all of them gives for these
+    anchors, and the gradient is that of this rank's items: none flows to another rank's.
 
     Args:
         dim: D.
@@ -164,8 +173,14 @@ class SpatialContrast(nn.Module):
         self.centres = Centres(config.centres, dim)
 
     def due(self, step: int) -> bool:
-        """Whether the centres are to be refreshed before this step, counted from 0."""
-        return self.config.align and step % self.config.refresh_every == 0
+        """Whether the centres are to be refreshed before this step, counted from 0.
+
+        Attributes move most at the start, and those of step 0 are random: before the first ``refresh_every`` steps are
+        over it is due each time that their number has doubled.
+        """
+        every = self.config.refresh_every
+        doubled = step < every and step & (step - 1) == 0
+        return self.config.align and (doubled or step % every == 0)
 
     def refresh(self, attributes: Tensor, known: Tensor, counts: Tensor | None = None) -> None:
         """Fit the centres to the attributes of all items; all ranks call it, see ``Centres.refresh``.
@@ -186,43 +201,79 @@ class SpatialContrast(nn.Module):
         centre = self.centres.nearest(attribute_mean(items.attributes, items.rows > 0))
         return 1 - (F.cosine_similarity(items.vectors.detach().float(), centre, dim=1) + 1) / 2
 
-    def forward(self, items: ContrastItems) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, items: ContrastItems, most: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss, a scalar, and numbers to log.
 
         Logged for each attribute: ``<attribute>_loss`` before the weight, and ``<attribute>_positives``, the share of
         items with a known value that found a positive; ``alpha``, its mean over the items; ``drift`` of the centres at
         their last refresh. No items, or none with both a positive and a negative: the loss is 0.
+
+        Args:
+            items: this rank's.
+            most: items that any rank may have, the same number on all ranks; asked for ``across_ranks`` alone.
         """
         alpha = self.alpha(items)
         unit = F.normalize(items.vectors.float(), dim=1)
         loss = unit.sum() * 0  # so that there is a gradient, zero, even where no attribute has an anchor
         logged = {"alpha": alpha.sum() / max(1, len(alpha)), "drift": self.centres.drift.clone()}
-        for name, column in self.columns.items():
-            own, share = self._attribute_loss(unit, alpha, items, items.rows[:, column])
-            loss = loss + own
-            logged |= {f"{name}_loss": own.detach(), f"{name}_positives": share}
+        values = [items.rows[:, self.columns[name]] if name in self.columns else None for name in ATTRIBUTES]
+        none = torch.full_like(items.ids, -1)
+        met = Places(items.ids, items.places, unit.detach(), *(none if x is None else x for x in values))
+        if self.config.across_ranks and dist.is_initialized() and dist.get_world_size() > 1:
+            assert most is not None
+            others = gather_places(met, most)
+            met = _each_once(Places(*map(torch.cat, zip(met, others, strict=True))))
+            unit = torch.cat([unit, others.embeddings])
+        for name, of_met in zip(ATTRIBUTES, (met.categories, met.brands), strict=True):
+            if name in self.columns:
+                own, share = self._attribute_loss(unit, alpha, met, of_met, items.radius_scale)
+                loss = loss + own
+                logged |= {f"{name}_loss": own.detach(), f"{name}_positives": share}
         return self.config.weight * loss, logged
 
     def _attribute_loss(
-        self, unit: Tensor, alpha: Tensor, items: ContrastItems, values: Tensor
+        self, unit: Tensor, alpha: Tensor, met: Places, values: Tensor, radius_scale: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """L_a for the attribute's values [N], and the share of known ones that have a positive."""
-        known = (values > 0).nonzero().flatten()
-        none = torch.full_like(known, -1)
-        places, vectors = items.places.index_select(0, known), unit.detach().index_select(0, known)
-        scale = 1.0 if items.radius_scale is None else items.radius_scale[known]
+        """L_a for the attribute, and the share of items of a known value that have a positive.
+
+        Args:
+            unit: vectors of length 1, [M, D]; the first N of M are this rank's.
+            alpha: [N].
+            met: who they are, M.
+            values: of the attribute, [M].
+            radius_scale: [N], or None.
+        """
+        known, count = values > 0, len(alpha)
+        rows, asked = rows_to_take(known), rows_to_take(known[:count])  # the second are the first of the first
+        # without a place an item is neither found nor looked for
+        positions = met.positions.masked_fill(~known[:, None], torch.nan)
+        columns = met.items, positions, met.embeddings, values, torch.full_like(values, -1)
+        candidates = Places(*(x.index_select(0, rows) for x in columns))
+        scale = 1.0 if radius_scale is None else radius_scale[asked]
         found = hard_negatives(
-            Places(known, places, vectors, values[known], none),
+            Places(*(x[: len(asked)] for x in candidates)),
+            candidates if len(unit) > count else None,
             k=self.config.negatives,
             positive_km=self.config.positive_km * scale,
             negative_km=self.config.negative_km * scale,
         )
-        usable = (found.positives_valid & found.negatives_valid.any(dim=1)).nonzero().flatten()
-        anchors, negatives = known[usable], known[found.negatives[usable]]
-        valid, positives = found.negatives_valid[usable], known[found.positives[usable]]
+        usable = found.positives_valid & found.negatives_valid.any(dim=1)
+        chosen = rows_to_take(usable)
+        anchors, valid, counts = asked[chosen], found.negatives_valid[chosen], usable[chosen]
+        # what doesn't count is compared with itself, so that gradients of 0 are not all added to one row
+        positives = rows[found.positives[chosen]].where(counts, anchors)
+        negatives = rows[found.negatives[chosen]].where(valid, anchors[:, None])
         own = info_nce(unit, anchors, positives, negatives, valid, self.config.temperature)
-        share = found.positives_valid.sum() / max(1, len(known))
-        return (alpha[anchors] * own).sum() / max(1, len(anchors)), share
+        share = found.positives_valid.sum() / known[:count].sum().clamp(min=1)
+        return (alpha[anchors] * own).where(counts, 0).sum() / counts.sum().clamp(min=1), share
+
+
+def _each_once(places: Places) -> Places:
+    """The places, with no position where the item has come before."""
+    ids, rows = places.items.sort(stable=True)
+    again = F.pad(ids[1:] == ids[:-1], (1, 0))[: len(ids)]
+    again = torch.empty_like(again).scatter_(0, rows, again)
+    return places._replace(positions=places.positions.masked_fill(again[:, None], torch.nan))
 
 
 def info_nce(

@@ -71,14 +71,20 @@ class Samples(NamedTuple):
 
     def latest(self, count: int) -> "Samples":
         """The same samples with the last ``count`` visits (1 or more) of each history."""
-        first = (self.offsets[1:] - count).index_select(0, segment_ids_unchecked(self.offsets, self.visits.shape[0]))
-        rows = (torch.arange(self.visits.shape[0], device=self.visits.device) >= first).nonzero().squeeze(1)
+        lengths, visits = self.lengths, self.visits.shape[0]
+        if lengths is None:  # an exported program has none
+            first = (self.offsets[1:] - count).index_select(0, segment_ids_unchecked(self.offsets, visits))
+            rows = (torch.arange(visits, device=self.visits.device) >= first).nonzero().squeeze(1)
         ends = nn.functional.pad(self.offsets.diff().clamp(max=count).cumsum(0), (1, 0))
+        if lengths is not None:  # the size is known on the host: a GPU need not be waited for
+            lengths = lengths.clamp(max=count)
+            left_out = torch.repeat_interleave((self.offsets - ends)[1:], ends.diff(), output_size=int(lengths.sum()))
+            rows = left_out + torch.arange(left_out.shape[0], device=left_out.device)
         context = self.context
         if context is not None:
             of_visits = {n: x[rows] for n, x in context._asdict().items() if n.startswith("visit_")}
             context = context._replace(**of_visits)
-        return Samples(self.target, self.visits[rows], ends, self.gaps[rows], context)
+        return Samples(self.target, self.visits[rows], ends, self.gaps[rows], context, lengths)
 
 
 class InterestTower(nn.Module, ABC):

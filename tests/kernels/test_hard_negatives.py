@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from host_waits import host_waits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -414,23 +415,42 @@ def test_compile_and_export() -> None:
     assert_same(HardNegatives(*exported.module()(*queries, *candidates)), expected)
 
 
-def gather(rows: list[int], dtype: torch.dtype) -> tuple[Places, Places, HardNegatives]:
-    """On each rank: its places, everyone's, and negatives from everyone's."""
+def gather(rows: list[int], dtype: torch.dtype, filled: int) -> tuple[Places, Places, HardNegatives, int]:
+    """On each rank: its places, everyone's, negatives from everyone's, and the waits for it all."""
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     places = make_places(rows[rank], 4, seed=rank, dtype=dtype)
-    everyone = gather_places(places)
-    return places, everyone, hard_negatives(places, everyone, k=3)
+    with host_waits() as waits:
+        everyone = gather_places(places, filled)
+    return places, everyone, hard_negatives(places, everyone, k=3), len(waits)
 
 
-@pytest.mark.parametrize(("rows", "dtype"), [([5, 9], torch.float32), ([0, 4], torch.bfloat16)])
-def test_gather_places(ranks: Callable[..., list[Any]], rows: list[int], dtype: torch.dtype) -> None:
-    made = ranks(2, gather, rows, dtype)
+@pytest.mark.parametrize(
+    ("rows", "dtype", "filled"),
+    [
+        ([5, 9], torch.float32, 9),
+        ([0, 4], torch.bfloat16, 7),
+        ([3, 1, 6], torch.float32, 6),
+        ([0, 0], torch.float32, 0),
+    ],
+)
+def test_gather_places(ranks: Callable[..., list[Any]], rows: list[int], dtype: torch.dtype, filled: int) -> None:
+    made = ranks(len(rows), gather, rows, dtype, filled)
     whole = Places(*(torch.cat(fields) for fields in zip(*(places for places, *_ in made), strict=True)))
-    for places, everyone, found in made:
+    at = torch.cat([rank * filled + torch.arange(count) for rank, count in enumerate(rows)])
+    for places, everyone, found, waits in made:
+        assert waits == 0
         for ours, theirs in zip(everyone, whole, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
-        assert_same(HardNegatives(*found), hard_negatives_reference(Places(*places), whole, k=3))
+            assert len(ours) == filled * len(rows)
+            torch.testing.assert_close(ours[at], theirs, rtol=0, atol=0, equal_nan=True)
+        want = hard_negatives_reference(Places(*places), whole, k=3)
+        of_whole = [at[x].where(valid, 0) if len(at) else x for x, valid in zip(want[::2], want[1::2], strict=True)]
+        assert_same(HardNegatives(*found), HardNegatives(of_whole[0], want[1], of_whole[1], want[3]))
+
+
+def test_more_places_than_are_gathered_are_told() -> None:
+    with pytest.raises(ValueError, match="places: got 5, expected at most rows=4; the same number on all ranks"):
+        gather_places(make_places(5, 4, seed=0), 4)
 
 
 @pytest.mark.gpu

@@ -67,21 +67,24 @@ def on_host() -> Iterator[None]:
         _HOST.pop()
 
 
+def waits_for(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether an operator's answer has a size, or is a number, that follows from numbers on the device."""
+    name = func.overloadpacket.__name__
+    if name == "repeat_interleave":  # by then only the operator that makes rows of counts
+        return kwargs.get("output_size") is None
+    if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+        return any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+    return name in _SIZED_BY_DATA
+
+
 class _Operators(TorchDispatchMode):
     def __init__(self, waits: HostWaits) -> None:
         super().__init__()
         self.waits = waits
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        waits = name in _SIZED_BY_DATA
-        if name == "repeat_interleave":  # by then only the operator that makes rows of counts
-            waits = (kwargs or {}).get("output_size") is None
-        if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
-            masks = [x for x in args[1] if isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8)]
-            waits = bool(masks)
-        if waits:
-            self.waits.note(name)
+        if waits_for(func, args, kwargs or {}):
+            self.waits.note(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
 
 

@@ -110,7 +110,8 @@ def _contrast() -> None:
     contrast, known = SpatialContrast(dim, config), torch.randint(1, 9, (ITEMS, 2))
     attributes = torch.randn(ITEMS, 2, dim)
     contrast.refresh(attributes, known > 0)
-    contrast(ContrastItems(torch.randn(ITEMS, dim, requires_grad=True), known, attributes, _places(ITEMS)))
+    vectors = torch.randn(ITEMS, dim, requires_grad=True)
+    contrast(ContrastItems(vectors, known, attributes, _places(ITEMS), torch.arange(ITEMS)))
 
 
 def _cases() -> dict[str, Callable[[], None]]:

@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
+from elsewhere import elsewhere, moved
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from placerank.data.batches.activity import find_heads
 from placerank.kernels.row_adagrad import row_adagrad_
+from placerank.rankers.plugins import akt
 from placerank.rankers.plugins.akt import AktConfig, akt_ladder, one_way_loss
 
 D, TAU = 6, 0.2
@@ -44,13 +46,35 @@ def test_loss_equals_a_slow_loop_and_no_head_gets_a_gradient(kinds: list[tuple[i
     rows = torch.randn(len(kinds), D, generator=torch.Generator().manual_seed(seed)).requires_grad_()
     cluster, is_head = [c for c, _ in kinds], [h for _, h in kinds]
     heads = torch.tensor(is_head, dtype=torch.bool)
-    loss, share = one_way_loss(rows, torch.tensor(cluster, dtype=torch.int64), heads, TAU)
+    loss, share = one_way_loss(rows, torch.tensor(cluster, dtype=torch.int64), heads, TAU, 9)
     want, want_share = loss_by_hand(rows.detach(), cluster, is_head)
     torch.testing.assert_close(loss, torch.tensor(want), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(share, torch.tensor(want_share))
     loss.backward()
     assert rows.grad is not None and rows.grad.isfinite().all()
     assert torch.equal(rows.grad[heads], torch.zeros(int(heads.sum()), D)), "exactly zero"
+
+
+@pytest.mark.parametrize("clusters", [5, 2000])
+@pytest.mark.parametrize("logits", [1, 40, 1 << 22])
+def test_what_a_gpu_computes_is_what_the_cpu_does(clusters: int, logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(akt, "_LOGITS", logits)
+    for count in (0, 1, 30):
+        g = torch.Generator().manual_seed(count)
+        rows = torch.randn(count, D, generator=g).requires_grad_()
+        cluster = torch.randint(0, 5, (count,), generator=g) * (clusters // 5)
+        heads = torch.rand(count, generator=g) < 0.3
+        loss, share = one_way_loss(rows, cluster, heads, TAU, clusters)
+        loss.backward()
+        there = moved(rows)
+        with elsewhere():
+            other, other_share = one_way_loss(there, moved(cluster), moved(heads), TAU, clusters)
+            other.backward()
+        torch.testing.assert_close(other.here, loss)
+        torch.testing.assert_close(other_share.here, share)
+        torch.testing.assert_close(there.grad.here, rows.grad)
+        assert not there.grad.here[heads].any()
+    assert loss > 0
 
 
 def town() -> tuple[Tensor, Tensor, Tensor]:
@@ -65,7 +89,7 @@ def test_heads_of_a_table_do_not_move_and_tails_do(sparse: bool) -> None:
     torch.manual_seed(0)
     table = torch.nn.Embedding(50, D, sparse=sparse)
     ids, cluster, is_head = town()
-    one_way_loss(table(ids), cluster, is_head, TAU)[0].backward()
+    one_way_loss(table(ids), cluster, is_head, TAU, 9)[0].backward()
     grad = table.weight.grad.to_dense()
     assert not grad[:10].any(), "exactly zero for heads"
     assert not grad[40:].any()
@@ -79,7 +103,7 @@ def test_the_fused_optimizer_leaves_heads_bit_for_bit() -> None:
     before, before_states = weights.clone(), states.clone()
     ids, cluster, is_head = town()
     rows = weights[ids].requires_grad_()
-    one_way_loss(rows, cluster, is_head, TAU)[0].backward()
+    one_way_loss(rows, cluster, is_head, TAU, 9)[0].backward()
     row_adagrad_(weights, states, ids, rows.grad, 0.1, 1e-8)
     assert torch.equal(weights[:10], before[:10]) and torch.equal(states[:10], before_states[:10])
     assert not torch.equal(weights[10:40], before[10:40])
@@ -93,7 +117,7 @@ def test_tails_come_to_the_heads_of_their_cluster() -> None:
     optimizer = torch.optim.Adam([rows], lr=0.1)
     for _ in range(100):
         optimizer.zero_grad()
-        one_way_loss(rows, cluster, is_head, TAU)[0].backward()
+        one_way_loss(rows, cluster, is_head, TAU, 9)[0].backward()
         optimizer.step()
     assert torch.equal(rows.detach()[is_head], heads)
     means = torch.stack([torch.nn.functional.normalize(heads[ids[:12] % 4 == c]).mean(0) for c in range(4)])
@@ -112,11 +136,11 @@ def test_nothing_to_learn_gives_zero() -> None:
         (none, mixed, "no cluster"),
         (one, mixed, "no other cluster"),
     ):
-        loss, _ = one_way_loss(rows, cluster, is_head, TAU)
+        loss, _ = one_way_loss(rows, cluster, is_head, TAU, 9)
         (grad,) = torch.autograd.grad(loss, rows)
         assert loss == 0 and not grad.any(), why
     zeros = torch.zeros(4, D, requires_grad=True)
-    loss, _ = one_way_loss(zeros, torch.tensor([1, 2, 1, 2]), torch.tensor([True, True, False, False]), TAU)
+    loss, _ = one_way_loss(zeros, torch.tensor([1, 2, 1, 2]), torch.tensor([True, True, False, False]), TAU, 9)
     loss.backward()
     assert zeros.grad.isfinite().all(), "a row of zeros has no direction"
 

@@ -2,11 +2,14 @@
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from elsewhere import elsewhere, move, moved
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -28,7 +31,7 @@ def make_items(n: int, seed: int = 0, brands: int = 4, spread: float = 0.1) -> t
     tables = torch.randn(2, 5, D, generator=g)
     attributes = torch.stack([tables[0][rows[:, 0]], tables[1][rows[:, 1]]], dim=1)
     vectors = torch.randn(n, D, generator=g).requires_grad_()
-    return ContrastItems(vectors, rows, attributes, unit_vectors(lat, lon).float()), lat, lon
+    return ContrastItems(vectors, rows, attributes, unit_vectors(lat, lon).float(), torch.arange(n)), lat, lon
 
 
 def make(config: RestConfig) -> SpatialContrast:
@@ -54,14 +57,20 @@ def alpha_by_hand(contrast: SpatialContrast, items: ContrastItems, i: int) -> fl
     return 1 - (float(cosine(items.vectors[i].detach(), nearest)) + 1) / 2
 
 
-def loss_by_hand(contrast: SpatialContrast, items: ContrastItems, lat: Tensor, lon: Tensor) -> tuple[Tensor, float]:
-    """The weighted loss, a pair at a time, and the share of items with a known category that have a positive."""
+def loss_by_hand(
+    contrast: SpatialContrast, items: ContrastItems, lat: Tensor, lon: Tensor, anchors: int | None = None
+) -> tuple[Tensor, float]:
+    """The weighted loss, a pair at a time, and the share of items with a known category that have a positive.
+
+    Both are of the first so many items, if that is given.
+    """
     settings, n = contrast.config, len(lat)
+    first = n if anchors is None else anchors
     total, shares = torch.zeros(()), {}
     for name in settings.contrast:
         values = items.rows[:, ("category", "brand").index(name)].tolist()
         terms, with_positive = [], 0
-        for i in range(n):
+        for i in range(first):
             scale = 1.0 if items.radius_scale is None else float(items.radius_scale[i])
             km = [float(haversine_km(lat[i], lon[i], lat[j], lon[j])) for j in range(n)]
             others = [j for j in range(n) if j != i and values[i] > 0 and values[j] > 0]
@@ -77,7 +86,7 @@ def loss_by_hand(contrast: SpatialContrast, items: ContrastItems, lat: Tensor, l
             terms.append(alpha_by_hand(contrast, items, i) * -(powers[0] / sum(powers)).log())
         if terms:
             total = total + sum(terms) / len(terms)
-        shares[name] = with_positive / max(1, sum(v > 0 for v in values))
+        shares[name] = with_positive / max(1, sum(v > 0 for v in values[:first]))
     return settings.weight * total, shares.get("category", 0.0)
 
 
@@ -104,6 +113,51 @@ def test_loss_and_gradient_equal_a_loop_over_pairs(changes: dict[str, Any]) -> N
         assert float(logged["category_positives"]) == pytest.approx(share)
 
 
+PARTS = [[3, 0, 11, 25, 7, 8, 30, 20, 21, 22, 23, 24], [7, 12, 13, 3, 26, 31, 14, 15, 38, 1, 2], [], [39, 7]]
+"""Items of each rank: unequal in number, some on several ranks, none on one."""
+
+
+def on_ranks(parts: list[list[int]], most: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """On each rank: loss, gradient of its items, and what is logged; a GPU would have the same, without a wait."""
+    dist.init_process_group("gloo")
+    mine = torch.tensor(parts[dist.get_rank()], dtype=torch.int64)
+    contrast, (items, _, _) = make(config(across_ranks=True)), make_items(40)
+    own = ContrastItems(*(x.detach()[mine] for x in items[:5]))
+    own.vectors.requires_grad_()
+    there = ContrastItems(*map(moved, own[:5]))
+    loss, logged = contrast(own, most)
+    loss.backward()
+    move(contrast)
+    with elsewhere() as waits:
+        other, _ = contrast(there, most)
+        other.backward()
+    assert not len(waits), str(waits)
+    torch.testing.assert_close(other.here, loss)
+    torch.testing.assert_close(there.vectors.grad.here, own.vectors.grad)
+    dist.destroy_process_group()
+    return loss.detach(), own.vectors.grad, logged
+
+
+@pytest.mark.parametrize("parts", [PARTS[:1], PARTS[:2], PARTS[:3], PARTS], ids=len)
+def test_across_ranks_it_is_one_process_with_all_items(ranks: Callable[..., list[Any]], parts: list[list[int]]) -> None:
+    items, lat, lon = make_items(40)
+    for own, (loss, gradient, logged) in zip(parts, ranks(len(parts), on_ranks, parts, 12), strict=True):
+        everyone = torch.tensor([*own, *sorted({i for part in parts for i in part} - {*own})])
+        together = ContrastItems(*(x.detach()[everyone] for x in items[:5]))
+        together.vectors.requires_grad_()
+        contrast = make(config())
+        expected, share = loss_by_hand(contrast, together, lat[everyone], lon[everyone], len(own))
+        torch.testing.assert_close(loss, expected.detach())
+        assert float(logged["category_positives"]) == pytest.approx(share)
+        if not own:
+            assert loss == 0
+            continue
+        (whole,) = torch.autograd.grad(expected, together.vectors)
+        torch.testing.assert_close(gradient, whole[: len(own)], rtol=1e-4, atol=1e-6)
+        alone = contrast(ContrastItems(*(x.detach()[everyone[: len(own)]] for x in items[:5])))[0]
+        assert torch.equal(loss, alone) == (len(parts) == 1), "other ranks matter where there are any"
+
+
 def test_radii_of_each_item() -> None:
     contrast = make(config())
     items, lat, lon = make_items(40, seed=1)
@@ -123,6 +177,7 @@ def test_alpha_by_hand() -> None:
         rows=torch.tensor([[1, 1], [1, 1], [1, 1], [1, 0], [0, 2], [1, 1]]),
         attributes=torch.tensor([[1.0, 0], [0, 19]]).expand(6, 2, 2),
         places=torch.zeros(6, 3),
+        ids=torch.arange(6),
     )
     torch.testing.assert_close(contrast.alpha(items), torch.tensor([0.5, 1.0, 0.5 - 0.5**1.5, 0.0, 0.0, 0.5]))
     assert not contrast.alpha(items).requires_grad
@@ -138,7 +193,7 @@ def test_the_order_of_items_does_not_matter_and_gradients_are_finite(
     contrast = make(config())
     items, _, _ = make_items(n, seed, brands, spread)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    shuffled = ContrastItems(*(x[order] for x in items[:4]))
+    shuffled = ContrastItems(*(x[order] for x in items[:5]))
     (loss, logged), (other, _) = contrast(items), contrast(shuffled)
     torch.testing.assert_close(loss, other)
     (gradient,) = torch.autograd.grad(loss, items.vectors)
@@ -207,7 +262,7 @@ def test_training_on_the_loss_parts_categories() -> None:
 
 def test_centres_are_fitted_to_known_attributes_and_on_schedule() -> None:
     contrast = SpatialContrast(2, RestConfig(centres=2, refresh_every=10))
-    assert [step for step in range(25) if contrast.due(step)] == [0, 10, 20]
+    assert [step for step in range(25) if contrast.due(step)] == [0, 1, 2, 4, 8, 10, 20]
     assert not SpatialContrast(2, RestConfig(align=False)).due(0)
     attributes = torch.tensor([[[2.0, 0], [4, 0]], [[0, 6], [9, 9]], [[50, 50], [50, 50]]])
     known = torch.tensor([[True, True], [True, False], [False, False]])
