@@ -13,12 +13,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
 
 try:
-    import numba
+    numba: Any = import_module("numba")
 except ImportError as error:  # who computes on a GPU alone needs none
     numba, _why = None, str(error)
 
