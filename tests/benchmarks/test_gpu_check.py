@@ -4,6 +4,9 @@ import csv
 import json
 import subprocess
 import sys
+import time
+import warnings
+from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,9 @@ import pytest
 import torch
 
 from placerank.benchmarks import results_file
-from placerank.benchmarks.gpu import check, part
+from placerank.benchmarks.gpu import check, part, speed, waits
 from placerank.benchmarks.gpu.report import Report
+from placerank.benchmarks.kernels import bench_residual_encode
 from placerank.cli.main import main
 from placerank.kernels import threads
 
@@ -146,14 +150,61 @@ def test_a_case_that_fails_stops_no_other(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Report, "device", torch.device("cpu"))
     monkeypatch.setattr("placerank.benchmarks.gpu.findings.cases", broken)
     assert not part.run(Report("findings", tmp_path, dry=False, seconds=100))
-    error, speed, late = check._records(tmp_path)
+    error, slow, late = check._records(tmp_path)
     assert error["error"] == "ValueError: wrong" and error["case"] == "one"
-    assert (speed["value"], speed["target"], speed["verdict"]) == (3.0, ">= 4", "missed")
+    assert (slow["value"], slow["target"], slow["verdict"]) == (3.0, ">= 4", "missed")
     assert late == {"part": "findings", "case": "three", "not_reached": True}
     for path in (tmp_path / "results/gpu.csv", tmp_path / "gpu.csv"):
         with open(path, newline="") as f:
             (line,) = csv.DictReader(f)
         assert (line["part"], line["metric"], line["value"], line["verdict"]) == ("findings", "speed", "3.0", "missed")
+
+
+def test_speed_keeps_lines_and_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, but for rates, sizes and peers."""
+    (tmp_path / "results").mkdir()
+    before = (Path(results_file.__file__).parent / "results/kernels.csv").read_text()
+    (tmp_path / "results/kernels.csv").write_text(before)
+    monkeypatch.setattr(results_file, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(
+        results_file, "conditions", lambda _: dict.fromkeys(("device", "versions", "commit", "date"), "x")
+    )
+    monkeypatch.setattr(Report, "device", torch.device("cpu"))
+    monkeypatch.setattr(speed, "device_rates", lambda _: {"copy": 1e10, "fp32": 1e11, "bf16": 1e15})
+    wanted = [speed.Wanted("residual_encode", "tiny", {}, eager=1e-3, of_products=0.6)]
+    monkeypatch.setattr(speed, "WANTED", wanted)
+    suite = bench_residual_encode.SUITE
+    slow: Any = lambda inputs: lambda: time.sleep(0.05)  # noqa: E731
+    peers = {
+        "placerank": suite.peers["placerank"],
+        "eager PyTorch": suite.peers["eager PyTorch"],
+        "torch.compile": slow,
+    }
+    monkeypatch.setattr(bench_residual_encode, "SUITE", replace(suite, peers=peers))
+    assert part.run(Report("speed", tmp_path, dry=False, seconds=100))
+    verdicts = {r["metric"]: r["verdict"] for r in check._records(tmp_path)}
+    assert verdicts == {
+        "times as fast as eager": "met",
+        "times as fast as torch.compile": "met",
+        "of bf16 products": "missed",
+    }
+    after = (tmp_path / "results/kernels.csv").read_text()
+    assert after.startswith(before)
+    assert [line.split(",")[0] for line in after[len(before) :].splitlines()] == ["residual_encode"] * 3
+    assert (tmp_path / "kernels.csv").read_text() == after
+
+
+def test_waits_that_a_device_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with waits.counted(dry=False) as found:
+        assert modes == ["warn"]
+        for _ in range(2):
+            warnings.warn("called a synchronizing CUDA operation (Triggered internally at ...)", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert modes == ["warn", "default"]
+    assert len(found) == 2 and Path(__file__).name in found[0]
 
 
 # Where only torch, NumPy and Triton are installed; numba too, as on a CPU its loops stand in for the GPU's kernels.

@@ -91,6 +91,34 @@ def test_the_numbers_of_the_cpu(name: str, dtype: torch.dtype) -> None:
         compare(name, got, want, TOLERANCE[dtype] * LOOSER.get(name, 1))
 
 
+OF_ROWS = {
+    "hard_negatives": "queries", "pairwise_within": "queries", "within_mask": "queries", "residual_encode": "x",
+    "residual_lookup": "codebooks", "residual_quantize": "x", "search_attention": "keys", "target_attention": "keys",
+}  # fmt: skip
+"""An argument that holds numbers by row."""
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", sorted(TRITON))
+def test_a_row_that_is_no_number(name: str, value: float) -> None:
+    """Spoils on a GPU what it spoils on the CPU, and nothing else."""
+    given = arguments(name, LONG, torch.float32)
+    given = {n: with_tensors(torch.clone, x) for n, x in given.items()}
+    for x in tensors([given[OF_ROWS[name]]]):
+        if x.is_floating_point():
+            x[0] = value
+    with torch.no_grad():
+        got, want = (
+            tensors(calls()[name].function(**{n: with_tensors(change, x) for n, x in given.items()}))
+            for change in (lambda x: x.to(DEVICE), torch.clone)
+        )
+    assert len(got) == len(want) > 0
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
 def spread(x: Tensor) -> Tensor:
     """The same numbers, with others between them in memory, from an address that no power of two divides."""
     wide = torch.full((x.numel() * 2 + 1,), 3, dtype=x.dtype, device=DEVICE)[1:].view(*x.shape, 2)
