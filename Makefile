@@ -9,11 +9,14 @@ LOCK ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/pip --disable-pip-version-check install -qq --no-deps --no-compile
 
-.PHONY: help setup demo test check bench clean
+# What runs where nothing can be installed: the virtual environment's Python if there is one, else the system's.
+ANY_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+.PHONY: help setup demo test check bench gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 setup: $(STAMP) ## .venv with the locked versions; instant when nothing changed
 
@@ -55,6 +58,9 @@ bench: $(STAMP) ## quick runs of the benchmarks; their figures in benchmarks/res
 	$(BIN)/python benchmarks/bench_loader.py
 	$(BIN)/python benchmarks/bench_export.py
 	$(BIN)/python benchmarks/bench_throughput.py --quick
+
+gpu-check: ## all that wants a GPU, on one, in 8 minutes, into runs/gpu-check; DRY=1: at toy sizes without one
+	PYTHONPATH=src $(ANY_PYTHON) -P -m placerank.benchmarks.gpu --out runs/gpu-check $(if $(DRY),--dry-run)
 
 clean: ## removes .venv, caches and builds, not runs/
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -4,16 +4,17 @@ import csv
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from placerank.data.manifest import environment, whole_file
+
+if TYPE_CHECKING:  # who writes files need not wait for torch
+    import torch
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def conditions(device: torch.device | None = None) -> dict[str, str]:
+def conditions(device: "torch.device | None" = None) -> dict[str, str]:
     """Device (the GPU where there is one, unless told), versions, commit and date."""
     about = environment()
     if device is not None and device.type == "cpu":
@@ -39,7 +40,7 @@ def save(name: str, lines: list[dict[str, Any]]) -> Path:
     return _write(RESULTS / name, [line | about for line in lines])
 
 
-def keep(name: str, lines: list[dict[str, Any]], key: tuple[str, ...], device: torch.device | None = None) -> Path:
+def keep(name: str, lines: list[dict[str, Any]], key: tuple[str, ...], device: "torch.device | None" = None) -> Path:
     """As ``save``, but beside the lines that are there: those with the key of a new one give way to it."""
     about = conditions(device)
     new = [line | about for line in lines]

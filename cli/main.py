@@ -23,7 +23,7 @@ COMMANDS = {
     "train": "train a ranker; --nproc 2 for two ranks, --resume to go on",
     "evaluate": "metrics, baselines and a report of a trained ranker",
     "export": "embedding tables and the scorer, for serving",
-    "bench": "bench kernels: time the kernels beside their peers on this machine",
+    "bench": "bench kernels: time the kernels beside their peers; bench gpu: check all that wants a GPU, in 8 minutes",
 }
 
 

@@ -9,7 +9,6 @@ comparisons per 8 candidates: only the few tiles that pass are looked at more cl
 from collections.abc import Iterator
 from typing import Any
 
-import numba as nb
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from .places import TILE, Search
 from .threads import inlined, jit, run_on_workers
+from .threads import numba as nb
 from .tiles import reachable_tiles, tile_bounds
 
 # Most queries of a run, a multiple of TILE, and tiles of a chunk: a buffer of 1 MiB, half a core's level-2 cache here.

@@ -13,12 +13,27 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib import import_module
 from typing import Any
 
-import numba
 import torch
 
-jit = partial(numba.njit, nogil=True, cache=True, error_model="numpy")
+try:
+    numba: Any = import_module("numba")
+except ImportError as error:  # who computes on a GPU alone needs none
+    numba, _why = None, str(error)
+
+
+def _not_compiled(**_: Any) -> Callable[..., Any]:
+    """``jit`` without numba: a loop that tells so when it is called."""
+
+    def loop(*_: Any) -> None:
+        raise ImportError(f"numba compiles the loops of the CPU's paths, and it can't be imported: {_why}")
+
+    return lambda _: loop
+
+
+jit = partial(numba.njit, nogil=True, cache=True, error_model="numpy") if numba else _not_compiled
 """``@jit()`` compiles a loop; ``@jit(fastmath={...})`` names what LLVM may assume, "reassoc" for sums say."""
 inlined = partial(jit, forceinline=True)
 """``@inlined()`` compiles what such loops call. What is called and not inlined is compiled alone and once more with its

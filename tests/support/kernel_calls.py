@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -167,7 +169,7 @@ def calls(lengths: list[int] | None = None, dtype: torch.dtype = torch.float32) 
     totals = [T - 1, T + 1, 2**62, "3", None, T + 0.5]
     total = Argument(T, lambda data: Bad("total", data.draw(st.sampled_from(totals)), seen=False))
     k = 4
-    chosen = jagged.segment_topk(torch.zeros(T), ends, k)
+    chosen = jagged.segment_topk_reference(torch.zeros(T), ends, k)
 
     def bad_rows(x: list[int]) -> bool:
         found = [r for r in x if r >= 0]
