@@ -53,9 +53,8 @@ class _Device(TorchDispatchMode):
         name, kwargs = func.overloadpacket.__name__, dict(kwargs or {})
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         ours = any(isinstance(x, Elsewhere) for x in tensors)
-        both = (
-            len({isinstance(x, Elsewhere) for x in tensors if x.dim()}) == 2
-        )  # a GPU takes single numbers of the host
+        # a GPU takes single numbers of the host, and operators of ours say which tensors lie there
+        both = len({isinstance(x, Elsewhere) for x in tensors if x.dim()}) == 2 and func.namespace != "placerank"
         if both and name != "copy_":
             raise RuntimeError(f"{name}: tensors of the host and of the device")
         to_device = torch.device(kwargs["device"]) == DEVICE if kwargs.get("device") is not None else ours
