@@ -98,7 +98,7 @@ def test_a_damaged_checkpoint_is_refused(damage: str, check_ins: SimpleNamespace
     elif damage == "manifest":
         manifest["loader"]["epoch"] = 0
     else:
-        message = r"manifest.json has format (None|9), this version of placerank reads 1: use the version that wrote it"
+        message = r"manifest.json has format (None|9), this version of placerank reads 2: use the version that wrote it"
         del manifest[_SEAL]
         manifest = {k: v for k, v in manifest.items() if k != "format"} | ({"format": 9} if damage == "newer" else {})
         manifest[_SEAL] = _seal(manifest)
