@@ -78,7 +78,7 @@ def make_tables(rng: np.random.Generator) -> tuple[pa.Table, pa.Table, np.ndarra
     city = rng.integers(0, CITIES, ITEMS)
     lat, lon = rng.uniform(30, 50, CITIES)[city], rng.uniform(0, 20, CITIES)[city]
     positives = np.concatenate([[0], rng.poisson(share * 1e6)])
-    rows = pa.array(np.concatenate([[0], np.arange(ITEMS, dtype=np.int32)]), pa.int32())
+    offsets = pa.array(np.arange(ITEMS + 1), pa.int32())
     items = pa.table(
         {
             "item_id": pa.array(range(ITEMS)),
@@ -86,7 +86,7 @@ def make_tables(rng: np.random.Generator) -> tuple[pa.Table, pa.Table, np.ndarra
             "lon": lon + rng.normal(0, 0.05, ITEMS),
             "category_row": category,
             "brand_row": brand,
-            "category_path": pa.ListArray.from_arrays(rows[: ITEMS + 1], pa.array(category)),
+            "category_path": pa.ListArray.from_arrays(offsets, pa.array(category)),
             "positives": positives,
             "last_positive": NOW - rng.integers(0, 90 * 86_400, ITEMS),
         }
