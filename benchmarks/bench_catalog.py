@@ -5,12 +5,12 @@
     torchrun --nproc-per-node 2 benchmarks/bench_catalog.py --sharded
     python benchmarks/bench_catalog.py --items 4000000 --save        # also writes results/catalog.csv
 
-``plain`` has two shared attributes, four pooled ones and the category's path; ``plugins`` has three levels of a semantic
-ID, clusters, activity, heads and adaptive radii besides. Bytes on the host are what the process holds beyond what it
-held before (proportional set size, so what ranks share is divided among them; memory that is free again not counted);
-on the CPU the device's are in it. Times are the processor's. ``refresh`` is what a refresh of the centres costs here,
-``once`` what is computed for it once a machine, and ``before`` what it replaced: the unique rows of all items'
-attributes at each refresh on each rank, computed here.
+``plain`` has two shared attributes, four pooled ones and the category's path; ``plugins`` has three levels of a
+semantic ID, clusters, activity, heads and adaptive radii besides. Bytes on the host are what the process holds beyond
+what it held before (proportional set size, so what ranks share is divided among them; memory that is free again not
+counted); on the CPU the device's are in it. Times are the processor's. ``refresh`` is what a refresh of the centres
+costs here, ``once`` what is computed for it once a machine, and ``refresh_before`` what it replaced: the unique rows of
+all items' attributes at each refresh on each rank, computed here.
 """
 
 import argparse
@@ -91,9 +91,9 @@ def make_sample(items: int, rng: np.random.Generator) -> SampleBatch:
         values=torch.cat([torch.from_numpy(rng.integers(0, USERS, BATCH)), met]),
         lengths=torch.cat([one, one, lengths]),
     )
-    places = [torch.from_numpy(rng.uniform(0, 20, BATCH)).float() for _ in range(2)]
+    lat, lon = (torch.from_numpy(rng.uniform(0, 20, BATCH)).float() for _ in range(2))
     hours = torch.from_numpy(rng.exponential(200, total)).float()
-    return SampleBatch(ids, hours, one.float(), rows, rows, one * 1_700_000_000, *places, one.int(), None, BATCH)
+    return SampleBatch(ids, hours, one.float(), rows, rows, one * 1_700_000_000, lat, lon, one.int(), None, BATCH)
 
 
 def proportional_bytes() -> int:
@@ -133,6 +133,7 @@ def measure(folder: Path, items: int, plugins: bool, sharded: bool, rounds: int)
     before, start = proportional_bytes(), time.process_time()
     made = one_copy(columns)
     group = dist.GroupMember.WORLD
+    assert group is not None
     catalog = ShardedCatalog(made, features, CPU, group) if sharded else Catalog(made, features, CPU)
     seconds = time.process_time() - start
     del made

@@ -5,6 +5,7 @@ look-up reads one piece of memory an item, whatever the number of columns, and a
 Rows of tables take a word each, unit vectors three, and numbers below 128 a byte.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -192,13 +193,14 @@ def attribute_combinations(rows: Tensor, most: int = MOST_COMBINATIONS) -> tuple
     """
     if not rows.numel():
         return rows[:0].long(), torch.zeros(0, dtype=torch.int64)
-    sizes = rows.amax(dim=0).long() + 1
-    key = torch.zeros(len(rows), dtype=torch.int64)
-    for size, column in zip(sizes.tolist(), rows.unbind(1), strict=True):
+    sizes = (rows.amax(dim=0).long() + 1).tolist()
+    small = math.prod(sizes) <= torch.iinfo(torch.int32).max  # sorted in half the time
+    key = torch.zeros(len(rows), dtype=torch.int32 if small else torch.int64)
+    for size, column in zip(sizes, rows.unbind(1), strict=True):
         key.mul_(size).add_(column)
     keys, counts = np.unique(key.numpy(), return_counts=True)
     top = np.argsort(-counts, kind="stable")[:most]
-    found = np.unravel_index(keys[top], sizes.tolist())
+    found = np.unravel_index(keys[top], sizes)
     return torch.from_numpy(np.stack(found, axis=1)), torch.from_numpy(counts[top])
 
 

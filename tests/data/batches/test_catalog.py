@@ -88,8 +88,10 @@ def test_no_two_columns_of_users_or_items_are_kept_twice() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 500])
 @pytest.mark.parametrize("attributes", [0, 1, 2, 3])
-def test_combinations_of_attributes(count: int, attributes: int) -> None:
+@pytest.mark.parametrize("largest", [5, 1_000_000])
+def test_combinations_of_attributes(count: int, attributes: int, largest: int) -> None:
     rows = torch.randint(0, 6, (count, attributes), dtype=torch.int32)
+    rows[:1] = largest  # with two such columns a number of 32 bits is too short
     found, counts = attribute_combinations(rows)
     assert found.dtype == counts.dtype == torch.int64
     if not rows.numel():
