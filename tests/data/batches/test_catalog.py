@@ -43,6 +43,19 @@ def test_batches_are_those_of_the_reference(items: int, lengths: list[int], plai
         assert_alike(tensors_of(catalog.expand(host)), want)
 
 
+def test_what_is_pinned_gives_the_same_batch_in_two_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here without a GPU: a copy stands for pinned memory."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    catalog = Catalog.of(*make_tables(40), all_features(40), CPU)
+    host = catalog.gather(make_sample(40, HISTORIES["some"]))
+    pinned = host.pin_memory()
+    assert not {x.data_ptr() for x in (pinned.whole, pinned.real)} & {x.data_ptr() for x in (host.whole, host.real)}
+    assert_alike(tensors_of(catalog.expand(pinned)), tensors_of(catalog.expand(host)))
+    device = torch.device("meta")
+    storages = {x.untyped_storage()._cdata for x in pinned.pieces(device).values()}
+    assert len(storages) == 2 and all(x.device == device for x in pinned.pieces(device).values())
+
+
 @pytest.mark.parametrize("plain", [True, False])
 def test_the_devices_half_waits_for_nothing(plain: bool) -> None:
     features = all_features(40, plain)
