@@ -67,6 +67,19 @@ def test_the_devices_half_waits_for_nothing(plain: bool) -> None:
     assert not len(waits), str(waits)
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_the_devices_half_mixes_no_devices(plain: bool) -> None:
+    """On "meta", where a tensor left on the host, or a size that follows from numbers, is an error."""
+    tables, features, device = make_tables(40), all_features(40, plain), torch.device("meta")
+    sample = make_sample(40, HISTORIES["many"])
+    got = tensors_of(Catalog.of(*tables, features, device).expand(sample))
+    want = tensors_of(Catalog.of(*tables, features, CPU).expand(sample))
+    for name, value in want.items():
+        assert got[name].device == (CPU if name == "dense.lengths" else device), name
+        if not name.startswith(("items.", "pooled.")):
+            assert got[name].shape == value.shape and got[name].dtype == value.dtype, name
+
+
 @pytest.mark.parametrize("lengths", HISTORIES.values(), ids=HISTORIES)
 def test_bags_share_the_distinct_items(lengths: list[int]) -> None:
     """Of each table a bag a sample, on every rank the same number, and none holds more than its share."""
