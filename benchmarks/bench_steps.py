@@ -31,8 +31,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from placerank.benchmarks.kernels.harness import peak_mib
 from placerank.benchmarks.results_file import keep
 from placerank.data.batches.batch import SampleBatch
-from placerank.data.batches.catalog import Catalog, with_columns
+from placerank.data.batches.catalog import Catalog
 from placerank.data.batches.features import CLUSTER, USER_CLUSTER, FeatureConfig, build_features
+from placerank.data.batches.item_columns import with_columns
 from placerank.data.batches.semantic_features import SemanticFeatures
 from placerank.rankers.dense import RankerConfig
 from placerank.rankers.plugins.akt import akt_ladder
@@ -77,7 +78,7 @@ def make_tables(rng: np.random.Generator) -> tuple[pa.Table, pa.Table, np.ndarra
     city = rng.integers(0, CITIES, ITEMS)
     lat, lon = rng.uniform(30, 50, CITIES)[city], rng.uniform(0, 20, CITIES)[city]
     positives = np.concatenate([[0], rng.poisson(share * 1e6)])
-    rows = pa.array(np.concatenate([[0], np.arange(ITEMS, dtype=np.int32)]), pa.int32())
+    offsets = pa.array(np.arange(ITEMS + 1), pa.int32())
     items = pa.table(
         {
             "item_id": pa.array(range(ITEMS)),
@@ -85,7 +86,7 @@ def make_tables(rng: np.random.Generator) -> tuple[pa.Table, pa.Table, np.ndarra
             "lon": lon + rng.normal(0, 0.05, ITEMS),
             "category_row": category,
             "brand_row": brand,
-            "category_path": pa.ListArray.from_arrays(rows[: ITEMS + 1], pa.array(category)),
+            "category_path": pa.ListArray.from_arrays(offsets, pa.array(category)),
             "positives": positives,
             "last_positive": NOW - rng.integers(0, 90 * 86_400, ITEMS),
         }
@@ -123,7 +124,9 @@ class Side:
             sizes[USER_CLUSTER] = sizes[CLUSTER]
         vocabularies = {"item": ITEMS, "user": USERS, "category": CATEGORIES, "brand": BRANDS}
         features = build_features(FeatureConfig(), vocabularies, [], config.uses_context, config.uses_traits, sizes)
-        self.catalog = Catalog(with_columns(items, {n: x for n, (x, _) in tables.items()}), users, features, rt.device)
+        self.catalog = Catalog.of(
+            with_columns(items, {n: x for n, (x, _) in tables.items()}), users, features, rt.device
+        )
         torch.manual_seed(0)
         self.trainee = assemble(features, config, ShardingConfig(), OptimizerConfig(), rt, BATCH, 20.0)
         self.trainee.model.train()

@@ -20,7 +20,7 @@ _NAME = re.compile(
 
 
 @cache
-def _place() -> str:
+def place() -> str:
     """Where a process id means one process: this boot of this machine, and this container."""
     parts = [socket.gethostname()]
     for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text(), lambda: os.readlink("/proc/self/ns/pid")):
@@ -51,7 +51,7 @@ def _start(pid: int) -> int | None:
 
 def owner() -> str:
     """What the names of this process' unfinished files and folders end with."""
-    return f"{_place()}-{os.getpid()}-{_start(os.getpid())}"
+    return f"{place()}-{os.getpid()}-{_start(os.getpid())}"
 
 
 def unfinished(path: Path, what: str, number: str = "") -> Path:
@@ -65,7 +65,7 @@ def remove_leftovers(folder: Path) -> None:
         return
     for entry in list(os.scandir(folder)):
         found = _NAME.fullmatch(entry.name) if entry.name.startswith(".") else None
-        if not found or found["place"] != _place() or _start(int(found["pid"])) == int(found["start"]):
+        if not found or found["place"] != place() or _start(int(found["pid"])) == int(found["start"]):
             continue
         path = Path(entry.path)
         try:

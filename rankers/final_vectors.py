@@ -66,10 +66,10 @@ class FinalVectors:
         catalog, shared = self.catalog, {n: self._whole(n) for n in self.scorer.items.names if n != "item"}
         start = 0
         for own in self.tables.blocks("item", block_rows):
-            some = slice(start, start + len(own))
-            rows = {name: table[catalog.item_rows[name][some]] for name, table in shared.items()}
+            some = catalog.rows(torch.arange(start, start + len(own)))
+            rows = {name: table[some.rows(name)] for name, table in shared.items()}
             by_table = [own if n == "item" else rows[n] for n in self.scorer.items.names]
-            traits = (catalog.attributes[some], catalog.activity[some]) if catalog.features.traits else ()
+            traits = (some.attributes, some.activity) if catalog.features.traits else ()
             yield self.scorer.items(by_table, *traits).vectors
             start += len(own)
 

@@ -88,7 +88,10 @@ def export(config: ExportConfig) -> Path:
             tables |= export_tables(final, computed, folder / TABLES, *how)
         export_scorer(scorer, features, folder / SCORER)
         save_features(features, folder / FEATURES)
-        for table, key, name in ((inputs.items, "item_id", "catalog"), (inputs.users, "user_id", "users")):
+        for table, key, name in (
+            (inputs.read_items(), "item_id", "catalog"),
+            (inputs.read_users(), "user_id", "users"),
+        ):
             told = table.replace_schema_metadata(for_pandas(table.schema, key).metadata)
             pq.write_table(told, folder / f"{name}.parquet", compression="zstd")
         made_from = {"checkpoint": sha256_file(checkpoint / MANIFEST), "prepared": prepared["content_hash"]}

@@ -74,12 +74,12 @@ class Identity:
 def vocabularies(inputs: Inputs) -> dict[str, dict[str, Any]]:
     """Size and hash of the ids that the rows of tables stand for, by vocabulary: item, user, category, ..."""
     names = {"category" if t.name == "category_path" else t.name for t in inputs.features.tables}
-    ids = {"item": inputs.items["item_id"], "user": inputs.users["user_id"]}
+    where = {"item": ("catalog", "item_id"), "user": ("users", "user_id")}
     found = {}
     for name in sorted(names & inputs.manifest["tables"].keys()):  # the others' rows are numbers by themselves: hours
-        if name not in ids:
-            ids[name] = pq.read_table(inputs.folder / "vocab" / f"{name}.parquet")["value"]
-        found[name] = {"ids": len(ids[name]) - 1, "sha256": hash_in_order(ids[name])}
+        file, column = where.get(name, (f"vocab/{name}", "value"))
+        ids = pq.read_table(inputs.folder / f"{file}.parquet", columns=[column])[column]
+        found[name] = {"ids": len(ids) - 1, "sha256": hash_in_order(ids)}
     return found
 
 

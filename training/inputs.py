@@ -1,5 +1,6 @@
 """What a run reads besides samples: the description of its tables, and the catalog with semantic IDs joined to it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,41 +8,84 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
+import torch.distributed as dist
 
-from ..data.batches.catalog import Catalog, with_columns
+from ..data.batches.catalog import Catalog
 from ..data.batches.features import CLUSTER, USER_CLUSTER, FeatureConfig, Features, build_features
+from ..data.batches.item_columns import catalog_columns, columns_to_read, with_columns
 from ..data.batches.semantic_features import SemanticFeatures
+from ..data.batches.sharded_catalog import ShardedCatalog
 from ..data.manifest import MANIFEST, read_manifest
+from ..data.one_copy import one_copy
 from ..rankers.dense import RankerConfig
+from ..rankers.plugins.akt import AktConfig
+
+_ITEMS = "catalog.parquet"
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Made by ``read_inputs``.
+    """Made by ``read_inputs``. Holds no table: those are read where they are needed, and dropped.
 
     Attributes:
         folder: the prepared folder.
         features: the resolved description of tables.
-        items, users: the catalog; items with a column for each table made of semantic IDs.
         manifest: of the prepared folder.
         lineage: hashes of the semantic IDs, the newest last; empty without.
+        tokens, ngram_rows, akt: what tables of semantic IDs follow from, as configured.
     """
 
     folder: Path
     features: Features
-    items: pa.Table
-    users: pa.Table
     manifest: dict[str, Any]
     lineage: tuple[str, ...]
+    tokens: Path | None
+    ngram_rows: int
+    akt: AktConfig
 
     @property
     def semantic_ids(self) -> str | None:
         """Hash of the semantic IDs that a run which starts now is trained with."""
         return self.lineage[-1] if self.lineage else None
 
-    def catalog(self, device: torch.device) -> Catalog:
-        return Catalog(self.items, self.users, self.features, device)
+    def read_items(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The prepared ``catalog.parquet`` with a column for each table made of semantic IDs.
+
+        Args:
+            columns: of the file; default: all.
+
+        Raises:
+            FileNotFoundError, ValueError: the semantic IDs are damaged, or of other items.
+        """
+        items = pq.read_table(self.folder / _ITEMS, columns=columns and [*columns])
+        if self.tokens is None:
+            return items
+        ids = pq.read_table(self.folder / _ITEMS, columns=["item_id"])["item_id"]
+        tables = _tables(SemanticFeatures.load(self.tokens, ids), self.ngram_rows, self.akt)
+        return with_columns(items, {name: rows for name, (rows, _) in tables.items()})
+
+    def read_users(self) -> pa.Table:
+        """The prepared ``users.parquet``."""
+        return pq.read_table(self.folder / "users.parquet")
+
+    def catalog(self, device: torch.device, group: dist.ProcessGroup | None = None) -> Catalog:
+        """The catalog, of which each machine's host holds one copy. All ranks call it.
+
+        Args:
+            device: where items lie, all of them, or this rank's part.
+            group: cut the catalog over these ranks; None: each rank's device has all.
+
+        Raises:
+            FileNotFoundError, ValueError: as ``read_items``, on every rank.
+        """
+        columns = one_copy(self._columns)
+        if group is None:
+            return Catalog(columns, self.features, device)
+        return ShardedCatalog(columns, self.features, device, group)
+
+    def _columns(self) -> dict[str, torch.Tensor]:
+        needed = columns_to_read(self.features, pq.read_schema(self.folder / _ITEMS).names)
+        return catalog_columns(self.read_items(needed), self.read_users(), self.features)
 
     def check_semantic_ids(self, trained_with: str | None, where: str) -> None:
         """Raises ValueError if a checkpoint was trained with semantic IDs that these are not, and don't go back to."""
@@ -63,18 +107,12 @@ def read_inputs(data: Path, features: FeatureConfig, ranker: RankerConfig) -> In
     manifest = read_manifest(data, "prepared")
     if lost := sorted(set(manifest["user_columns"]) - set(manifest["tables"])):
         raise ValueError(f"{data / MANIFEST}: no table of the user column {lost[0]!r}; make the folder again")
-    items, users = (pq.read_table(data / name) for name in ("catalog.parquet", "users.parquet"))
-    rows: dict[str, Tensor] = {}
     sizes: dict[str, int] = {}
     lineage: tuple[str, ...] = ()
     if features.semantic_ids is not None:
-        semantic = SemanticFeatures.load(features.semantic_ids, items["item_id"])
+        semantic = SemanticFeatures.of_no_items(features.semantic_ids)
         lineage = semantic.lineage
-        tables = semantic.tables(features.ngram_rows)
-        if ranker.akt.enabled:
-            tables[CLUSTER] = semantic.prefix_table(ranker.akt.prefix, ranker.akt.cluster_rows)
-        rows = {name: values for name, (values, _) in tables.items()}
-        sizes = {name: size for name, (_, size) in tables.items()}
+        sizes = {n: size for n, (_, size) in _tables(semantic, features.ngram_rows, ranker.akt).items()}
         if ranker.akt.enabled and ranker.akt.users:
             sizes[USER_CLUSTER] = sizes[CLUSTER]
     resolved = build_features(
@@ -86,6 +124,19 @@ def read_inputs(data: Path, features: FeatureConfig, ranker: RankerConfig) -> In
         sizes,
         adaptive=ranker.rest.enabled and ranker.rest.density_adaptive,
     )
-    if ranker.rest.enabled and ranker.rest.contrast and not items["lat"].is_valid().to_numpy().any():
-        raise ValueError(f"{data}: rest contrasts items by where they are, and none has coordinates; leave rest out")
-    return Inputs(data, resolved, with_columns(items, rows), users, manifest, lineage)
+    if ranker.rest.enabled and ranker.rest.contrast:
+        lat = pq.read_table(data / _ITEMS, columns=["lat"])["lat"]
+        if lat.null_count == len(lat):
+            raise ValueError(
+                f"{data}: rest contrasts items by where they are, and none has coordinates; leave rest out"
+            )
+    tokens = features.semantic_ids
+    return Inputs(data, resolved, manifest, lineage, tokens, features.ngram_rows, ranker.akt)
+
+
+def _tables(semantic: SemanticFeatures, ngram_rows: int, akt: AktConfig) -> dict[str, tuple[torch.Tensor, int]]:
+    """Rows and size of each table that is made of semantic IDs, by name."""
+    tables = semantic.tables(ngram_rows)
+    if akt.enabled:
+        tables[CLUSTER] = semantic.prefix_table(akt.prefix, akt.cluster_rows)
+    return tables

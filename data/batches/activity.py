@@ -5,11 +5,12 @@ N rows (items or users), A columns.
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 COLD = 3
 """Fewer positives than this look alike."""
 _EDGES = (COLD, 10, 30, 100, 300)  # of buckets of counts; from the last on a row counts as fully active
+_LOGS = torch.tensor([COLD - 1, _EDGES[-1]]).float().log1p()
+_LOWEST, _SPAN = float(_LOGS[0]), float(_LOGS[1] - _LOGS[0])
 _HALF_LIFE_DAYS = 30.0
 ACTIVITY_DIM = 2 + len(_EDGES) + 1
 """A: columns of ``activity_features``."""
@@ -32,14 +33,25 @@ def activity_features(count: Tensor, days_since_last: Tensor) -> Tensor:
         float32 [N, A]: log-count from 0 (cold) to 1 (300 positives or more); 2^(-days / 30), 0 for cold rows; one
         column a bucket, 1 for the row's.
     """
-    edges = torch.tensor(_EDGES, dtype=torch.float32, device=count.device)
+    return spread_activity(*activity_numbers(count, days_since_last))
+
+
+def activity_numbers(count: Tensor, days_since_last: Tensor) -> tuple[Tensor, Tensor]:
+    """What ``activity_features`` follows from, in 9 bytes a row: log-count and recency, float32 [N, 2], and the bucket
+    of the count, int8 [N]."""
     count, days = count.float(), days_since_last.float()
-    lowest, highest = edges[0] - 1, edges[-1]
-    log_count = (count.clamp(lowest, highest).log1p() - lowest.log1p()) / (highest.log1p() - lowest.log1p())
+    log_count = (count.clamp(COLD - 1, _EDGES[-1]).log1p() - _LOWEST) / _SPAN
     recency = torch.exp2(-days.clamp(min=0) / _HALF_LIFE_DAYS).nan_to_num(0).where(count >= COLD, 0)
-    bucket = torch.bucketize(count, edges, right=True)
-    one_hot = F.one_hot(bucket, len(_EDGES) + 1).float()
-    return torch.cat([log_count[:, None], recency[:, None], one_hot], dim=1)
+    bucket = torch.zeros_like(count, dtype=torch.int8)
+    for edge in _EDGES:  # numbers, not a tensor, which would have to be copied to the device
+        bucket += count >= edge
+    return torch.stack([log_count, recency], dim=1), bucket
+
+
+def spread_activity(numbers: Tensor, bucket: Tensor) -> Tensor:
+    """``activity_features`` from what ``activity_numbers`` gave: float32 [N, A]."""
+    one_hot = bucket[:, None] == torch.arange(len(_EDGES) + 1, device=bucket.device)
+    return torch.cat([numbers, one_hot.float()], dim=1)
 
 
 def find_heads(count: Tensor, share: float = HEAD_SHARE) -> Tensor:

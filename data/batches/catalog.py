@@ -1,81 +1,54 @@
 """The catalog: what belongs to an item is stored once and looked up by row on the device."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ...kernels.haversine import unit_vectors, unit_vectors_km
-from .activity import activity_features, find_heads
+from .activity import activity_features
 from .batch import RankingBatch, SampleBatch
 from .dense_batch import Context, DenseBatch, LossInputs, Traits
-from .density import density_scale
 from .features import CLUSTER, HOURS_PER_WEEK, USER_CLUSTER, Features
 from .history_clusters import history_clusters
+from .host_batch import HostBatch
+from .item_columns import HOUR, FoundItems, Layout, catalog_columns, with_columns
 
-_HOUR = 3600
-_MONDAY = 4 * 24 * _HOUR  # 1970-01-01 was a Thursday; hours of the week start on Monday, in solar time of the item
-
-
-def _tensor(column: pa.ChunkedArray, dtype: Any) -> Tensor:
-    return torch.from_numpy(column.to_numpy().astype(dtype))
-
-
-def _take(x: Tensor, rows: Tensor) -> Tensor:
-    """x[rows], on the CPU in a third of the time."""
-    return x.index_select(0, rows)
+Pieces = dict[str, Tensor]
 
 
 class Catalog:
-    """Item and user attributes as tensors by row, and the step from samples to the ranker's batches.
+    """Item and user attributes by row, and the step from samples to the ranker's batches.
+
+    Items lie on the device, and are looked up once for each distinct item of a batch. What has one row a sample, users,
+    stays on the host, however many there are. The step has two halves: ``gather`` is all that the host decides, and
+    touches no device; ``expand`` is the device's, and never waits for it.
 
     Args:
-        items: the prepared ``catalog.parquet``.
-        users: the prepared ``users.parquet``.
-        features: what the ranker takes.
-        device: where the tensors lie and where batches are made.
+        columns: see ``catalog_columns``.
+        features: what the ranker takes, as when the columns were made.
+        device: where the items lie and where batches are made.
     """
 
-    def __init__(self, items: pa.Table, users: pa.Table, features: Features, device: torch.device) -> None:
-        self.features = features
-        self.device = device
-        self.item_ids = items["item_id"]
-        self.user_ids = users["user_id"]
-        lat, lon = (_tensor(items[c], np.float64) for c in ("lat", "lon"))
-        self.place = unit_vectors(lat, lon).float().to(device)
-        self.local_shift = ((lon.nan_to_num(0) / 15).round().long() * _HOUR - _MONDAY).to(device)
-        self.item_rows = {
-            c.removesuffix("_row"): _tensor(items[c], np.int64).to(device)
-            for c in items.column_names
-            if c.endswith("_row")
-        }
-        path = items["category_path"].combine_chunks()
-        self.path_offsets = torch.from_numpy(path.offsets.to_numpy().astype(np.int64)).to(device)
-        self.path_values = torch.from_numpy(path.values.to_numpy().astype(np.int64)).to(device)
-        self.user_rows = {
-            c.removesuffix("_row"): _tensor(users[c], np.int64).to(device)
-            for c in users.column_names
-            if c.endswith("_row")
-        }
-        self.has_activity = features.traits or "activity" in features.dense
-        if self.has_activity:
-            now = max(pc.max(items["last_positive"]).as_py(), 0)
-            count, last = (_tensor(items[c], np.int64) for c in ("positives", "last_positive"))
-            self.activity = activity_features(count, (now - last).double() / (24 * _HOUR)).to(device)
-        if features.traits:
-            self.item_head = find_heads(count).to(device)
-            self.user_head = find_heads(_tensor(users["positives"], np.int64)).to(device)
-            scale = density_scale(lat.numpy(), lon.numpy()) if features.adaptive else np.ones(len(items), np.float32)
-            self.radius_scale = torch.from_numpy(scale).to(device)
-            columns = [self.item_rows[name][:, None] for name in features.attributes]
-            self.attributes = torch.cat([torch.empty(len(items), 0, dtype=torch.int64, device=device), *columns], dim=1)
+    def __init__(self, columns: dict[str, Tensor], features: Features, device: torch.device) -> None:
+        self.features, self.device = features, device
+        self.layout = Layout(features)
+        self.words = self._own_words(columns["words"]).to(device)
+        self.items = len(columns["words"])
+        self.path_offsets, self.path_values = (
+            columns[name].to(device) if name in columns else None for name in ("path_offsets", "path_values")
+        )
+        self.on_host = {n: x for n, x in columns.items() if n not in ("words", "path_offsets", "path_values")}
+
+    @classmethod
+    def of(cls, items: pa.Table, users: pa.Table, features: Features, device: torch.device) -> "Catalog":
+        """From the tables of a prepared folder, in memory of this process; see ``catalog_columns``."""
+        return cls(catalog_columns(items, users, features), features, device)
 
     @classmethod
     def load(
@@ -90,25 +63,33 @@ class Catalog:
         Args:
             prepared: the folder.
             features: what the ranker takes.
-            device: where the tensors lie.
+            device: where the items lie.
             semantic: rows of the tables that are made of semantic IDs, [I] by name; an export's catalog has them.
         """
         items = with_columns(pq.read_table(prepared / "catalog.parquet"), semantic or {})
-        return cls(items, pq.read_table(prepared / "users.parquet"), features, torch.device(device))
+        return cls.of(items, pq.read_table(prepared / "users.parquet"), features, torch.device(device))
 
-    def distance_km(self, item: Tensor, lat: Tensor, lon: Tensor) -> Tensor:
-        """km from places in degrees [B] to items [B] (row numbers), float32 [B]; NaN where either is unknown."""
-        return unit_vectors_km(unit_vectors(lat.double(), lon.double()).float(), self.place[item])
+    def _own_words(self, words: Tensor) -> Tensor:
+        """The rows of ``words`` that lie on this device."""
+        return words
 
-    def attribute_combinations(self, most: int = 65_536) -> tuple[Tensor, Tensor]:
-        """Combinations of attributes that items have, the most frequent ``most`` of them.
+    def rows(self, found: Tensor) -> FoundItems:
+        """Columns of items by their rows, int64 [U], on the device; in ascending order, each once."""
+        return FoundItems(self.layout, self.words.index_select(0, found))
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes that the catalog holds on its device."""
+        held = [self.words, self.path_offsets, self.path_values]
+        return sum(x.nbytes for x in held if x is not None)
+
+    def attribute_combinations(self) -> tuple[Tensor, Tensor]:
+        """Combinations of attributes that items have, the most frequent 65,536 of them; where batches carry Traits.
 
         Returns:
-            Rows of the attributes' tables, int64 [M, F], and how many items have them, int64 [M].
+            Rows of the attributes' tables, int64 [M, F], and how many items have them, int64 [M]; on the device.
         """
-        rows, counts = self.attributes[1:].unique(dim=0, return_counts=True)
-        top = counts.argsort(descending=True, stable=True)[:most]
-        return rows[top], counts[top]
+        return tuple(self.on_host[n].to(self.device) for n in ("combinations", "combination_counts"))  # type: ignore[return-value]
 
     def user_activity(self, offsets: Tensor, hours: Tensor) -> Tensor:
         """Activity of users as their histories show it: counts as of the split would hold the visit to be predicted.
@@ -125,146 +106,177 @@ class Catalog:
         return activity_features(lengths, latest / 24)
 
     def user_clusters(self, offsets: Tensor, visits: Tensor) -> Tensor:
-        """Cluster rows of users by the items [T] of their histories, offsets int64 [B+1]: int64 [B], 0 for none."""
-        return history_clusters(offsets, _take(self.item_rows[CLUSTER], visits))
+        """Cluster rows of users by the items [T] of their histories, offsets int64 [B+1]: int64 [B], 0 for none.
 
-    def expand(self, sample: SampleBatch) -> RankingBatch:
-        """Look up everything that follows from a sample's rows: [B] samples to the ranker's batch."""
-        to = lambda x: x.to(self.device, non_blocking=True)  # noqa: E731
-        ids = sample.ids.to(self.device, non_blocking=True)
+        Of a ranker with users' clusters; on the host.
+        """
+        return history_clusters(offsets, self.on_host["cluster"].index_select(0, visits).long())
+
+    def gather(self, sample: SampleBatch) -> HostBatch:
+        """The host's half: which items a batch has, where each sample and visit finds its own, users, and sizes.
+
+        Touches no device, so a thread that reads ahead may do it, and pin what comes out.
+        """
+        ids, pooled = sample.ids, [t.name for t in self.features.pooled]
         item, user, history = ids["item"].values(), ids["user"].values(), ids["history"]
-        hours = to(sample.history_hours)
-        met = torch.cat([sample.ids["item"].values(), sample.ids["history"].values()])
-        found, place = met.unique(return_inverse=True)  # on the host, whose sizes a GPU need not wait for
-        target, visits = map(to, place.split([item.numel(), history.values().numel()]))
-        found = to(found)
-        user_activity = self.user_activity(history.offsets(), hours) if self.has_activity else None
-        pooled = self._pooled_ids(user, item, to(sample.time), history)
-        dense = DenseBatch(
-            target=target,
-            visits=visits,
-            offsets=history.offsets().long(),
-            lengths=sample.ids["history"].lengths().long(),
-            features=self._dense(sample, item, user_activity),
-            history_gaps=self._gaps(item, history.values(), history.lengths(), hours),
-            context=self._context(sample, item, history) if self.features.context else None,
-            traits=self._traits(found, user_activity) if self.features.traits else None,
-            loss_inputs=self._loss_inputs(found, user, pooled, to(_first_of_each(place[: len(sample)])))
-            if self.features.traits
-            else None,
-        )
-        return RankingBatch(items=self._items(found), pooled=pooled, dense=dense, label=to(sample.label))
+        found, at = torch.cat([item, history.values()]).unique(return_inverse=True)
+        target = at[: len(sample)]
+        offsets = history.offsets().long()
+        whole = {"found": found, "target": target, "visits": at[len(sample) :], "offsets": offsets}
+        whole |= {"user": user, "time": sample.time}
+        whole |= {n: self.on_host[n].index_select(0, user) for n in (f"user_{p}" for p in pooled) if n in self.on_host}
+        if USER_CLUSTER in pooled:
+            whole[USER_CLUSTER] = self.user_clusters(offsets, history.values())
+        if self.features.traits:
+            whole |= {
+                "user_head": self.on_host["user_head"].index_select(0, user),
+                "first": _firsts(target, len(found)),
+            }
+        real = {"hours": sample.history_hours, "label": sample.label, "lat": sample.lat, "lon": sample.lon}
+        real |= {"earlier": sample.visits}
+        path_rows = int(self.on_host["path_length"].index_select(0, item).sum()) if "category_path" in pooled else 0
+        return HostBatch.of(whole, real, history.lengths().long(), path_rows)
 
-    def _items(self, found: Tensor) -> KeyedJaggedTensor:
-        """Rows of the distinct items [U] in each table."""
-        columns = [found if t.name == "item" else _take(self.item_rows[t.name], found) for t in self.features.sequence]
+    def expand(self, batch: HostBatch | SampleBatch) -> RankingBatch:
+        """The device's half: look up everything that follows from the rows of a batch. Samples are gathered first."""
+        host = batch if isinstance(batch, HostBatch) else self.gather(batch)
+        x = host.pieces(self.device)
+        items = self.rows(x["found"])
+        lengths = x["offsets"].diff()
+        sample_of = torch.arange(len(lengths), device=self.device).repeat_interleave(
+            lengths, output_size=x["visits"].numel()
+        )
+        has_activity = self.layout.has_activity
+        user_activity = self.user_activity(x["offsets"], x["hours"]) if has_activity else None
+        dense = DenseBatch(
+            target=x["target"],
+            visits=x["visits"],
+            offsets=x["offsets"],
+            lengths=host.lengths,
+            features=self._dense(x, items, user_activity),
+            history_gaps=_gaps(x, items, sample_of),
+            context=_context(x, items, sample_of) if self.features.context else None,
+        )
+        if self.features.traits:
+            assert user_activity is not None
+            dense.traits = Traits(items.attributes, items.activity, user_activity)
+            dense.loss_inputs = self._loss_inputs(x, items)
+        pooled = self._pooled_ids(x, items, lengths, host.path_rows)
+        return RankingBatch(items=self._items(x, items), pooled=pooled, dense=dense, label=x["label"])
+
+    def _items(self, x: Pieces, items: FoundItems) -> KeyedJaggedTensor:
+        """Rows of the distinct items [U] in each table, in B bags of ceil(U / B) or one less.
+
+        Bags are what fbgemm's kernels share work by, and their number has to be equal on all ranks, as B is and U is
+        not. Which rows share a bag means nothing: they are not pooled.
+        """
+        found, bags = x["found"], max(1, len(x["target"]))
+        columns = [found if t.name == "item" else items.rows(t.name) for t in self.features.sequence]
+        least, more = divmod(len(found), bags)
+        lengths = least + (torch.arange(bags, device=self.device) < more).long()
         return KeyedJaggedTensor(
             keys=self.features.item_keys,
             values=torch.cat(columns),
-            lengths=torch.full((len(columns),), len(found), device=found.device),
+            lengths=lengths.repeat(len(columns)),
+            length_per_key=[len(found)] * len(columns),
         )
 
-    def _pooled_ids(self, user: Tensor, item: Tensor, time: Tensor, history: JaggedTensor) -> KeyedJaggedTensor:
+    def _pooled_ids(self, x: Pieces, items: FoundItems, visited: Tensor, path_rows: int) -> KeyedJaggedTensor:
         values, lengths = [], []
-        one = torch.ones_like(item, dtype=torch.int64)
+        one = torch.ones_like(x["target"])
         for table in self.features.pooled:
-            n = one
-            if table.name == "user":
-                x = user
+            n, on_host = one, f"user_{table.name}"
+            if table.name == "user" or table.name == USER_CLUSTER:
+                rows = x[table.name]
             elif table.name == "hour":
-                x = self._hour(time, item)
+                rows = _hour(x["time"], items.shift, x["target"])
             elif table.name == "category_path":
-                start, n = self.path_offsets[item], self.path_offsets[item + 1] - self.path_offsets[item]
-                x = self.path_values[_ranges(start, n)]
-            elif table.name == USER_CLUSTER:
-                x = self.user_clusters(history.offsets(), history.values())
-            elif table.name in self.user_rows:
-                x = self.user_rows[table.name][user]
+                rows, n = self._paths(items.rows("category").index_select(0, x["target"]), path_rows)
+            elif on_host in x:
+                rows = x[on_host]
             else:
-                x = self.item_rows[table.name][item]
-            values.append(x)
+                of_items = items.rows(table.name)
+                rows = of_items.index_select(0, x["target"])
+            values.append(rows)
             lengths.append(n)
             if len(table.features) > 1:
-                values.append(_take(self.item_rows[table.name], history.values()))
-                lengths.append(history.lengths().long())
-        return KeyedJaggedTensor(keys=self.features.pooled_keys, values=torch.cat(values), lengths=torch.cat(lengths))
+                values.append(of_items.index_select(0, x["visits"]))
+                lengths.append(visited)
+        return KeyedJaggedTensor(
+            keys=self.features.pooled_keys,
+            values=torch.cat(values),
+            lengths=torch.cat(lengths),
+            length_per_key=[v.numel() for v in values],
+        )
 
-    def _dense(self, sample: SampleBatch, item: Tensor, user_activity: Tensor | None) -> Tensor:
-        columns = [torch.empty(item.numel(), 0, device=self.device)]
+    def _paths(self, category: Tensor, total: int) -> tuple[Tensor, Tensor]:
+        """Paths of categories [B] one after the other, ``total`` rows in all, and their lengths [B]."""
+        assert self.path_offsets is not None and self.path_values is not None
+        start, end = self.path_offsets[category], self.path_offsets[category + 1]
+        length = end - start
+        shift = (end - length.cumsum(0)).repeat_interleave(length, output_size=total)
+        return self.path_values[torch.arange(total, device=self.device) + shift], length
+
+    def _dense(self, x: Pieces, items: FoundItems, user_activity: Tensor | None) -> Tensor:
+        columns = [torch.empty(len(x["target"]), 0, device=self.device)]
         for name in self.features.dense:
             if name == "distance":
-                km = self.distance_km(item, sample.lat.to(self.device), sample.lon.to(self.device))
+                km = unit_vectors_km(_place(x), items.place.index_select(0, x["target"]))
                 columns += [km.nan_to_num(0).log1p()[:, None], (~km.isnan()).float()[:, None]]
             elif name == "visits":
-                columns.append(sample.visits.to(self.device).float().log1p()[:, None])
+                columns.append(x["earlier"].log1p()[:, None])
             elif name == "activity":
                 assert user_activity is not None
-                columns += [self.activity[item], user_activity]
+                columns += [items.activity.index_select(0, x["target"]), user_activity]
         return torch.cat(columns, dim=1)
 
-    def _gaps(self, item: Tensor, history: Tensor, lengths: Tensor, hours: Tensor) -> Tensor:
-        target = torch.repeat_interleave(item, lengths, output_size=history.numel())
-        km = unit_vectors_km(_take(self.place, history), _take(self.place, target)).nan_to_num(0)
-        return torch.stack([hours, km], dim=1).log1p()
-
-    def _context(self, sample: SampleBatch, item: Tensor, history: JaggedTensor) -> Context:
-        to = lambda x: x.to(self.device, non_blocking=True)  # noqa: E731
-        time, visits = to(sample.time), history.values()
-        visit_time = torch.repeat_interleave(time, history.lengths(), output_size=visits.numel())
-        visit_time = visit_time - (to(sample.history_hours).double() * _HOUR).round().long()
-        lat, lon = to(sample.lat).double(), to(sample.lon).double()
-        return Context(
-            category=self.item_rows["category"][item],
-            hour=self._hour(time, item),
-            place=unit_vectors(lat, lon).float(),
-            target_place=self.place[item],
-            visit_category=_take(self.item_rows["category"], visits),
-            visit_hour=self._hour(visit_time, visits),
-            visit_place=_take(self.place, visits),
-        )
-
-    def _traits(self, found: Tensor, user_activity: Tensor | None) -> Traits:
-        assert user_activity is not None
-        return Traits(
-            attributes=_take(self.attributes, found),
-            activity=_take(self.activity, found),
-            user_activity=user_activity,
-        )
-
-    def _loss_inputs(self, found: Tensor, user: Tensor, pooled: KeyedJaggedTensor, first: Tensor) -> LossInputs:
-        # row 0 is everybody outside of the vocabulary: it has no cluster to learn from
-        users = pooled[USER_CLUSTER].values() * (user > 0) if USER_CLUSTER in pooled.keys() else torch.zeros_like(user)  # noqa: SIM118
-        cluster = _take(self.item_rows[CLUSTER], found) if CLUSTER in self.item_rows else torch.zeros_like(found)
+    def _loss_inputs(self, x: Pieces, items: FoundItems) -> LossInputs:
+        none = torch.zeros_like
         return LossInputs(
-            item_cluster=cluster,
-            item_head=_take(self.item_head, found),
-            user_head=self.user_head[user],
-            place=_take(self.place, found),
-            radius_scale=_take(self.radius_scale, found),
-            first_targets=first,
-            user_cluster=users,
-            item=found,
+            item_cluster=items.rows(CLUSTER) if CLUSTER in self.layout.tables else none(x["found"]),
+            item_head=items.head,
+            user_head=x["user_head"].bool(),
+            place=items.place,
+            radius_scale=items.radius_scale,
+            first_targets=x["first"],
+            # row 0 is everybody outside of the vocabulary: it has no cluster to learn from
+            user_cluster=x[USER_CLUSTER] * (x["user"] > 0) if USER_CLUSTER in x else none(x["user"]),
+            item=x["found"],
         )
 
-    def _hour(self, time: Tensor, item: Tensor) -> Tensor:
-        """Hour of the week, in the item's solar time: 0 to 167, from Monday."""
-        return (time + _take(self.local_shift, item)) // _HOUR % HOURS_PER_WEEK
+
+def _place(x: Pieces) -> Tensor:
+    """Of the requests, float32 [B, 3]."""
+    return unit_vectors(x["lat"].double(), x["lon"].double()).float()
 
 
-def with_columns(items: pa.Table, rows: dict[str, Tensor]) -> pa.Table:
-    """The catalog with row numbers [I] of more tables, as columns ``<name>_row``."""
-    for name, values in rows.items():
-        items = items.append_column(f"{name}_row", pa.array(values.numpy()))
-    return items
+def _gaps(x: Pieces, items: FoundItems, sample_of: Tensor) -> Tensor:
+    target = x["target"].index_select(0, sample_of)
+    km = unit_vectors_km(items.place.index_select(0, x["visits"]), items.place.index_select(0, target)).nan_to_num(0)
+    return torch.stack([x["hours"], km], dim=1).log1p()
 
 
-def _ranges(start: Tensor, length: Tensor) -> Tensor:
-    """Concatenated ranges [start_i, start_i + length_i), int64."""
-    total = int(length.sum())
-    first = torch.cumsum(length, 0) - length
-    return torch.arange(total, device=start.device) + torch.repeat_interleave(start - first, length, output_size=total)
+def _context(x: Pieces, items: FoundItems, sample_of: Tensor) -> Context:
+    target, visits, category, shift = x["target"], x["visits"], items.rows("category"), items.shift
+    visit_time = x["time"].index_select(0, sample_of) - (x["hours"].double() * HOUR).round().long()
+    return Context(
+        category=category.index_select(0, target),
+        hour=_hour(x["time"], shift, target),
+        place=_place(x),
+        target_place=items.place.index_select(0, target),
+        visit_category=category.index_select(0, visits),
+        visit_hour=_hour(visit_time, shift, visits),
+        visit_place=items.place.index_select(0, visits),
+    )
 
 
-def _first_of_each(numbers: Tensor) -> Tensor:
+def _hour(time: Tensor, shift: Tensor, item: Tensor) -> Tensor:
+    """Hour of the week at times [N], in the solar time of items [N], by the shifts of all U: 0 to 167, from Monday."""
+    return (time + shift.index_select(0, item)) // HOUR % HOURS_PER_WEEK
+
+
+def _firsts(numbers: Tensor, below: int) -> Tensor:
     """Where each distinct number comes first, by number, int64 [A]; on the host."""
-    return torch.from_numpy(np.unique(numbers.numpy(), return_index=True)[1])
+    first = np.full(below, -1)
+    first[numbers.numpy()[::-1]] = np.arange(len(numbers))[::-1]  # of equal ones the last that is written stays
+    return torch.from_numpy(first[first >= 0])

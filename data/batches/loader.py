@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ..arrays import ranges
-from ..manifest import read_manifest
+from ..manifest import MANIFEST, read_manifest
+from ..plain import Count, fault
 from .batch import SampleBatch
 from .epoch import Intervals, Line, after, cut, share, total
 
@@ -139,15 +140,13 @@ class SampleLoader:
         manifest = read_manifest(Path(folder), "prepared")
         self._longest = manifest["history_length"]
         self._files, self._groups, self._sizes = _row_groups(Path(folder), split, manifest)
+        self._footers: dict[int, pq.FileMetaData] = {}  # of the files that were read from
         self.rows = sum(self._sizes)
         if shuffle and self.rows < world_size:
             raise ValueError(
                 f"{folder}: the {split} split has {self.rows} samples for {world_size} ranks, expected at least one "
                 "each; use fewer ranks or more data"
             )
-        self._columns = [*_FLAT, *_JAGGED]
-        if "probability" in self._files[0][1].schema.names:
-            self._columns.append("probability")
         self._start(0, [(0, self.rows)])
 
     def _start(self, epoch: int, remaining: Intervals) -> None:
@@ -208,10 +207,18 @@ class SampleLoader:
         parts = []
         for group in groups:
             file, index = self._groups[group]
-            path, metadata = self._files[file]
+            path = self._files[file]
             try:
-                with pq.ParquetFile(path, metadata=metadata) as source:
-                    parts.append(_Rows.of_table(source.read_row_group(index, columns=self._columns)))
+                with pq.ParquetFile(path, metadata=self._footers.get(file)) as source:
+                    footer = self._footers[file] = source.metadata
+                    rows = footer.row_group(index).num_rows if index < footer.num_row_groups else 0
+                    if rows != self._sizes[group]:
+                        raise ValueError(
+                            f"{path}: got {rows:,} samples in row group {index}, the manifest says "
+                            f"{self._sizes[group]:,}; prepare the data again"
+                        )
+                    there = ["probability"] if "probability" in source.schema_arrow.names else []
+                    parts.append(_Rows.of_table(source.read_row_group(index, columns=[*_FLAT, *_JAGGED, *there])))
             except (pa.ArrowInvalid, OSError) as error:
                 raise _damaged(path, error) from error
             longest = int(np.diff(parts[-1].offsets).max())
@@ -256,27 +263,36 @@ def _damaged(path: Path, error: Exception) -> ValueError:
 
 def _row_groups(
     folder: Path, split: str, manifest: dict[str, Any]
-) -> tuple[list[tuple[Path, pq.FileMetaData]], list[tuple[int, int]], list[int]]:
-    """Files with their footers; (file, row group) of each row group that has rows; and how many."""
+) -> tuple[list[Path], list[tuple[int, int]], list[int]]:
+    """Files; (file, row group) of each row group that has rows; and how many.
+
+    The manifest tells them. An older one does not: then the files' footers are read.
+    """
     splits = manifest["splits"]
     if split not in splits:
         raise ValueError(f"{folder} has no {split!r} split, it has {', '.join(splits)}; prepare with a fraction for it")
-    paths = sorted((folder / split).glob("*.parquet"))
-    files = []
-    for path in paths:
-        try:
-            files.append((path, pq.read_metadata(path)))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise _damaged(path, error) from error
-    sizes = [[m.row_group(i).num_rows for i in range(m.num_row_groups)] for _, m in files]
-    groups = [(f, i) for f, group in enumerate(sizes) for i, rows in enumerate(group) if rows]
-    got, expected = sum(map(sum, sizes)), splits[split]["rows"]
+    known = splits[split].get("row_groups")
+    if known is None:
+        known = {path.name: _footer_rows(path) for path in (folder / split).glob("*.parquet")}
+    elif found := fault(known, dict[str, list[Count]], f"splits.{split}.row_groups"):
+        raise ValueError(f"{folder / MANIFEST}: {found}; prepare the data again")
+    names = sorted(known)
+    groups = [(f, i) for f, name in enumerate(names) for i, rows in enumerate(known[name]) if rows]
+    got, expected = sum(map(sum, known.values())), splits[split]["rows"]
     if got != expected:
         raise ValueError(
-            f"{folder / split}: got {got:,} samples in {len(paths)} files, the manifest says {expected:,}; "
+            f"{folder / split}: got {got:,} samples in {len(names)} files, the manifest says {expected:,}; "
             "prepare the data again"
         )
-    return files, groups, [sizes[f][i] for f, i in groups]
+    return [folder / split / name for name in names], groups, [known[names[f]][i] for f, i in groups]
+
+
+def _footer_rows(path: Path) -> list[int]:
+    try:
+        footer = pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _damaged(path, error) from error
+    return [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
 
 
 def _read_ahead(items: Iterable[T], depth: int) -> Iterator[T]:

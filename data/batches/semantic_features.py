@@ -98,6 +98,17 @@ class SemanticFeatures:
         codes = np.where(np.logical_or.accumulate(codes < 0, axis=1), -1, codes)  # nothing below a level without code
         return cls(codes, manifest["codes"], tuple(manifest["lineage"]), manifest["lookup"])
 
+    @classmethod
+    def of_no_items(cls, tokens: Path) -> "SemanticFeatures":
+        """What the manifest of a folder of tokens tells: which tables there are, and their sizes, without any ID.
+
+        Raises:
+            FileNotFoundError, ValueError: no finished folder of tokens, or a damaged manifest.
+        """
+        manifest = read_manifest(tokens, _KIND)
+        none = np.empty((0, manifest["levels"]), np.int64)
+        return cls(none, manifest["codes"], tuple(manifest["lineage"]), manifest["lookup"])
+
     @property
     def levels(self) -> int:
         """L."""

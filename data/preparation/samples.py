@@ -201,6 +201,7 @@ class SplitWriter:
     history: int = 0
     first: int | None = None
     last: int | None = None
+    row_groups: dict[str, list[int]] = field(default_factory=dict)
     _files: int = 0
     _groups: int = 0
     _pending: list[pa.Table] = field(default_factory=list)
@@ -233,8 +234,10 @@ class SplitWriter:
     def _write_group(self, table: pa.Table) -> None:
         if self._writer is None:
             self.folder.mkdir(exist_ok=True)
+            name = f"part-{self._files:05d}.parquet"
+            self.row_groups[name] = []
             self._writer = pq.ParquetWriter(
-                self.folder / f"part-{self._files:05d}.parquet",
+                self.folder / name,
                 table.schema,
                 compression="zstd",
                 compression_level=1,
@@ -243,6 +246,7 @@ class SplitWriter:
             )
             self._files += 1
         self._writer.write_table(table, row_group_size=self.row_group_rows)
+        self.row_groups[f"part-{self._files - 1:05d}.parquet"].append(table.num_rows)
         self._groups += 1
         if self._groups % _GROUPS_PER_FILE == 0:
             self._close_file()
@@ -264,4 +268,5 @@ class SplitWriter:
             "positives": self.positives,
             "mean_history": self.history / max(self.rows, 1),
             "time": [self.first, self.last],
+            "row_groups": self.row_groups,
         }

@@ -63,7 +63,7 @@ def test_the_next_run_finds_the_old_or_the_new_and_nothing_else(where: str, left
 def test_only_what_is_certainly_dead_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    monkeypatch.setattr(leftovers, "_place", lambda: "0123abcd")
+    monkeypatch.setattr(leftovers, "place", lambda: "0123abcd")
     start, gone = leftovers._start(os.getpid()), f"0123abcd-{ended.pid}-5"
     assert start is not None and leftovers._start(ended.pid) is None
     mine = unfinished(tmp_path / "x", "partial").name

@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from placerank.data.batches.features import FeatureConfig
@@ -43,15 +44,19 @@ def test_every_vocabulary_with_a_table_is_in_it(inputs: Inputs) -> None:
 
 
 @pytest.mark.parametrize("of", ["item", "user"])
-def test_ids_in_another_order_are_refused(of: str, inputs: Inputs) -> None:
+def test_ids_in_another_order_are_refused(of: str, inputs: Inputs, tmp_path: Path) -> None:
     saved = Identity.of(inputs, RankerConfig()).to_save()
     Identity.of(inputs, RankerConfig()).check(saved, "here")
-    table, column = getattr(inputs, f"{of}s"), f"{of}_id"
+    for path in inputs.folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    file, column = tmp_path / f"{'catalog' if of == 'item' else 'users'}.parquet", f"{of}_id"
+    table = pq.read_table(file)
     ids = table[column].to_pylist()
     ids[1], ids[2] = ids[2], ids[1]
     at = table.column_names.index(column)
-    table = table.set_column(at, column, pa.chunked_array([pa.array(ids, table[column].type)]))
-    other = Identity.of(replace(inputs, **{f"{of}s": table}), RankerConfig())
+    file.unlink()
+    pq.write_table(table.set_column(at, column, pa.array(ids, table[column].type)), file)
+    other = Identity.of(replace(inputs, folder=tmp_path), RankerConfig())
     n = f"{len(ids) - 1:,}"
     told = rf"here was trained on other ids than .*: {of} \({n} ids, now {n} others\). Name with --data"
     with pytest.raises(ValueError, match=told):

@@ -294,9 +294,8 @@ def test_one_way_losses_leave_the_rows_of_heads_alone(world: World) -> None:
     ranker = Ranker(inputs.features, config.ranker, device="cpu")
     scores = ranker(catalog.expand(next(iter(SampleLoader(config.data, "train", 1000)))))
     tables = ranker.embeddings.sequence.embeddings["item"], ranker.embeddings.pooled.embedding_bags["user"]
-    for loss, table, head in zip(
-        ("akt_items", "akt_users"), tables, (catalog.item_head, catalog.user_head), strict=True
-    ):
+    heads = catalog.rows(torch.arange(catalog.items)).head, catalog.on_host["user_head"]
+    for loss, table, head in zip(("akt_items", "akt_users"), tables, heads, strict=True):
         ranker.zero_grad()
         scores.losses[loss].backward(retain_graph=True)
         grad = table.weight.grad

@@ -45,7 +45,7 @@ def _catalog(case: Case, arrays: Arrays, features: Features) -> Catalog:
         "category_path": pa.ListArray.from_arrays(offsets, pa.array(arrays.category.astype(np.int32))),
         **{f"{name}_row": none for name in ("brand", "price", "province", "city", "district")},
     }
-    return Catalog(pa.table(columns), pa.table({"user_id": np.arange(case.users)}), features, torch.device("cpu"))
+    return Catalog.of(pa.table(columns), pa.table({"user_id": np.arange(case.users)}), features, torch.device("cpu"))
 
 
 def _sample(arrays: Arrays, rows: slice, hours: np.ndarray) -> SampleBatch:

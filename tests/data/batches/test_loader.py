@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from placerank.data.batches.batch import SampleBatch
 from placerank.data.batches.epoch import Line, after, cut, share, total
 from placerank.data.batches.loader import SampleLoader
+from placerank.data.preparation import samples
 from placerank.data.preparation.prepare import PrepareConfig, prepare
 
 
@@ -132,7 +133,7 @@ def test_types(prepared: Path) -> None:
 def test_no_probability(prepared: Path, tmp_path: Path) -> None:
     folder = copy(prepared, tmp_path)
     for path in (folder / "test").glob("*.parquet"):
-        pq.write_table(pq.read_table(path).drop_columns("probability"), path)
+        pq.write_table(pq.read_table(path).drop_columns("probability"), path, row_group_size=16)
     reseal(folder)
     assert next(iter(load(folder, "test"))).probability is None
 
@@ -293,6 +294,70 @@ def reseal(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+def older(folder: Path) -> None:
+    """A manifest of before it held the rows of row groups."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for split in manifest["splits"].values():
+        del split["row_groups"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_the_start_reads_no_footer_and_a_rank_those_that_it_needs(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two row groups a file, a rank of four opens its own files alone; an older folder gives the same batches."""
+    monkeypatch.setattr(samples, "_GROUPS_PER_FILE", 2)
+    config = json.loads((prepared / "manifest.json").read_text())["config"]
+    folder = prepare(
+        PrepareConfig(input=Path(config["input"]), out=tmp_path / "new", history_length=5, row_group_rows=16)
+    )
+    opened: list[str] = []
+    parquet_file = pq.ParquetFile
+
+    def watched(path: Path, *args: Any, **kwargs: Any) -> pq.ParquetFile:
+        opened.append(Path(path).name)
+        return parquet_file(path, *args, **kwargs)
+
+    read_metadata = pq.read_metadata
+    monkeypatch.setattr(pq, "ParquetFile", watched)
+    monkeypatch.setattr(pq, "read_metadata", None)
+    of_ranks = [load(folder, rank=rank, world_size=4, prefetch=0) for rank in range(4)]
+    files = sorted(path.name for path in (folder / "train").iterdir())
+    assert opened == [] and len(files) > 6
+    rows = [rows_of(list(loader)) for loader in of_ranks]
+    assert [row for part in rows for row in part] == slow(folder, "train")
+    opened.clear()
+    list(load(folder, rank=1, world_size=4, prefetch=0))
+    assert len({*opened}) <= len(files) // 4 + 2
+    monkeypatch.setattr(pq, "read_metadata", read_metadata)
+    older(folder)
+    for rank, want in enumerate(rows):
+        assert rows_of(list(load(folder, rank=rank, world_size=4))) == want
+
+
+def test_row_groups_of_other_files_are_told(prepared: Path, tmp_path: Path) -> None:
+    folder = copy(prepared, tmp_path)
+    text = (folder / "manifest.json").read_text()
+    for change, told in [
+        (lambda groups: groups.insert(0, groups.pop() - 1) or groups.append(1), r"got 16 .* group 0, .* says 15; prep"),
+        (
+            lambda groups: groups.insert(0, groups.pop(0) - 3) or groups.append(3),
+            "got 0 samples in row group 15, the m",
+        ),
+        (lambda groups: groups.append(-1), r"manifest.json: .*row_groups.part-00000.parquet\[\d+\]: got -1, expected"),
+    ]:
+        manifest = json.loads(text)
+        groups = manifest["splits"]["train"]["row_groups"]["part-00000.parquet"]
+        change(groups)
+        if -1 not in groups:
+            assert sum(groups) == manifest["splits"]["train"]["rows"]
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        rows = manifest["splits"]["train"]["rows"]
+        last_three = {"rank": rows // 3 - 1, "world_size": rows // 3} if "group 15" in told else {}
+        with pytest.raises(ValueError, match=told):
+            list(load(folder, **last_three))
+
+
 def test_truncated_shard(prepared: Path, tmp_path: Path) -> None:
     folder = copy(prepared, tmp_path)
     shard = folder / "train" / "part-00000.parquet"
@@ -302,7 +367,11 @@ def test_truncated_shard(prepared: Path, tmp_path: Path) -> None:
     ):
         load(folder)
     reseal(folder)
-    with pytest.raises(ValueError, match=r"part-00000.parquet: not a whole Parquet file.*prepare the data again"):
+    told = r"part-00000.parquet: not a whole Parquet file.*prepare the data again"
+    with pytest.raises(ValueError, match=told):
+        list(load(folder))
+    older(folder)
+    with pytest.raises(ValueError, match=told):
         load(folder)
 
 

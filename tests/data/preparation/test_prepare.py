@@ -148,6 +148,7 @@ def test_splits(tmp_path: Path) -> None:
             "positives": sum(r["label"] for r in rows),
             "mean_history": pytest.approx(np.mean([len(r["history"]) for r in rows])),
             "time": [min(r["time"] for r in rows), max(r["time"] for r in rows)],
+            "row_groups": {"part-00000.parquet": [len(rows)]},
         }
 
 
