@@ -196,4 +196,4 @@ def main(argv: list[str] | None = None) -> int:
 def _sees_gpu() -> bool:
     """Whether torch does; asked in another process, so that this one holds no memory of the device."""
     code = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 1)"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True).returncode == 0

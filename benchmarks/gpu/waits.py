@@ -5,6 +5,7 @@ the CPU are some more, as some code asks only there. The first call compiles and
 """
 
 import sys
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -41,20 +42,31 @@ def _side(report: Report, side: Side) -> None:
 
 
 def _kernels(report: Report) -> None:
-    """Valid calls of tests/support, without the look at numbers where there is a function that leaves it out."""
+    """Valid calls of tests/support, without the look at numbers where there is a function that leaves it out.
+
+    Raises:
+        RuntimeError: a function raised; the others are counted all the same.
+    """
     kernel_calls = _support("kernel_calls")
+    failed = []
     for name, call in kernel_calls.calls([33, 0, 70, 0, 1]).items():
         module = sys.modules[call.function.__module__]
         unchecked = f"{name}unchecked_" if name.endswith("_") else f"{name}_unchecked"
         function: Callable[..., Any] = getattr(module, unchecked, call.function)
-        given = {
-            n: kernel_calls.with_tensors(lambda x: x.to(report.device), a.value) for n, a in call.arguments.items()
-        }
-        function(**given)
-        with counted(report.dry) as found:
+        moved = partial(kernel_calls.with_tensors, lambda x: x.to(report.device))
+        given = {n: moved(argument.value) for n, argument in call.arguments.items()}
+        try:
             function(**given)
+            with counted(report.dry) as found:
+                function(**given)
+        except Exception as error:
+            traceback.print_exc()
+            failed.append(f"{function.__name__}: {error}")
+            continue
         report.figure(function.__name__, "waits", len(found), "")
         _print(found)
+    if failed:
+        raise RuntimeError("; ".join(failed))
 
 
 def _support(name: str) -> Any:
