@@ -134,6 +134,7 @@ def load_scorer(
     inputs = read_inputs(config.data, config.features, config.ranker)
     identity = Identity.of(inputs, config.ranker)
     path, saved = on_first_rank(lambda: open_checkpoint(run, checkpoint, identity))
+    catalog = inputs.catalog(rt.device, cut=config.sharding.catalog == "sharded")
     trainee = assemble(
         inputs.features,
         config.ranker,
@@ -142,10 +143,10 @@ def load_scorer(
         rt,
         batch_size or config.batch_size,
         inputs.manifest["history_length"],
+        catalog.device_bytes,
     )
     state = trainee.model.state_dict()
     load(path, {"model": state})
     trainee.model.load_state_dict(state)
     trainee.model.eval()
-    catalog = inputs.catalog(rt.device)
     return scorer(trainee.model, catalog), catalog, saved

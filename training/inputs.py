@@ -68,20 +68,21 @@ class Inputs:
         """The prepared ``users.parquet``."""
         return pq.read_table(self.folder / "users.parquet")
 
-    def catalog(self, device: torch.device, group: dist.ProcessGroup | None = None) -> Catalog:
+    def catalog(self, device: torch.device, cut: bool = False) -> Catalog:
         """The catalog, of which each machine's host holds one copy. All ranks call it.
 
         Args:
             device: where items lie, all of them, or this rank's part.
-            group: cut the catalog over these ranks; None: each rank's device has all.
+            cut: over the ranks; else each rank's device has all.
 
         Raises:
             FileNotFoundError, ValueError: as ``read_items``, on every rank.
         """
         columns = one_copy(self._columns)
-        if group is None:
+        if not cut:
             return Catalog(columns, self.features, device)
-        return ShardedCatalog(columns, self.features, device, group)
+        # a group of its own, as batches are made while ranks exchange rows of tables
+        return ShardedCatalog(columns, self.features, device, dist.new_group())
 
     def _columns(self) -> dict[str, torch.Tensor]:
         needed = columns_to_read(self.features, pq.read_schema(self.folder / _ITEMS).names)

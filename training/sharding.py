@@ -31,6 +31,7 @@ from .runtime import Runtime, on_first_rank
 CPU_TYPES = ("table_wise", "row_wise", "column_wise", "data_parallel")
 CUDA_TYPES = (*CPU_TYPES, "table_row_wise", "table_column_wise", "grid_shard")
 KERNELS = ("fused", "fused_uvm", "fused_uvm_caching")
+CATALOGS = ("replicated", "sharded")
 PRECISIONS = ("fp32", "fp16", "bf16")
 LARGE = 1 << 22
 """Numbers in a table from which on "auto" lets the planner cut it by rows, or keep it in host memory; a smaller one is
@@ -73,6 +74,9 @@ class ShardingConfig:
     batches, and every sync_every steps the groups average theirs."""
     sync_every: int = 1
     """See replicas; they also meet before each validation and checkpoint."""
+    catalog: str = "replicated"
+    """The items' columns: replicated (each device has all), or sharded (cut over the devices, for items beyond what
+    one holds; each batch then waits once for where its items lie)."""
     forward_comms: str = "fp32"
     """What rows travel as from rank to rank: fp32, fp16 or, on CUDA, bf16."""
     backward_comms: str = "fp32"
@@ -89,6 +93,8 @@ class ShardingConfig:
         for name in ("forward_comms", "backward_comms"):
             if getattr(self, name) not in PRECISIONS:
                 raise ValueError(f"sharding.{name}={getattr(self, name)!r}: expected one of {', '.join(PRECISIONS)}")
+        if self.catalog not in CATALOGS:
+            raise ValueError(f"sharding.catalog={self.catalog!r}: expected one of {', '.join(CATALOGS)}")
         if not 0 < self.cache_load_factor <= 1:
             raise ValueError(f"sharding.cache_load_factor={self.cache_load_factor}: expected more than 0, at most 1")
 

@@ -23,7 +23,8 @@ from tqdm import tqdm
 from ..data.batches.batch import RankingBatch, SampleBatch
 from ..data.batches.catalog import Catalog
 from ..data.batches.features import FeatureConfig
-from ..data.batches.loader import SampleLoader
+from ..data.batches.host_batch import HostBatch
+from ..data.batches.loader import SampleLoader, read_ahead
 from ..data.leftovers import remove_leftovers
 from ..data.manifest import drop_lines_after, environment, write_json
 from ..data.plain import check_numbers
@@ -41,6 +42,7 @@ from .steps import pipelined_steps, plain_steps
 
 log = logging.getLogger(__name__)
 _SCRATCH = ".validation"
+_AHEAD = 2  # batches that the host has ready for the device
 
 
 @dataclass(kw_only=True)
@@ -117,9 +119,18 @@ def train(config: TrainConfig) -> Path:
     with runtime(config.seed) as rt, ExitStack() as stack:
         on_first_rank(lambda: stack.enter_context(run_lock(config.run)))
         on_first_rank(lambda: _check_run_folder(config))
-        catalog = inputs.catalog(rt.device)
+        catalog = inputs.catalog(rt.device, cut=config.sharding.catalog == "sharded")
         history = manifest["splits"]["train"]["mean_history"]
-        trainee = assemble(features, config.ranker, config.sharding, config.optimizer, rt, config.batch_size, history)
+        trainee = assemble(
+            features,
+            config.ranker,
+            config.sharding,
+            config.optimizer,
+            rt,
+            config.batch_size,
+            history,
+            catalog.device_bytes,
+        )
         identity = Identity.of(inputs, config.ranker)
         on_first_rank(lambda: _open_run_folder(config))  # not before: settings that don't fit must not cost a run
         loop = _Loop(config, rt, catalog, trainee, identity)
@@ -248,9 +259,16 @@ class _Loop:
 
     def _batches(self) -> Iterator[RankingBatch]:
         """The rest of this epoch. ``position`` follows the steps done, not the batches read ahead."""
+        for position, batch in read_ahead(self._gathered(), _AHEAD):
+            self.positions.append(position)
+            yield self.catalog.expand(batch)
+
+    def _gathered(self) -> Iterator[tuple[dict[str, Any], HostBatch]]:
+        """What the host makes of batches, and the positions after them; in a thread of its own."""
+        pin = self.rt.device.type == "cuda"
         for sample in self.loader:
-            self.positions.append(self.loader.state_dict())
-            yield self.catalog.expand(sample)
+            batch = self.catalog.gather(sample)
+            yield self.loader.state_dict(), batch.pin_memory() if pin else batch
 
     def _refresh_centres(self) -> None:
         """Fit ReST's centres to the attributes of all items, on its schedule."""

@@ -168,7 +168,7 @@ class SampleLoader:
         epoch, remaining, first = self._epoch, self._remaining, self._taken
         batches: Iterator[SampleBatch] = self._batches(epoch, remaining, first)
         if self.prefetch:
-            batches = _read_ahead(batches, self.prefetch)
+            batches = read_ahead(batches, self.prefetch)
         left = len(self)
         for batch in batches:
             left -= 1
@@ -295,7 +295,7 @@ def _footer_rows(path: Path) -> list[int]:
     return [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
 
 
-def _read_ahead(items: Iterable[T], depth: int) -> Iterator[T]:
+def read_ahead(items: Iterable[T], depth: int) -> Iterator[T]:
     """The same items, made in a background thread that is at most ``depth`` ahead; its errors are raised here."""
     ready: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
     stop = threading.Event()

@@ -63,7 +63,10 @@ def configs(city: Path, tower: str, ranks: int) -> Iterator[TrainConfig]:
             run=Path(f"{tower}-{plugins}"),
             features=FeatureConfig(embedding_dim=8, pooled_dim=4, semantic_ids=city / "tokens" if semantic else None),
             ranker=RankerConfig(tower=tower, mlp=[8], **changes),
-            sharding=ShardingConfig(tables={"item": "row_wise"}),
+            sharding=ShardingConfig(
+                tables={"item": "row_wise", "category": "data_parallel"},
+                catalog="sharded" if semantic else "replicated",
+            ),
             batch_size=160 // ranks,
             epochs=2,
             validate_every=2,
@@ -101,7 +104,7 @@ def test_pipelined_is_plain_to_the_last_digit(
     tower: str, world_size: int, city: Path, tmp_path: Path, ranks: AnyRanks
 ) -> None:
     every = list(configs(city, tower, world_size))
-    ranks(world_size, train_both_ways, every, tmp_path)
+    ranks(world_size, train_both_ways, every, tmp_path, timeout=280)
     for config in every:
         plain, piped = (tmp_path / way / config.run for way in ("plain", "pipelined"))
         losses = metrics(plain, "train")
