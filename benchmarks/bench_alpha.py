@@ -21,7 +21,6 @@ seed in benchmarks/results/alpha.csv. Shapes: N items, D columns.
 """
 
 import argparse
-import math
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,7 +122,7 @@ def distances(run: Path, step: int) -> tuple[int, Tensor, dict[str, Tensor]]:
 
 
 def lines(training: str, run: Path) -> Iterator[dict[str, Any]]:
-    """A line for each checkpoint of a run and each thing to compare with."""
+    """A line for each checkpoint of a run and each thing to compare with that three items or more have."""
     config = read_config(run)
     about = {"dataset": config.data.name, "training": training, "seed": config.seed}
     for step in saved_steps(run / CHECKPOINTS):
@@ -131,11 +130,10 @@ def lines(training: str, run: Path) -> Iterator[dict[str, Any]]:
         for name, values in found.items():
             there = values.isfinite()
             x, clicks = values[there].double(), positives[there]
-            varied = len(x) > 1 and len(x.unique()) > 1 and len(clicks.unique()) > 1
-            rank = float(spearmanr(x, clicks).statistic) if varied else math.nan
-            spread = float(x.std()) if len(x) > 1 else math.nan
-            told = {"items": len(x), "mean": float(x.mean()), "std": spread, "spearman": rank}
-            yield about | {"passes": passes, "step": step, "measure": name} | told
+            if len(x) > 2:
+                rank = float(spearmanr(x, clicks).statistic)
+                told = {"items": len(x), "mean": float(x.mean()), "std": float(x.std()), "spearman": rank}
+                yield about | {"passes": passes, "step": step, "measure": name} | told
 
 
 def summary(found: list[dict[str, Any]]) -> str:
