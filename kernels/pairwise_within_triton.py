@@ -59,7 +59,8 @@ def _pairwise_within_kernel(  # type: ignore[no-untyped-def]
     z = tl.load(queries_ptr + rows * 3 + 2, mask=inside, other=0.0)
     limit = tl.load(limits_ptr + rows, mask=inside, other=-1.0)
     # offsets: [B + 1]
-    at = tl.load(offsets_ptr + query, mask=inside, other=0) if FILL else tl.zeros([BLOCK_Q], dtype=tl.int64)
+    # a row has fewer than 2^31 neighbours, as candidates are no more
+    at = tl.load(offsets_ptr + query, mask=inside, other=0) if FILL else tl.zeros([BLOCK_Q], dtype=tl.int32)
     # counts: [num_programs(0)]; tiles: [num_programs(0), listed]
     for i in range(row_of_list * listed, row_of_list * listed + tl.load(counts_ptr + row_of_list)):
         cols = tl.load(tiles_ptr + i).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
