@@ -25,8 +25,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 torch.set_num_threads(1)  # toy sizes: threads would only wait for each other
 
 
+LONGEST = ("test_readme.py", "test_steps.py")
+"""Workers take whole files, so what takes minutes is not to be the last that one of them takes."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """The longest files first; skip what needs a GPU where there is none."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
