@@ -32,7 +32,14 @@ from placerank.training.train import TrainConfig, train
 
 AnyRanks = Callable[..., list[Any]]
 REST = RestConfig(
-    enabled=True, warm_up=True, centres=5, refresh_every=3, positive_km=300, negative_km=300, attribute_dropout=0.2
+    enabled=True,
+    warm_up=True,
+    centres=5,
+    refresh_every=3,
+    positive_km=300,
+    negative_km=300,
+    attribute_dropout=0.2,
+    across_ranks=True,
 )
 GATE = AktConfig(enabled=True, users=True)
 PLUGINS: dict[str, tuple[bool, dict[str, Any]]] = {
