@@ -266,6 +266,8 @@ class _Loop:
     def _gathered(self) -> Iterator[tuple[dict[str, Any], HostBatch]]:
         """What the host makes of batches, and the positions after them; in a thread of its own."""
         pin = self.rt.device.type == "cuda"
+        if pin:
+            torch.cuda.set_device(self.rt.device)  # a new thread is on the first GPU, where it would open a context
         for sample in self.loader:
             batch = self.catalog.gather(sample)
             yield self.loader.state_dict(), batch.pin_memory() if pin else batch
