@@ -7,6 +7,8 @@ STAMP := $(VENV)/.stamp
 LOCK ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 # PyPI's torch for Linux is the CUDA build; the CPU build is on this index, asked only if it can be reached.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# One more than there are cores, at most 8: tests wait for ranks and commands that they start.
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n + 1 : 8)))
 PIP := $(BIN)/pip --disable-pip-version-check install -qq --no-deps --no-compile
 
 # What runs where nothing can be installed: the virtual environment's Python if there is one, else the system's.
@@ -44,7 +46,7 @@ demo: $(STAMP) ## a simulated city, all the way from simulate to export, trainin
 	$(BIN)/placerank export --run runs/demo/ranker --out runs/demo/export --overwrite
 
 test: $(STAMP) ## all tests; those that need a GPU are skipped where there is none
-	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 check: $(STAMP) ## lint, format, types, and that imports between folders run one way
 	$(BIN)/ruff check

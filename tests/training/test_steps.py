@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def configs(city: Path, tower: str, ranks: int) -> Iterator[TrainConfig]:
-    """Some steps of two epochs, with a validation in the middle of the first."""
+    """Six steps of two epochs, with validations in the middle of them."""
     for plugins, (semantic, changes) in PLUGINS.items():
         yield TrainConfig(
             data=city / "data",
@@ -76,7 +77,7 @@ def configs(city: Path, tower: str, ranks: int) -> Iterator[TrainConfig]:
             ),
             batch_size=160 // ranks,
             epochs=2,
-            validate_every=2,
+            validate_every=2 if plugins == "plain" else 4,
             checkpoint_every=3,  # where the first epoch ends: with several ranks a save averages running statistics
             log_every=1,
             patience=0,
@@ -94,15 +95,17 @@ def trains_within(rt: Runtime) -> None:
     train_module.runtime = given  # type: ignore[assignment]
 
 
-def train_both_ways(all_configs: list[TrainConfig], folder: Path) -> None:
-    """Plain without a stop in ``plain``; in ``pipelined`` an epoch, and the other one resumed."""
+def train_both_ways(all_configs: list[TrainConfig], folder: Path, all_resume: bool = True) -> None:
+    """Plain without a stop in ``plain``; in ``pipelined`` an epoch, and the other one resumed (of some configs)."""
     with runtime(0) as rt:
         trains_within(rt)
         for config in all_configs:
             train(replace(config, run=folder / "plain" / config.run, pipelined=False))
             piped = replace(config, run=folder / "pipelined" / config.run, pipelined=True)
-            train(replace(piped, epochs=1))
-            train(replace(piped, resume=True))
+            resume = all_resume or config.run.name.endswith(("plain", "views"))
+            if resume:
+                train(replace(piped, epochs=1))
+            train(replace(piped, resume=resume))
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -111,20 +114,21 @@ def test_pipelined_is_plain_to_the_last_digit(
     tower: str, world_size: int, city: Path, tmp_path: Path, ranks: AnyRanks
 ) -> None:
     every = list(configs(city, tower, world_size))
-    ranks(world_size, train_both_ways, every, tmp_path, timeout=280)
+    ranks(world_size, train_both_ways, every, tmp_path, world_size == 1, timeout=280)
     for config in every:
         plain, piped = (tmp_path / way / config.run for way in ("plain", "pipelined"))
         losses = metrics(plain, "train")
         assert len(losses) >= 6 and losses == metrics(piped, "train"), config.run
         validations = metrics(plain, "valid")
-        assert len(validations) >= 3 and validations == metrics(piped, "valid"), config.run
+        assert validations and validations == metrics(piped, "valid"), config.run
         assert saved_steps(plain / "checkpoints")[-1] == saved_steps(piped / "checkpoints")[-1] == losses[-1]["step"]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_an_early_stop_is_the_same(world_size: int, city: Path, tmp_path: Path, ranks: AnyRanks) -> None:
     still = OptimizerConfig(table_lr=1e-30, dense_lr=1e-30)
-    some = [replace(c, optimizer=still, patience=1, epochs=5) for c in configs(city, "twin", world_size)][:3]
+    every = configs(city, "twin", world_size)
+    some = [replace(c, optimizer=still, patience=1, epochs=5, validate_every=2) for c in islice(every, 3)]
     ranks(world_size, train_both_ways, some, tmp_path)
     for config in some:
         plain, piped = (metrics(tmp_path / way / config.run, "train") for way in ("plain", "pipelined"))
