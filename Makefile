@@ -46,7 +46,7 @@ demo: $(STAMP) ## a simulated city, all the way from simulate to export, trainin
 	$(BIN)/placerank export --run runs/demo/ranker --out runs/demo/export --overwrite
 
 test: $(STAMP) ## all tests; those that need a GPU are skipped where there is none
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP) ## lint, format, types, and that imports between folders run one way
 	$(BIN)/ruff check

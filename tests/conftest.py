@@ -25,8 +25,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 torch.set_num_threads(1)  # toy sizes: threads would only wait for each other
 
 
-LONGEST = ("test_readme.py", "test_steps.py")
-"""Workers take whole files, so what takes minutes is not to be the last that one of them takes."""
+LONGEST = ("test_readme.py", "test_steps.py", "test_kills.py")
+"""Workers take whole files, in this order where xdist is told not to put those of few tests last (``make test``): what
+takes minutes is not to be the last that one of them takes."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
