@@ -61,7 +61,7 @@ def run_block(block: Block, folder: Path) -> None:
         pytest.fail(f"README.md:{block.line}: exit code {run.returncode}\n{block.code}\n--- printed\n{run.stdout}")
 
 
-@pytest.mark.timeout(2 * SECONDS)
+@pytest.mark.timeout(4 * SECONDS)
 def test_the_blocks_of_the_readme_run(tmp_path: Path) -> None:
     run = [block for block in blocks(README.read_text()) if block.reason is None]
     assert run, "README.md: no block of bash or python that runs"
