@@ -52,7 +52,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, attention
 
 
 @_forward.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, attention: Tensor, lengths: Tensor) -> Tensor:
+def _(x: Tensor, weight: Tensor, *_: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[1])
 
 
@@ -75,14 +75,7 @@ def _backward(
 
 @_backward.register_fake
 def _(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    offsets: Tensor,
-    attention: Tensor,
-    lengths: Tensor,
-    states: Tensor,
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, offsets: Tensor, attention: Tensor, *_: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         x.new_empty(x.shape),

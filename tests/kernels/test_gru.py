@@ -79,8 +79,8 @@ def test_an_attention_of_zero_keeps_the_state_and_one_changes_nothing() -> None:
 
 
 def test_the_operation_is_as_pytorch_expects() -> None:
-    case = inputs([3, 0, 2], True)
-    torch.library.opcheck(_forward, (*case, host_lengths(case[3])))
+    x, weight, bias, offsets, attention = inputs([3, 0, 2], True)
+    torch.library.opcheck(_forward, (x, weight, bias, offsets, attention, torch.tensor([3, 0, 2])))
 
 
 def test_bfloat16_is_computed_in_float32() -> None:
