@@ -1,11 +1,11 @@
 """A ranker of a few dozen rows and random batches for it, for tests on several ranks."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torchrec.distributed.types import ShardedTensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from placerank.data.batches.batch import RankingBatch
@@ -13,7 +13,8 @@ from placerank.data.batches.dense_batch import DenseBatch
 from placerank.data.batches.features import Features, Table
 from placerank.rankers.dense import RankerConfig
 from placerank.rankers.ranker import Ranker
-from placerank.training.model import OptimizerConfig
+from placerank.training import checkpoint
+from placerank.training.model import OptimizerConfig, Trainee
 
 FEATURES = Features(
     sequence=(
@@ -65,16 +66,20 @@ def initial_ranker() -> Ranker:
 
 
 def fill(model: Any, weights: dict[str, Tensor]) -> None:
-    """Copy whole tensors into a model whose tables may be sharded."""
-    state = model.state_dict()
-    for name, target in state.items():
-        if isinstance(target, ShardedTensor):
-            for shard in target.local_shards():
-                (r, c), (h, w) = shard.metadata.shard_offsets, shard.metadata.shard_sizes
-                shard.tensor.copy_(weights[name][r : r + h, c : c + w])
-        else:
-            target.copy_(weights[name])
-    model.load_state_dict(state)
+    """Copy whole tensors into what this rank has of them."""
+    for name, target in model.state_dict().items():
+        for at, piece in checkpoint.local_pieces(target):
+            piece.copy_(weights[name][tuple(slice(o, o + n) for o, n in zip(at, piece.shape, strict=True))])
+
+
+def loaded_pieces(folder: Path, trainee: Trainee) -> dict[str, Any]:
+    """Fill a trainee from the newest checkpoint; the pieces that this rank then has."""
+    found = checkpoint.newest_whole(folder)
+    assert found is not None
+    state = trainee.state()
+    checkpoint.load(found[0], state)
+    trainee.load_state(state)
+    return local_pieces(trainee.state())
 
 
 def local_pieces(state: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -84,11 +89,9 @@ def local_pieces(state: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         name = prefix + key
         if isinstance(value, dict):
             out |= local_pieces(value, f"{name}.")
-        elif isinstance(value, ShardedTensor):
-            shards = [(list(s.metadata.shard_offsets), s.tensor.clone()) for s in value.local_shards()]
-            out[name] = (value.size(), shards)
         else:
-            out[name] = (value.size(), [([0] * value.dim(), value.clone())])
+            pieces = [(list(at), piece.clone()) for at, piece in checkpoint.local_pieces(value)]
+            out[name] = (value.size(), pieces)
     return out
 
 

@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from toy_ranker import BATCH, FEATURES, OPTIMIZER, RANKER, fill, initial_ranker, local_pieces, put_together, train_steps
+from toy_ranker import (
+    BATCH,
+    FEATURES,
+    OPTIMIZER,
+    RANKER,
+    fill,
+    initial_ranker,
+    loaded_pieces,
+    local_pieces,
+    put_together,
+    train_steps,
+)
 
 from placerank.data.manifest import describe_file
 from placerank.training.checkpoint import Checkpointer, _share, load, newest_whole, saved_steps
@@ -43,13 +54,7 @@ def save_some(folder: Path, kind: str, steps: int) -> dict[str, Any]:
 
 def load_newest(folder: Path, kind: str, column_shards: int = 2) -> dict[str, Any]:
     with runtime(1) as rt:
-        trainee = new_trainee(kind, rt, column_shards)
-        found = newest_whole(folder)
-        assert found is not None
-        state = trainee.state()
-        load(found[0], state)
-        trainee.load_state(state)
-        return local_pieces(trainee.state())
+        return loaded_pieces(folder, new_trainee(kind, rt, column_shards))
 
 
 @pytest.mark.parametrize("kind", ["table_wise", "row_wise", "column_wise", "data_parallel"])

@@ -15,8 +15,9 @@ from toy_ranker import (
     FEATURES,
     OPTIMIZER,
     RANKER,
+    fill,
     initial_ranker,
-    local_pieces,
+    loaded_pieces,
     make_batch,
     put_together,
     train_steps,
@@ -24,8 +25,7 @@ from toy_ranker import (
 
 from placerank.data.batches.batch import RankingBatch
 from placerank.embeddings.shards import CheckpointTables
-from placerank.training import checkpoint
-from placerank.training.checkpoint import Checkpointer, load, newest_whole
+from placerank.training.checkpoint import Checkpointer, load
 from placerank.training.model import Trainee, assemble, average_buffers, table_rows
 from placerank.training.runtime import runtime
 from placerank.training.sharding import ShardingConfig
@@ -36,13 +36,6 @@ GROUPS, SIZE, STEPS = 2, 2, 4
 ITEM = "embeddings.sequence.embeddings.item.weight"
 
 
-def fill_pieces(model: Any, weights: dict[str, Tensor]) -> None:
-    """Copy whole tensors into what this rank has of them."""
-    for name, target in model.state_dict().items():
-        for at, piece in checkpoint.local_pieces(target):
-            piece.copy_(weights[name][tuple(slice(o, o + n) for o, n in zip(at, piece.shape, strict=True))])
-
-
 def train_replicas(kind: str, every: int, folder: Path) -> dict[str, Any]:
     """Rows of a table as drawn, after steps, and after a checkpoint that was saved and loaded again."""
     allow_on_cpu()
@@ -51,7 +44,7 @@ def train_replicas(kind: str, every: int, folder: Path) -> dict[str, Any]:
         trainee = assemble(FEATURES, RANKER, sharding, OPTIMIZER, rt, BATCH, 2.0)
         rows = torch.arange(101)
         out: dict[str, Any] = {"drawn": table_rows(trainee.model, "item", rows)}
-        fill_pieces(trainee.model, initial_ranker().state_dict())
+        fill(trainee.model, initial_ranker().state_dict())
         train_steps(trainee, rt.rank, 0, STEPS)
         out["apart"] = table_rows(trainee.model, "item", rows)
         average_buffers(trainee.model)
@@ -71,12 +64,7 @@ def train_replicas(kind: str, every: int, folder: Path) -> dict[str, Any]:
 def load_in_one_group(folder: Path) -> dict[str, Any]:
     with runtime(1) as rt:
         trainee = assemble(FEATURES, RANKER, ShardingConfig(default="row_wise"), OPTIMIZER, rt, BATCH, 2.0)
-        found = newest_whole(folder)
-        assert found is not None
-        state = trainee.state()
-        load(found[0], state)
-        trainee.load_state(state)
-        return local_pieces(trainee.state())
+        return loaded_pieces(folder, trainee)
 
 
 def train_unsharded() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -157,7 +145,7 @@ def pipelined_and_plain() -> tuple[list[Tensor], list[Tensor]]:
         for way in (plain_steps, pipelined_steps):
             sharding = ShardingConfig(default="row_wise", replicas=GROUPS)
             trainee = assemble(FEATURES, RANKER, sharding, OPTIMIZER, rt, BATCH, 2.0)
-            fill_pieces(trainee.model, initial_ranker().state_dict())
+            fill(trainee.model, initial_ranker().state_dict())
 
             def forward(batch: RankingBatch, trainee: Trainee = trainee) -> tuple[Tensor, dict[str, Tensor]]:
                 loss = binary_cross_entropy_with_logits(trainee.model(batch).logits, batch.label)
