@@ -30,6 +30,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from placerank.benchmarks.kernels.harness import peak_mib
 from placerank.benchmarks.results_file import keep
+from placerank.benchmarks.skewed import history_lengths, popularity
 from placerank.data.batches.batch import SampleBatch
 from placerank.data.batches.catalog import Catalog
 from placerank.data.batches.features import CLUSTER, USER_CLUSTER, FeatureConfig, build_features
@@ -71,8 +72,7 @@ def sides() -> dict[str, tuple[bool, RankerConfig]]:
 
 def make_tables(rng: np.random.Generator) -> tuple[pa.Table, pa.Table, np.ndarray]:
     """Items and users as a prepared folder has them, and how often each item is met."""
-    share = 1 / (10 + np.arange(ITEMS - 1)) ** 0.8
-    share = rng.permutation(share / share.sum())
+    share = rng.permutation(popularity(ITEMS - 1))
     category = rng.integers(1, CATEGORIES, ITEMS)
     brand = np.where(rng.random(ITEMS) < 0.4, rng.zipf(1.3, ITEMS).clip(max=BRANDS - 1), 0)
     city = rng.integers(0, CITIES, ITEMS)
@@ -96,7 +96,7 @@ def make_tables(rng: np.random.Generator) -> tuple[pa.Table, pa.Table, np.ndarra
 
 def make_samples(rng: np.random.Generator, share: np.ndarray, longest: int) -> SampleBatch:
     size = BATCH * 50 // longest
-    lengths = torch.from_numpy((rng.lognormal(size=size) * longest / 3).astype(np.int64).clip(max=longest))
+    lengths = history_lengths(rng, size, longest)
     total, one = int(lengths.sum()), torch.ones(size, dtype=torch.int64)
     met = torch.from_numpy(1 + rng.choice(ITEMS - 1, size + total, p=share))
     ids = KeyedJaggedTensor(
@@ -138,9 +138,7 @@ class Side:
 
     def step(self, sample: SampleBatch) -> Tensor:
         batch = self.catalog.expand(sample)
-        scores = self.trainee.model(batch)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(scores.logits, batch.label)
-        loss = sum(scores.losses.values(), loss)
+        loss, _ = self.trainee.model(batch).loss(batch.label)
         self.trainee.optimizer.zero_grad()
         loss.backward()
         self.trainee.optimizer.step()

@@ -39,6 +39,17 @@ def segment_ids_unchecked(offsets: Tensor, total: int) -> Tensor:
     return torch.repeat_interleave(batch, offsets.diff(), output_size=total)
 
 
+def ranges_unchecked(stops: Tensor, lengths: Tensor, total: int) -> Tensor:
+    """Rows stops[b] - lengths[b] to stops[b] - 1, one b after the other, int64 [total].
+
+    Args:
+        stops: int64 [B].
+        lengths: int64 [B]; their sum is ``total``, which a GPU need not be asked for then.
+    """
+    shift = (stops - lengths.cumsum(0)).repeat_interleave(lengths, output_size=total)
+    return torch.arange(total, device=stops.device) + shift
+
+
 def segment_sum_reference(values: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
     """``weighted_segment_sum`` as a loop over segments."""
     rows = [

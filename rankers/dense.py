@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ..data.batches.activity import ACTIVITY_DIM
 from ..data.batches.dense_batch import Context, DenseBatch, LossInputs, Traits
@@ -208,6 +209,11 @@ class Scores(NamedTuple):
     logits: Tensor
     losses: dict[str, Tensor]
     logged: dict[str, Tensor]
+
+    def loss(self, label: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss to descend, cross-entropy plus ``losses``, and the cross-entropy alone; label float32 [B]."""
+        cross_entropy = binary_cross_entropy_with_logits(self.logits, label)
+        return sum(self.losses.values(), cross_entropy), cross_entropy
 
 
 class DensePart(nn.Module):

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -28,7 +27,7 @@ from ..data.batches.loader import SampleLoader, read_ahead
 from ..data.leftovers import remove_leftovers
 from ..data.manifest import drop_lines_after, environment, write_json
 from ..data.plain import check_numbers
-from ..rankers.dense import RankerConfig
+from ..rankers.dense import RankerConfig, Scores
 from .checkpoint import Checkpointer, load, newest_whole, remove_partial
 from .identity import Identity
 from .inputs import read_inputs
@@ -287,9 +286,10 @@ class _Loop:
         self._refresh_centres()
         bf16 = self.config.precision == "bf16"
         with torch.autocast("cuda", dtype=torch.bfloat16) if bf16 else nullcontext():
-            logits, losses, logged = self.trainee.model(batch)
-        loss = binary_cross_entropy_with_logits(logits, batch.label)
-        return sum(losses.values(), loss), {"loss": loss, **{f"{n}_loss": x for n, x in losses.items()}, **logged}
+            scores: Scores = self.trainee.model(batch)
+        loss, cross_entropy = scores.loss(batch.label)
+        losses = {f"{name}_loss": x for name, x in scores.losses.items()}
+        return loss, {"loss": cross_entropy, **losses, **scores.logged}
 
     def _log_train(self) -> float:
         """Write the means of all ranks since the last line; returns the cross-entropy."""

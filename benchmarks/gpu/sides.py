@@ -19,6 +19,8 @@ from placerank.rankers.plugins.akt import akt_ladder
 from placerank.rankers.plugins.rest import RestConfig
 from placerank.rankers.towers.tower import TOWERS
 
+from ..skewed import history_lengths, popularity
+
 ITEMS, USERS, CATEGORIES, BRANDS, CITIES, LEVELS, CODES = 100_000, 50_000, 300, 3_000, 20, 3, 256
 LONGEST = 50
 
@@ -98,8 +100,7 @@ class Trained:
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             scores = self.dense(self.rows, self.pooled, self.batch)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(scores.logits, self.label)
-        loss = sum(scores.losses.values(), loss)
+        loss, _ = scores.loss(self.label)
         loss.backward()
         self.optimizer.step()
         return loss
@@ -108,10 +109,9 @@ class Trained:
 def make_batch(features: Features, samples: int) -> tuple[DenseBatch, int]:
     """A batch on the host, and the number of its distinct items, U."""
     rng = np.random.default_rng(0)
-    share = 1 / (10 + np.arange(ITEMS - 1)) ** 0.8
-    lengths = torch.from_numpy((rng.lognormal(size=samples) * LONGEST / 3).astype(np.int64).clip(max=LONGEST))
+    lengths = history_lengths(rng, samples, LONGEST)
     visits = int(lengths.sum())
-    met = 1 + rng.choice(ITEMS - 1, samples + visits, p=share / share.sum())
+    met = 1 + rng.choice(ITEMS - 1, samples + visits, p=popularity(ITEMS - 1))
     distinct, which = (torch.from_numpy(x) for x in np.unique(met, return_inverse=True))
     target, first = which[:samples], np.unique(met[:samples], return_index=True)[1]
     count = len(distinct)

@@ -93,9 +93,8 @@ def _steps(report: Report, name: str) -> None:
             side = bench_steps.Side(*bench_steps.sides()[name], items, users, rt)
 
             def forward(batch: RankingBatch, side: Any = side) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-                scores = side.trainee.model(batch)
-                loss = torch.nn.functional.binary_cross_entropy_with_logits(scores.logits, batch.label)
-                return sum(scores.losses.values(), loss), {"loss": loss.detach()}
+                loss, cross_entropy = side.trainee.model(batch).loss(batch.label)
+                return loss, {"loss": cross_entropy.detach()}
 
             def batches(side: Any = side) -> Iterator[RankingBatch]:
                 return (side.catalog.expand(sample) for sample in islice(cycle(samples), count))

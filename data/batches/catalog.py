@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ...kernels.haversine import unit_vectors, unit_vectors_km
+from ...kernels.jagged import ranges_unchecked, segment_ids_unchecked
 from .activity import activity_features
 from .batch import RankingBatch, SampleBatch
 from .dense_batch import Context, DenseBatch, LossInputs, Traits
@@ -143,9 +144,7 @@ class Catalog:
         x = host.pieces(self.device)
         items = self.rows(x["found"])
         lengths = x["offsets"].diff()
-        sample_of = torch.arange(len(lengths), device=self.device).repeat_interleave(
-            lengths, output_size=x["visits"].numel()
-        )
+        sample_of = segment_ids_unchecked(x["offsets"], x["visits"].numel())
         has_activity = self.layout.has_activity
         user_activity = self.user_activity(x["offsets"], x["hours"]) if has_activity else None
         dense = DenseBatch(
@@ -214,8 +213,7 @@ class Catalog:
         assert self.path_offsets is not None and self.path_values is not None
         start, end = self.path_offsets[category], self.path_offsets[category + 1]
         length = end - start
-        shift = (end - length.cumsum(0)).repeat_interleave(length, output_size=total)
-        return self.path_values[torch.arange(total, device=self.device) + shift], length
+        return self.path_values[ranges_unchecked(end, length, total)], length
 
     def _dense(self, x: Pieces, items: FoundItems, user_activity: Tensor | None) -> Tensor:
         columns = [torch.empty(len(x["target"]), 0, device=self.device)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data.batches.dense_batch import Context
-from ...kernels.jagged import segment_ids_unchecked
+from ...kernels.jagged import ranges_unchecked, segment_ids_unchecked
 
 __all__ = ["TOWERS", "Context", "History", "InterestTower", "Samples", "find_tower", "register_tower", "with_options"]
 
@@ -75,11 +75,11 @@ class Samples(NamedTuple):
         if lengths is None:  # an exported program has none
             first = (self.offsets[1:] - count).index_select(0, segment_ids_unchecked(self.offsets, visits))
             rows = (torch.arange(visits, device=self.visits.device) >= first).nonzero().squeeze(1)
-        ends = nn.functional.pad(self.offsets.diff().clamp(max=count).cumsum(0), (1, 0))
+        kept = self.offsets.diff().clamp(max=count)
+        ends = nn.functional.pad(kept.cumsum(0), (1, 0))
         if lengths is not None:  # the size is known on the host: a GPU need not be waited for
             lengths = lengths.clamp(max=count)
-            left_out = torch.repeat_interleave((self.offsets - ends)[1:], ends.diff(), output_size=int(lengths.sum()))
-            rows = left_out + torch.arange(left_out.shape[0], device=left_out.device)
+            rows = ranges_unchecked(self.offsets[1:], kept, int(lengths.sum()))
         context = self.context
         if context is not None:
             of_visits = {n: x[rows] for n, x in context._asdict().items() if n.startswith("visit_")}
