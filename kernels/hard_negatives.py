@@ -118,7 +118,7 @@ Fields = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def solve(
-    fast_path: Callable[[Search], tuple[Tensor, Tensor]],
+    fast_path: Callable[[Search], Tensor],
     queries: Sequence[Tensor],
     candidates: Sequence[Tensor],
     negative_limits: Tensor,
@@ -154,11 +154,11 @@ def solve(
         of_sorted(random_keys(seed, len(rows), stream, rows.device), 0) if random else None
         for stream, random in enumerate((random_negatives, random_positives))
     ]
-    found, positives = fast_path(Search(q, c, limits[0], limits[1], keys[0], keys[1], k, different_category))
-    at = torch.empty_like(rows)
-    at[rows] = torch.arange(len(rows), device=rows.device)
-    found, positives = found[at].long(), positives[at].long()
-    return found.clamp(min=0), found >= 0, positives.clamp(min=0), positives >= 0
+    found = fast_path(Search(q, c, limits[0], limits[1], keys[0], keys[1], k, different_category))
+    answers = rows.new_empty(len(rows), k + 1).index_copy_(0, rows, found[: len(rows)].long())
+    valid, answers = answers >= 0, answers.clamp_(min=0)
+    # an operation's results may share no memory
+    return answers[:, :k].clone(), valid[:, :k].clone(), answers[:, k].clone(), valid[:, k].clone()
 
 
 @torch.library.custom_op("placerank::hard_negatives", mutates_args=(), device_types="cpu")

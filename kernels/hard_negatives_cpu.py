@@ -233,8 +233,8 @@ def _search_runs(
 ) -> None:
     """The runs of ``size`` queries that this worker draws."""
     q, c = search.queries, search.candidates
-    _, q_positions, _, q_items, q_categories, q_brands = (tensor.numpy() for tensor in q)
-    c_rows, c_positions, _, c_items, c_categories, _ = (tensor.numpy() for tensor in c)
+    (_, q_items, q_categories, q_brands), q_positions = q.numbers.numpy(), q.positions.numpy()
+    (c_rows, c_items, c_categories, _), c_positions = c.numbers.numpy(), c.positions.numpy()
     tiled = [array.reshape(*array.shape[:-1], -1, TILE) for array in (c_rows, c_positions, c_items, c_categories)]
     limits = search.negative_limits.numpy(), search.positive_limits.numpy()
     negative_keys, positive_keys = (
@@ -272,8 +272,8 @@ def _search_runs(
                 _scan_positives(cosines_array, part, *of_group)
 
 
-def hard_negatives_cpu(search: Search) -> tuple[Tensor, Tensor]:
-    """Rows of candidates, -1 where there is none: negatives int32 [N, k] in order, positives int32 [N].
+def hard_negatives_cpu(search: Search) -> Tensor:
+    """Rows of candidates, -1 where there is none: int32 [N, k + 1], negatives in order, then the positive.
 
     Memory: the results and their scores, and ``ROWS * CHUNK * TILE`` numbers a thread (twice that if negatives are
     random).
@@ -302,4 +302,4 @@ def hard_negatives_cpu(search: Search) -> tuple[Tensor, Tensor]:
             [bound.numpy() for bound in bounds], groups, best.numpy(), found.numpy(), lowest.numpy(),
             positives.numpy(), most=len(furthest),
         )  # fmt: skip
-    return found, positives
+    return torch.cat([found, positives[:, None]], dim=1)

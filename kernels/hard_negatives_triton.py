@@ -1,4 +1,4 @@
-"""Triton path of ``hard_negatives``. It has not run on a GPU yet: interpreter and ahead-of-time compiles only.
+"""Triton path of ``hard_negatives``.
 
 A program takes one tile of queries down the list of candidate tiles that it can reach: cosines by tensor cores, the
 tests on each pair, and what beats a row's k-th best so far replaces it among the row's k keys, which are in no order.
@@ -211,7 +211,7 @@ def _rows(keys: Tensor) -> Tensor:
     return torch.where(keys < SMALLEST, -1, (keys & LAST_ROW.value) ^ LAST_ROW.value).int()
 
 
-def hard_negatives_triton(search: Search) -> tuple[Tensor, Tensor]:
+def hard_negatives_triton(search: Search) -> Tensor:
     """What ``hard_negatives_cpu`` returns, on CUDA, without a wait for the device.
 
     Memory: 4 D bytes a place, 8 (k + 1) bytes a query and program that shares its list, and 4 bytes a pair of tiles
@@ -225,16 +225,16 @@ def hard_negatives_triton(search: Search) -> tuple[Tensor, Tensor]:
     if k > MOST_NEGATIVES:
         raise ValueError(f"k: got {k}, expected at most {MOST_NEGATIVES} on CUDA; the CPU takes any number")
     if not rows or not others:
-        return q.rows.new_full((rows, k), -1), q.rows.new_full((rows,), -1)
+        return q.rows.new_full((rows, k + 1), -1)
     limits = torch.fmax(search.negative_limits, search.positive_limits)
     reach = limits.sqrt().nan_to_num(-torch.inf, posinf=torch.inf).view(-1, TILE).amax(1)
-    bounds = *tile_bounds(q.positions.t(), TILE), *tile_bounds(c.positions.t(), TILE)
-    found, positives = _search(search, reachable_tiles_triton(*bounds, reach))
-    return _rows(found), _rows(positives)
+    bounds = tile_bounds(q.positions.t(), TILE)
+    far = bounds if c is q else tile_bounds(c.positions.t(), TILE)
+    return _rows(_search(search, reachable_tiles_triton(*bounds, *far, reach)))
 
 
-def _search(search: Search, lists: Iterable[Lists]) -> tuple[Tensor, Tensor]:
-    """Best keys of each query, from the lists of all tiles of queries: negatives int64 [B, k], positives [B]."""
+def _search(search: Search, lists: Iterable[Lists]) -> Tensor:
+    """Best keys of each query, from the lists of all tiles: of negatives and a positive, int64 [B, k + 1]."""
     q, c, k = search.queries, search.candidates, search.k
     keys = search.negative_keys, search.positive_keys
     constants = _constants(k, q.embeddings.shape[1], keys[0] is not None, keys[1] is not None)
@@ -243,11 +243,11 @@ def _search(search: Search, lists: Iterable[Lists]) -> tuple[Tensor, Tensor]:
     c_halves = q_halves if c is q else _halves(c.embeddings, constants["BLOCK_D"])
     places = (
         torch.cat([q.positions, torch.stack([search.negative_limits, search.positive_limits])]),
-        torch.stack([q.items, q.categories, q.brands]),
+        q.numbers[1:],
         torch.stack([none if draw is None else draw for draw in keys]),
         q_halves,
         aligned(c.positions),
-        torch.stack([c.rows, c.items, c.categories, c.brands]),
+        c.numbers,
         c_halves,
     )
     sizes = len(q.rows), len(c.rows), q_halves.shape[2], k
@@ -265,9 +265,12 @@ def _search(search: Search, lists: Iterable[Lists]) -> tuple[Tensor, Tensor]:
             num_stages=2,
             enable_fp_fusion=False,
         )  # fmt: skip
-        best.append((found.transpose(0, 1).flatten(1).topk(k, dim=1).values, positives.amax(0)))
-    negatives, positives = map(torch.cat, zip(*best, strict=True))
-    return negatives, positives
+        if parts > 1:
+            found, positives = found.transpose(0, 1).flatten(1).topk(k, dim=1).values, positives.amax(0)
+        else:
+            found, positives = found[0].sort(descending=True).values, positives[0]
+        best.append(torch.cat([found, positives[:, None]], dim=1))
+    return best[0] if len(best) == 1 else torch.cat(best)
 
 
 def _one(k: int, dim: int, rows: int = 6400, random_negatives: bool = False, random_positives: bool = False) -> None:
@@ -277,7 +280,7 @@ def _one(k: int, dim: int, rows: int = 6400, random_negatives: bool = False, ran
         return torch.empty(shape, dtype=dtype, device="meta")
 
     points = empty(3, rows, dtype=torch.float32), empty(rows, dim, dtype=torch.float32)
-    places = SortedPlaces(empty(rows), *points, *(empty(rows) for _ in range(3)))
+    places = SortedPlaces(empty(4, rows), *points)
     limits, draw = empty(rows, dtype=torch.float32), empty(rows, dtype=torch.int64)
     keys = draw if random_negatives else None, draw if random_positives else None
     lists = Lists(0, empty(rows // TILE), empty(rows // TILE, 1))

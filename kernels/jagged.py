@@ -73,6 +73,12 @@ def segment_sum_unchecked(values: Tensor, offsets: Tensor, weights: Tensor | Non
     return F.embedding_bag(rows, values, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
+def _dots(a: Tensor, b: Tensor) -> Tensor:
+    """Products of rows [N, D], in their own dtype: under autocast CUDA's vecdot would give 16 bits."""
+    autocast = torch.is_autocast_enabled(a.device.type)
+    return (a * b).sum(-1).to(a.dtype) if autocast else torch.linalg.vecdot(a, b)
+
+
 class _WeightedSegmentSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, weights: Tensor, offsets: Tensor, segments: Tensor) -> Tensor:
@@ -83,7 +89,7 @@ class _WeightedSegmentSum(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         values, weights, segments = ctx.saved_tensors
         expanded = grad.index_select(0, segments)
-        return expanded * weights[:, None], torch.linalg.vecdot(expanded, values), None, None
+        return expanded * weights[:, None], _dots(expanded, values), None, None
 
 
 def weighted_segment_sum(values: Tensor, weights: Tensor, offsets: Tensor, segments: Tensor) -> Tensor:
@@ -119,7 +125,7 @@ class _SegmentDot(torch.autograd.Function):
         if values.device.type == "cpu" and values.dtype == torch.float32 and not torch.compiler.is_exporting():
             return segment_dot_cpu(values, vectors, offsets)
         segments = segment_ids_unchecked(offsets, values.shape[0])
-        return torch.linalg.vecdot(values, vectors.index_select(0, segments))
+        return _dots(values, vectors.index_select(0, segments))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:

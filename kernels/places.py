@@ -34,27 +34,42 @@ class Places(NamedTuple):
 
     def known(self) -> Tensor:
         """bool [B]: rows whose position and embedding are finite."""
-        finite = (self.embeddings * 0).sum(1) == 0  # a tenth of the time of isfinite().all(1)
-        return self.positions.isfinite().all(1) & finite
+        # 0 times what is no number is none: a tenth of the time of isfinite().all(1)
+        return ((self.embeddings * 0).sum(1) + (self.positions * 0).sum(1)) == 0
 
 
 class SortedPlaces(NamedTuple):
     """Places along the curve, in whole tiles of ``TILE``: N rows, of which those past the batch are not known places.
 
     Attributes:
-        rows: int32 [N], row in the batch.
+        numbers: int32 [4, N], what the properties are rows of.
         positions: float32 [3, N], NaN where not known.
         embeddings: float32 [N, D] of length 1, or 0 where not known or zero.
-        items, categories, brands: int32 [N], numbers that are equal where the ids are; -1 for negative categories and
-            brands.
     """
 
-    rows: Tensor
+    numbers: Tensor
     positions: Tensor
     embeddings: Tensor
-    items: Tensor
-    categories: Tensor
-    brands: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """Row in the batch."""
+        return self.numbers[0]
+
+    @property
+    def items(self) -> Tensor:
+        """Numbers that are equal where the ids are."""
+        return self.numbers[1]
+
+    @property
+    def categories(self) -> Tensor:
+        """As items; -1 for negative ids."""
+        return self.numbers[2]
+
+    @property
+    def brands(self) -> Tensor:
+        """As items; -1 for negative ids."""
+        return self.numbers[3]
 
 
 def check_places(places: Places, name: str) -> None:
@@ -128,22 +143,22 @@ def sort_places(queries: Places, candidates: Places | None, by_category: bool) -
     known and lie in tiles that nothing reaches.
     """
     batches = [queries] if candidates is None else [queries, candidates]
-    columns = []
-    for ids in ("items", "categories", "brands"):
-        both = torch.cat([getattr(places, ids).long() for places in batches])
-        numbers = numbers_of(both)
-        if ids != "items":
-            numbers = numbers.masked_fill_(both < 0, -1)
-        columns.append(numbers.split([len(places.items) for places in batches]))
-    made = [_sort(places, by_category, *numbers) for places, *numbers in zip(batches, *columns, strict=True)]
+    ids = torch.cat([torch.stack([p.items, p.categories.long(), p.brands.long()]) for p in batches], dim=1)
+    numbers = numbers_of(ids)
+    numbers[1:].masked_fill_(ids[1:] < 0, -1)
+    parts = numbers.split([len(places.items) for places in batches], dim=1)
+    made = [_sort(places, by_category, part) for places, part in zip(batches, parts, strict=True)]
     return made[0], made[-1]
 
 
 def numbers_of(ids: Tensor) -> Tensor:
-    """int32 numbers of ids, in the order of the ids: like torch.unique's inverse, without a wait for the device."""
+    """int32 numbers of ids, in the order of the ids: like torch.unique's inverse, without a wait for the device.
+
+    The last dimension's; each before it has numbers of its own.
+    """
     values, rows = ids.sort()
-    steps = F.pad((values[1:] != values[:-1]).int(), (1 if len(ids) else 0, 0))
-    return torch.empty_like(steps).scatter_(0, rows, steps.cumsum(0, dtype=torch.int32))
+    steps = F.pad((values[..., 1:] != values[..., :-1]).int(), (1 if ids.shape[-1] else 0, 0))
+    return torch.empty_like(steps).scatter_(-1, rows, steps.cumsum(-1, dtype=torch.int32))
 
 
 @jit(fastmath={"reassoc", "contract"})
@@ -159,12 +174,17 @@ def _unit_rows(rows: np.ndarray, order: np.ndarray, out: np.ndarray) -> None:
             out[i, column] = row[column] * scale if finite else np.float32(0)
 
 
-def _sort(places: Places, by_category: bool, items: Tensor, categories: Tensor, brands: Tensor) -> SortedPlaces:
+def _sort(places: Places, by_category: bool, numbers: Tensor) -> SortedPlaces:
+    """numbers: int32 [3, B], of items, categories and brands."""
     known = places.known()
     if by_category:
-        known &= torch.maximum(categories, brands) >= 0
+        known &= torch.maximum(numbers[1], numbers[2]) >= 0
     positions = places.positions.masked_fill(~known[:, None], torch.nan)
     order = curve_order(positions)
+    if positions.is_cuda:
+        from .places_triton import put_in_order  # triton is not everywhere that torch is
+
+        return SortedPlaces(*put_in_order(order, numbers, positions, places.embeddings))
     pad = -len(order) % TILE
     embeddings = positions.new_zeros(len(order) + pad, places.embeddings.shape[1])
     real = embeddings[: len(order)]
@@ -172,12 +192,10 @@ def _sort(places: Places, by_category: bool, items: Tensor, categories: Tensor, 
         _unit_rows(places.embeddings.float().contiguous().numpy(), order.numpy(), real.numpy())
     else:
         F.normalize(real.copy_(places.embeddings[order]), out=real).nan_to_num_(0, 0, 0)
-    return SortedPlaces(
-        F.pad(order.int(), (0, pad)),
-        F.pad(positions[order].t(), (0, pad), value=torch.nan).contiguous(),
-        embeddings,
-        *(F.pad(numbers[order], (0, pad), value=-1) for numbers in (items, categories, brands)),
-    )
+    sorted_numbers = torch.cat([order.int()[None], numbers[:, order]])
+    filled = F.pad(sorted_numbers, (0, pad), value=-1)
+    filled[0, len(order) :] = 0
+    return SortedPlaces(filled, F.pad(positions[order].t(), (0, pad), value=torch.nan).contiguous(), embeddings)
 
 
 class Search(NamedTuple):

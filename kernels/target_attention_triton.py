@@ -1,8 +1,8 @@
-"""Triton path of ``target_attention``. It has not run on a GPU yet: interpreter and ahead-of-time compiles only.
+"""Triton path of ``target_attention``.
 
 The same six steps as on the CPU. The first and the last layer take a program a sample (their matrix, or their sum, is
 the sample's own), the layers between and the gaps take tiles of visits. What is summed over all visits is written once
-a program and added by PyTorch, so results are the same from run to run.
+a program and then added up by one, so results are the same from run to run.
 
 Here are settings and launchers; the kernels are in ``target_attention_fwd_triton.py`` and
 ``target_attention_bwd_triton.py``.
@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .dice import pool_statistics
+from .dice_triton import statistics_triton
 from .target_attention_bwd_triton import (
     _first_bwd_kernel,
     _gaps_bwd_kernel,
@@ -94,7 +94,8 @@ def target_attention_triton(
     (T, D), G, (B, H), precision = keys.shape, gaps.shape[1], bias.shape, _precision()
     wide = {"BLOCK_D": _block(D)}
     zs, used = [keys.new_empty(T, H)], []
-    moments, counts = keys.new_empty(B, 2, H, dtype=torch.float32), offsets.diff()
+    moments = keys.new_empty(B, 2, H, dtype=torch.float32)
+    parts: tuple[Tensor | None, int] = offsets, 0
     settings = _settings(D, H) | wide
     launch(_first_fwd_kernel, (B,))(
         query, bias, keys, gaps, offsets, weight, zs[0], moments, D, G, H,
@@ -102,15 +103,18 @@ def target_attention_triton(
     )  # fmt: skip
     interest, of_visits = query.new_empty(B, D), keys.new_empty(T, 1)
     for i, (of_layer, offset) in enumerate(zip(weights, biases, strict=True)):
-        used.append(pool_statistics(counts, *moments.unbind(1)) if batch_statistics else statistics[i].clone())
-        scale, of_layer, (N, H) = _scale(used[i], alphas[i], eps), aligned(of_layer), of_layer.shape
-        offset = aligned(offset)
+        if batch_statistics:
+            of_columns, scale = statistics_triton(moments, alphas[i], eps, T, *parts)
+        else:
+            of_columns, scale = statistics[i].clone(), _scale(statistics[i], alphas[i], eps)
+        used.append(of_columns)
+        of_layer, offset, (N, H) = aligned(of_layer), aligned(offset), of_layer.shape
         if i + 1 < len(weights):
             zs.append(keys.new_empty(T, N))
             settings = _row_settings(N, H)
             tiles = triton.cdiv(T, settings["BLOCK_T"])
             moments = keys.new_empty(tiles, 2, N, dtype=torch.float32)
-            counts = (T - torch.arange(tiles, device=keys.device) * settings["BLOCK_T"]).clamp(max=settings["BLOCK_T"])
+            parts = (None, settings["BLOCK_T"])
             if T:
                 launch(_between_fwd_kernel, (tiles,))(
                     zs[i], scale, of_layer, offset, zs[-1], moments, T, H, N, PRECISION=precision, **settings

@@ -4,7 +4,7 @@ Order the points along a space-filling curve, cut the order into runs of ``tile`
 holds it: two tiles whose balls are further apart than the radius hold no pair within it. Distances here are chords,
 straight lines through the sphere of radius 1, as everywhere in the kernels: 2 sin(km / 2R) for a great-circle distance.
 Plain PyTorch on any device, and nothing waits for it but ``reachable_tiles``, which ``tiles_triton.py`` does without;
-on the CPU the curve is a compiled loop.
+on the CPU the curve is a compiled loop, on CUDA curve and bounds are kernels of ``tiles_triton.py``.
 """
 
 import functools
@@ -73,13 +73,20 @@ def curve_order(places: Tensor) -> Tensor:
     check_points("places", places)
     if len(places) == 0:
         return torch.zeros(0, dtype=torch.int64, device=places.device)
-    on_cpu = places.device.type == "cpu"
-    keys = _keys_cpu(places.detach().contiguous().numpy(), _table(places.device).numpy()) if on_cpu else _keys(places)
-    return torch.argsort(torch.as_tensor(keys), stable=True)
+    places = places.detach()
+    if places.device.type == "cpu":
+        keys = torch.from_numpy(_keys_cpu(places.contiguous().numpy(), curve_table(places.device).numpy()))
+    elif places.is_cuda:
+        from .tiles_triton import curve_keys_triton  # triton is not everywhere that torch is
+
+        keys = curve_keys_triton(places)
+    else:
+        keys = curve_keys(places)
+    return torch.argsort(keys, stable=True)
 
 
-def _keys(places: Tensor) -> Tensor:
-    """Step of the curve that each place is at, int64 [N]; 2^63 - 1 for what is no place."""
+def curve_keys(places: Tensor) -> Tensor:
+    """Step of the curve that each place is at, int64 [N]; 2^63 - 1 for what is no place. The reference."""
     planes = places.T.contiguous()
     known = planes.isfinite().all(0)
     low = planes.masked_fill(~known, torch.inf).amin(1, keepdim=True)
@@ -91,7 +98,7 @@ def _keys(places: Tensor) -> Tensor:
 
 @jit()
 def _keys_cpu(places: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """``_keys``, the same numbers, compiled: a fifth of the time."""
+    """``curve_keys``, the same numbers, compiled: a fifth of the time."""
     low, high = np.full(3, np.inf, places.dtype), np.full(3, -np.inf, places.dtype)
     for i in range(len(places)):
         if np.isfinite(places[i, 0]) and np.isfinite(places[i, 1]) and np.isfinite(places[i, 2]):
@@ -132,7 +139,7 @@ def _interleave(cells: Tensor) -> Tensor:
 
 def _hilbert(morton: Tensor) -> Tensor:
     """Hilbert index [N] of Morton indices [N], LEVELS levels of the curve at a time."""
-    table = _table(morton.device)
+    table = curve_table(morton.device)
     width = 3 * LEVELS
     mask = (1 << width) - 1
     index, state = torch.zeros_like(morton), torch.zeros_like(morton)
@@ -143,14 +150,14 @@ def _hilbert(morton: Tensor) -> Tensor:
 
 
 @functools.cache
-def _table(device: torch.device) -> Tensor:
+def curve_table(device: torch.device) -> Tensor:
     """For each state of the curve and each cell below it: (state there << 3 LEVELS) | step of the curve in the cell.
 
     A state is the corner where the curve enters a cube and the axis that it leaves along (Hamilton, section 2). 98 KB,
     made once and kept on each device that asks: to copy them there is to wait.
     """
     if device.type != "cpu":
-        return _table(torch.device("cpu")).to(device)
+        return curve_table(torch.device("cpu")).to(device)
 
     def rotate(bits: int, by: int) -> int:
         by %= 3
@@ -193,6 +200,10 @@ def tile_bounds(places: Tensor, tile: int) -> tuple[Tensor, Tensor]:
     """
     check_points("places", places)
     check_number("tile", tile, 1, whole=True)
+    if places.is_cuda:
+        from .tiles_triton import tile_bounds_triton
+
+        return tile_bounds_triton(places.detach(), tile)
     n = -(-len(places) // tile)
     planes = torch.nn.functional.pad(places.T, (0, n * tile - len(places)), value=torch.nan).view(3, n, tile)
     known = planes.isfinite().all(0)

@@ -26,6 +26,8 @@ SAMPLES, DRY_SAMPLES = 10_240, 32
 STEPS, DRY_STEPS = 20, 2
 DRY = ("twin", "twin rest akt")
 TOP = 5  # kernels named
+COMPILED = ("twin", "din", "twin rest")
+"""Measured under torch.compile too, shapes left open."""
 
 
 def cases(report: Report) -> Cases:
@@ -35,6 +37,8 @@ def cases(report: Report) -> Cases:
         for bf16 in (False, True):
             name = f"{side.name} {'bf16' if bf16 else 'fp32'}"
             yield name, partial(_measure, report, name, side, bf16, rates)
+        if side.name in COMPILED:
+            yield f"{side.name} compiled", partial(_measure, report, f"{side.name} compiled", side, False, rates, True)
 
 
 class _Bytes(TorchDispatchMode):
@@ -58,15 +62,18 @@ def work(step: Callable[[], object]) -> tuple[int, int]:
     return moved.total, products.get_total_flops()
 
 
-def _measure(report: Report, name: str, side: Side, bf16: bool, rates: Callable[[], dict[str, float]]) -> None:
+def _measure(
+    report: Report, name: str, side: Side, bf16: bool, rates: Callable[[], dict[str, float]], compiled: bool = False
+) -> None:
     samples, steps = (DRY_SAMPLES, DRY_STEPS) if report.dry else (SAMPLES, STEPS)
-    trained = Trained(side, samples, report.device, bf16)
+    backend = ("eager" if report.dry else "inductor") if compiled else None
+    trained = Trained(side, samples, report.device, bf16, backend)
     losses = [trained.step().item() for _ in range(3)]
     if not all(map(math.isfinite, losses)):
         raise FloatingPointError(f"losses {losses}")
     peak, _ = peak_mib(trained.step, report.device)
     ms = 1e3 * statistics.median(seconds(trained.step, report.device) for _ in range(steps))
-    moved, products = work(trained.step)
+    moved, products = (0, 0) if compiled else work(trained.step)
     best = rates()
     launches, busy, top = _profile(trained, report.device)
     found = {

@@ -23,6 +23,7 @@ from placerank.kernels.hard_negatives import (
 from placerank.kernels.hard_negatives_triton import hard_negatives_triton
 from placerank.kernels.haversine import haversine_km, unit_vectors
 from placerank.kernels.places import TILE, Places, gather_places, sort_places
+from placerank.kernels.places_triton import put_in_order
 from placerank.kernels.tiles import tile_bounds
 
 DEFAULTS: dict[str, Any] = {
@@ -381,6 +382,24 @@ def test_bad_input(change: dict[str, Any], options: dict[str, Any], message: str
         hard_negatives(make_places(7)._replace(**change), **options)
     with pytest.raises(ValueError, match=r"candidates.embeddings: got D = 4, expected that of the queries, 16"):
         hard_negatives(make_places(7), make_places(7, 4))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU Triton's kernels are compiled, not interpreted")
+@pytest.mark.parametrize(
+    ("rows", "dim", "dtype"), [(0, 8, torch.float32), (70, 5, torch.float32), (64, 70, torch.bfloat16)]
+)
+def test_places_are_put_in_order(rows: int, dim: int, dtype: torch.dtype) -> None:
+    places = make_places(rows, dim=dim)._replace()
+    embeddings = places.embeddings.to(dtype)
+    embeddings[: rows // 9] = 0
+    embeddings[rows // 9 : rows // 8] = torch.nan
+    places = places._replace(embeddings=embeddings)
+    want = sort_places(places, None, False)[0]
+    order, numbers = want.rows[:rows].long(), torch.empty(3, rows, dtype=torch.int32)
+    numbers[:, order] = want.numbers[1:, :rows]
+    positions = places.positions.masked_fill(~places.known()[:, None], torch.nan)
+    for got, wanted in zip(put_in_order(order, numbers, positions, embeddings), want, strict=True):
+        torch.testing.assert_close(got, wanted, equal_nan=True)
 
 
 def test_too_many_negatives_for_a_gpu() -> None:

@@ -31,7 +31,7 @@ from placerank.kernels.places import Places
 from placerank.kernels.search_attention import search_attention_unchecked
 from placerank.kernels.simhash import segment_hamming_unchecked
 from placerank.kernels.target_attention import DiceLinear, target_attention_unchecked
-from placerank.kernels.tiles import _keys, curve_order
+from placerank.kernels.tiles import curve_keys, curve_order
 
 B, T, D, H = 23, 211, 16, 8
 INT = torch.int64
@@ -188,7 +188,7 @@ def test_pairwise_within_waits_for_the_size_of_its_result(sorted_at_once: int, w
     limits = _limits(points, points, 30.0)
     with (
         patch.object(pairwise_within_triton, "SORTED", sorted_at_once),
-        patch.object(pairwise_within_triton, "curve_order", lambda x: _keys(x).argsort(stable=True)),  # CUDA's way
+        patch.object(pairwise_within_triton, "curve_order", lambda x: curve_keys(x).argsort(stable=True)),  # CUDA's way
         patch.object(GridExecutor, "__call__", unseen),
         host_waits() as found,
     ):

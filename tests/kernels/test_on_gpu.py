@@ -17,7 +17,7 @@ LONG = [33, 0, 70, 0, 1, 0]
 LENGTHS = [[], [0], [1], [3, 0, 4], LONG]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 """Of what float64 gives for the same inputs, as a share of its largest number, or of 1."""
-LOOSER = {"gru": 10}  # with random weights each visit multiplies the rounding of the one before
+LOOSER = {"gru": 100}  # with random weights each visit multiplies the rounding of the one before
 TRITON = {
     "hard_negatives", "pairwise_within", "within_mask", "residual_encode", "residual_lookup", "residual_quantize",
     "search_attention", "target_attention",
@@ -86,6 +86,8 @@ def compare(name: str, got: list[Tensor], want: list[Tensor], tolerance: float) 
 def test_the_numbers_of_the_cpu(name: str, dtype: torch.dtype) -> None:
     for lengths in LENGTHS:
         given = arguments(name, lengths, dtype)
+        if name == "search_attention":  # at a knot a hat has two slopes, and numbers of 16 bits are often at one
+            given["gaps"] = torch.where(given["gaps"] == given["gaps"].round(), given["gaps"] + 0.25, given["gaps"])
         want = outcome(name, given, partial(exact, name))
         got = outcome(name, given, lambda x: x.to(DEVICE, copy=True))
         compare(name, got, want, TOLERANCE[dtype] * LOOSER.get(name, 1))
@@ -132,7 +134,7 @@ def spread(x: Tensor) -> Tensor:
 def test_strides_change_nothing(name: str) -> None:
     given = arguments(name, LONG, torch.float32)
     want = outcome(name, given, lambda x: x.to(DEVICE, copy=True))
-    compare(name, outcome(name, given, spread), want, 1e-5)
+    compare(name, outcome(name, given, spread), want, 1e-5 * LOOSER.get(name, 1))
 
 
 @pytest.mark.gpu

@@ -13,11 +13,11 @@ from placerank.kernels.haversine import EARTH_RADIUS_KM, unit_vectors
 from placerank.kernels.tiles import (
     _hilbert,
     _interleave,
-    _keys,
     _keys_cpu,
-    _table,
     chord_of_km,
+    curve_keys,
     curve_order,
+    curve_table,
     reachable_tiles,
     tile_bounds,
 )
@@ -66,7 +66,28 @@ def test_compiled_keys_are_the_same(degrees: float, dtype: torch.dtype) -> None:
     places = spread(999, degrees, 0, dtype)
     places[5, 0], places[77], places[100, 2] = NAN, NAN, -math.inf
     for some in (places, places[:1], places[77:78]):
-        assert torch.equal(_keys(some), torch.from_numpy(_keys_cpu(some.numpy(), _table(some.device).numpy())))
+        assert torch.equal(
+            curve_keys(some), torch.from_numpy(_keys_cpu(some.numpy(), curve_table(some.device).numpy()))
+        )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU Triton's kernels are compiled, not interpreted")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("degrees", [80.0, 0.1, 1e-6, 0.0])
+def test_triton_gives_the_same_keys_and_bounds(
+    degrees: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles_triton, "BLOCK", 64)
+    places = spread(199, degrees, 0, dtype)
+    places[5, 0], places[77], places[100, 2] = NAN, NAN, -math.inf
+    for some in (places, places[:1], places[77:78]):
+        got, want = tiles_triton.curve_keys_triton(some), curve_keys(some)
+        assert torch.equal(got, want)
+        for tile in (3, 64):
+            for own, reference in zip(
+                tiles_triton.tile_bounds_triton(some.T.contiguous().T, tile), tile_bounds(some, tile), strict=True
+            ):
+                torch.testing.assert_close(own, reference, rtol=1e-6, atol=1e-12)
 
 
 def test_order_is_stable_and_puts_what_is_no_place_last() -> None:
