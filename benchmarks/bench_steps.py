@@ -34,6 +34,7 @@ from placerank.benchmarks.skewed import history_lengths, popularity
 from placerank.data.batches.batch import SampleBatch
 from placerank.data.batches.catalog import Catalog
 from placerank.data.batches.features import CLUSTER, USER_CLUSTER, FeatureConfig, build_features
+from placerank.data.batches.host_batch import HostBatch
 from placerank.data.batches.item_columns import with_columns
 from placerank.data.batches.semantic_features import SemanticFeatures
 from placerank.rankers.dense import RankerConfig
@@ -136,7 +137,7 @@ class Side:
             found = [table_rows(self.trainee.model, n, rows[:, i]) for i, n in enumerate(features.attributes)]
             contrast.refresh(torch.stack(found, dim=1), rows > 0, counts)
 
-    def step(self, sample: SampleBatch) -> Tensor:
+    def step(self, sample: SampleBatch | HostBatch) -> Tensor:
         batch = self.catalog.expand(sample)
         loss, _ = self.trainee.model(batch).loss(batch.label)
         self.trainee.optimizer.zero_grad()

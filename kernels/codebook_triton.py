@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .variants import BIG, Variants, aligned, launch
+from .variants import BIG, Variants, aligned, cdiv, launch
 
 
 @triton.jit
@@ -244,20 +244,20 @@ def residual_encode_triton(
     split = _planes(directions, planes, block_d).to(torch.float32 if x.is_cpu else torch.bfloat16)
     if max(count, block_n) * split.shape[3] >= 2**31:
         raise ValueError(f"K = {count} centres of D = {dim}: K D or {block_n} rows are over 2^31 numbers")
-    programs = min(_programs(x.device, settings["num_warps"]), triton.cdiv(total, block_n))
+    programs = min(_programs(x.device, settings["num_warps"]), cdiv(total, block_n))
     scratch = torch.empty(programs, planes, block_n, split.shape[3], dtype=split.dtype, device=x.device)
     sizes = total, count, dim, levels
     launch(_residual_encode_fwd_kernel, (programs,))(
         x, centres, split, half_norms, scratch, codes, *sizes, PLANES=planes, **settings
     )
     if with_norms:
-        grid = (triton.cdiv(total, _NORMS["BLOCK_N"]),)
+        grid = (cdiv(total, _NORMS["BLOCK_N"]),)
         launch(_residual_norms_kernel, grid)(x, centres, codes, norms, *sizes, **_NORMS)
     return codes, norms
 
 
 def _lookup_grid(rows: int, dim: int) -> tuple[int, int]:
-    return triton.cdiv(rows, _LOOKUP["BLOCK_N"]), triton.cdiv(dim, _LOOKUP["BLOCK_D"])
+    return cdiv(rows, _LOOKUP["BLOCK_N"]), cdiv(dim, _LOOKUP["BLOCK_D"])
 
 
 def residual_lookup_triton(codes: Tensor, codebooks: Tensor) -> Tensor:
@@ -280,7 +280,7 @@ def residual_lookup_backward_triton(grad: Tensor, codes: Tensor, count: int, det
         grid = _lookup_grid(total, dim)
         launch(_residual_lookup_bwd_kernel, grid)(grad, codes, out, total, count, dim, levels, **_LOOKUP)
     elif total:
-        grid = count, triton.cdiv(dim, _LOOKUP["BLOCK_D"])
+        grid = count, cdiv(dim, _LOOKUP["BLOCK_D"])
         for level in range(levels):
             ordered, order = codes[:, level].sort(stable=True)
             offsets = torch.searchsorted(ordered, torch.arange(count + 1, device=codes.device))

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .variants import BIG, Variants, aligned, launch
+from .variants import BIG, Variants, aligned, cdiv, launch
 
 BLOCK_P, BLOCK_H = 512, 8
 
@@ -63,7 +63,7 @@ def statistics_triton(
     """
     parts, _, H = moments.shape
     used, scale = moments.new_empty(2, H), moments.new_empty(3, H)
-    launch(_statistics_kernel, (triton.cdiv(H, BLOCK_H),))(
+    launch(_statistics_kernel, (cdiv(H, BLOCK_H),))(
         moments, moments if offsets is None else offsets, aligned(alpha), used, scale, parts, rows, each, eps,
         H=H, OF_OFFSETS=offsets is not None, BLOCK_P=BLOCK_P, BLOCK_H=BLOCK_H, num_warps=8,
     )  # fmt: skip

@@ -19,7 +19,7 @@ from torch import Tensor
 from .places import TILE, Search, SortedPlaces
 from .tiles import tile_bounds
 from .tiles_triton import Lists, reachable_tiles_triton
-from .variants import BIG, Variants, aligned, launch
+from .variants import BIG, Variants, aligned, launch, next_power_of_2
 
 # Scores are cosines or lie in [0, 1). An empty slot is worth less than any, what is not eligible less than that.
 SCALE, UNSCALED = 128.0, tl.constexpr(2.0**-14)
@@ -192,9 +192,9 @@ def _halves(embeddings: Tensor, block_d: int) -> Tensor:
 
 def _constants(k: int, dim: int, random_negatives: bool, random_positives: bool) -> dict[str, Any]:
     """What the kernel is compiled with: 32 columns a step where the compilers find registers for them, else 16."""
-    slots = max(4, triton.next_power_of_2(k))
+    slots = max(4, next_power_of_2(k))
     usual = not random_negatives and not random_positives and slots <= 32
-    block_d = max(16, min(32, triton.next_power_of_2(dim)))  # with 64 AMD spills
+    block_d = max(16, min(32, next_power_of_2(dim)))  # with 64 AMD spills
     return {
         "TILE": TILE,
         "BLOCK_C": 32 if usual else 16,

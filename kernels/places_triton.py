@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .variants import BIG, Variants, aligned, launch
+from .variants import BIG, Variants, aligned, cdiv, launch, next_power_of_2
 
 TILE = 64  # as in places.py
 
@@ -59,7 +59,7 @@ def put_in_order(
     """
     order, numbers, positions, embeddings = map(aligned, (order, numbers, positions, embeddings))
     rows, dim = embeddings.shape
-    tiles = triton.cdiv(rows, TILE)
+    tiles = cdiv(rows, TILE)
     out = (
         numbers.new_empty(4, tiles * TILE),
         positions.new_empty(3, tiles * TILE),
@@ -68,7 +68,7 @@ def put_in_order(
     if tiles:
         launch(_put_in_order_kernel, (tiles,))(
             order, numbers, positions, embeddings, *out, rows, tiles * TILE, D=dim, TILE=TILE,
-            BLOCK_D=min(32, triton.next_power_of_2(dim)), num_warps=4,
+            BLOCK_D=min(32, next_power_of_2(dim)), num_warps=4,
         )  # fmt: skip
     return out
 

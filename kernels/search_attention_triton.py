@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .variants import BIG, Variants, aligned, launch
+from .variants import BIG, Variants, aligned, launch, next_power_of_2
 
 NUMBERS, NUMBERS_BWD = 2048, 1024  # of heads x visits x columns in registers at once
 MOST_NUMBERS = 2048  # of heads x columns, both rounded up to powers of two: a visit at a time, or two
@@ -199,7 +199,7 @@ def _bwd_kernel(  # type: ignore[no-untyped-def]
 
 
 def _block(size: int) -> int:
-    return triton.next_power_of_2(max(1, size))
+    return next_power_of_2(max(1, size))
 
 
 def _settings(A: int, D: int, C: int, numbers: int) -> dict[str, int]:

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from .dice_triton import statistics_triton
@@ -24,7 +23,7 @@ from .target_attention_bwd_triton import (
     _layer_sums_kernel,
 )
 from .target_attention_fwd_triton import _between_fwd_kernel, _first_fwd_kernel, _last_fwd_kernel
-from .variants import BIG, Variants, aligned, launch
+from .variants import BIG, Variants, aligned, cdiv, launch, next_power_of_2
 
 PROGRAMS = 512  # that keep a large GPU busy and still leave few partial sums
 MOST_NUMBERS = 4096  # of a sample's own matrix, D * H1 with both rounded up to powers of two
@@ -32,7 +31,7 @@ MOST_NUMBERS = 4096  # of a sample's own matrix, D * H1 with both rounded up to 
 
 def _block(columns: int) -> int:
     """Columns as the kernels take them: a power of two that tensor cores can multiply."""
-    return max(16, triton.next_power_of_2(columns))
+    return max(16, next_power_of_2(columns))
 
 
 def fits(dim: int, hidden: list[int]) -> bool:
@@ -112,7 +111,7 @@ def target_attention_triton(
         if i + 1 < len(weights):
             zs.append(keys.new_empty(T, N))
             settings = _row_settings(N, H)
-            tiles = triton.cdiv(T, settings["BLOCK_T"])
+            tiles = cdiv(T, settings["BLOCK_T"])
             moments = keys.new_empty(tiles, 2, N, dtype=torch.float32)
             parts = (None, settings["BLOCK_T"])
             if T:
@@ -153,7 +152,7 @@ def target_attention_backward_triton(
     for i in reversed(range(layers)):
         N, H = weights[i].shape
         scale, rows = _scale(statistics[i], alphas[i], eps), _row_settings(N, H)
-        tiles, columns = triton.cdiv(T, rows["BLOCK_T"]), triton.cdiv(H, rows["BLOCK_H"])
+        tiles, columns = cdiv(T, rows["BLOCK_T"]), cdiv(H, rows["BLOCK_H"])
         if i + 1 == layers:
             above, sums = keys.new_empty(T, 1), scale.new_empty(B, 5, H)
             settings = _settings(D, H) | wide
@@ -182,15 +181,15 @@ def target_attention_backward_triton(
     grad_query, grad_bias, grad_keys = query.new_empty(B, D), query.new_empty(B, H), keys.new_empty(T, D)
     settings, programs = _first_bwd_settings(H), min(PROGRAMS, B)
     grad_of_keys = weight.new_zeros(programs, H, 2 * D)
-    launch(_first_bwd_kernel, (programs, triton.cdiv(D, settings["BLOCK_D"])))(
+    launch(_first_bwd_kernel, (programs, cdiv(D, settings["BLOCK_D"])))(
         query, keys, offsets, of_keys, grad, of_visits, above, grad_query, grad_bias, grad_keys, grad_of_keys,
         B, D, H, BLOCK_H=_block(H), PRECISION=precision, **settings,
     )  # fmt: skip
     settings = _gaps_bwd_settings(G)
-    programs = min(PROGRAMS, triton.cdiv(T, settings["BLOCK_T"]))
+    programs = min(PROGRAMS, cdiv(T, settings["BLOCK_T"]))
     grad_gaps, grad_of_gaps = gaps.new_empty(T if want_gaps else 0, G), weight.new_empty(programs, H, G)
     if T and G:
-        launch(_gaps_bwd_kernel, (programs, triton.cdiv(G, settings["BLOCK_G"])))(
+        launch(_gaps_bwd_kernel, (programs, cdiv(G, settings["BLOCK_G"])))(
             gaps, of_gaps, above, grad_gaps, grad_of_gaps, T, G, H, want_gaps,
             BLOCK_H=_block(H), PRECISION=precision, **settings,
         )  # fmt: skip

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .tiles import BITS, LAST, LEVELS, curve_table
-from .variants import BIG, Variants, aligned, launch
+from .variants import BIG, Variants, aligned, cdiv, launch, next_power_of_2
 
 PAIRS = 1 << 25  # of tiles that lists have room for at once: 128 MB
 BLOCK = 256
@@ -86,12 +86,12 @@ def _keys_kernel(  # type: ignore[no-untyped-def]
 def curve_keys_triton(places: Tensor) -> Tensor:
     """What ``curve_keys`` gives but for rounding, on CUDA."""
     places, n = aligned(places), len(places)
-    boxes = max(1, min(BOXES, triton.cdiv(n, BLOCK)))
+    boxes = max(1, min(BOXES, cdiv(n, BLOCK)))
     box, keys = places.new_empty(boxes, 2, 4), torch.empty(n, dtype=torch.int64, device=places.device)
     if n:
         least = torch.finfo(places.dtype).tiny * 2**BITS
         launch(_box_kernel, (boxes,))(places, box, n, BLOCK=BLOCK, num_warps=4)
-        launch(_keys_kernel, (triton.cdiv(n, BLOCK),))(
+        launch(_keys_kernel, (cdiv(n, BLOCK),))(
             places, box, curve_table(places.device), keys, n, boxes, LEAST=least, LAST=LAST, BITS=BITS, LEVELS=LEVELS,
             BOXES=BOXES, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
@@ -120,13 +120,13 @@ def _tile_bounds_kernel(  # type: ignore[no-untyped-def]
 
 def tile_bounds_triton(places: Tensor, tile: int) -> tuple[Tensor, Tensor]:
     """What ``tile_bounds`` gives but for rounding, on CUDA; places of any strides."""
-    tiles, limits = triton.cdiv(len(places), tile), torch.finfo(places.dtype)
+    tiles, limits = cdiv(len(places), tile), torch.finfo(places.dtype)
     centres, radii = places.new_empty(tiles, 3), places.new_empty(tiles)
     if tiles:
         places = places if places.data_ptr() % 16 == 0 else places.clone()
         launch(_tile_bounds_kernel, (tiles,))(
             places, centres, radii, len(places), *places.stride(), tile, GROW=1 + 8 * limits.eps,
-            LEAST=limits.tiny**0.5, BLOCK=triton.next_power_of_2(tile), num_warps=1 if tile <= 64 else 4,
+            LEAST=limits.tiny**0.5, BLOCK=next_power_of_2(tile), num_warps=1 if tile <= 64 else 4,
         )  # fmt: skip
     return centres, radii
 

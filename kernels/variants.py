@@ -23,6 +23,16 @@ BIG = 1 << 28
 """Rows of a tensor that is beyond 2 GB, on the meta device."""
 
 
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up. Triton's own takes 4 us a call, as it is for kernels too."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The least power of two that is at least n; n at least 1."""
+    return 1 << (n - 1).bit_length()
+
+
 def launch(kernel: Any, grid: tuple[int, ...]) -> Callable[..., None]:
     """What starts a kernel where its first argument is, a tensor; every kernel is started by this.
 

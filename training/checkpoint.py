@@ -16,7 +16,7 @@ import re
 import shutil
 import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -26,12 +26,14 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.remote_device import _remote_device
 from torch.distributed.tensor import DTensor
 
 from ..data.manifest import MANIFEST, describe_file, environment, write_json
@@ -115,6 +117,12 @@ def _seal(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
+def _on_host(metadata: ShardMetadata) -> ShardMetadata:
+    """The same shard in its rank's memory: PyTorch holds a tensor to where its metadata says that it lies."""
+    assert metadata.placement is not None
+    return replace(metadata, placement=_remote_device(f"rank:{metadata.placement.rank()}/cpu"))
+
+
 class _Snapshot:
     """Copies the state to host memory, so that training can go on while it is written.
 
@@ -126,9 +134,14 @@ class _Snapshot:
     def stage(self, state_dict: Any, **_: Any) -> Any:
         def copied(x: Any) -> Any:
             if isinstance(x, ShardedTensor):
-                shards = [Shard(s.tensor.detach().to("cpu", copy=True), s.metadata) for s in x.local_shards()]
+                about = copy.deepcopy(x.metadata())
+                about.shards_metadata = [_on_host(m) for m in about.shards_metadata]
+                shards = [
+                    Shard(shard.tensor.detach().to("cpu", copy=True), _on_host(shard.metadata))
+                    for shard in x.local_shards()
+                ]
                 return ShardedTensor._init_from_local_shards_and_global_metadata(
-                    shards, x.metadata(), process_group=x._process_group
+                    shards, about, process_group=x._process_group
                 )
             if isinstance(x, Tensor):
                 return x.detach().to("cpu", copy=True)

@@ -13,19 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..kernels.harness import peak_mib, seconds
 from .report import Cases, Report
 from .sides import Side, Trained, sides
-from .speed import device_rates
+from .speed import device_rates, profiled
 
 SAMPLES, DRY_SAMPLES = 10_240, 32
 STEPS, DRY_STEPS = 20, 2
 DRY = ("twin", "twin rest akt")
-TOP = 5  # kernels named
 COMPILED = ("twin", "din", "twin rest")
 """Measured under torch.compile too, shapes left open."""
 
@@ -75,7 +73,7 @@ def _measure(
     ms = 1e3 * statistics.median(seconds(trained.step, report.device) for _ in range(steps))
     moved, products = (0, 0) if compiled else work(trained.step)
     best = rates()
-    launches, busy, top = _profile(trained, report.device)
+    launches, busy, top = profiled(trained.step, report.device)
     found = {
         "ms": (ms, "ms"),
         "kernels": (launches, ""),
@@ -88,20 +86,3 @@ def _measure(
         report.figure(name, metric, value, unit)
     note = f"{ms:.2f} ms, {launches} kernels, device busy {busy / ms:.0%}, {peak:.0f} MiB"
     report.record(case=name, note=note, top=top)
-
-
-def _profile(trained: Trained, device: torch.device) -> tuple[int, float, list[str]]:
-    """Kernels of a step (operators on a CPU), their milliseconds together, and the ones that take most."""
-    cuda = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as found:
-        trained.step()
-        if cuda:
-            torch.cuda.synchronize()
-    kind = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
-    events = [e for e in found.key_averages() if e.device_type == kind and not getattr(e, "is_user_annotation", False)]
-    took = {e.key: (e.self_device_time_total if cuda else e.self_cpu_time_total) / 1e3 for e in events}
-    most = sorted(took, key=lambda key: -took[key])[:TOP]
-    total = sum(took.values())
-    top = [f"{key[:80]}: {took[key]:.3f} ms ({took[key] / max(total, 1e-9):.0%})" for key in most]
-    print("\n".join(f"    {line}" for line in top))
-    return sum(e.count for e in events), total, top

@@ -11,11 +11,13 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-from ..kernels.harness import Ceilings, Suite, measure_ceilings, run_case, seconds
+from ..kernels.harness import Case, Ceilings, Suite, measure_ceilings, run_case, seconds
 from .report import Cases, Report
 
 ROUNDS = 3
+TOP = 5  # kernels named
 EAGER = {"eager PyTorch", "nn.Embedding sums"}
 PLANES = 6  # bfloat16 products that one exact float32 product is made of, kernels/codebook_triton.py
 
@@ -97,6 +99,41 @@ def _measure(
             report.figure(name, "times as fast as eager", times, "x", least=wanted.eager)
         if peer == "torch.compile":
             report.figure(name, "times as fast as torch.compile", times, "x", least=1.0)
+    ours, *_ = suite.peers
+    times = {peer: _device_ms(wanted, suite, case, peer, report) for peer in (ours, *EAGER, "torch.compile")}
+    for peer, ms in times.items():
+        if ms and peer != ours:
+            kind = "eager" if peer in EAGER else peer
+            report.figure(name, f"times as fast as {kind}, kernels alone", ms / (times[ours] or ms), "x")
     if wanted.of_products is not None:
         rate = PLANES * suite.work(case).flops / (float(lines[0]["p50_ms"]) / 1e3)
         report.figure(name, "of bf16 products", rate / best["bf16"], "", least=wanted.of_products)
+
+
+def _device_ms(wanted: Wanted, suite: Suite, case: Case, peer: str, report: Report) -> float | None:
+    """Milliseconds of a call that the device computes; the rest of its time it waits for what the host starts."""
+    call = suite.peers[peer](suite.setup(case, report.device)) if peer in suite.peers else None
+    if call is None:
+        return None
+    for _ in range(2):
+        call()
+    _, ms, _ = profiled(call, report.device)
+    report.figure(f"{wanted.kernel} {case}", f"kernels of {peer}", ms, "ms")
+    return ms
+
+
+def profiled(call: Callable[[], object], device: torch.device) -> tuple[int, float, list[str]]:
+    """Kernels of a call (operators on a CPU), their milliseconds together, and the ones that take most."""
+    cuda = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as found:
+        call()
+        if cuda:
+            torch.cuda.synchronize()
+    kind = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
+    events = [e for e in found.key_averages() if e.device_type == kind and not getattr(e, "is_user_annotation", False)]
+    took = {e.key: (e.self_device_time_total if cuda else e.self_cpu_time_total) / 1e3 for e in events}
+    most = sorted(took, key=lambda key: -took[key])[:TOP]
+    total = sum(took.values())
+    top = [f"{key[:80]}: {took[key]:.3f} ms ({took[key] / max(total, 1e-9):.0%})" for key in most]
+    print("\n".join(f"    {line}" for line in top))
+    return sum(e.count for e in events), total, top

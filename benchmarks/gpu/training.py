@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 from .dense import work
 from .report import Cases, Report, Skip
 from .speed import device_rates
-from .waits import counted
+from .waits import counted, show
 
 STEPS, DRY_STEPS = 200, 3
 COMPARED = 10  # of the first steps
@@ -166,8 +166,11 @@ def _steps(report: Report, name: str) -> None:
                 loss, cross_entropy = side.trainee.model(batch).loss(batch.label)
                 return loss, {"loss": cross_entropy.detach()}
 
-            def batches(side: Any = side) -> Iterator[RankingBatch]:
-                return (side.catalog.expand(sample) for sample in islice(cycle(samples), count))
+            gathered = [side.catalog.gather(sample) for sample in samples]  # in training a thread of its own does so
+            gathered = gathered if report.dry else [x.pin_memory() for x in gathered]
+
+            def batches(side: Any = side, gathered: Any = gathered) -> Iterator[RankingBatch]:
+                return (side.catalog.expand(x) for x in islice(cycle(gathered), count))
 
             found, ends = [], []
             for logged in steps(side.trainee, forward, batches()):
@@ -185,8 +188,9 @@ def _steps(report: Report, name: str) -> None:
             report.figure(f"{name} steps", f"last losses, {way}", sum(last) / len(last), "")
         _compare(report, f"{name} steps", losses)
         with counted(report.dry) as waits:
-            side.step(samples[0])
+            side.step(gathered[0])
         report.figure(f"{name} steps", "waits", len(waits), "", most=1)
+        show(waits)
         moved, products = work(lambda: side.step(samples[0]))
     if "plain" in rate:
         rates = device_rates(report)

@@ -38,7 +38,7 @@ def _side(report: Report, side: Side) -> None:
     with counted(report.dry) as found:
         trained.step()
     report.figure(f"step {side.name}", "waits", len(found), "", most=1)
-    _print(found)
+    show(found)
 
 
 def _kernels(report: Report) -> None:
@@ -64,7 +64,7 @@ def _kernels(report: Report) -> None:
             failed.append(f"{function.__name__}: {error}")
             continue
         report.figure(function.__name__, "waits", len(found), "")
-        _print(found)
+        show(found)
     if failed:
         raise RuntimeError("; ".join(failed))
 
@@ -101,6 +101,7 @@ def counted(dry: bool) -> Iterator[list[str]]:
     found += [f"{w.filename}:{w.lineno}" for w in caught if "synchronizing CUDA operation" in str(w.message)]
 
 
-def _print(found: list[str]) -> None:
+def show(found: list[str]) -> None:
+    """Print where the waits were."""
     for where, times in Counter(found).items():
         print(f"    {times} x {where}")

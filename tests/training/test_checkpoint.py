@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
+from torch.distributed.remote_device import _remote_device
 from toy_ranker import (
     BATCH,
     FEATURES,
@@ -23,7 +25,7 @@ from toy_ranker import (
 )
 
 from placerank.data.manifest import describe_file
-from placerank.training.checkpoint import Checkpointer, _share, load, newest_whole, saved_steps
+from placerank.training.checkpoint import Checkpointer, _share, _Snapshot, load, newest_whole, saved_steps
 from placerank.training.identity import check_signature
 from placerank.training.model import Trainee, assemble, average_buffers
 from placerank.training.runtime import Runtime, runtime
@@ -217,3 +219,17 @@ def test_another_config_is_told(tmp_path: Path) -> None:
             load(path, {"model": {"w": torch.zeros(4)}})
         with pytest.raises(ValueError, match=r"has no 'model.v': it was saved with another config"):
             load(path, {"model": {"v": torch.zeros(3)}})
+
+
+def test_a_copy_of_what_lies_on_a_gpu_lies_on_the_host(tmp_path: Path) -> None:
+    """A ShardedTensor says where its shards are, and PyTorch holds it to that."""
+    with runtime(0) as rt:
+        shard = Shard.from_tensor_and_offsets(torch.arange(6.0).view(3, 2), [0, 0], rt.rank)
+        there = ShardedTensor._init_from_local_shards([shard], 3, 2)
+        for metadata in (*there.metadata().shards_metadata, there.local_shards()[0].metadata):
+            metadata.placement = _remote_device("rank:0/cuda:0")
+        copied = _Snapshot().stage({"weight": there})["weight"]
+        (own,) = copied.local_shards()
+        assert torch.equal(own.tensor, shard.tensor) and own.tensor.data_ptr() != shard.tensor.data_ptr()
+        assert [str(m.placement) for m in copied.metadata().shards_metadata] == ["rank:0/cpu"]
+        assert str(there.metadata().shards_metadata[0].placement) == "rank:0/cuda:0"
