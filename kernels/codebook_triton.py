@@ -1,4 +1,4 @@
-"""Triton kernels of ``codebook``. They have not run on a GPU yet: interpreter and ahead-of-time compiles only.
+"""Triton kernels of ``codebook``.
 
 Encoding is matrix products of bfloat16 in either precision. A float32 number is the sum of three bfloat16 numbers, 24
 bits in all, so x . c is six products of such planes, summed in float32; the three left out are below 2^-25 |x| |c|, and

@@ -16,7 +16,7 @@ CPU, float32: compiled loops (``gru_cpu.py``) over tiles of 16 samples of about 
 10,000 visits costs 10,000 small products and not 10,000 calls. All else, CUDA too, takes a step of time at a time for
 all samples that are that long, in the order of a PackedSequence: two products a step and a dozen small operations. How
 many steps there are the host has to know: on CUDA it waits once for the lengths, for forward and backward together, or
-not at all if it is given them. It has not run on CUDA yet.
+not at all if it is given them. On an H100 that is seven times slower than cuDNN's GRU (docs/kernels.md).
 """
 
 from typing import Any

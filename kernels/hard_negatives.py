@@ -1,7 +1,4 @@
-"""ReST's three-stage sampler: the hardest negatives near each item of a batch, and a positive, in one pass.
-
-The Triton path has not run on a GPU yet: it is tested in Triton's interpreter and compiled ahead of time.
-"""
+"""ReST's three-stage sampler: the hardest negatives near each item of a batch, and a positive, in one pass."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple

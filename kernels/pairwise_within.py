@@ -44,7 +44,6 @@ def pairwise_within(queries: Tensor, candidates: Tensor | None, km: float | Tens
 
     The number of pairs is known when they have been found: under ``torch.compile`` set
     ``torch._dynamo.config.capture_dynamic_output_shape_ops``, and on CUDA the call waits for the device, once or twice.
-    The CUDA path has not run on a GPU yet.
     """
     others = queries if candidates is None else candidates
     return _pairwise_within(queries, candidates, _limits(queries, others, km))

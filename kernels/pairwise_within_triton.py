@@ -1,4 +1,4 @@
-"""Triton path of ``pairwise_within``. It has not run on a GPU yet: interpreter and ahead-of-time compiles only.
+"""Triton path of ``pairwise_within``.
 
 Queries and candidates lie along a curve, each in tiles. One kernel takes a tile of queries down the list of candidate
 tiles that it can reach, once to count and once to fill. So a row's neighbours come in the order of the curve: they are

@@ -1,4 +1,4 @@
-"""Triton path of ``search_attention``. It has not run on a GPU yet: interpreter and ahead-of-time compiles only.
+"""Triton path of ``search_attention``.
 
 A program a sample: its queries stay in registers, and its chosen visits pass by in tiles, in the forward under an
 online softmax, in the backward twice: once for what a softmax's gradient shares, once for the gradients. Hats are

@@ -12,8 +12,7 @@ a pass backward, no fewer. A sample's q enters the first layer as a matrix of it
 operations a visit instead of 4 D H.
 
 CPU: float32 by compiled loops (``target_attention_cpu.py``). CUDA: float32, float16 and bfloat16 by Triton kernels
-(``target_attention_triton.py``), which have not run on a GPU yet: they are tested in Triton's interpreter and compiled
-ahead of time. What neither takes goes to the reference: other dtypes, and on CUDA layers of more than 4,096 weights
+(``target_attention_triton.py``). What neither takes goes to the reference: other dtypes, and on CUDA layers of more than 4,096 weights
 (widths rounded up to powers of two), which would not fit the registers.
 """
 

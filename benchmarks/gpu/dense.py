@@ -24,8 +24,6 @@ from .speed import device_rates, profiled
 SAMPLES, DRY_SAMPLES = 10_240, 32
 STEPS, DRY_STEPS = 20, 2
 DRY = ("twin", "twin rest akt")
-COMPILED = ("twin", "din", "twin rest")
-"""Measured under torch.compile too, shapes left open."""
 
 
 def cases(report: Report) -> Cases:
@@ -35,8 +33,6 @@ def cases(report: Report) -> Cases:
         for bf16 in (False, True):
             name = f"{side.name} {'bf16' if bf16 else 'fp32'}"
             yield name, partial(_measure, report, name, side, bf16, rates)
-        if side.name in COMPILED:
-            yield f"{side.name} compiled", partial(_measure, report, f"{side.name} compiled", side, False, rates, True)
 
 
 class _Bytes(TorchDispatchMode):
@@ -60,18 +56,15 @@ def work(step: Callable[[], object]) -> tuple[int, int]:
     return moved.total, products.get_total_flops()
 
 
-def _measure(
-    report: Report, name: str, side: Side, bf16: bool, rates: Callable[[], dict[str, float]], compiled: bool = False
-) -> None:
+def _measure(report: Report, name: str, side: Side, bf16: bool, rates: Callable[[], dict[str, float]]) -> None:
     samples, steps = (DRY_SAMPLES, DRY_STEPS) if report.dry else (SAMPLES, STEPS)
-    backend = ("eager" if report.dry else "inductor") if compiled else None
-    trained = Trained(side, samples, report.device, bf16, backend)
+    trained = Trained(side, samples, report.device, bf16)
     losses = [trained.step().item() for _ in range(3)]
     if not all(map(math.isfinite, losses)):
         raise FloatingPointError(f"losses {losses}")
     peak, _ = peak_mib(trained.step, report.device)
     ms = 1e3 * statistics.median(seconds(trained.step, report.device) for _ in range(steps))
-    moved, products = (0, 0) if compiled else work(trained.step)
+    moved, products = work(trained.step)
     best = rates()
     launches, busy, top = profiled(trained.step, report.device)
     found = {

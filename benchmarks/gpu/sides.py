@@ -77,16 +77,12 @@ class Trained:
         samples: B.
         device: where.
         bf16: forward under autocast to bfloat16.
-        backend: of torch.compile for the forward, shapes left open; None: not compiled.
     """
 
-    def __init__(
-        self, side: Side, samples: int, device: torch.device, bf16: bool = False, backend: str | None = None
-    ) -> None:
+    def __init__(self, side: Side, samples: int, device: torch.device, bf16: bool = False) -> None:
         self.device, self.bf16, features = device, bf16, side.features
         torch.manual_seed(0)
         self.dense = DensePart(features, side.config).to(device).train()
-        self.forward = torch.compile(self.dense, dynamic=True, backend=backend) if backend else self.dense
         self.optimizer = torch.optim.AdamW(self.dense.parameters(), lr=1e-3, fused=True)
         batch, distinct = make_batch(features, samples)
         self.batch, self.label = batch.map(lambda x: x.to(device)), (torch.rand(samples) < 0.2).float().to(device)
@@ -103,7 +99,7 @@ class Trained:
             x.grad = None
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            scores = self.forward(self.rows, self.pooled, self.batch)
+            scores = self.dense(self.rows, self.pooled, self.batch)
         loss, _ = scores.loss(self.label)
         loss.backward()
         self.optimizer.step()
