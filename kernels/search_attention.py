@@ -14,8 +14,8 @@ So 4 A (D + 2 G) operations a chosen visit are all that is left of a forward, 12
 copied: rows are read where they lie.
 
 CPU: float32 by compiled loops (``search_attention_cpu.py``). CUDA: float32, float16 and bfloat16 by Triton kernels
-(``search_attention_triton.py``). What neither takes goes to the reference, over [B, k, E]: other dtypes, exported programs, on CUDA heads
-times columns beyond 2,048 (both rounded up to powers of two).
+(``search_attention_triton.py``). What neither takes goes to the reference, over [B, k, E]: other dtypes, exported
+programs, on CUDA heads times columns beyond 2,048 (both rounded up to powers of two).
 """
 
 from typing import Any

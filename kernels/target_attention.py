@@ -12,8 +12,8 @@ a pass backward, no fewer. A sample's q enters the first layer as a matrix of it
 operations a visit instead of 4 D H.
 
 CPU: float32 by compiled loops (``target_attention_cpu.py``). CUDA: float32, float16 and bfloat16 by Triton kernels
-(``target_attention_triton.py``). What neither takes goes to the reference: other dtypes, and on CUDA layers of more than 4,096 weights
-(widths rounded up to powers of two), which would not fit the registers.
+(``target_attention_triton.py``). What neither takes goes to the reference: other dtypes, and on CUDA layers of more
+than 4,096 weights (widths rounded up to powers of two), which would not fit the registers.
 """
 
 from collections.abc import Sequence
