@@ -33,7 +33,7 @@ from .vocabulary import item_vocabularies, rows_of, vocabulary
 
 log = logging.getLogger(__name__)
 
-Format = Literal["parquet", "csv", "foursquare", "gowalla", "yelp"]
+Format = Literal["parquet", "csv", "foursquare", "gowalla", "yelp", "places"]
 
 _BUCKET_ROWS = 2_000_000
 _TIME_BINS = 1 << 22

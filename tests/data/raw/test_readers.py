@@ -235,9 +235,9 @@ def test_unusable_sources(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress((SNAP * 1000).encode())[:-20])
     with pytest.raises(DataError, match=r"loc.txt.gz: cannot be read to its end"):
         convert(packed, "gowalla", {}, tmp_path / "raw")
-    with pytest.raises(FileNotFoundError, match=r"expected one file \*TSMC2014\*.txt\*, got \["):
+    with pytest.raises(FileNotFoundError, match=r"expected one file \*TSMC2014\*.txt\* or \*TSMC2014\*.csv\*, got \["):
         convert(tmp_path, "foursquare", {}, tmp_path / "raw")
-    with pytest.raises(ValueError, match="format: got 'xml', expected one of csv, foursquare, gowalla, yelp"):
+    with pytest.raises(ValueError, match="format: got 'xml', expected one of csv, foursquare, gowalla, yelp, places"):
         convert(tmp_path, "xml", {}, tmp_path / "raw")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="with format 'yelp', expected them with 'csv' alone"):
         convert(tmp_path, "yelp", {"item_id": "id"}, tmp_path / "raw")
