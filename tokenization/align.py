@@ -32,7 +32,7 @@ from .alignment import behaviour as visits
 from .alignment.behaviour import BehaviourConfig, VisitPairs, align_behaviour
 from .alignment.finetune import METRICS, read_metrics
 from .alignment.gdpo import LADDER, GDPOConfig, align_policy, pair_counts
-from .alignment.histories import Histories, cooccurrence, read_histories
+from .alignment.histories import Histories, UserVisits, cooccurrence, read_histories
 from .alignment.locations import Locations
 from .alignment.lora import LoraSettings, add_adapter, load_adapter, save_adapter, target_modules
 from .alignment.pairs import PreferencePairs, collaborative_pairs, geographic_pairs
@@ -200,6 +200,7 @@ class _Job:
         log.info("adapter: %s of %s weights train", f"{trained:,}", f"{whole:,}")
         report["trained_weights"] = trained
         histories = self._histories()
+        report["visits"] = {"count": len(histories.user), "share_of_users": histories.share}
         held_out: VisitPairs | None = None
         if behaviour.pairs:
             held_out = self._behaviour(histories, parameters, report)
@@ -212,7 +213,7 @@ class _Job:
         if held_out is not None:
             report["behaviour"]["held_out"]["after"] = self._partners(after, held_out)
         if behaviour.pairs and behaviour.users != "none":
-            self._users(histories, after)
+            self._users(after)
         if self.ranks.is_first:
             report["embeddings"] = embedding_measures(before, after, self.items, config.queries, self.encoder.device)
         return report
@@ -260,7 +261,7 @@ class _Job:
         if (self.config.data / "catalog.parquet").is_file():
             return read_histories(self.config.data, len(self.items))
         empty = np.zeros(0, np.int64)
-        return Histories(empty, empty, empty, len(self.items), empty)
+        return Histories(empty, empty, empty, len(self.items))
 
     def _behaviour(
         self, histories: Histories, parameters: list[nn.Parameter], report: dict[str, Any]
@@ -321,19 +322,22 @@ class _Job:
         )
         report["gdpo"]["steps"] = len(read_metrics(folder))
 
-    def _users(self, histories: Histories, items: EmbeddingStore) -> None:
-        """Vectors of the users of users.parquet, made as the anchors were in training."""
-        config = self.config.behaviour
-        users, places = visits.user_places(histories, config.history)
-        assert histories.row is not None
-        row = histories.row[np.searchsorted(histories.user, users)]
-        places, row = places[row > 0], row[row > 0]
-        ids = pq.read_table(self.config.data / "users.parquet", columns=["user_id"])["user_id"].take(pa.array(row))
+    def _users(self, items: EmbeddingStore) -> None:
+        """Vectors of the users of users.parquet, in its order, made as the anchors were in training: a shard at a
+        time, and the visits of its users."""
+        config, data = self.config.behaviour, self.config.data
+        ids = pq.read_table(data / "users.parquet", columns=["user_id"])["user_id"].slice(1)  # row 0: everybody else
+        visits_of = UserVisits(data, len(self.items)).of
         writer = EmbeddingWriter(self.folder / "users", ids, self.encoder.dim, self.config.shard_rows, of=USER)
         for shard in writer.missing()[self.ranks.rank :: self.ranks.world]:
             rows = writer.rows_of(shard)
+            _, places = visits.user_places(visits_of(range(rows.start + 1, rows.stop + 1)), config.history)
             count = rows.stop - rows.start
-            pairs = VisitPairs(places[rows], np.zeros(count, np.int64), np.ones(count, bool))
+            if len(places) != count:
+                raise ValueError(
+                    f"{data}: {count - len(places):,} users have no training visit; prepare the data again"
+                )
+            pairs = VisitPairs(places, np.zeros(count, np.int64), np.ones(count, bool))
             encoder = self.encoder if config.users == "text" else None
             writer.write(shard, visits.anchor_vectors(encoder, self.prompts, items, pairs))
         self.ranks.barrier()

@@ -118,16 +118,26 @@ def item_pairs(
 def user_pairs(histories: Histories, count: int, width: int, rng: np.random.Generator) -> VisitPairs:
     """At most ``count`` next visits, each with the user's distinct places strictly before it, the latest first."""
     seen = histories.latest(_LATEST)
-    rows = np.arange(len(seen.user))
-    anchor = np.full((len(rows), width), _NONE)
-    filled = np.zeros(len(rows), np.int64)
-    for back in range(1, width + 1):
+
+    def earlier(rows: NDArray[np.int64], back: int) -> NDArray[np.bool_]:
+        """Whether the visit so many before these is the same user's and strictly earlier."""
         before = np.maximum(rows - back, 0)
-        fits = (rows >= back) & (seen.user[before] == seen.user) & (seen.time[before] < seen.time)
-        anchor[rows[fits], filled[fits]] = seen.item[before[fits]]
-        filled += fits
-    drawn = rng.permutation(np.flatnonzero(filled))[:count]
-    return VisitPairs(anchor[drawn], seen.item[drawn], np.ones(len(drawn), bool))
+        found: NDArray[np.bool_] = (
+            (rows >= back) & (seen.user[before] == seen.user[rows]) & (seen.time[before] < seen.time[rows])
+        )
+        return found
+
+    whole = np.arange(len(seen.user))
+    has_some = np.zeros(len(whole), bool)
+    for back in range(1, width + 1):
+        has_some |= earlier(whole, back)
+    drawn = rng.permutation(np.flatnonzero(has_some))[:count]
+    anchor, filled = np.full((len(drawn), width), _NONE), np.zeros(len(drawn), np.int64)
+    for back in range(1, width + 1):
+        fits = np.flatnonzero(earlier(drawn, back))
+        anchor[fits, filled[fits]] = seen.item[drawn[fits] - back]
+        filled[fits] += 1
+    return VisitPairs(anchor, seen.item[drawn], np.ones(len(drawn), bool))
 
 
 def user_texts(prompts: Prompts, places: NDArray[np.int64]) -> list[str]:

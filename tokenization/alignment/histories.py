@@ -2,9 +2,22 @@
 
 Read from the samples of a prepared folder: the positives of ``train/``. A place that only validation or test visits
 know has no part in any pair.
+
+**Memory.** What pairs are drawn from is bounded: past ``MOST_VISITS`` visits it is those of a sample of users, chosen
+by a hash of their number, so that ranks, restarts and other orders of files choose the same. Whole histories are kept,
+since pairs lie within them. Reading takes at most 56 bytes a visit, what is held 24, counting pairs about 100: 1 GB,
+whatever the data. Steps draw some ten thousand pairs out of the millions that so many visits make; users are a fair
+sample, so what is drawn of each is as likely as before. What changes is which items count as visited together: more
+than the threshold of the *sampled* users. At a share s of the users, pairs of fewer than about threshold / s of them
+become rare in D_mix, and geographic ones take their places, as they do wherever there are too few (``align`` warns);
+a lower threshold finds more.
 """
 
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +25,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-_VISIT = ("user_index", "item_row", "time", "user_row")
+log = logging.getLogger(__name__)
+
+MOST_VISITS = 10_000_000
+_VISIT = ("user_index", "user_row", "item_row", "time")
 
 
 @dataclass(frozen=True)
@@ -20,18 +36,18 @@ class Histories:
     """Visits in the training split, sorted by user and then time.
 
     Attributes:
-        user: users as in the samples' ``user_index``, int64 [V].
+        user: numbers of users, int64 [V].
         item: rows of the items table (catalog rows less one), int64 [V].
         time: seconds since 1970, int64 [V].
         items: how many items there are, N.
-        row: row of users.parquet of each visit's user, int64 [V]; 0 = one of those who share it.
+        share: of the users that are in it.
     """
 
     user: NDArray[np.int64]
     item: NDArray[np.int64]
     time: NDArray[np.int64]
     items: int
-    row: NDArray[np.int64] | None = None
+    share: float = 1.0
 
     def latest(self, most: int) -> "Histories":
         """The last ``most`` distinct items of each user, each at its last visit."""
@@ -45,38 +61,105 @@ class Histories:
         kept = rows[ends - np.arange(len(rows)) <= most]
         return Histories(self.user[kept], self.item[kept], self.time[kept], self.items)
 
-    def matrix(self) -> csr_array:
-        """Who has been where: 0 or 1, uint8 [users, N]."""
-        _, user = np.unique(self.user, return_inverse=True)
-        size = (int(user.max()) + 1 if len(user) else 0, self.items)
-        found = csr_array((np.ones(len(user), np.int32), (user, self.item)), shape=size)
-        found.sum_duplicates()
-        found.data[:] = 1
-        return found
 
+def read_histories(prepared: Path, items: int, most: int = MOST_VISITS) -> Histories:
+    """The training split's positives, of all users or of a sample that has at most ``most`` of them.
 
-def read_histories(prepared: Path, items: int) -> Histories:
-    """The training split's positives, read a row group at a time.
+    Streamed a batch at a time: a user is in the sample while the hash of their number is below a bound, which is halved
+    whenever more than ``most`` visits are held. So the bound is the largest such that they fit, in whatever order the
+    visits come.
+
+    Args:
+        prepared: the prepared folder.
+        items: how many items its catalog has, N.
+        most: visits held.
 
     Raises:
         FileNotFoundError: the folder has no training samples.
     """
+    kept: list[list[NDArray[np.int64]]] = []
+    held = halved = 0
+    for user, _, item, time in _positives(_groups(prepared)):
+        rows = _sampled(user, halved)
+        kept.append([user[rows], item[rows], time[rows]])
+        held += len(kept[-1][0])
+        while held > most:
+            halved += 1
+            kept = [[column[_sampled(part[0], halved)] for column in part] for part in kept]
+            held = sum(len(part[0]) for part in kept)
+    if halved:
+        log.info("histories: %s visits, those of 1 in %s users", f"{held:,}", f"{2**halved:,}")
+    return _histories(kept, items, 0.5**halved)
+
+
+class UserVisits:
+    """Training visits of the users of users.parquet, some rows of it at a time.
+
+    Holds 32 bytes a row group of the samples, and of what is asked for 56 bytes a visit while it is read. ``prepare``
+    writes users together, so few row groups have some of a range of rows.
+    """
+
+    def __init__(self, prepared: Path, items: int) -> None:
+        self.items = items
+        self._found: list[tuple[Path, int, int, int]] = []
+        for path, of_file in groupby(_groups(prepared), key=itemgetter(0)):
+            with pq.ParquetFile(path) as file:
+                for _, group in of_file:
+                    row = file.read_row_group(group, columns=["user_row"])["user_row"].to_numpy()
+                    row = row[row > 0]  # 0: one of those who share it
+                    if len(row):
+                        self._found.append((path, group, int(row.min()), int(row.max())))
+
+    def of(self, rows: range) -> Histories:
+        """Visits of the users of these rows, by whose numbers they are called."""
+        groups = [(file, group) for file, group, low, high in self._found if low < rows.stop and high >= rows.start]
+        kept = []
+        for _, row, item, time in _positives(groups):
+            mine = (row >= rows.start) & (row < rows.stop)
+            kept.append([row[mine], item[mine], time[mine]])
+        return _histories(kept, self.items, 1.0)
+
+
+def _groups(prepared: Path) -> Iterator[tuple[Path, int]]:
     files = sorted((prepared / "train").glob("*.parquet"))
     if not files:
         raise FileNotFoundError(f"{prepared / 'train'} holds no samples; make them with placerank prepare")
-    parts = []
     for path in files:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=[*_VISIT, "label"]):
-                positive = batch["label"].to_numpy() == 1
-                columns = (batch[name].to_numpy()[positive] for name in _VISIT)
-                parts.append(np.stack([column.astype(np.int64) for column in columns]))
-    visits = np.concatenate(parts, axis=1)
-    user, item, time, _ = visits
+            groups = file.num_row_groups
+        yield from ((path, group) for group in range(groups))
+
+
+def _positives(groups: Iterable[tuple[Path, int]]) -> Iterator[tuple[NDArray[np.int64], ...]]:
+    """user_index, user_row, item_row and time of the positives of row groups, int64 [n] each.
+
+    The one place here that knows how ``prepare`` lays out samples.
+    """
+    for path, of_file in groupby(groups, key=itemgetter(0)):
+        with pq.ParquetFile(path) as file:
+            for _, group in of_file:
+                table = file.read_row_group(group, columns=[*_VISIT, "label"])
+                good = (table["label"].to_numpy() == 1) & (table["item_row"].to_numpy() > 0)  # row 0 is no item
+                yield tuple(table[name].to_numpy()[good].astype(np.int64) for name in _VISIT)
+
+
+def _sampled(user: NDArray[np.int64], halved: int) -> NDArray[np.bool_]:
+    """Whether users are in the sample after so many halvings, bool [n]: one in 2^halved, by splitmix64."""
+    with np.errstate(over="ignore"):
+        x = user.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x ^= x >> np.uint64(31)
+    found: NDArray[np.bool_] = x <= np.uint64((1 << 64 - halved) - 1)
+    return found
+
+
+def _histories(parts: list[list[NDArray[np.int64]]], items: int, share: float) -> Histories:
+    """Visits sorted by user, time and item; the parts are used up, a column at a time."""
+    nothing = np.zeros(0, np.int64)
+    user, item, time = (np.concatenate([nothing, *(part.pop(0) for part in parts)]) for _ in range(3))
     order = np.lexsort((item, time, user))
-    order = order[item[order] > 0]  # row 0 of the catalog stands for items that are not in it
-    user, item, time, row = visits[:, order]
-    return Histories(user, item - 1, time, items, row)
+    return Histories(user[order], item[order] - 1, time[order], items, share)
 
 
 def cooccurrence(
@@ -84,20 +167,24 @@ def cooccurrence(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Pairs of items that more than ``threshold`` users have in their histories (LGSID, equation 5).
 
-    Works through the items in blocks: what is held is the histories and the counts of one block. Of each user the
-    last ``most`` distinct items count, so that one user of ten thousand visits does not make a hundred million pairs.
+    Works through the items that somebody visited in blocks: what is held is the histories, the counts of one block
+    and the pairs found. Of each user the last ``most`` distinct items count, so that one user of ten thousand visits
+    does not make a hundred million pairs.
 
     Returns:
         a, b, count: int64 [P] each, a < b, sorted.
     """
-    visits = histories.latest(most).matrix()
+    latest = histories.latest(most)
+    items, item = np.unique(latest.item, return_inverse=True)  # in the same order, and no longer as many as there are
+    users, user = np.unique(latest.user, return_inverse=True)
+    visits = csr_array((np.ones(len(user), np.int32), (user, item)), shape=(len(users), len(items)))
     by_item = visits.T.tocsr()
-    found = []
-    for start in range(0, histories.items, block):
+    found = [np.zeros((3, 0), np.int64)]
+    for start in range(0, len(items), block):
         counts = (by_item[start : start + block] @ visits).tocoo()
         a, b = counts.coords[0].astype(np.int64) + start, counts.coords[1].astype(np.int64)
         kept = (a < b) & (counts.data > threshold)
         order = np.lexsort((b[kept], a[kept]))
         found.append(np.stack([a[kept], b[kept], counts.data[kept].astype(np.int64)])[:, order])
     a, b, count = np.concatenate(found, axis=1)
-    return a, b, count
+    return items[a], items[b], count

@@ -1,17 +1,19 @@
 """Histories know the training split alone; co-occurrence against counting by hand."""
 
 import json
+import tracemalloc
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from placerank.tokenization.alignment.histories import Histories, cooccurrence, read_histories
+from placerank.tokenization.alignment.histories import Histories, UserVisits, cooccurrence, read_histories
 
 
 def test_only_what_was_before_the_validation_split(prepared: Path) -> None:
@@ -56,3 +58,73 @@ def test_latest_keeps_order_of_last_visits() -> None:
 def test_no_samples_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no samples; make them with placerank prepare"):
         read_histories(tmp_path, 3)
+
+
+def made_up(folder: Path, users: int, visits: int, seed: int = 0, group: int = 64) -> Path:
+    """A prepared folder's training samples, all of them positive; users lie together, as ``prepare`` writes them."""
+    rng = np.random.default_rng(seed)
+    user = np.sort(rng.integers(0, users, visits))
+    row = np.where(user % 5 == 0, 0, user - user // 5)  # every fifth shares row 0
+    columns = {"user_index": user, "user_row": row.astype(np.int32), "label": np.ones(visits, np.int8)}
+    columns |= {"item_row": rng.integers(1, 51, visits).astype(np.int32), "time": rng.integers(0, 10**6, visits)}
+    (folder / "train").mkdir(parents=True)
+    table = pa.table(columns)
+    for number in range(3):
+        some = table.slice(number * visits // 3, (number + 1) * visits // 3 - number * visits // 3)
+        pq.write_table(some, folder / "train" / f"part-{2 - number:05}.parquet", row_group_size=group)
+    return folder
+
+
+def triples(histories: Histories) -> list[tuple[int, int, int]]:
+    return list(zip(histories.user.tolist(), histories.time.tolist(), histories.item.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("most", [4_000, 2_100, 130, 3])
+def test_a_sample_of_users_has_their_whole_histories(tmp_path: Path, most: int) -> None:
+    whole = read_histories(made_up(tmp_path / "a", 400, 4_000), 50)
+    some = read_histories(tmp_path / "a", 50, most)
+    assert len(whole.user) == 4_000 and whole.share == 1 and len(some.user) <= most
+    assert triples(some) == [v for v in triples(whole) if v[0] in set(some.user.tolist())]
+    assert (some.share < 1) == (most < 4_000)
+    if most >= 130:  # a user has 10 visits: one halving fewer would not have fitted
+        twice = read_histories(tmp_path / "a", 50, 4 * most)
+        assert set(twice.user) >= set(some.user) and len(some.user) > most / 6
+        assert abs(len(np.unique(some.user)) / 400 - some.share) < 0.05
+
+
+def test_another_order_of_files_gives_the_same_sample(tmp_path: Path) -> None:
+    first = read_histories(made_up(tmp_path / "a", 100, 3_000), 50, 700)
+    for i, path in enumerate(sorted((tmp_path / "a/train").iterdir())):
+        path.rename(path.with_name(f"z-{3 - i}.parquet"))
+    assert triples(read_histories(tmp_path / "a", 50, 700)) == triples(first)
+
+
+def test_what_is_read_is_bounded(tmp_path: Path) -> None:
+    prepared = made_up(tmp_path / "a", 4_000, 400_000, group=4_096)
+    peaks = []
+    for most in (400_000, 20_000):
+        tracemalloc.start()
+        held = len(read_histories(prepared, 50, most).user)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert most / 4 < held <= most
+    assert peaks[0] < 400_000 * 64 and peaks[1] < 20_000 * 64 + 4_096 * 200
+
+
+def test_visits_of_users_by_their_rows(tmp_path: Path) -> None:
+    prepared = made_up(tmp_path / "a", 60, 1_000)
+    table = pa.concat_tables([pq.read_table(f) for f in sorted((prepared / "train").iterdir())]).to_pylist()
+    visits = UserVisits(prepared, 50)
+    for rows in (range(1, 48), range(10, 11), range(7, 30), range(48, 90)):
+        expected = sorted((r["user_row"], r["time"], r["item_row"] - 1) for r in table if r["user_row"] in rows)
+        assert sorted(triples(visits.of(rows))) == expected
+        assert triples(visits.of(rows)) == expected
+
+
+def test_cooccurrence_knows_items_by_their_rows() -> None:
+    """Rows far apart, as in a catalog of a hundred million, cost nothing."""
+    user, item = np.repeat(np.arange(4), 2), np.array([3, 99_999_999] * 4)
+    a, b, count = cooccurrence(Histories(user, item, np.arange(8), 100_000_000), 2)
+    assert (a.tolist(), b.tolist(), count.tolist()) == ([3], [99_999_999], [4])
+    none = Histories(*np.zeros((3, 0), np.int64), 10)
+    assert [len(x) for x in cooccurrence(none, 0)] == [0, 0, 0]
