@@ -6,6 +6,13 @@ pictures and ``manifest.json``.
 
 While it runs, the state of the fit and the codes of each block of items lie in the unfinished folder, so that a run
 that was killed goes on with ``resume``: the result is the same. The output appears when it is whole.
+
+**Memory.** Neither embeddings nor items are ever held: the items lie there in a file too, in the order of the
+embeddings, which the ranks of a machine map together (``item_table``). Every rank holds the sample that codebooks are
+learned from, three blocks of ``block_rows`` embeddings, and for a moment 8 bytes an item, the order that the sample is
+drawn from. The first rank, at the end, holds codes, suffixes and ids, 4 L + 8 bytes an item and the ids, and some 50
+bytes more an item while suffixes are dealt out. Where the data has the items in another order than the embeddings, or
+others too, each rank also holds the ids of both while it looks them up; a raw folder's items are checked whole.
 """
 
 import logging
@@ -18,7 +25,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -34,7 +40,6 @@ from ..data.manifest import (
     write_manifest,
 )
 from ..data.plain import check_numbers, read_json
-from ..data.raw.schema import read_items
 from .codes.semantic_ids import FILE, KIND, SemanticIds
 from .codes.tokenizers import (
     HGITOptions,
@@ -47,7 +52,8 @@ from .codes.tokenizers import (
 )
 from .judging.tokenize_report import ReportConfig, measure, write_report
 from .ranks import Ranks, joined, rank_device
-from .text.districts import DistrictConfig, Districts, with_districts
+from .text.districts import DistrictConfig, Districts, derived_districts
+from .text.item_table import in_order, item_blocks, read_mapped, rows_of_items, same_order, take_rows, with_column
 from .text.store import INFO, EmbeddingStore
 from .text.vectors import ahead, block
 from .work import resumable_folder
@@ -136,22 +142,21 @@ def items_of(data: Path, ids: pa.Array) -> pa.Table:
     Raises:
         ValueError: an id that the items don't have.
     """
-    if (data / "catalog.parquet").is_file():
-        table = pq.read_table(data / "catalog.parquet").slice(1)  # row 0 stands for unknown items
-    else:
-        table = read_items(data)
-    table = table.select([name for name in _COLUMNS if name in table.column_names])
-    known = table["item_id"]
-    index = None if known.type != ids.type else pc.index_in(ids, value_set=known)
-    if index is None or index.null_count:
-        lost = ids if index is None else ids.filter(index.is_null())
+    return take_rows(pa.concat_tables(item_blocks(data, _COLUMNS)), _all_found(data, ids))
+
+
+def _all_found(data: Path, ids: pa.Array) -> NDArray[np.int64]:
+    """The rows of ids among the items of a data folder, which must all be there."""
+    rows, count = rows_of_items(data, ids)
+    if (rows < 0).any():
+        lost = ids.filter(pa.array(rows < 0))
         raise ValueError(
             f"{len(lost):,} of {len(ids):,} embeddings are of items that {data} does not have, the first is "
             f"{lost[0].as_py()!r}: expected embeddings of these items; give the data that they were made from"
         )
-    if len(known) > len(ids):
-        log.warning(f"{len(known) - len(ids):,} of {len(known):,} items have no embedding: they get no semantic ID")
-    return table.take(index).combine_chunks()
+    if count > len(ids):
+        log.warning(f"{count - len(ids):,} of {count:,} items have no embedding: they get no semantic ID")
+    return rows
 
 
 def _identity(store: EmbeddingStore) -> str:
@@ -173,12 +178,13 @@ class _Job:
         self.config, self.ranks, self.device = config, ranks, rank_device(config.device)
         self.store = EmbeddingStore.open(config.embeddings)
         self.before = SemanticIds.read(config.add) if config.add else None
-        self.items, self.districts = self._items()
-        ids = self.store.ids
+        if ranks.is_first:
+            _ = self.store.ids  # needed at the end, so too much of them is told now
+        self.rows = self._rows()
         self.made_from = {"embeddings": _identity(self.store)}
-        if self.before is None:
-            self.new = np.arange(len(ids))
-        else:
+        self.new: NDArray[np.int64] | None = None  # rows of the embeddings that get an ID now; None: all
+        if self.before is not None:
+            ids = self.store.ids
             if ids.type != self.before.ids.type:
                 raise ValueError(
                     f"{config.embeddings}: item ids are {ids.type}, those of {config.add} are {self.before.ids.type}; "
@@ -190,30 +196,50 @@ class _Job:
         settings = {name: value for name, value in asdict(config).items() if name not in no_matter}
         self.identity = {"config": settings, "made_from": self.made_from}
 
-    def _items(self) -> tuple[pa.Table, Districts | None]:
-        """The items with their districts: of the tokens to go on from, as the encoder saw them, or derived now."""
-        items, config = items_of(self.config.data, self.store.ids), self.config
-        lat, lon = (items[name].to_numpy().astype(np.float64) for name in ("lat", "lon"))
+    def _rows(self) -> NDArray[np.int64] | None:
+        """The embeddings' items as rows of the data's; None where they are the same in the same order."""
+        ids = (block["item_id"].combine_chunks() for block in item_blocks(self.config.data, ("item_id",)))
+        if same_order(self.store.id_blocks(), ids):
+            return None
+        return _all_found(self.config.data, self.store.ids)
+
+    def open(self, folder: Path) -> None:
+        """Take the folder that becomes the output, and in it one for what only a restart needs: the items, too."""
+        self.folder, self.work = folder, folder / "work"
+        every, placed = self.work / "items.arrow", self.work / "district.arrow"
+        if self.ranks.is_first:
+            self.work.mkdir(exist_ok=True)
+            self._write_items(every, placed)
+        self.ranks.barrier()
+        self.items = read_mapped(every)
+        known = self.folder / _DISTRICTS
+        self.districts = Districts.load(known) if known.is_file() else None
+        if self.districts is not None:
+            self.items = self.items.set_column(
+                self.items.column_names.index("district"), "district", read_mapped(placed)["district"]
+            )
+
+    def _write_items(self, every: Path, placed: Path) -> None:
+        """The items in the order of the embeddings, and their districts: of the tokens to go on from, as the encoder
+        saw them, or derived now."""
+        config = self.config
+        if not every.is_file():
+            in_order(every, item_blocks(config.data, _COLUMNS), self.rows)
+        items, known = read_mapped(every), None
         if config.add is not None:
             known = config.add / _DISTRICTS
         elif config.districts.derive == "auto":
             known = self.store.folder.parent / _DISTRICTS
-        else:
-            known = None
         if known is not None and known.is_file():
-            districts = Districts.load(known)
-            at = items.column_names.index("district")
-            return items.set_column(at, "district", districts.of(lat, lon)), districts
-        if config.add is not None or not np.isfinite(lat).any():
-            return items, None
-        return with_districts(items, config.districts)
-
-    def open(self, folder: Path) -> None:
-        """Take the folder that becomes the output, and in it one for what only a restart needs."""
-        self.folder, self.work = folder, folder / "work"
-        if self.ranks.is_first:
-            self.work.mkdir(exist_ok=True)
-        self.ranks.barrier()
+            districts: Districts | None = Districts.load(known)
+        elif config.add is not None or not any(np.isfinite(x.to_numpy(False)).any() for x in items["lat"].chunks):
+            districts = None
+        else:
+            districts = derived_districts(items, config.districts)
+        if districts is not None and not (self.folder / _DISTRICTS).is_file():
+            with_column(items, "district", placed, districts.of_items)
+            with whole_file(self.folder / _DISTRICTS) as tmp:
+                districts.save(tmp)
 
     def fit(self) -> Tokenizer:
         """The tokenizer: of the tokens to go on from, or fitted; also if it was fitted before the run was killed."""
@@ -259,11 +285,12 @@ class _Job:
         starts = range(0, len(self.store), self.config.block_rows)
         mine = [n for n in range(self.ranks.rank, len(starts), self.ranks.world) if not self._part(n).is_file()]
         quiet = None if self.ranks.is_first else True
-        with tqdm(total=len(self.new), desc="encode", unit="item", disable=quiet) as bar:
+        total = len(self.store) if self.new is None else len(self.new)
+        with tqdm(total=total, desc="encode", unit="item", disable=quiet) as bar:
             for number, rows, x in ahead(self._blocks(starts, mine)):
                 codes = np.zeros((0, tokenizer.config.levels), np.int32)
                 if len(rows):
-                    codes = tokenizer.encode_block(x, self.items.take(pa.array(rows))).numpy().astype(np.int32)
+                    codes = tokenizer.encode_block(x, take_rows(self.items, rows)).numpy().astype(np.int32)
                 with whole_file(self._part(number)) as tmp, open(tmp, "wb") as f:
                     np.save(f, codes)
                 bar.update(len(rows))
@@ -272,28 +299,34 @@ class _Job:
         """Each block's number, the rows in it that are new, and their embeddings."""
         for number in numbers:
             start, stop = starts[number], min(starts[number] + self.config.block_rows, len(self.store))
-            rows = self.new[slice(*np.searchsorted(self.new, [start, stop]))]
+            if self.new is None:
+                rows = np.arange(start, stop)
+            else:
+                rows = self.new[slice(*np.searchsorted(self.new, [start, stop]))]
             x = block(self.store, start, stop, self.device) if len(rows) else torch.empty(0, self.store.dim)
             yield number, rows, x if len(rows) == len(x) else x[rows - start]
 
     def finish(self, tokenizer: Tokenizer) -> None:
         """Suffixes, files, measures and report."""
-        config, count = self.config, -(-len(self.store) // self.config.block_rows)
-        codes = np.concatenate([np.load(self._part(number)) for number in range(count)])
-        new_ids = self.store.ids.take(pa.array(self.new))
+        config, levels = self.config, tokenizer.config.levels
+        added = len(self.store) if self.new is None else len(self.new)
+        codes, start = np.empty((added, levels), np.int32), 0
+        for number in range(-(-len(self.store) // config.block_rows)):
+            block_codes = np.load(self._part(number))
+            codes[start : start + len(block_codes)] = block_codes
+            start += len(block_codes)
         if self.before is None:
             tokenizer_hash = read_manifest(self.folder / _TOKENIZER, "tokenizer")["content_hash"]
-            ids = SemanticIds.first(new_ids, codes, tokenizer.config.codes, tokenizer_hash)
+            ids = SemanticIds.first(self.store.ids, codes, tokenizer.config.codes, tokenizer_hash)
+            shown = ids.codes, ids.suffixes
         else:
-            assert config.add is not None
+            assert config.add is not None and self.new is not None
             shutil.copytree(config.add / _TOKENIZER, self.folder / _TOKENIZER, dirs_exist_ok=True)
-            ids = self.before.added(new_ids, codes)
-        rows = pc.index_in(self.store.ids, value_set=ids.ids).to_numpy(zero_copy_only=False)
-        shown = ids.codes[rows].astype(np.int64), ids.suffixes[rows]
+            ids = self.before.added(self.store.ids.take(pa.array(self.new)), codes)
+            rows = pc.index_in(self.store.ids, value_set=ids.ids).to_numpy(zero_copy_only=False)
+            shown = ids.codes[rows], ids.suffixes[rows]
         measures = measure(config.report, tokenizer, self.store, self.items, *shown)
         ids.write(self.folder / FILE)
-        if self.districts is not None:
-            self.districts.save(self.folder / _DISTRICTS)
         write_json(self.folder / "measures.json", measures)
         write_report(self.folder, config.report, measures, self.store, self.items, shown[0])
         shutil.rmtree(self.work)
@@ -305,7 +338,7 @@ class _Job:
             semantic_ids_hash=ids.hash,
             lineage=list(ids.lineage),
             items=len(ids),
-            added=len(self.new),
+            added=added,
             levels=int(ids.codes.shape[1]),
             codes=ids.codes_per_level,
             suffixes=ids.suffix_count,

@@ -120,6 +120,37 @@ def test_before_and_after_stand_side_by_side(source: Any, tmp_path: Path) -> Non
     assert "before alignment" in (out / "report.html").read_text()
 
 
+def test_many_items_are_looked_at_in_blocks_and_parts(
+    source: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a hundred million would be: the same IDs; measures of attributes are of evenly spaced items."""
+    monkeypatch.setattr("placerank.tokenization.text.item_table.BLOCK_ROWS", 32)
+    monkeypatch.setattr("placerank.tokenization.judging.measures.MOST_ITEMS", 100)
+    monkeypatch.setattr("placerank.tokenization.codes.semantic_ids._BLOCK", 7)
+    out = tokenize(small(source, tmp_path / "t"))
+    assert files(out)["semantic_ids.parquet"] == files(made)["semantic_ids.parquet"]
+    assert SemanticIds.read(out).hash == SemanticIds.read(made).hash
+    some, every = (json.loads((folder / "measures.json").read_text()) for folder in (out, made))
+    for name in ("collisions", "reconstruction"):
+        assert some[name] == every[name]
+    here, there = (found["embeddings"]["here"] for found in (some, every))
+    assert here.pop("nmi") == pytest.approx(there.pop("nmi")) and here == there
+    for a, b in zip(some["levels"], every["levels"], strict=True):
+        assert a["usage"] == b["usage"] and set(a["nmi"]) == set(b["nmi"]) and a["nmi"] != b["nmi"]
+    assert (out / "map.png").is_file()
+
+
+def test_the_order_of_the_data_does_not_matter(source: Any, made: Path, tmp_path: Path) -> None:
+    """The embeddings' items and no others, in their order: nothing is looked up then."""
+    raw, _, ids = source
+    (tmp_path / "raw").mkdir()
+    table = read_items(raw)
+    at = pa.compute.index_in(ids[:250], value_set=table["item_id"].combine_chunks())
+    pq.write_table(table.take(at), tmp_path / "raw/items.parquet")
+    out = tokenize(small(source, tmp_path / "t", data=tmp_path / "raw"))
+    assert files(out)["semantic_ids.parquet"] == files(made)["semantic_ids.parquet"]
+
+
 def test_two_runs_are_the_same(source: Any, made: Path, tmp_path: Path) -> None:
     again = tokenize(small(source, tmp_path / "t"))
     differs = {name for name, value in files(made).items() if files(again)[name] != value}

@@ -35,7 +35,7 @@ SIGNS = 32  # numbers a hashed value becomes
 _CATEGORY_LEVELS = 2  # primary and secondary, as in the paper
 
 
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """splitmix64: a well-mixed 64-bit word for each."""
     with np.errstate(over="ignore"):
         x = x + np.uint64(0x9E3779B97F4A7C15)
@@ -44,7 +44,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
         return x ^ (x >> np.uint64(31))
 
 
-def _hashes(values: pa.Array) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+def text_hashes(values: pa.Array) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     """Hash of each text and whether there is one; the same in every process and version."""
     encoded = values.cast(pa.string()).dictionary_encode()
     words = encoded.dictionary.to_pylist()
@@ -54,7 +54,7 @@ def _hashes(values: pa.Array) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     return np.array(table or [0], np.uint64)[index], known
 
 
-def _one_array(column: pa.ChunkedArray) -> pa.Array:
+def one_array(column: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
@@ -65,10 +65,10 @@ def _levels(columns: Sequence[pa.Array], scales: Sequence[float], seed: int) -> 
     shifts = np.arange(SIGNS, dtype=np.uint64)
     norm = float(np.sqrt(sum(s * s for s in scales) * SIGNS))
     for column, scale in zip(columns, scales, strict=True):
-        text, known = _hashes(column)
-        parent = np.where(known, _mix(parent ^ text), parent)
+        text, known = text_hashes(column)
+        parent = np.where(known, mix(parent ^ text), parent)
         values, at = np.unique(parent, return_inverse=True)  # few: signs are made once for each
-        signs = ((_mix(values)[:, None] >> shifts) & np.uint64(1)).astype(np.float32) * 2 - 1
+        signs = ((mix(values)[:, None] >> shifts) & np.uint64(1)).astype(np.float32) * 2 - 1
         table = torch.cat([torch.from_numpy(signs) * (scale / norm), torch.zeros(1, SIGNS)])
         out += table[torch.from_numpy(np.where(known, at, len(values)))]
         any_known |= known
@@ -86,7 +86,7 @@ def raw_blocks(
     names, blocks = set(items.column_names), {}
     if names & set(ADMIN):
         missing = pa.nulls(len(items), pa.string())
-        columns = [_one_array(items[c]) if c in names else missing for c in ADMIN]
+        columns = [one_array(items[c]) if c in names else missing for c in ADMIN]
         blocks["admin"] = _levels(columns, admin_scale, seed=1)
     if {"lat", "lon"} <= names:
         lat, lon = (torch.from_numpy(items[c].to_numpy().astype(np.float64)) for c in ("lat", "lon"))
@@ -94,7 +94,7 @@ def raw_blocks(
         place = unit_vectors(lat.nan_to_num(), lon.nan_to_num())
         blocks["geo"] = (place.masked_fill(~known[:, None], 0), known)
     if "category" in names:
-        path = _one_array(items["category"])
+        path = one_array(items["category"])
         levels = [
             pc.list_element(pc.if_else(pc.greater(pc.list_value_length(path), depth), path, None), depth)
             if pc.any(pc.greater(pc.list_value_length(path), depth)).as_py()
@@ -103,7 +103,7 @@ def raw_blocks(
         ]
         blocks["category"] = _levels(levels, category_scale, seed=2)
     if "brand" in names:
-        blocks["brand"] = _levels([_one_array(items["brand"])], [1.0], seed=3)
+        blocks["brand"] = _levels([one_array(items["brand"])], [1.0], seed=3)
     return blocks
 
 

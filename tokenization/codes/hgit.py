@@ -32,6 +32,7 @@ from torch import Tensor
 from ...data.plain import check_numbers
 from ...kernels.codebook import residual_encode, residual_lookup, soft_usage
 from ..ranks import Ranks
+from ..text.item_table import take_rows
 from ..text.vectors import ahead, block
 from .attributes import AttributeFeatures
 from .balance import fit_prices, with_prices
@@ -132,7 +133,7 @@ class HGIT(Tokenizer):
         assert data.items is not None
         o, config = self.options, self.config
         chosen = torch.randperm(len(data.items), generator=generator)[: config.sample_rows]
-        items = data.items.take(pa.array(chosen.numpy()))
+        items = take_rows(data.items, chosen.numpy())
         features = AttributeFeatures.fit(items, o.weights, o.admin_scale, o.category_scale)
         state |= {_ATTRIBUTES + name: tensor.to(self.device) for name, tensor in features.state().items()}
         seen = features(items).to(self.device)
@@ -152,7 +153,7 @@ class HGIT(Tokenizer):
         """mu^(1): the mean embedding of each cluster's items, over all items; the blocks are dealt out to the ranks."""
         assert data.items is not None
         if self.config.capacity:
-            seen = self._features(data.items.take(pa.array(data.sample.rows.numpy())), state)
+            seen = self._features(take_rows(data.items, data.sample.rows.numpy()), state)
             clusters = state["clusters"][None]
             state["cluster_prices"] = fit_prices(seen, clusters, self.config.capacity, data.sample.total, data.ranks)
         sums = torch.zeros(self.config.codes, self.dim + 1, dtype=torch.float64, device=self.device)
@@ -180,7 +181,7 @@ class HGIT(Tokenizer):
         assert data.items is not None
         first, out = state["codebooks"][0], []
         for rows, x in ((data.sample.rows, data.sample.x), (data.sample.seed_rows, data.sample.seeds)):
-            codes = self._first_codes(data.items.take(pa.array(rows.numpy())), state)
+            codes = self._first_codes(take_rows(data.items, rows.numpy()), state)
             out.append(x - first[codes])
         return out[0], out[1]
 

@@ -26,6 +26,7 @@ from .collisions import assign_suffixes
 
 FILE = "semantic_ids.parquet"
 KIND = "tokens"
+_BLOCK = 65_536  # ids made Python text at a time
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,13 @@ class SemanticIds:
 
     def _with(self, ids: pa.Array, codes: NDArray[np.integer], parent: str) -> "SemanticIds":
         suffixes = assign_suffixes(codes, self.codes, self.suffixes)
-        narrow = codes.astype(np.int32)
+        narrow = codes.astype(np.int32, copy=False)
+        some = len(self) > 0  # the first items are not copied
         return replace(
             self,
-            ids=pa.concat_arrays([self.ids, ids]),
-            codes=np.concatenate([self.codes, narrow]),
-            suffixes=np.concatenate([self.suffixes, suffixes]),
+            ids=pa.concat_arrays([self.ids, ids]) if some else ids,
+            codes=np.concatenate([self.codes, narrow]) if some else narrow,
+            suffixes=np.concatenate([self.suffixes, suffixes]) if some else suffixes,
             lineage=(*self.lineage, _rows_hash(parent, ids, narrow, suffixes)),
         )
 
@@ -131,8 +133,11 @@ def _rows_hash(parent: str, ids: pa.Array, codes: NDArray[np.int32], suffixes: N
     if pa.types.is_integer(ids.type):
         digest.update(ids.to_numpy().astype("<i8").tobytes())
     else:  # lengths first: "a", "bc" are not "ab", "c"
-        digest.update(pc.binary_length(ids).to_numpy().astype("<i8").tobytes())
-        digest.update("".join(ids.to_pylist()).encode())
+        blocks = [ids.slice(start, _BLOCK) for start in range(0, len(ids), _BLOCK)]
+        for block in blocks:
+            digest.update(pc.binary_length(block).to_numpy().astype("<i8").tobytes())
+        for block in blocks:
+            digest.update("".join(block.to_pylist()).encode())
     digest.update(codes.astype("<i4").tobytes())
     digest.update(suffixes.astype("<i8").tobytes())
     return digest.hexdigest()

@@ -6,7 +6,7 @@ the similarity of an aligned encoder is measured; both are here: in its own, and
 encoder that it started from, which says whether what is retrieved still means the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..codes.kmeans import SEEDS_PER_CENTRE, kmeans, nearest
 from ..ranks import Ranks
 from ..text.store import embedding_rows
 from ..text.vectors import Vectors, blocks, check_vectors
-from .measures import Ints, nmi
+from .measures import Ints, RegionOfRows, nmi
 
 AT = (5, 10, 100)
 _MOST_CLUSTERS = 1024
@@ -56,7 +56,7 @@ def nearest_neighbours(
 
 def neighbour_coverage(
     vectors: Vectors,
-    regions: dict[str, Ints],
+    regions: Mapping[str, Ints | RegionOfRows],
     *,
     at: Sequence[int] = AT,
     queries: int = 2_000,
@@ -68,8 +68,8 @@ def neighbour_coverage(
 
     Args:
         vectors: embeddings [N, D].
-        regions: name -> labels int64 [N], -1 unknown. A query without a label is left out of that region's
-            coverage; a neighbour without one is elsewhere.
+        regions: name -> labels [N], -1 unknown, or what gives those of rows. A query without a label is left out of
+            that region's coverage; a neighbour without one is elsewhere.
         queries: how many, at most N.
         reference: embeddings of the same items by the encoder before alignment, [N, D'].
 
@@ -117,7 +117,12 @@ def _cosines(vectors: Vectors, rows: Tensor, others: Tensor) -> Tensor:
 
 
 def cluster_nmi(
-    vectors: Vectors, regions: dict[str, Ints], *, rows: int = 20_000, iterations: int = 15, seed: int = 0
+    vectors: Vectors,
+    regions: Mapping[str, Ints | RegionOfRows],
+    *,
+    rows: int = 20_000,
+    iterations: int = 15,
+    seed: int = 0,
 ) -> dict[str, float | None]:
     """NMI of k-means clusters of the embeddings with each region, with as many clusters as the region has values.
 
@@ -131,11 +136,12 @@ def cluster_nmi(
     for name, label in regions.items():
         mine = label[chosen.numpy()]
         known: NDArray[np.int64] = np.flatnonzero(mine >= 0)
-        count = min(len(np.unique(mine[known])), _MOST_CLUSTERS)
+        values, number = np.unique(mine[known], return_inverse=True)
+        count = min(len(values), _MOST_CLUSTERS)
         if count < 2:
             out[name] = None
             continue
         some = x[torch.from_numpy(known)]
         centres = kmeans(some, some[: SEEDS_PER_CENTRE * count], count, iterations, g, Ranks())
-        out[name] = nmi(nearest(some, centres).numpy(), mine[known])
+        out[name] = nmi(nearest(some, centres).numpy(), number)
     return out

@@ -12,11 +12,15 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
+from ..codes.attributes import mix, one_array, text_hashes
 from ..codes.collisions import id_numbers
 from ..codes.tokenizer import Tokenizer
+from ..text.item_table import take_rows
 from ..text.vectors import Vectors, block
 
-Ints = NDArray[np.int64]
+Ints = NDArray[np.integer[Any]]
+MOST_ITEMS = 1_000_000
+"""Items whose attributes are looked at, evenly spaced ones where there are more."""
 PERCENTILES = (10, 25, 50, 75, 90, 99)
 REGIONS = ("province", "city", "district")
 
@@ -63,7 +67,7 @@ def reconstruction(
     total = torch.zeros(tokenizer.dim, dtype=torch.float64)
     for start in starts:
         x = block(vectors, int(start), min(int(start) + block_rows, len(vectors)), torch.device("cpu"))
-        some = torch.from_numpy(codes[start : start + len(x)])
+        some = torch.from_numpy(codes[start : start + len(x)].astype(np.int64))
         for level in range(levels):
             error[level] += float((x - tokenizer.decode(some[:, : level + 1])).square().sum(dtype=torch.float64))
         seen, total = seen + len(x), total + x.sum(0, dtype=torch.float64)
@@ -73,7 +77,7 @@ def reconstruction(
     return {"rows": seen, "error": mean.tolist(), "explained": (1 - mean / variance).tolist(), "variance": variance}
 
 
-def _entropy(counts: NDArray[np.int64]) -> float:
+def _entropy(counts: Ints) -> float:
     share = counts / counts.sum()
     return float(-(share * np.log(share)).sum())
 
@@ -154,6 +158,27 @@ def region_labels(items: pa.Table) -> dict[str, tuple[Ints, list[str]]]:
     return found
 
 
+class RegionOfRows:
+    """Labels of a region for the rows that are asked for, int64: hashes of it and what is above it, -1 where unknown.
+
+    For items of which there are too many to label all.
+    """
+
+    def __init__(self, items: pa.Table, name: str) -> None:
+        levels = REGIONS[: REGIONS.index(name) + 1]
+        self.items = items.select([level for level in levels if level in items.column_names])
+
+    def __getitem__(self, rows: Ints) -> Ints:
+        wanted, back = np.unique(rows, return_inverse=True)
+        label, known = np.zeros(len(wanted), np.uint64), np.zeros(len(wanted), bool)
+        some = take_rows(self.items, wanted.astype(np.int64))
+        for column in some.columns:
+            text, known = text_hashes(one_array(column))
+            label = mix(np.where(known, label ^ text, label))
+        label = np.where(known, (label >> np.uint64(1)).astype(np.int64), -1)
+        return label[back].reshape(np.shape(rows))
+
+
 def category_labels(items: pa.Table, depth: int) -> tuple[Ints, list[str]]:
     """Labels of the category path cut at ``depth`` levels, and their names; shorter paths count as they are."""
     if "category" not in items.column_names:
@@ -193,24 +218,38 @@ def cohesion_examples(
     return out
 
 
-def token_measures(codes: Ints, count: int, items: pa.Table) -> dict[str, Any]:
+def measured_rows(count: int) -> NDArray[np.int64]:
+    """The rows of ``count`` items whose attributes are looked at."""
+    return np.arange(0, count, -(-count // MOST_ITEMS))
+
+
+def token_measures(codes: Ints, count: int, items: pa.Table, rows: Ints | None = None) -> dict[str, Any]:
     """Everything about the codes that needs no embedding, level by level.
 
     ``levels[l]`` has ``usage`` of the level's own codes, and of prefixes of l + 1 codes: ``prefixes`` (how many there
     are), ``nmi`` with each region, ``cohesion`` with primary and secondary category.
+
+    Args:
+        codes: of all items, [N, L].
+        count: codes a level, K.
+        items: attributes of those of ``rows``, [n].
+        rows: which those are, [n]; the other items' attributes are not looked at. None: all.
     """
+    rows = np.arange(len(codes)) if rows is None else rows
     regions = region_labels(items)
     categories = {name: category_labels(items, depth) for name, depth in (("primary", 1), ("secondary", 2))}
     levels = []
     for level in range(codes.shape[1]):
-        prefix = id_numbers(codes[:, : level + 1])
+        number = id_numbers(codes[:, : level + 1])
+        prefixes, prefix = int(number.max(initial=-1)) + 1, number[rows]
+        del number
         levels.append(
             {
                 "usage": usage(codes[:, level], count),
-                "prefixes": int(prefix.max(initial=-1)) + 1,
+                "prefixes": prefixes,
                 "nmi": {name: nmi(prefix, label) for name, (label, _) in regions.items()},
                 "cohesion": {name: cohesion(prefix, label) for name, (label, _) in categories.items()},
             }
         )
     label, names = categories["secondary"]
-    return {"levels": levels, "examples": cohesion_examples(codes, label, names)}
+    return {"levels": levels, "examples": cohesion_examples(codes[rows], label, names)}

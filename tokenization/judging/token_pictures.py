@@ -98,6 +98,7 @@ def scatter(
     names: Sequence[str],
     *,
     rows: int,
+    of: Ints,
     method: str = "pca",
     seed: int = 0,
 ) -> Figure:
@@ -105,8 +106,9 @@ def scatter(
 
     Args:
         sources: title and embeddings [N, D] of the same items.
-        label: of each item [N], -1 unknown; the largest regions get colours, the others are grey.
-        rows: random items that are drawn, at most.
+        label: of each item of ``of`` [n], -1 unknown; the largest regions get colours, the others are grey.
+        rows: random items that are drawn of those, at most.
+        of: rows of the items that may be drawn, [n].
         method: pca, or tsne (some ten seconds for 2,000 items).
     """
     rng = np.random.default_rng(seed)
@@ -117,7 +119,7 @@ def scatter(
     colours = token_colours(max(len(shown), 1))
     figure = Figure(figsize=(5.2 * len(sources), 4.6), layout="constrained")
     for ax, (title, vectors) in zip(np.atleast_1d(figure.subplots(1, len(sources))), sources, strict=True):
-        x = torch.nn.functional.normalize(embedding_rows(vectors, torch.from_numpy(chosen)), dim=1)
+        x = torch.nn.functional.normalize(embedding_rows(vectors, torch.from_numpy(of[chosen])), dim=1)
         at = _on_two_axes(x, method, seed)
         ax.scatter(*at[~np.isin(mine, shown)].T, s=5, color=FAINT, alpha=0.7, linewidths=0)
         for k, region in enumerate(shown):

@@ -12,11 +12,20 @@ from ...data.plain import check_numbers
 from ...reports import figures, page
 from ..codes.collisions import collisions
 from ..codes.tokenizer import Tokenizer
+from ..text.item_table import take_rows
 from ..text.store import EmbeddingStore
 from ..text.vectors import Vectors
 from . import token_pictures
 from .coverage import cluster_nmi, neighbour_coverage
-from .measures import PERCENTILES, Ints, reconstruction, region_labels, token_measures
+from .measures import (
+    PERCENTILES,
+    Ints,
+    RegionOfRows,
+    measured_rows,
+    reconstruction,
+    region_labels,
+    token_measures,
+)
 
 _SHORT = {"province": "P", "city": "C", "district": "T"}
 _MAP_POINTS = 200_000
@@ -52,20 +61,26 @@ def measure(
 
     Args:
         vectors: embeddings [N, D].
-        items: their attributes, [N].
-        codes, suffixes: int64 [N, L] and [N].
+        items: their attributes, [N]; past a million of them, those of a million evenly spaced ones are looked at, and
+            of neighbours those that are found.
+        codes, suffixes: [N, L] and [N].
     """
-    regions = {name: label for name, (label, _) in region_labels(items).items()}
+    rows = measured_rows(len(items))
+    some = items if len(rows) == len(items) else take_rows(items, rows)
+    labels = region_labels(some)
+    regions: dict[str, Ints | RegionOfRows] = {
+        name: label if some is items else RegionOfRows(items, name) for name, (label, _) in labels.items()
+    }
     found: dict[str, Any] = {
         "tokenizer": tokenizer.name,
         "items": len(codes),
         "collisions": {
             "before": collisions(codes),
-            "after": collisions(np.column_stack([codes, suffixes])),
+            "after": collisions(np.column_stack([codes, suffixes.astype(codes.dtype)])),
             "suffixes": int(suffixes.max(initial=0)) + 1,
         },
         "reconstruction": reconstruction(tokenizer, vectors, codes, rows=config.rows),
-        **token_measures(codes, tokenizer.config.codes, items),
+        **token_measures(codes, tokenizer.config.codes, some, rows),
     }
     if config.queries:
         before = EmbeddingStore.open(config.before) if config.before else None
@@ -93,18 +108,20 @@ def write_report(
     folder: Path, config: ReportConfig, measures: dict[str, Any], vectors: Vectors, items: pa.Table, codes: Ints
 ) -> Path:
     """Write ``report.html`` and ``map.png``; returns the page."""
+    rows = measured_rows(len(items))
+    some = items if len(rows) == len(items) else take_rows(items, rows)
     levels, before, after = measures["levels"], measures["collisions"]["before"], measures["collisions"]["after"]
     count = levels[0]["usage"]["codes"]
     sections = [
         _levels(measures),
-        _map(folder, items, codes, count),
+        _map(folder, some, codes[rows, 0], count),
         page.section(
             "How evenly codes are used",
             "Items of each code, from the fullest to the emptiest. The dashed line is the even share.",
             figures.svg(lambda: token_pictures.usage_curves(codes, count)) + _percentiles(levels),
         ),
         _categories(measures),
-        _embeddings(config, measures, vectors, items),
+        _embeddings(config, measures, vectors, some, rows),
         _numbers(measures),
     ]
     nmi = {k: v for k, v in levels[0]["nmi"].items() if v is not None}
@@ -157,7 +174,7 @@ def _percentiles(levels: list[dict[str, Any]]) -> str:
     )
 
 
-def _map(folder: Path, items: pa.Table, codes: Ints, count: int) -> str:
+def _map(folder: Path, items: pa.Table, tokens: Ints, count: int) -> str:
     if not {"lat", "lon"} <= set(items.column_names):
         return ""
     lat, lon = (items[name].to_numpy().astype(np.float64) for name in ("lat", "lon"))
@@ -165,7 +182,7 @@ def _map(folder: Path, items: pa.Table, codes: Ints, count: int) -> str:
         return ""
     city = region_labels(items).get("city", (np.full(len(items), -1), []))[0]
     some = np.sort(np.random.default_rng(0).permutation(len(items))[:_MAP_POINTS])
-    draw = lambda: token_pictures.token_map(lat[some], lon[some], codes[some, 0], count, city[some])  # noqa: E731
+    draw = lambda: token_pictures.token_map(lat[some], lon[some], tokens[some], count, city[some])  # noqa: E731
     return page.section(
         "Map of first tokens",
         "Every point is an item; items of one colour share their first code. Colours say nothing else.",
@@ -181,7 +198,7 @@ def _categories(measures: dict[str, Any]) -> str:
     return page.section("What prefixes hold", lead, figures.svg(lambda: token_pictures.category_bars(examples)))
 
 
-def _embeddings(config: ReportConfig, measures: dict[str, Any], vectors: Vectors, items: pa.Table) -> str:
+def _embeddings(config: ReportConfig, measures: dict[str, Any], vectors: Vectors, items: pa.Table, of: Ints) -> str:
     found, body = measures.get("embeddings", {}), ""
     for kind in ("before", "after", "here"):
         one = found.get(kind)
@@ -202,7 +219,7 @@ def _embeddings(config: ReportConfig, measures: dict[str, Any], vectors: Vectors
     if config.before:
         sources = [("before alignment", EmbeddingStore.open(config.before)), ("after alignment", vectors)]
     draw = lambda: token_pictures.scatter(  # noqa: E731
-        sources, label, names, rows=config.points, method=config.picture
+        sources, label, names, rows=config.points, of=of, method=config.picture
     )
     lead = (
         "Of an item's K nearest by cosine: their mean cosine, and the share in its own province, city and town "

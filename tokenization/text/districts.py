@@ -24,6 +24,7 @@ from ...data.plain import check_numbers
 
 _EXACT_ITEMS = 20_000  # up to here plain k-means takes a second; beyond, mini-batches
 _MAX_DISTRICTS = 20_000
+_MOST_ITEMS = 1_000_000  # looked at: 50 a district are plenty
 _SHORTEST_NAME = 5  # letters: cells about 5 km across
 
 
@@ -60,8 +61,11 @@ class Districts:
     names: NDArray[np.str_]
 
     @classmethod
-    def fit(cls, lat: NDArray[np.float64], lon: NDArray[np.float64], config: DistrictConfig) -> "Districts":
-        """Districts of items at lat, lon (degrees [N]; those with NaN are passed over).
+    def fit(
+        cls, lat: NDArray[np.float64], lon: NDArray[np.float64], config: DistrictConfig, each: int = 1
+    ) -> "Districts":
+        """Districts of items at lat, lon (degrees [N]; those with NaN are passed over), each of which stands for
+        ``each``.
 
         Raises:
             ValueError: no item has coordinates.
@@ -73,7 +77,7 @@ class Districts:
             raise ValueError(f"none of the {len(lat):,} items has coordinates, expected some to derive districts from")
         points = _on_sphere(lat[known], lon[known])
         places = len(np.unique(points.round(9), axis=0))
-        count = min(-(-int(known.sum()) // config.items_per_district), places, _MAX_DISTRICTS)
+        count = min(-(-int(known.sum()) * each // config.items_per_district), places, _MAX_DISTRICTS)
         if len(points) <= _EXACT_ITEMS:
             means = KMeans(count, n_init=1, random_state=config.seed).fit(points)
         else:
@@ -96,6 +100,10 @@ class Districts:
             _, at[known] = cKDTree(_on_sphere(self.lat, self.lon)).query(_on_sphere(lat[known], lon[known]))
         return pa.array(self.names[at], pa.string(), mask=~known)
 
+    def of_items(self, items: pa.Table) -> pa.Array:
+        """The same for items with lat and lon."""
+        return self.of(*(items[name].to_numpy().astype(np.float64) for name in ("lat", "lon")))
+
     def save(self, file: Path) -> None:
         """One row a district: district, lat, lon."""
         pq.write_table(pa.table({"district": pa.array(self.names), "lat": self.lat, "lon": self.lon}), file)
@@ -108,19 +116,40 @@ class Districts:
         return cls(table["lat"].to_numpy(), table["lon"].to_numpy(), names)
 
 
+def derived_districts(items: pa.Table, config: DistrictConfig) -> Districts | None:
+    """Districts of the items, if they are to have others than those given; of evenly spaced ones past a million.
+
+    Raises:
+        ValueError: districts are to be derived and no item has coordinates.
+    """
+    missing = items["district"].null_count if "district" in items.column_names else len(items)
+    enough = len(items) - missing >= len(items) / 2
+    if config.derive == "never" or (config.derive == "auto" and enough):
+        return None
+    step = -(-len(items) // _MOST_ITEMS)
+    lat, lon = (_every(items[name], step) for name in ("lat", "lon"))
+    return Districts.fit(lat, lon, config, each=step)
+
+
+def _every(column: pa.ChunkedArray, step: int) -> NDArray[np.float64]:
+    """Each so many numbers of a column, NaN for null."""
+    start, parts = 0, [np.zeros(0)]
+    for chunk in column.chunks:
+        parts.append(chunk.to_numpy(zero_copy_only=False)[-start % step :: step].astype(np.float64))
+        start += len(chunk)
+    return np.concatenate(parts)
+
+
 def with_districts(items: pa.Table, config: DistrictConfig) -> tuple[pa.Table, Districts | None]:
     """The items with a district each, and where the districts are; None where the given ones are kept.
 
     Raises:
         ValueError: districts are to be derived and no item has coordinates.
     """
-    given = items["district"] if "district" in items.column_names else pa.nulls(len(items), pa.string())
-    enough = len(items) - given.null_count >= len(items) / 2
-    if config.derive == "never" or (config.derive == "auto" and enough):
+    districts = derived_districts(items, config)
+    if districts is None:
         return items, None
-    lat, lon = (items[name].to_numpy().astype(np.float64) for name in ("lat", "lon"))
-    districts = Districts.fit(lat, lon, config)
-    column = districts.of(lat, lon)
+    column = districts.of_items(items)
     at = items.column_names.index("district") if "district" in items.column_names else None
     return (
         items.append_column("district", column) if at is None else items.set_column(at, "district", column),

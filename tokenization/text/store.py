@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ _INFO = {
     **dict.fromkeys(("rows", "dim", "shard_rows"), Annotated[int, 1]),
     "made_from": dict[str, Any],
 }
+_MOST_TEXT = 2**31 - 1  # bytes of ids
 _GROUP_BYTES = 8 << 20  # of a Parquet row group: what reading holds besides the block it makes
 _GROUP_ROWS = 2048  # random rows of a shuffled reader cost one row group each: not larger
 
@@ -189,12 +191,26 @@ class EmbeddingStore:
 
     @cached_property
     def ids(self) -> pa.Array:
-        """Ids of the items (or users) in row order, [N]."""
-        parts = []
+        """Ids of the items (or users) in row order, [N], held from then on.
+
+        Raises:
+            ValueError: text of more than 2 GiB, the most that an Arrow array of strings holds.
+        """
+        parts = list(self.id_blocks())
+        size = sum(pc.sum(pc.binary_length(part)).as_py() or 0 for part in parts) if self._id_type == "string" else 0
+        if size > _MOST_TEXT:
+            raise ValueError(
+                f"{self.folder}: the ids of {self._rows:,} {self.of}s are {size:,} bytes of text, expected at most "
+                f"{_MOST_TEXT:,}; number them, with integers"
+            )
+        return pa.concat_arrays(parts)
+
+    def id_blocks(self) -> Iterator[pa.Array]:
+        """The same, a row group at a time."""
         for shard in range(len(self._files())):
             with self._shard(shard) as file:
-                parts += [self._column(file, group, self._ids) for group in range(file.num_row_groups)]
-        return pa.concat_arrays(parts)
+                for group in range(file.num_row_groups):
+                    yield self._column(file, group, self._ids)
 
     def chunks(self, rows: int) -> Iterator[Tensor]:
         """Blocks float32 [rows, D] in row order; the last one may be shorter. Each is a new tensor."""

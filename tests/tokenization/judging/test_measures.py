@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from scipy.stats import entropy
 from sklearn.metrics import normalized_mutual_info_score
 
+from placerank.tokenization.codes.collisions import id_numbers
 from placerank.tokenization.codes.tokenizers import KMeansOptions, ResidualKMeans, TokenizerConfig
 from placerank.tokenization.judging.measures import (
+    REGIONS,
+    RegionOfRows,
     category_labels,
     cohesion,
     cohesion_examples,
@@ -139,3 +142,28 @@ def test_all_measures_of_tokens_that_say_the_district() -> None:
     assert first["cohesion"]["secondary"]["purity"] == 1 and first["prefixes"] == 6
     assert first["usage"]["dead"] == 2
     assert len(found["examples"]) == 6
+
+
+def test_regions_of_some_rows_are_those_of_all() -> None:
+    """Two rows share a label exactly where they do when all items are labelled."""
+    rng = np.random.default_rng(0)
+    names = {n: pa.array(rng.choice([None, "a", "b", "c"], 300).tolist(), pa.string()) for n in REGIONS}
+    items = pa.table(names)
+    whole = region_labels(items)
+    rows = rng.integers(0, 300, (40, 5))
+    for name in REGIONS:
+        mine, theirs = RegionOfRows(items, name)[rows], whole[name][0][rows]
+        assert mine.shape == rows.shape and ((mine < 0) == (theirs < 0)).all()
+        flat, other = mine.reshape(-1), theirs.reshape(-1)
+        assert ((flat[:, None] == flat) == (other[:, None] == other)).all()
+
+
+def test_token_measures_of_some_items() -> None:
+    rng = np.random.default_rng(0)
+    codes, rows = rng.integers(0, 6, (500, 2)), np.arange(0, 500, 3)
+    items = pa.table({"district": [f"d{c}" for c in codes[:, 0]]})
+    found, all_of_them = token_measures(codes, 6, items.take(pa.array(rows)), rows), token_measures(codes, 6, items)
+    for some, every in zip(found["levels"], all_of_them["levels"], strict=True):
+        assert some["usage"] == every["usage"] and some["prefixes"] == every["prefixes"]
+    assert found["levels"][0]["nmi"]["district"] == pytest.approx(1)
+    assert found["levels"][1]["nmi"]["district"] == nmi(id_numbers(codes)[rows], codes[rows, 0])

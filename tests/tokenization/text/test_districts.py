@@ -75,3 +75,18 @@ def test_one_point_is_one_district_and_no_point_is_told() -> None:
         DistrictConfig(derive="yes")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"items_per_district=0: expected at least 1"):
         DistrictConfig(items_per_district=0)
+
+
+def test_of_many_items_some_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every third, in whatever blocks: about the same districts, and as many."""
+    rows = RNG.integers(0, 400, 3000)
+    items = pa.table({"lat": LAT[rows], "lon": LON[rows]})
+    every, _ = with_districts(items, DistrictConfig(items_per_district=750))
+    monkeypatch.setattr("placerank.tokenization.text.districts._MOST_ITEMS", 1_000)
+    cut = pa.concat_tables([items.slice(0, 700), items.slice(700, 1), items.slice(701)])
+    some, districts = with_districts(cut, DistrictConfig(items_per_district=750))
+    assert districts is not None and len(districts.names) == 4
+    again, _ = with_districts(items, DistrictConfig(items_per_district=750))
+    assert some["district"].to_pylist() == again["district"].to_pylist()
+    pairs = zip(some["district"].to_pylist(), every["district"].to_pylist(), strict=True)
+    assert np.mean([a[:5] == b[:5] for a, b in pairs]) > 0.9

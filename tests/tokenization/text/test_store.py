@@ -170,3 +170,12 @@ def test_a_damaged_description_is_named(tmp_path: Path, text: str) -> None:
         EmbeddingStore.open(tmp_path)
     with pytest.raises(ValueError, match=r"store\.json( is damaged|: )"):
         EmbeddingWriter(tmp_path, pa.array([1, 2]), 2)
+
+
+def test_more_text_than_an_array_holds_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = write_embeddings(tmp_path / "e", pa.array(["ab", "cde"]), torch.randn(2, 3))
+    monkeypatch.setattr("placerank.tokenization.text.store._MOST_TEXT", 4)
+    with pytest.raises(ValueError, match=r"the ids of 2 items are 5 bytes of text, expected at most 4; number them"):
+        _ = store.ids
+    monkeypatch.setattr("placerank.tokenization.text.store._MOST_TEXT", 5)
+    assert store.ids.to_pylist() == ["ab", "cde"]

@@ -1,0 +1,123 @@
+"""The items of a step as a file that is mapped: what a hundred million take is the system's to keep or to drop.
+
+Every rank of a machine reads the same pages of one file. What a process holds of it are the rows that it takes.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ...data.manifest import whole_file
+from ...data.raw.schema import read_items
+
+BLOCK_ROWS = 65_536
+
+
+def item_blocks(data: Path, columns: tuple[str, ...]) -> Iterator[pa.Table]:
+    """The items of a prepared folder, block by block; those of a raw one, which is checked whole in memory first.
+
+    Args:
+        data: a prepared folder, or one with items.parquet (or that file).
+        columns: those of them that are there.
+    """
+    catalog = data / "catalog.parquet"
+    if not catalog.is_file():
+        table = read_items(data).select(columns)
+        yield from (table.slice(start, BLOCK_ROWS) for start in range(0, len(table), BLOCK_ROWS))
+        return
+    skipped = 1  # row 0 stands for unknown items
+    with pq.ParquetFile(catalog) as file:
+        there = [name for name in columns if name in file.schema_arrow.names]
+        for batch in file.iter_batches(BLOCK_ROWS, columns=there):
+            yield pa.Table.from_batches([batch]).select(there).slice(skipped)
+            skipped = 0
+
+
+def same_order(a: Iterator[pa.Array], b: Iterator[pa.Array]) -> bool:
+    """Whether two streams of blocks hold the same values in the same order."""
+    left: pa.Array | None = pa.array([])
+    right: pa.Array | None = pa.array([])
+    while True:
+        while left is not None and len(left) == 0:
+            left = next(a, None)
+        while right is not None and len(right) == 0:
+            right = next(b, None)
+        if left is None or right is None:
+            return left is None and right is None
+        n = min(len(left), len(right))
+        if not left.slice(0, n).equals(right.slice(0, n)):
+            return False
+        left, right = left.slice(n), right.slice(n)
+
+
+def write_mapped(file: Path, blocks: Iterator[pa.Table]) -> pa.Table:
+    """Write blocks (at least one) to a file as they come, and map it."""
+    first = next(blocks)
+    with whole_file(file) as tmp, pa.OSFile(str(tmp), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
+        writer.write_table(first)
+        for block in blocks:
+            writer.write_table(block)
+    return read_mapped(file)
+
+
+def read_mapped(file: Path) -> pa.Table:
+    """A file of ``write_mapped``: no row is read before it is used."""
+    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+
+
+def take_rows(items: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """Some rows in the order asked for; a row may repeat. Arrow's own ``take`` joins all blocks of a column first."""
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    parts, start, done = [], 0, 0
+    for batch in items.to_batches():
+        stop = start + len(batch)
+        if done < len(ordered) and ordered[done] < stop:
+            upto = int(np.searchsorted(ordered, stop))
+            parts.append(batch.take(pa.array(ordered[done:upto] - start)))
+            done = upto
+        start = stop
+    found = pa.Table.from_batches(parts, items.schema).combine_chunks()
+    back = np.empty(len(rows), np.int64)
+    back[order] = np.arange(len(rows))
+    return found.take(pa.array(back))
+
+
+def in_order(file: Path, blocks: Iterator[pa.Table], rows: NDArray[np.int64] | None) -> pa.Table:
+    """The blocks' rows as a mapped file: as they come, or these rows of them, by way of a second file."""
+    if rows is None:
+        return write_mapped(file, blocks)
+    every = file.with_name(f"{file.name}.unordered")
+    table = write_mapped(every, blocks)
+    starts = range(0, len(rows), BLOCK_ROWS)
+    found = write_mapped(file, (take_rows(table, rows[start : start + BLOCK_ROWS]) for start in starts))
+    every.unlink()
+    return found
+
+
+def with_column(items: pa.Table, name: str, file: Path, made: Callable[[pa.Table], pa.Array]) -> pa.Table:
+    """The items with a column that is made block by block and lies in a mapped file of its own."""
+    starts = range(0, len(items), BLOCK_ROWS)
+    blocks = (items.slice(start, BLOCK_ROWS) for start in starts)
+    column = write_mapped(file, (pa.table({name: made(block)}) for block in blocks))[name]
+    if name not in items.column_names:
+        return items.append_column(name, column)
+    return items.set_column(items.column_names.index(name), name, column)
+
+
+def rows_of_items(data: Path, ids: pa.Array) -> tuple[NDArray[np.int64], int]:
+    """The rows of these ids in a data folder, int64 [n], -1 where it has none; and how many items it has.
+
+    Holds the ids of both.
+    """
+    parts = [block["item_id"] for block in item_blocks(data, ("item_id",))]
+    known = pa.chunked_array([chunk for part in parts for chunk in part.chunks])
+    if known.type != ids.type:
+        return np.full(len(ids), -1), len(known)
+    found: NDArray[np.int64] = pc.index_in(ids, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False)
+    return found.astype(np.int64), len(known)
