@@ -1,13 +1,13 @@
 """Memory of `placerank tokenize` by the number of items, beside another checkout's, and of what `align` reads.
 
-    python benchmarks/bench_tokenize_memory.py                                 half a million and two million items
+    python benchmarks/bench_tokenize_memory.py                                 two and six million items
     python benchmarks/bench_tokenize_memory.py --items 1000000 4000000 --other ../before/src --save
     python benchmarks/bench_tokenize_memory.py --visits 5000000 20000000 60000000 --other ../before/src --save
 
 Items are simulated as in bench_tokenize_scale.py (with names, ids of 24 characters, as the catalog of a prepared
-folder), with embeddings of 16 numbers: what grows is what is held an item, not of its embedding. HGIT, 3 levels of 512
-codes, the whole step with its report, in a process of its own, the sides in turn. Visits are training samples of users
-of 50 visits each; what is run is read_histories alone.
+folder), with embeddings of 16 numbers: what grows is what is held an item, not of its embedding. HGIT, 3 levels of 128
+codes, a short fit, the whole step with its report but for neighbours, in a process of its own, the sides in turn.
+Visits are training samples of users of 50 visits each; what is run is read_histories alone.
 
 Memory is the peak of the process's anonymous pages, read 20 times a second: mapped files are the system's, which keeps
 them while there is room. The last line of a side is the slope between its smallest and largest run: bytes an item.
@@ -35,8 +35,15 @@ DIM = 16
 TOKENIZE = """
 import sys
 from pathlib import Path
+from placerank.tokenization.codes.tokenizers import HGITOptions, TokenizerConfig
+from placerank.tokenization.judging.tokenize_report import ReportConfig
 from placerank.tokenization.tokenize import TokenizeConfig, tokenize
-tokenize(TokenizeConfig(data=Path(sys.argv[1]), embeddings=Path(sys.argv[1]) / "embeddings", out=Path(sys.argv[2])))
+data, out = map(Path, sys.argv[1:])
+book, hgit = TokenizerConfig(codes=128, sample_rows=32_768), HGITOptions(epochs=1, iterations=2, cluster_epochs=1)
+report = ReportConfig(queries=0)
+tokenize(
+    TokenizeConfig(data=data, embeddings=data / "embeddings", out=out, codebook=book, hgit=hgit, report=report)
+)
 """
 HISTORIES = """
 import sys
@@ -105,7 +112,7 @@ def run(script: str, source: Path | None, folder: Path) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", nargs="+", type=int, default=[500_000, 2_000_000], help="numbers of items")
+    parser.add_argument("--items", nargs="+", type=int, default=[2_000_000, 6_000_000], help="numbers of items")
     parser.add_argument("--visits", nargs="+", type=int, help="instead: numbers of training visits")
     parser.add_argument("--other", type=Path, help="src of another checkout, to run beside this one")
     parser.add_argument("--work", type=Path, default=Path("runs/tokenize_memory"), help="where the input is kept")

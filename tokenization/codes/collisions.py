@@ -8,19 +8,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 Codes = NDArray[np.integer]
+_DENSE = 4  # so many possible values an item are counted in a table; more are sorted
 
 
 def id_numbers(codes: Codes) -> NDArray[np.int64]:
     """A number for each different row of codes [N, L]: int64 [N], equal where all L codes are; ordered as the rows are.
 
-    Sorted by one level after the other, so that K^L may be beyond 64 bits.
+    One level is joined after the other, so that K^L may be beyond 64 bits. Takes 16 to 32 bytes an item.
     """
-    number = np.zeros(len(codes), np.int64)
+    number, values = np.zeros(len(codes), np.int64), 1
+    if len(codes) == 0:
+        return number
     for level in codes.T:
-        _, code = np.unique(level, return_inverse=True)
-        wide = int(code.max(initial=0)) + 1
-        _, number = np.unique(number * wide + code, return_inverse=True)
-    return number.astype(np.int64)
+        least = int(level.min())
+        wide = int(level.max()) - least + 1
+        if values * wide > _DENSE * len(codes):  # of so many that could be, few are
+            number, values = _numbered(number, values)
+        number *= wide
+        number += level
+        number -= least
+        values *= wide
+    return _numbered(number, values)[0]
+
+
+def _numbered(key: NDArray[np.int64], values: int) -> tuple[NDArray[np.int64], int]:
+    """Keys of [0, values) numbered as they are ordered, without gaps, and how many different ones there are."""
+    if values <= _DENSE * len(key):
+        used = np.zeros(values, bool)
+        used[key] = True
+        rank = np.cumsum(used, dtype=np.int32)
+        return rank[key].astype(np.int64) - 1, int(rank[-1])
+    unique = np.unique(key)
+    return np.searchsorted(unique, key), len(unique)
 
 
 def assign_suffixes(
@@ -43,16 +62,18 @@ def assign_suffixes(
             f"got known codes {known_codes.shape} and {len(known_suffixes)} suffixes for codes {codes.shape}, "
             "expected the same number of levels and one suffix each"
         )
-    number = id_numbers(np.concatenate([known_codes, codes]))
+    number = id_numbers(np.concatenate([known_codes, codes]) if len(known_codes) else codes)
     before, mine = number[: len(known_codes)], number[len(known_codes) :]
     next_free = np.zeros(int(number.max(initial=-1)) + 1, np.int64)
     np.maximum.at(next_free, before, known_suffixes.astype(np.int64) + 1)
     order = np.argsort(mine, kind="stable")
     ordered = mine[order]
     starts = np.flatnonzero(np.diff(ordered, prepend=-1))
-    within = np.arange(len(ordered)) - np.repeat(starts, np.diff(starts, append=len(ordered)))
+    within = np.arange(len(ordered))
+    within -= np.repeat(starts, np.diff(starts, append=len(ordered)))
+    within += next_free[ordered]
     suffixes = np.empty(len(codes), np.int64)
-    suffixes[order] = within + next_free[ordered]
+    suffixes[order] = within
     return suffixes
 
 

@@ -131,15 +131,15 @@ def _rows_hash(parent: str, ids: pa.Array, codes: NDArray[np.int32], suffixes: N
     """SHA-256 of the parent, the number and size of rows, and the rows; the same on every platform."""
     digest = hashlib.sha256(f"{parent}\0{codes.shape[0]}\0{codes.shape[1]}\0{ids.type}\0".encode())
     if pa.types.is_integer(ids.type):
-        digest.update(ids.to_numpy().astype("<i8").tobytes())
+        digest.update(np.ascontiguousarray(ids.to_numpy(), "<i8").data)
     else:  # lengths first: "a", "bc" are not "ab", "c"
         blocks = [ids.slice(start, _BLOCK) for start in range(0, len(ids), _BLOCK)]
         for block in blocks:
             digest.update(pc.binary_length(block).to_numpy().astype("<i8").tobytes())
         for block in blocks:
             digest.update("".join(block.to_pylist()).encode())
-    digest.update(codes.astype("<i4").tobytes())
-    digest.update(suffixes.astype("<i8").tobytes())
+    digest.update(np.ascontiguousarray(codes, "<i4").data)
+    digest.update(np.ascontiguousarray(suffixes, "<i8").data)
     return digest.hexdigest()
 
 

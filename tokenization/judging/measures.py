@@ -218,9 +218,11 @@ def cohesion_examples(
     return out
 
 
-def measured_rows(count: int) -> NDArray[np.int64]:
-    """The rows of ``count`` items whose attributes are looked at."""
-    return np.arange(0, count, -(-count // MOST_ITEMS))
+def measured_items(items: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
+    """The items whose attributes are looked at, and their rows: all, or evenly spaced ones."""
+    rows = np.arange(0, len(items), -(-len(items) // MOST_ITEMS))
+    looked_at = [name for name in (*REGIONS, "category", "lat", "lon") if name in items.column_names]
+    return items if len(rows) == len(items) else take_rows(items.select(looked_at), rows), rows
 
 
 def token_measures(codes: Ints, count: int, items: pa.Table, rows: Ints | None = None) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from ...data.plain import check_numbers
 from ...reports import figures, page
 from ..codes.collisions import collisions
 from ..codes.tokenizer import Tokenizer
-from ..text.item_table import take_rows
 from ..text.store import EmbeddingStore
 from ..text.vectors import Vectors
 from . import token_pictures
@@ -21,7 +20,7 @@ from .measures import (
     PERCENTILES,
     Ints,
     RegionOfRows,
-    measured_rows,
+    measured_items,
     reconstruction,
     region_labels,
     token_measures,
@@ -65,8 +64,7 @@ def measure(
             of neighbours those that are found.
         codes, suffixes: [N, L] and [N].
     """
-    rows = measured_rows(len(items))
-    some = items if len(rows) == len(items) else take_rows(items, rows)
+    some, rows = measured_items(items)
     labels = region_labels(some)
     regions: dict[str, Ints | RegionOfRows] = {
         name: label if some is items else RegionOfRows(items, name) for name, (label, _) in labels.items()
@@ -108,8 +106,7 @@ def write_report(
     folder: Path, config: ReportConfig, measures: dict[str, Any], vectors: Vectors, items: pa.Table, codes: Ints
 ) -> Path:
     """Write ``report.html`` and ``map.png``; returns the page."""
-    rows = measured_rows(len(items))
-    some = items if len(rows) == len(items) else take_rows(items, rows)
+    some, rows = measured_items(items)
     levels, before, after = measures["levels"], measures["collisions"]["before"], measures["collisions"]["after"]
     count = levels[0]["usage"]["codes"]
     sections = [

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from placerank.tokenization.codes.collisions import assign_suffixes, collisions, id_numbers
@@ -16,6 +16,7 @@ def array(rows: list) -> np.ndarray:
     return np.array(rows, np.int64).reshape(-1, 2)
 
 
+@settings(deadline=None)
 @given(rows)
 def test_suffixes_count_who_came_before(codes: list) -> None:
     seen: Counter = Counter()
@@ -26,6 +27,7 @@ def test_suffixes_count_who_came_before(codes: list) -> None:
     assert assign_suffixes(array(codes)).tolist() == want
 
 
+@settings(deadline=None)
 @given(rows, rows, rows)
 def test_adding_in_steps_is_adding_at_once(a: list, b: list, c: list) -> None:
     whole = assign_suffixes(array(a + b + c))
@@ -35,6 +37,7 @@ def test_adding_in_steps_is_adding_at_once(a: list, b: list, c: list) -> None:
     assert np.concatenate([first, second, third]).tolist() == whole.tolist()
 
 
+@settings(deadline=None)
 @given(rows, rows, st.data())
 def test_ids_are_unique_also_when_items_have_left(a: list, b: list, data: st.DataObject) -> None:
     suffix = assign_suffixes(array(a))
@@ -46,6 +49,7 @@ def test_ids_are_unique_also_when_items_have_left(a: list, b: list, data: st.Dat
     assert len(np.unique(ids, axis=0)) == len(ids)
 
 
+@settings(deadline=None)
 @given(rows)
 def test_numbers_are_equal_where_rows_are(codes: list) -> None:
     _, want = np.unique(array(codes), axis=0, return_inverse=True)
