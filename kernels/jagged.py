@@ -75,7 +75,7 @@ def segment_sum_unchecked(values: Tensor, offsets: Tensor, weights: Tensor | Non
 
 def _dots(a: Tensor, b: Tensor) -> Tensor:
     """Products of rows [N, D], in their own dtype: under autocast CUDA's vecdot would give 16 bits."""
-    autocast = torch.is_autocast_enabled(a.device.type)
+    autocast = a.is_cuda and torch.is_autocast_enabled("cuda")
     return (a * b).sum(-1).to(a.dtype) if autocast else torch.linalg.vecdot(a, b)
 
 

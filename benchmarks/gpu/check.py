@@ -42,8 +42,8 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("kernels", 130, "the GPU's tests of every kernel: against references, ugly shapes, strides, gradients"),
-    Part("waits", 70, "how often kernels, and a training step of each tower and plug-in, wait for the device"),
+    Part("kernels", 90, "the GPU's tests of every kernel: against references, ugly shapes, strides, gradients"),
+    Part("waits", 55, "how often kernels, and a training step of each tower and plug-in, wait for the device"),
     Part("speed", 100, "kernels beside eager PyTorch, torch.compile and libraries"),
     Part("dense", 90, "the dense part's step at batch 10,240: time, kernels, memory, share of what the device can do"),
     Part("training", 110, "training on one rank, pipelined and plain; tables kept in each way; 200 steps"),
