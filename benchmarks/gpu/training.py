@@ -111,8 +111,10 @@ def _exported(report: Report, data: Path, run: Path, out: Path) -> None:
 
 def _kept(report: Report) -> None:
     """Tables and catalog kept in other ways train as the default does, a checkpoint between."""
-    from placerank.training.sharding import ShardingConfig
-
+    try:
+        from placerank.training.sharding import ShardingConfig
+    except ImportError as error:
+        raise Skip(f"{error}") from None
     ways = {
         "data_parallel": ShardingConfig(default="data_parallel"),
         "sharded catalog": ShardingConfig(catalog="sharded"),

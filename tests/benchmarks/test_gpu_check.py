@@ -108,7 +108,10 @@ def test_dry_run_of_a_part(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "results").exists()
     if name == "training":
         differ = [r["value"] for (_, metric), r in figures.items() if metric == "first losses differ by"]
-        assert differ == [0.0, 0.0]
+        assert differ == [0.0] * 3
+        scored = [r["value"] for (case, _), r in figures.items() if case == "export"]
+        assert len(scored) == 2 and max(scored) < 1e-5
+        assert figures["kept otherwise", "first losses differ by, sharded catalog"]["value"] == 0
 
 
 def test_dry_run_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,7 +185,9 @@ def test_speed_keeps_lines_and_judges(tmp_path: Path, monkeypatch: pytest.Monkey
     }
     monkeypatch.setattr(bench_residual_encode, "SUITE", replace(suite, peers=peers))
     assert part.run(Report("speed", tmp_path, dry=False, seconds=100))
-    verdicts = {r["metric"]: r["verdict"] for r in check._records(tmp_path)}
+    found = {r["metric"]: r for r in check._records(tmp_path)}
+    assert {"kernels of placerank", "times as fast as eager, kernels alone"} <= set(found)
+    verdicts = {metric: r["verdict"] for metric, r in found.items() if r["target"]}
     assert verdicts == {
         "times as fast as eager": "met",
         "times as fast as torch.compile": "met",
@@ -228,7 +233,7 @@ def test_the_dense_part_runs_without_torchrec(tmp_path: Path) -> None:
     assert len(records[0]["would_run"]) > 30 and not any("error" in r for r in records)
     steps = {r["case"] for r in records if r.get("metric") == "kernels" and r["value"] > 100 and r["verdict"] == ""}
     assert steps == {f"{side} {precision}" for side in ("twin", "twin rest akt") for precision in ("fp32", "bf16")}
-    assert {r["case"] for r in records if "skipped" in r} == {"placerank train", "din steps"}
+    assert {r["case"] for r in records if "skipped" in r} == {"placerank train", "din steps", "kept otherwise"}
 
 
 def test_loops_without_numba_tell_so(monkeypatch: pytest.MonkeyPatch) -> None:
