@@ -29,6 +29,35 @@ def first_of_run(new: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.maximum.accumulate(np.where(new, np.arange(len(new)), 0))
 
 
+def sort_order(*keys: Ints) -> NDArray[np.int64]:
+    """Rows in the order of the first key, then the second and so on, int64 [R]; those equal in all in any order.
+
+    The keys are packed into one number each row, which sorts in a third of ``np.lexsort``'s time; where they don't fit
+    into 64 bits, what is packed gives way to its ranks.
+    """
+    code, bits = np.zeros(len(keys[0]), np.uint64), 0
+    for key in keys if len(code) else ():
+        low, high = int(key.min()), int(key.max())
+        more = (high - low).bit_length()
+        if bits + more > 64:
+            code, bits = _ranks(code)
+        if bits + more > 64:
+            key, more = _ranks(key)
+            low = 0
+        if more:
+            code = (code << np.uint64(more) if bits else code) | (key.astype(np.uint64) - np.uint64(low % 2**64))
+        bits += more
+    return np.argsort(code)
+
+
+def _ranks(key: Ints) -> tuple[NDArray[np.uint64], int]:
+    """Numbers from 0 in the key's order, one for all that are equal, and how many bits they take."""
+    order = np.argsort(key)
+    rank = np.empty(len(key), np.uint64)
+    rank[order] = np.cumsum(starts_run(key[order])) - 1
+    return rank, int(rank[order[-1]]).bit_length()
+
+
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finaliser of SplitMix64: every bit of the input moves every bit of the output."""
     x = x ^ (x >> np.uint64(30))

@@ -7,7 +7,7 @@ same user at the same moment do not see each other.
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import Ints, first_of_run, starts_run
+from ..arrays import Ints, first_of_run, sort_order, starts_run
 
 
 def history_ranges(
@@ -32,7 +32,7 @@ def history_ranges(
 
 def earlier_visits(user: Ints, item: Ints, time: Ints, positive: NDArray[np.bool_]) -> NDArray[np.int32]:
     """Positives of the row's user on the row's item strictly before the row's time, int32 [R]; rows in any order."""
-    order = np.lexsort((time, item, user))
+    order = sort_order(user, item, time)
     user, item, time, positive = user[order], item[order], time[order], positive[order]
     before: NDArray[np.int64] = np.cumsum(positive) - positive
     moment, pair = first_of_run(starts_run(user, item, time)), first_of_run(starts_run(user, item))

@@ -7,6 +7,7 @@ the users' ids and one bucket, whatever the number of interactions.
 
 import logging
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from ..raw.columns import DataError
 from ..raw.readers import convert
 from ..raw.schema import has_column, inventory, iter_interactions, read_items, read_users
 from ..raw.times import iso
-from .buckets import Bucket, BucketWriter
+from .buckets import MOST_FILES, Bucket, spread, times
 from .negatives import Reach
 from .samples import SPLITS, CheckIns, SplitWriter, check_ins, impressions, user_blocks
 from .summary import Seen, Told, lines, summarize
@@ -210,21 +211,22 @@ def _spill(
 ) -> tuple[list[Path], Seen]:
     """First pass: check every one of ``total`` interactions and put it into the bucket of its user."""
     seen = Seen()
-    with (
-        BucketWriter(folder, max(1, -(-total // _BUCKET_ROWS))) as writer,
-        tqdm(total=total, desc="interactions", unit="row", unit_scale=True, disable=None) as progress,
-    ):
-        for block in iter_interactions(raw, items["item_id"], bad_rows):
-            writer.write(block)
-            seen.add_block(block)
-            progress.update(len(block))
+
+    def blocks() -> Iterator[pa.Table]:
+        with tqdm(total=total, desc="interactions", unit="row", unit_scale=True, disable=None) as progress:
+            for block in iter_interactions(raw, items["item_id"], bad_rows):
+                seen.add_block(block)
+                yield block
+                progress.update(len(block))
+
+    buckets = spread(blocks(), folder, min(max(1, -(-total // _BUCKET_ROWS)), MOST_FILES**2))
     if seen.negatives == seen.rows:
         raise DataError(
             f"{source}: all {seen.rows:,} interactions have label 0, expected some with label 1 (clicked or visited); "
             "check the label column"
         )
     seen.check_times(source)
-    return sorted(folder.glob("*.arrow")), seen
+    return buckets, seen
 
 
 class _Job:
@@ -268,13 +270,8 @@ class _Job:
         width = (seen.last - seen.first) // _TIME_BINS + 1
         bins = np.zeros((seen.last - seen.first) // width + 1, np.int64)
         for path in buckets:
-            with pa.memory_map(str(path)) as source:
-                reader = pa.ipc.open_file(source)
-                only = pa.ipc.IpcReadOptions(included_fields=[reader.schema.get_field_index("time")])
-                for i in range(reader.num_record_batches):
-                    batch = pa.ipc.open_file(source, options=only).get_batch(i)
-                    at = (batch["time"].to_numpy(zero_copy_only=False) - seen.first) // width
-                    bins += np.bincount(at, minlength=len(bins))
+            for moments in times(path):
+                np.add.at(bins, (moments - seen.first) // width, 1)
         before = np.cumsum(bins) - bins
         for i, share in enumerate((config.valid_fraction + config.test_fraction, config.test_fraction)):
             if share > 0:
@@ -309,9 +306,8 @@ class _Job:
 
     def _count(self, b: Bucket, positive: NDArray[np.bool_], train: NDArray[np.bool_]) -> NDArray[np.int32]:
         """Add the bucket's training rows to the counts; returns the vocabulary row of each of its users."""
-        items = len(self.items)
-        self.shown += np.bincount(b.item[train], minlength=items)
-        self.positives += np.bincount(b.item[positive], minlength=items)
+        np.add.at(self.shown, b.item[train], 1)  # not by bincount, which goes over all items
+        np.add.at(self.positives, b.item[positive], 1)
         np.maximum.at(self.last_positive, b.item[positive], b.time[positive])
         count = np.bincount(b.user[positive], minlength=len(b.users))
         last = np.zeros(len(b.users), np.int64)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from .checks import BadRows, Block
 from .columns import INTERACTIONS, ITEMS, Column, DataError
 from .csv_text import csv_rows
+from .lookup import IdIndex
 from .schema import mark_duplicates, mark_interactions
 
 
@@ -52,7 +53,7 @@ class Output:
         return self.counted(file, csv_rows(file, self.bad_rows, self.repeats))
 
     def interactions(
-        self, file: Path, lines: np.ndarray, raw: pa.Table, values: pa.Table, item_ids: pa.ChunkedArray | None
+        self, file: Path, lines: np.ndarray, raw: pa.Table, values: pa.Table, item_ids: IdIndex | None
     ) -> None:
         """Check and write a block; ``item_ids`` None = the items are made from these very rows."""
         block = Block(file, raw, lines, INTERACTIONS, unit="line", parsed=values)
@@ -105,12 +106,11 @@ class Output:
         return {"rows": dict(rows), "left_out": left_out, "unused_columns": self.unused, "noted": self.noted}
 
 
-def write_items(output: Output, blocks: Iterator[tuple[np.ndarray, pa.Table, pa.Table]], file: Path) -> pa.ChunkedArray:
-    """Check and write all items; their ids."""
+def write_items(output: Output, blocks: Iterator[tuple[np.ndarray, pa.Table, pa.Table]], file: Path) -> IdIndex:
+    """Check and write all items; an index of their ids."""
     table = distinct(output, list(blocks), file, ITEMS)
     output.table("items", file, table)
-    ids: pa.ChunkedArray = table["item_id"]
-    return ids
+    return IdIndex(table["item_id"])
 
 
 def distinct(

@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from .checks import BadRows, Block, OnBadRows, as_mask, blank_to_null, check_type, is_text
 from .columns import INTERACTIONS, ITEMS, Column, DataError, key_column, text_column
+from .lookup import IdIndex
 from .parts import Part, open_parquet, parts, table_files, unreadable
 
 __all__ = [
@@ -214,37 +214,38 @@ def inventory(path: Path) -> tuple[dict[str, int], dict[str, list[str]], list[st
 
 
 def iter_interactions(
-    path: Path, item_ids: pa.ChunkedArray | pa.Array, bad_rows: BadRows | None = None, block_rows: int | None = None
+    path: Path,
+    item_ids: IdIndex | pa.ChunkedArray | pa.Array,
+    bad_rows: BadRows | None = None,
+    block_rows: int = 131_072,
 ) -> Iterator[pa.Table]:
     """Stream the interactions of a raw folder (or file, or folder of files) in normal form.
 
     Args:
         path: the raw folder, one Parquet file, or a folder of them (see ``parts``).
-        item_ids: the ids of ``read_items``; other ids are bad rows.
+        item_ids: the ids of ``read_items``, or an index of them; other ids are bad rows.
         bad_rows: what to do with bad rows; default: raise.
-        block_rows: rows held at once; default: four times the items, between 65,536 and 1,048,576, because each
-            block hashes the item ids once.
+        block_rows: rows held at once.
 
     Yields:
         Tables with the columns of ``INTERACTIONS`` in that order (timestamp int64 unix seconds UTC, label int8,
         places float64, probability float32; missing ones null), then ``item_index`` int32, the row in ``item_ids``.
     """
     bad_rows = bad_rows or BadRows()
-    item_ids = pa.chunked_array([item_ids]) if isinstance(item_ids, pa.Array) else item_ids
-    rows = block_rows or min(max(4 * len(item_ids), 65_536), 1 << 20)
+    items = item_ids if isinstance(item_ids, IdIndex) else IdIndex(item_ids)
     total = good = 0
-    types: dict[str, pa.DataType] = {"item_id": item_ids.type}
+    types: dict[str, pa.DataType] = {"item_id": items.type}
     for part in parts(path, "interactions"):
         if part.rows == 0:
             continue
         _check_columns(part, INTERACTIONS)
         _check_families(part, types, ("item_id", "user_id", "request_id"))
         first_row = 0
-        for batch in _batches(part, rows, _wanted(part, INTERACTIONS, bad_rows)):
+        for batch in _batches(part, block_rows, _wanted(part, INTERACTIONS, bad_rows)):
             raw = part.with_values(batch)
             block = Block(part.file, raw, np.arange(first_row, first_row + len(batch)), INTERACTIONS)
             first_row += len(batch)
-            mark_interactions(block, item_ids)
+            mark_interactions(block, items)
             table = block.finish(INTERACTIONS, bad_rows, part.label)
             total += len(batch)
             good += len(table)
@@ -286,11 +287,11 @@ def _check_families(part: Part, types: dict[str, pa.DataType], names: Sequence[s
             )
 
 
-def mark_interactions(block: Block, item_ids: pa.ChunkedArray) -> None:
+def mark_interactions(block: Block, items: IdIndex) -> None:
     """Rules beyond single columns: known items (adds ``item_index``), and places whole or not at all."""
-    index = pc.index_in(block.columns["item_id"], value_set=item_ids)
-    block.columns["item_index"] = index
-    unknown = as_mask(index.is_null()) & as_mask(block.columns["item_id"].is_valid())
+    index = items.find(block.columns["item_id"])
+    block.columns["item_index"] = pa.chunked_array([pa.array(index, mask=index < 0)])
+    unknown = (index < 0) & as_mask(block.columns["item_id"].is_valid())
     block.mark("item_id", "an item_id that is in the items table", unknown)
     lat, lon = as_mask(block.columns["user_lat"].is_valid()), as_mask(block.columns["user_lon"].is_valid())
     for name, other, bad in (("user_lat", "user_lon", ~lat & lon), ("user_lon", "user_lat", lat & ~lon)):

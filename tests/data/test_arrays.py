@@ -5,7 +5,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from placerank.data.arrays import first_of_run, hash_ids, ranges, starts_run
+from placerank.data.arrays import first_of_run, hash_ids, ranges, sort_order, starts_run
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 7))))
@@ -20,6 +20,25 @@ def test_runs() -> None:
     assert new.tolist() == [True, True, False, True, False]
     assert first_of_run(new).tolist() == [0, 1, 1, 3, 3]
     assert starts_run(np.array([], int)).tolist() == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.one_of(st.integers(-3, 3), st.integers(-(2**63), 2**63 - 1)),
+            st.sampled_from([0, 1, 2**31 - 1, -(2**31)]),
+            st.integers(0, 3),
+            st.one_of(st.integers(5, 6), st.integers(-(2**62), 2**62)),
+        ),
+        max_size=40,
+    )
+)
+def test_sort_order(rows: list[tuple[int, int, int, int]]) -> None:
+    keys = [np.array([row[i] for row in rows], t) for i, t in enumerate((np.int64, np.int32, np.int8, np.int64))]
+    order = sort_order(*keys)
+    assert sorted(order.tolist()) == list(range(len(rows)))
+    assert [rows[i] for i in order] == sorted(rows)
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,0 +1,70 @@
+"""Bucket files: every row once, the rows of a user together, few files open at a time."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from placerank.data.arrays import hash_ids
+from placerank.data.preparation import buckets as module
+from placerank.data.preparation.buckets import spread, times
+
+
+def blocks(rows: int, size: int, text: bool) -> list[pa.Table]:
+    """As the checks of the schema give them."""
+    rng = np.random.default_rng(0)
+    user = rng.integers(0, 300, rows)
+    request = pa.array([f"r{i // 3}" for i in range(rows)], mask=rng.random(rows) < 0.2)
+    table = pa.table(
+        {
+            "user_id": pa.array([f"u{i}" for i in user]) if text else user,
+            "timestamp": np.arange(rows),
+            "label": rng.integers(0, 2, rows).astype(np.int8),
+            "user_lat": pa.array(rng.random(rows), mask=rng.random(rows) < 0.5),
+            "user_lon": pa.array(rng.random(rows), mask=rng.random(rows) < 0.5),
+            "request_id": request,
+            "probability": pa.array(rng.random(rows), pa.float32()),
+            "item_index": pa.array(rng.integers(0, 9, rows), pa.int32()),
+        }
+    )
+    return [table.slice(at, size) for at in range(0, rows, size)]
+
+
+def read(file: Path) -> pa.Table:
+    with pa.memory_map(str(file)) as source:
+        return pa.ipc.open_file(source).read_all()
+
+
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize(("most", "buckets"), [(256, 1), (256, 7), (4, 4), (4, 5), (4, 16), (6, 31)])
+def test_every_row_lies_in_the_bucket_of_its_user(
+    tmp_path: Path, text: bool, most: int, buckets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_FILES", most)
+    monkeypatch.setattr(module, "_WAITING", 150)
+    open_files: list[int] = []
+    new_file = pa.ipc.new_file
+
+    def counted(*args: Any, **more: Any) -> pa.ipc.RecordBatchFileWriter:
+        writer = new_file(*args, **more)
+        found = [fd.resolve() for fd in Path("/proc/self/fd").iterdir()]
+        open_files.append(sum(tmp_path in file.parents and file.suffix == ".arrow" for file in found))
+        return writer
+
+    monkeypatch.setattr(pa.ipc, "new_file", counted)
+    source = blocks(1000, 70, text)
+    files = spread(source, tmp_path, buckets)
+    assert max(open_files) <= most + 1  # and the one that is read
+    assert sorted(tmp_path.iterdir()) == files and files == sorted(files)
+    tables = {int(f.stem): read(f) for f in files}
+    for number, table in tables.items():
+        user = table["user"].combine_chunks()
+        assert {int(h) % buckets for h in hash_ids(user)} == {number}
+    got = pa.concat_tables(tables.values()).sort_by("time")
+    whole = pa.concat_tables(source)
+    assert got["time"].to_pylist() == list(range(1000))
+    for mine, theirs in (("user", "user_id"), ("item", "item_index"), ("label", "label"), ("probability",) * 2):
+        assert got[mine].to_pylist() == whole[theirs].to_pylist()
+    assert sorted(t for f in files for some in times(f) for t in some.tolist()) == list(range(1000))
