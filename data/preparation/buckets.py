@@ -4,7 +4,8 @@ A user's bucket depends on the user's id alone, and rows of a bucket are sorted 
 that comes out of here depends on the order of the input.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -91,34 +92,45 @@ class BucketWriter:
                 self._writers[i].write_table(table.slice(start, end - start))
 
 
-def spread(blocks: Iterable[pa.Table], folder: Path, buckets: int) -> list[Path]:
+def spread(blocks: Iterable[pa.Table], folder: Path, buckets: int) -> None:
     """Put blocks of interactions into bucket files, with at most ``MOST_FILES`` of them open.
 
-    Where there are more buckets, neighbours share a file first, and each such file is parted in turn.
+    Where there are more buckets, neighbours share a file, which ``part`` parts.
 
     Args:
         blocks: as ``schema.iter_interactions`` yields them.
-        folder: an existing folder for the files.
+        folder: for the files ``NUMBER.arrow``; it is made.
         buckets: how many, at most ``MOST_FILES ** 2``.
-
-    Returns:
-        The files of the buckets that have rows, in the order of the buckets.
     """
-    per_file = -(-buckets // MOST_FILES)
-    shared = folder / "shared" if per_file > 1 else folder
-    shared.mkdir(exist_ok=True)
-    with BucketWriter(shared, buckets, per_file) as writer:
+    folder.mkdir(parents=True)
+    with BucketWriter(folder, buckets, sharing(buckets)) as writer:
         for block in blocks:
             writer.write(block)
-    if per_file > 1:
-        for file in sorted(shared.glob("*.arrow")):
-            with BucketWriter(folder, buckets) as writer, pa.memory_map(str(file)) as source:
+
+
+def sharing(buckets: int) -> int:
+    """How many neighbouring buckets share a file of ``spread``."""
+    return -(-buckets // MOST_FILES)
+
+
+def part(files: Iterable[Path], folder: Path, buckets: int) -> None:
+    """Part the files of ``spread`` that some buckets share into files of one bucket; those are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with BucketWriter(folder, buckets) as writer:
+        for file in files:
+            with pa.memory_map(str(file)) as source:
                 reader = pa.ipc.open_file(source)
                 for i in range(reader.num_record_batches):
                     writer.add(pa.Table.from_batches([reader.get_batch(i)]))
             file.unlink()
-        shared.rmdir()
-    return sorted(folder.glob("*.arrow"))
+
+
+def pieces(folder: Path) -> dict[int, list[Path]]:
+    """The files ``*/NUMBER.arrow`` below a folder by their number, in order."""
+    found: dict[int, list[Path]] = {}
+    for file in sorted(folder.glob("*/*.arrow"), key=lambda f: (f.stem, f.parent.name)):
+        found.setdefault(int(file.stem), []).append(file)
+    return found
 
 
 def times(file: Path) -> Iterator[NDArray[np.int64]]:
@@ -130,81 +142,130 @@ def times(file: Path) -> Iterator[NDArray[np.int64]]:
             yield reader.get_batch(i)["time"].to_numpy()
 
 
+@dataclass
 class Bucket:
     """One bucket in memory, sorted by user (in the order of the raw ids), time, request and item.
 
     Attributes:
-        users: raw ids of the bucket's users, sorted, [U].
-        user: index in ``users``, int32 [R].
+        user: number among the bucket's users in the order of their ids, int32 [R].
         item: index in the items table, int32 [R].
         time: unix seconds, int64 [R].
         label: int8 [R].
         request: number of the request within the bucket, rising, int64 [R].
         lat, lon: place of the request in degrees: the first known one of its rows; NaN = unknown, float32 [R].
         probability: NaN = unknown, float32 [R].
+    """
+
+    user: NDArray[np.int32]
+    item: NDArray[np.int32]
+    time: NDArray[np.int64]
+    label: NDArray[np.int8]
+    request: NDArray[np.int64]
+    lat: NDArray[np.float32]
+    lon: NDArray[np.float32]
+    probability: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def save(self, file: Path) -> None:
+        table = pa.table(vars(self))
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+
+    @classmethod
+    def load(cls, file: Path) -> "Bucket":
+        """A bucket as ``save`` wrote it; the arrays are the file, and can't be written."""
+        with pa.memory_map(str(file)) as source:
+            table = pa.ipc.open_file(source).read_all()
+        return cls(**{name: table[name].to_numpy() for name in table.column_names})
+
+
+@dataclass
+class Sorted:
+    """A bucket, and what is known of it once it is sorted.
+
+    Attributes:
+        users: raw ids of the bucket's users, sorted, [U].
         repeated: rows with the same user, time, item and label (and request, where these are told apart) as another.
             Of visits only one of them counts: nobody visits a place twice in one second.
         both_labels: rows with label 0 whose item has label 1 in the same request.
     """
 
-    def __init__(self, path: Path, each_row_a_request: bool) -> None:
-        with pa.memory_map(str(path)) as source:
-            table = pa.ipc.open_file(source).read_all()
-        encoded = plain(table["user"]).dictionary_encode()
-        by_id = pc.sort_indices(encoded.dictionary).to_numpy()
-        rank = np.empty(len(by_id), np.int32)
-        rank[by_id] = np.arange(len(by_id), dtype=np.int32)
-        self.users = encoded.dictionary.take(pa.array(by_id))
-        column = {name: table[name].to_numpy() for name in table.column_names if name not in ("user", "bucket")}
-        user = rank[encoded.indices.to_numpy()]
-        request = np.zeros_like(column["request"]) if each_row_a_request else column["request"]
-        keys = (column["label"], column["item"], request, column["time"], user)
-        order = sort_order(*reversed(keys))
-        first = starts_run(*(key[order] for key in keys))
-        self.repeated = int(len(order) - first.sum())
-        if self.repeated:  # rows that differ in their floats alone, if at all
-            alike = np.flatnonzero(~first | ~np.append(first[1:], True))
-            rows = order[alike]
-            floats = (column[n][rows] for n in ("probability", "lon", "lat"))
-            order[alike] = rows[np.lexsort((*floats, np.cumsum(first)[alike]))]
-            order = order[first] if each_row_a_request else order
-        self.user = user[order]
-        self.item, self.time, self.label = (column[n][order] for n in ("item", "time", "label"))
-        self.lat, self.lon, self.probability = (column[n][order] for n in ("lat", "lon", "probability"))
-        self.both_labels = 0
-        if each_row_a_request:
-            self.request = np.arange(len(order))
-            return
-        key = request[order]
-        candidates = int(starts_run(self.user, self.time, key, self.item).sum())
-        self.both_labels = len(order) - self.repeated - candidates
-        new = starts_run(self.user, self.time, key)
-        self._check_moments(self.user[new], key[new], self.time[new])
-        self.request = np.cumsum(new) - 1
-        self._share_place(np.flatnonzero(new))
+    bucket: Bucket
+    users: pa.Array
+    repeated: int
+    both_labels: int
 
-    def __len__(self) -> int:
-        return len(self.user)
 
-    def _check_moments(self, user: NDArray[np.int32], key: NDArray[np.int64], time: NDArray[np.int64]) -> None:
-        """A request id that comes back at another moment is not one request."""
-        named = np.flatnonzero(key != 0)
-        order = named[sort_order(user[named], key[named], time[named])]
-        user, key, time = user[order], key[order], time[order]
-        again = (user[1:] == user[:-1]) & (key[1:] == key[:-1])
-        if again.any():
-            at = int(np.flatnonzero(again)[0])
-            raise DataError(
-                f"interactions: a request_id of user {self.users[int(user[at])].as_py()!r} has rows at "
-                f"{time[at]} and at {time[at + 1]} (unix seconds), expected one moment a request ({again.sum():,} such "
-                "requests in this part); give every row of a request the time at which it was shown, or drop request_id"
-            )
+def sort_bucket(files: Sequence[Path], each_row_a_request: bool) -> Sorted:
+    """All rows of a bucket, in whatever order its files hold them.
 
-    def _share_place(self, first: NDArray[np.int64]) -> None:
-        """All rows of a request get its first known place: a place on the clicked rows alone would tell the label."""
-        known = np.where(np.isnan(self.lat), len(self.lat), np.arange(len(self.lat)))
-        source = np.minimum.reduceat(known, first)[self.request]
-        found = source < len(self.lat)
-        source = np.where(found, source, 0)
-        self.lat = np.where(found, self.lat[source], np.float32(np.nan))
-        self.lon = np.where(found, self.lon[source], np.float32(np.nan))
+    Args:
+        files: of the one bucket, from any number of writers.
+        each_row_a_request: of repeated rows one stays, and each is a request; else rows of a request share its place.
+
+    Raises:
+        DataError: a request_id has rows of several moments.
+    """
+    tables = []
+    for file in files:
+        with pa.memory_map(str(file)) as source:
+            tables.append(pa.ipc.open_file(source).read_all().drop_columns("bucket"))
+    table = pa.concat_tables(tables)
+    tables.clear()
+    encoded = plain(table["user"]).dictionary_encode()
+    by_id = pc.sort_indices(encoded.dictionary).to_numpy()
+    rank = np.empty(len(by_id), np.int32)
+    rank[by_id] = np.arange(len(by_id), dtype=np.int32)
+    users = encoded.dictionary.take(pa.array(by_id))
+    column = {name: table[name].to_numpy() for name in table.column_names if name != "user"}
+    del table
+    column["user"] = rank[encoded.indices.to_numpy()]
+    if each_row_a_request:
+        column["request"] = np.zeros_like(column["request"])
+    keys = [column[n] for n in ("user", "time", "request", "item", "label")]
+    order = sort_order(*keys)
+    first = starts_run(*(key[order] for key in keys))
+    repeated = int(len(order) - first.sum())
+    if repeated:  # rows that differ in their floats alone, if at all
+        alike = np.flatnonzero(~first | ~np.append(first[1:], True))
+        rows = order[alike]
+        floats = (column[n][rows] for n in ("probability", "lon", "lat"))
+        order[alike] = rows[np.lexsort((*floats, np.cumsum(first)[alike]))]
+        order = order[first] if each_row_a_request else order
+    b = Bucket(**{name: values[order] for name, values in column.items()})
+    if each_row_a_request:
+        b.request = np.arange(len(order))
+        return Sorted(b, users, repeated, 0)
+    candidates = int(starts_run(b.user, b.time, b.request, b.item).sum())
+    new = starts_run(b.user, b.time, b.request)
+    _check_moments(users, b.user[new], b.request[new], b.time[new])
+    b.request = np.cumsum(new) - 1
+    _share_place(b, np.flatnonzero(new))
+    return Sorted(b, users, repeated, len(order) - repeated - candidates)
+
+
+def _check_moments(users: pa.Array, user: NDArray[np.int32], key: NDArray[np.int64], time: NDArray[np.int64]) -> None:
+    """A request id that comes back at another moment is not one request."""
+    named = np.flatnonzero(key != 0)
+    order = named[sort_order(user[named], key[named], time[named])]
+    user, key, time = user[order], key[order], time[order]
+    again = (user[1:] == user[:-1]) & (key[1:] == key[:-1])
+    if again.any():
+        at = int(np.flatnonzero(again)[0])
+        raise DataError(
+            f"interactions: a request_id of user {users[int(user[at])].as_py()!r} has rows at "
+            f"{time[at]} and at {time[at + 1]} (unix seconds), expected one moment a request ({again.sum():,} such "
+            "requests in this part); give every row of a request the time at which it was shown, or drop request_id"
+        )
+
+
+def _share_place(b: Bucket, first: NDArray[np.int64]) -> None:
+    """All rows of a request get its first known place: a place on the clicked rows alone would tell the label."""
+    known = np.where(np.isnan(b.lat), len(b), np.arange(len(b)))
+    source = np.minimum.reduceat(known, first)[b.request]
+    found = source < len(b)
+    source = np.where(found, source, 0)
+    b.lat = np.where(found, b.lat[source], np.float32(np.nan))
+    b.lon = np.where(found, b.lon[source], np.float32(np.nan))

@@ -1,45 +1,56 @@
 """``prepare``: tables of items and interactions become samples, vocabularies and a catalog.
 
 The way: the interactions stream through the checks of ``schema`` into bucket files by a hash of the user; the
-times in them decide the split; then each bucket is sorted and turned into samples alone. Memory holds the items,
-the users' ids and one bucket, whatever the number of interactions.
+times in them decide the split; each bucket is sorted and counted, so that its users and requests can be numbered after
+those of the buckets before it; then it is turned into samples alone. Memory holds the items, the users' ids and one
+bucket, whatever the number of interactions.
+
+**Ranks** share the row groups of the interactions and the buckets. They meet after each pass, and leave to each other
+what is large as files in the unfinished folder, so that has to be on a disk that all see. How many buckets there are,
+what a bucket becomes and where it is written does not depend on the ranks, so neither does any byte of the output.
 """
 
 import logging
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
+import torch
 from tqdm import tqdm
 
 from ..batches.features import user_table
 from ..manifest import content_hash, joint_hash, read_manifest, sha256_file, whole_folder, write_manifest
 from ..plain import check_numbers
-from ..raw.checks import BadRows, OnBadRows
+from ..ranks import Ranks, joined
+from ..raw.checks import BadRows, OnBadRows, merge_rejected
 from ..raw.columns import DataError
+from ..raw.lookup import IdIndex
 from ..raw.readers import convert
-from ..raw.schema import has_column, inventory, iter_interactions, read_items, read_users
+from ..raw.schema import check_not_all_bad, has_column, inventory, iter_interactions, read_items, read_users
 from ..raw.times import iso
-from .buckets import MOST_FILES, Bucket, spread, times
+from .buckets import MOST_FILES, Bucket, Sorted, part, pieces, sharing, sort_bucket, spread, times
 from .negatives import Reach
 from .samples import SPLITS, CheckIns, SplitWriter, check_ins, impressions, user_blocks
-from .summary import Seen, Told, lines, summarize
+from .summary import Seen, Told, busiest, lines, summarize
 from .vocabulary import item_vocabularies, rows_of, vocabulary
 
 log = logging.getLogger(__name__)
 
 Format = Literal["parquet", "csv", "foursquare", "gowalla", "yelp", "places"]
 
-_BUCKET_ROWS = 2_000_000
+_BUCKET_ROWS = 1_000_000
 _TIME_BINS = 1 << 22
-_BUCKETS = "buckets"  # temporary, inside the unfinished folder
+_BUCKETS, _ITEMS, _USERS = "buckets", "items", "users"  # temporary, inside the unfinished folder
 _NEVER = np.iinfo(np.int64).max
+_PATIENCE = timedelta(days=7)  # with other ranks; one that died is noticed at once
 _HEAD, _MID = 0.1, 0.5  # the most popular tenth of the items is the head, the next 40 % the middle
 
 
@@ -152,50 +163,75 @@ def prepare(config: PrepareConfig) -> Path:
     """
     if not config.input.exists():
         raise FileNotFoundError(f"prepare.input={config.input} not found; check the path")
-    with whole_folder(config.out, config.overwrite) as folder:
-        (folder / _BUCKETS).mkdir()
-        with BadRows(config.on_bad_rows, folder / "rejected" if config.on_bad_rows == "skip" else None) as bad_rows:
-            raw, source = config.input, {}
-            if config.format != "parquet":
-                raw = convert(config.input, config.format, config.columns, folder / _BUCKETS / "raw", bad_rows)
-                source = read_manifest(raw, "raw")
-            items = read_items(raw, bad_rows).sort_by("item_id")
-            users = read_users(raw, bad_rows)
-            rows, unused, notes = inventory(raw)
-            total = rows["interactions.parquet"]
-            buckets, seen = _spill(config.input, raw, total, items, bad_rows, folder / _BUCKETS)
-        job = _Job(config, folder, items, users, seen, has_column(raw, "probability"))
-        job.cut(buckets)
-        with tqdm(total=seen.rows, desc="samples", unit="row", unit_scale=True, disable=None) as progress:
-            for number, path in enumerate(buckets):
-                job.bucket(number, path, progress)
-                path.unlink()
-        extra = job.finish()
-        told = Told(
-            rows_in=source.get("rows", rows),
-            unused=source.get("unused_columns", unused),
-            notes=notes + job.notes(),
-            rejected=bad_rows.summary(),
-            left_out=source.get("left_out", {}),
-            items=items,
-            positives=job.positives,
-            users=users,
-            users_known=job.users_known,
-            vocabulary_ids=job.vocabulary_ids,
-            user_tables=job.user_tables,
-            check_ins=job.how is not None,
-            lost=0 if job.how is None else int(job.how.skipped.sum()),
-            reach_km=config.reach_km,
-            splits=extra["splits"],
-            user_count=job.user_count,
-        )
-        extra |= {"rejected": told.rejected, "left_out": told.left_out, "summary": summarize(seen, told)}
-        shutil.rmtree(folder / _BUCKETS)
-        write_manifest(folder, "prepared", config, {"raw": _fingerprint(config.input)}, **extra)
-    log.info("%s\n%s", config.out, "\n".join(lines(extra["summary"])))
-    for warning in extra["summary"]["warnings"]:
-        log.warning("warning: %s", warning)
+    with joined(_PATIENCE) as ranks:
+        with ExitStack() as stack:
+            folder = ranks.first(lambda: stack.enter_context(whole_folder(config.out, config.overwrite)))
+            summary = _prepare(config, folder, ranks)
+        ranks.barrier()  # the folder has its name
+    if ranks.is_first:
+        log.info("%s\n%s", config.out, "\n".join(lines(summary)))
+        for warning in summary["warnings"]:
+            log.warning("warning: %s", warning)
     return config.out
+
+
+def _prepare(config: PrepareConfig, folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """Fill the folder; returns the summary."""
+    raw = ranks.first(lambda: _read_tables(config, folder))
+    job = _Job(config, folder, raw, ranks)
+    job.spread()
+    job.cut()
+    job.sort()
+    job.make_samples()
+    return ranks.first(job.finish)
+
+
+@dataclass
+class _Raw:
+    """What the first rank found in the input; all ranks have it.
+
+    Attributes:
+        path: the raw folder: the input, or what it was converted to.
+        rows, unused, notes: see ``schema.inventory``.
+        source: the manifest of a converted input.
+        rejected: of items, users and text files.
+        with_probability: the interactions have that column.
+    """
+
+    path: Path
+    rows: dict[str, int]
+    unused: dict[str, list[str]]
+    notes: list[str]
+    source: dict[str, Any]
+    rejected: list[dict[str, str | int]]
+    with_probability: bool
+
+
+def _read_tables(config: PrepareConfig, folder: Path) -> _Raw:
+    """All that is not done row group by row group: convert text, read items and users; they are left as files."""
+    work = folder / _BUCKETS
+    work.mkdir()
+    with BadRows(config.on_bad_rows, folder / "rejected" if config.on_bad_rows == "skip" else None) as bad_rows:
+        raw, source = config.input, {}
+        if config.format != "parquet":
+            raw = convert(config.input, config.format, config.columns, work / "raw", bad_rows)
+            source = read_manifest(raw, "raw")
+        _write_table(read_items(raw, bad_rows).sort_by("item_id"), work / _ITEMS)
+        if (users := read_users(raw, bad_rows)) is not None:
+            _write_table(users, work / _USERS)
+        rows, unused, notes = inventory(raw)
+    return _Raw(raw, rows, unused, notes, source, bad_rows.summary(), has_column(raw, "probability"))
+
+
+def _write_table(table: pa.Table, file: Path) -> None:
+    with pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _read_table(file: Path) -> pa.Table:
+    """A table that is the file, so that the ranks of a machine have it in memory once."""
+    with pa.memory_map(str(file)) as source:
+        return pa.ipc.open_file(source).read_all()
 
 
 def _fingerprint(path: Path) -> str:
@@ -206,62 +242,105 @@ def _fingerprint(path: Path) -> str:
     return joint_hash((p.name, sha256_file(p)) for p in files)
 
 
-def _spill(
-    source: Path, raw: Path, total: int, items: pa.Table, bad_rows: BadRows, folder: Path
-) -> tuple[list[Path], Seen]:
-    """First pass: check every one of ``total`` interactions and put it into the bucket of its user."""
-    seen = Seen()
+@dataclass
+class _Counted:
+    """What sorting a bucket tells.
 
-    def blocks() -> Iterator[pa.Table]:
-        with tqdm(total=total, desc="interactions", unit="row", unit_scale=True, disable=None) as progress:
-            for block in iter_interactions(raw, items["item_id"], bad_rows):
-                seen.add_block(block)
-                yield block
-                progress.update(len(block))
+    Attributes:
+        users, requests, known: how many, and how many of the users are in the vocabulary.
+        repeated, both_labels: see ``buckets.Sorted``.
+        top: the user with most rows, and how many.
+        markers: ids that read as a missing value, with their rows.
+    """
 
-    buckets = spread(blocks(), folder, min(max(1, -(-total // _BUCKET_ROWS)), MOST_FILES**2))
-    if seen.negatives == seen.rows:
-        raise DataError(
-            f"{source}: all {seen.rows:,} interactions have label 0, expected some with label 1 (clicked or visited); "
-            "check the label column"
-        )
-    seen.check_times(source)
-    return buckets, seen
+    users: int
+    requests: int
+    known: int
+    repeated: int
+    both_labels: int
+    top: tuple[Any, int]
+    markers: dict[str, int]
 
 
 class _Job:
-    """The second pass: bucket by bucket, what the samples and the catalog are made of."""
+    """The passes over the interactions, and what samples and catalog are made of. All ranks call all methods."""
 
-    def __init__(
-        self,
-        config: PrepareConfig,
-        folder: Path,
-        items: pa.Table,
-        users: pa.Table | None,
-        seen: Seen,
-        with_probability: bool,
-    ) -> None:
-        self.config, self.folder, self.items, self.users, self.seen = config, folder, items, users, seen
-        self.with_probability = with_probability
+    def __init__(self, config: PrepareConfig, folder: Path, raw: _Raw, ranks: Ranks) -> None:
+        self.config, self.folder, self.raw, self.ranks = config, folder, raw, ranks
+        self.work = folder / _BUCKETS
+        self.items = _read_table(self.work / _ITEMS)
+        self.users = _read_table(self.work / _USERS) if (self.work / _USERS).exists() else None
+        self.seen = Seen()
+        self.rejected: list[dict[str, str | int]] = []
+        self.files: dict[int, list[Path]] = {}  # of each bucket that has rows
         self.longest = config.history_length
         self.starts = np.array([_NEVER, _NEVER])  # of the validation and of the test split
-        self.positives = np.zeros(len(items), np.int64)
-        self.shown = np.zeros(len(items), np.int64)
-        self.last_positive = np.zeros(len(items), np.int64)
+        self.positives = np.zeros(len(self.items), np.int64)
+        self.shown = np.zeros(len(self.items), np.int64)
+        self.last_positive = np.zeros(len(self.items), np.int64)
         self.writers = [SplitWriter(folder / name, config.row_group_rows) for name in SPLITS]
-        self.user_count = self.request_count = self.known_users = 0
-        self.user_parts: list[pa.Table] = []
+        self.counted: dict[int, _Counted] = {}
+        self.user_count = self.known_users = 0
         self.user_tables: dict[str, str] = {}  # column -> table
         self.users_known = 0  # of the vocabulary, in the users table
         self.vocabulary_ids = pa.chunked_array([pa.array([], pa.string())])
         self.how: CheckIns | None = None
-        if seen.negatives == 0:
-            lat, lon = (items[c].to_numpy() for c in ("lat", "lon"))
-            counts = np.array([config.train_negatives, config.eval_negatives, config.eval_negatives])
-            reach = Reach(lat, lon, config.reach_km)
-            self.how = CheckIns(lat, lon, reach, counts, config.place_max_hours * 3600)
 
-    def cut(self, buckets: list[Path]) -> None:
+    def _progress(self, of: str, total: int) -> tqdm:
+        """Of the first rank's part."""
+        hidden = None if self.ranks.is_first else True
+        return tqdm(total=total // self.ranks.world, desc=of, unit="row", unit_scale=True, disable=hidden)
+
+    def _mine(self, numbers: Sequence[int]) -> Sequence[int]:
+        return numbers[self.ranks.rank :: self.ranks.world]
+
+    def spread(self) -> None:
+        """First pass: check every interaction and put it into the bucket of its user."""
+        total = self.raw.rows["interactions.parquet"]
+        buckets = min(max(1, -(-total // _BUCKET_ROWS)), MOST_FILES**2)
+        rank, world = self.ranks.rank, self.ranks.world
+        aside = self.work / f"rejected-{rank:05d}" if self.config.on_bad_rows == "skip" else None
+
+        def mine() -> tuple[Seen, BadRows]:
+            seen, bad_rows = Seen(), BadRows(self.config.on_bad_rows, aside)
+            index = IdIndex(self.items["item_id"])
+
+            def blocks() -> Iterator[pa.Table]:
+                with self._progress("interactions", total) as progress:
+                    for block in iter_interactions(self.raw.path, index, bad_rows, share=(rank, world)):
+                        seen.add_block(block)
+                        yield block
+                        progress.update(len(block))
+
+            with bad_rows:
+                spread(blocks(), self.work / f"spread-{rank:05d}", buckets)
+            return seen, bad_rows
+
+        by_rank = self.ranks.each(mine)
+        self.seen = Seen.joined([seen for seen, _ in by_rank])
+        self.ranks.first(lambda: self._check_seen([bad_rows for _, bad_rows in by_rank]))
+        self.files = pieces(self.work)
+        if sharing(buckets) > 1:
+
+            def parted() -> None:
+                for number in self._mine(list(self.files)):
+                    part(self.files[number], self.work / f"parted-{rank:05d}", buckets)
+
+            self.ranks.each(parted)
+            self.files = pieces(self.work)
+
+    def _check_seen(self, bad_rows: list[BadRows]) -> None:
+        if self.config.on_bad_rows == "skip":
+            self.rejected = merge_rejected(bad_rows, self.folder / "rejected")
+        check_not_all_bad(self.raw.path, self.seen.rows)
+        if self.seen.negatives == self.seen.rows:
+            raise DataError(
+                f"{self.config.input}: all {self.seen.rows:,} interactions have label 0, expected some with label 1 "
+                "(clicked or visited); check the label column"
+            )
+        self.seen.check_times(self.config.input)
+
+    def cut(self) -> None:
         """Choose where validation and test start: the first moments that leave enough interactions before them.
 
         Counted in bins of a 4-millionth of the whole time, at least a second, so memory is bounded.
@@ -269,9 +348,11 @@ class _Job:
         seen, config = self.seen, self.config
         width = (seen.last - seen.first) // _TIME_BINS + 1
         bins = np.zeros((seen.last - seen.first) // width + 1, np.int64)
-        for path in buckets:
-            for moments in times(path):
-                np.add.at(bins, (moments - seen.first) // width, 1)
+        for number in self._mine(list(self.files)):
+            for file in self.files[number]:
+                for moments in times(file):
+                    np.add.at(bins, (moments - seen.first) // width, 1)
+        self.ranks.sum_(torch.from_numpy(bins))
         before = np.cumsum(bins) - bins
         for i, share in enumerate((config.valid_fraction + config.test_fraction, config.test_fraction)):
             if share > 0:
@@ -280,56 +361,117 @@ class _Job:
         if config.valid_fraction == 0:
             self.starts[0] = self.starts[1]
 
-    def bucket(self, number: int, path: Path, progress: tqdm) -> None:
-        """Samples, counts and users of one bucket."""
-        b = Bucket(path, each_row_a_request=self.how is not None)
-        self.seen.add_bucket(b)
-        progress.update(b.repeated if self.how is not None else 0)
+    def sort(self) -> None:
+        """Second pass: sort each bucket, and count its users, requests and what its training rows say of the items."""
+        check_ins = self.seen.negatives == 0
+
+        def mine() -> dict[int, _Counted]:
+            found = {}
+            for number in self._mine(list(self.files)):
+                found[number] = self._count(number, sort_bucket(self.files[number], each_row_a_request=check_ins))
+                for file in self.files[number]:
+                    file.unlink()
+            return found
+
+        counted: dict[int, _Counted] = {}
+        for found in self.ranks.each(mine):
+            counted |= found
+        self.counted = {number: counted[number] for number in sorted(counted)}
+        self.ranks.sum_(torch.from_numpy(self.shown), torch.from_numpy(self.positives))
+        self.ranks.max_(torch.from_numpy(self.last_positive))
+        for c in self.counted.values():
+            self.user_count += c.users
+            self.known_users += c.known
+            self.seen.repeated += c.repeated
+            self.seen.both_labels += c.both_labels
+            self.seen.top_user = max(self.seen.top_user, c.top, key=lambda top: top[1])
+            self.seen.marker_users.update(c.markers)
+
+    def _count(self, number: int, found: Sorted) -> _Counted:
+        """Add the bucket's training rows to the counts; leave it and its users of the vocabulary as files."""
+        b = found.bucket
+        train = b.time < self.starts[0]
+        positive = train & (b.label == 1)
+        np.add.at(self.shown, b.item[train], 1)  # not by bincount, which goes over all items
+        np.add.at(self.positives, b.item[positive], 1)
+        np.maximum.at(self.last_positive, b.item[positive], b.time[positive])
+        count = np.bincount(b.user[positive], minlength=len(found.users))
+        last = np.zeros(len(found.users), np.int64)
+        np.maximum.at(last, b.user[positive], b.time[positive])
+        known = count >= self.config.min_user_positives
+        ids = found.users.filter(pa.array(known))
+        _write_table(
+            pa.table({"user_id": ids, "positives": count[known], "last_positive": last[known]}),
+            self.work / f"users-{number:05d}",
+        )
+        np.save(self.work / f"known-{number:05d}.npy", known)
+        b.save(self.work / f"sorted-{number:05d}")
+        top, markers = busiest(b.user, found.users)
+        requests = int(b.request[-1]) + 1
+        return _Counted(len(known), requests, int(known.sum()), found.repeated, found.both_labels, top, markers)
+
+    def make_samples(self) -> None:
+        """Third pass: samples of each bucket, in files of its own, numbered after those of the buckets before it."""
+        if self.seen.negatives == 0:
+            config = self.config
+            lat, lon = (self.items[c].to_numpy() for c in ("lat", "lon"))
+            counts = np.array([config.train_negatives, config.eval_negatives, config.eval_negatives])
+            self.how = CheckIns(lat, lon, Reach(lat, lon, config.reach_km), counts, config.place_max_hours * 3600)
+        tallied = () if self.how is None else ("skipped", "known", "given", "own_place")
+        before = {}
+        users = requests = known = 0
+        for number, c in self.counted.items():
+            before[number] = users, requests, known
+            users, requests, known = users + c.users, requests + c.requests, known + c.known
+
+        def mine() -> tuple[dict[int, list[SplitWriter]], dict[str, Any]]:
+            with self._progress("samples", self.seen.rows) as progress:
+                made = {n: self._samples(n, *before[n], progress) for n in self._mine(list(self.counted))}
+            return made, {name: getattr(self.how, name) for name in tallied}
+
+        written: dict[int, list[SplitWriter]] = {}
+        by_rank = self.ranks.each(mine)
+        for made, _ in by_rank:
+            written |= made
+        for name in tallied:
+            setattr(self.how, name, sum(tally[name] for _, tally in by_rank))
+        if self.ranks.is_first:
+            for number in sorted(written):
+                for whole, piece in zip(self.writers, written[number], strict=True):
+                    _take_over(whole, piece)
+
+    def _samples(self, number: int, users: int, requests: int, known_users: int, progress: tqdm) -> list[SplitWriter]:
+        """Samples of one bucket, whose users, requests and users of the vocabulary are so many behind the first."""
+        file = self.work / f"sorted-{number:05d}"
+        b = Bucket.load(file)
+        known = np.load(self.work / f"known-{number:05d}.npy")
+        user_row = np.where(known, known_users + np.cumsum(known), 0).astype(np.int32)
+        (self.work / f"samples-{number:05d}").mkdir()
+        writers = [
+            SplitWriter(self.work / f"samples-{number:05d}" / name, self.config.row_group_rows) for name in SPLITS
+        ]
         split = np.searchsorted(self.starts, b.time, "right")
-        user_row = self._count(b, (split == 0) & (b.label == 1), split == 0)
         weight = np.ones(len(b), np.int64) if self.how is None else 1 + self.how.negatives[split]
         for block, rows in enumerate(user_blocks(b, weight)):
             rng = np.random.default_rng([self.config.seed, number, block])
             if self.how is None:
-                samples = impressions(b, rows, self.longest, self.with_probability)
+                samples = impressions(b, rows, self.longest, self.raw.with_probability)
             else:
                 samples = check_ins(b, rows, self.longest, split, self.how, rng)
             of = np.searchsorted(self.starts, samples.time, "right")
             key = rng.random(len(of))
-            for i, writer in enumerate(self.writers):
+            for i, writer in enumerate(writers):
                 mine = np.flatnonzero(of == i)
                 mixed = np.argsort(key[mine]) if i == 0 else np.lexsort((key[mine], samples.request[mine]))
-                writer.write(samples, mine[mixed], user_row, self.user_count, self.request_count)
+                writer.write(samples, mine[mixed], user_row, users, requests)
             progress.update(rows.stop - rows.start)
-        self.user_count += len(b.users)
-        self.request_count += int(b.request[-1]) + 1
-
-    def _count(self, b: Bucket, positive: NDArray[np.bool_], train: NDArray[np.bool_]) -> NDArray[np.int32]:
-        """Add the bucket's training rows to the counts; returns the vocabulary row of each of its users."""
-        np.add.at(self.shown, b.item[train], 1)  # not by bincount, which goes over all items
-        np.add.at(self.positives, b.item[positive], 1)
-        np.maximum.at(self.last_positive, b.item[positive], b.time[positive])
-        count = np.bincount(b.user[positive], minlength=len(b.users))
-        last = np.zeros(len(b.users), np.int64)
-        np.maximum.at(last, b.user[positive], b.time[positive])
-        known = count >= self.config.min_user_positives
-        self.user_parts.append(
-            pa.table(
-                {
-                    "user_id": b.users.filter(pa.array(known)),
-                    "positives": count[known],
-                    "last_positive": last[known],
-                }
-            )
-        )
-        row = np.where(known, self.known_users + np.cumsum(known), 0).astype(np.int32)
-        self.known_users += int(known.sum())
-        return row
+        for writer in writers:
+            writer.close()
+        file.unlink()
+        return writers
 
     def finish(self) -> dict[str, Any]:
-        """Close the shards, write catalog, users and vocabularies; returns the manifest's fields."""
-        for writer in self.writers:
-            writer.close()
+        """Write catalog, users, vocabularies and the manifest, on one rank; returns the summary."""
         self._check_splits()
         vocabularies, columns = item_vocabularies(self.items, self.config.price_buckets)
         self._write_catalog(columns)
@@ -347,13 +489,36 @@ class _Job:
             "user_columns": user_columns,
             "source": "impressions" if self.how is None else "check-ins",
         }
+        lost = 0 if self.how is None else int(self.how.skipped.sum())
         if self.how is not None:
             kept = sum(w.requests for w in self.writers)
-            lost = int(self.how.skipped.sum())
             extra["check_ins"] = {"requests": kept, "known_place": self.how.known, "no_negatives": lost}
-        return extra
+        source = self.raw.source
+        told = Told(
+            rows_in=source.get("rows", self.raw.rows),
+            unused=source.get("unused_columns", self.raw.unused),
+            notes=self.raw.notes + self._notes(),
+            rejected=self.raw.rejected + self.rejected,
+            left_out=source.get("left_out", {}),
+            items=self.items,
+            positives=self.positives,
+            users=self.users,
+            users_known=self.users_known,
+            vocabulary_ids=self.vocabulary_ids,
+            user_tables=self.user_tables,
+            check_ins=self.how is not None,
+            lost=lost,
+            reach_km=self.config.reach_km,
+            splits=extra["splits"],
+            user_count=self.user_count,
+        )
+        summary = summarize(self.seen, told)
+        extra |= {"rejected": told.rejected, "left_out": told.left_out, "summary": summary}
+        shutil.rmtree(self.work)
+        write_manifest(self.folder, "prepared", self.config, {"raw": _fingerprint(self.config.input)}, **extra)
+        return summary
 
-    def notes(self) -> list[str]:
+    def _notes(self) -> list[str]:
         """What looks wrong in the visits."""
         if self.how is None or self.how.own_place <= self.how.given / 2:
             return []
@@ -403,7 +568,8 @@ class _Job:
 
     def _write_users(self, vocabularies: dict[str, pa.Table]) -> list[str]:
         """Write users.parquet and add the vocabularies of the users' columns; returns their names."""
-        table = pa.concat_tables(self.user_parts).combine_chunks()
+        parts = [_read_table(self.work / f"users-{number:05d}") for number in self.counted]
+        table = pa.concat_tables(parts).combine_chunks()
         self.vocabulary_ids = table["user_id"]
         if self.users is not None:
             self.user_tables = {c: user_table(c) for c in self.users.column_names if c != "user_id"}
@@ -420,6 +586,21 @@ class _Job:
         table = pa.concat_tables([pa.table(first, schema=table.schema), table])
         pq.write_table(table.combine_chunks(), self.folder / "users.parquet", compression="zstd")
         return list(self.user_tables.values())
+
+
+def _take_over(whole: SplitWriter, piece: SplitWriter) -> None:
+    """Let the files of a bucket be the next ones of its split."""
+    whole.rows += piece.rows
+    whole.requests += piece.requests
+    whole.positives += piece.positives
+    whole.history += piece.history
+    times = [t for t in (whole.first, whole.last, piece.first, piece.last) if t is not None]
+    whole.first, whole.last = min(times, default=None), max(times, default=None)
+    for file, groups in piece.row_groups.items():
+        whole.folder.mkdir(exist_ok=True)
+        name = f"part-{len(whole.row_groups):05d}.parquet"
+        os.rename(piece.folder / file, whole.folder / name)
+        whole.row_groups[name] = groups
 
 
 def _after_null(values: pa.ChunkedArray) -> pa.ChunkedArray:

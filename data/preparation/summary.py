@@ -5,7 +5,7 @@ All of it is counted in passes that ``prepare`` makes anyway, so it costs next t
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from ..raw.columns import DataError
 from ..raw.times import YEAR_1990, iso, looks_like
-from .buckets import Bucket
 
 _NEVER = np.iinfo(np.int64).max
 _DAY = 86_400
@@ -37,7 +37,7 @@ class Seen:
         early, future: rows before 1990, and after now.
         placed, nowhere: rows with a place of the user, and those of them at (0, 0) or (-1, -1).
         place: sums of the users' latitudes and longitudes, [2].
-        repeated, both_labels: see ``Bucket``.
+        repeated, both_labels: see ``buckets.Sorted``.
         top_user: the id with most rows, and how many.
         marker_users: ids that read as a missing value, with their rows.
     """
@@ -74,16 +74,14 @@ class Seen:
             self.place += (lat.sum(), lon.sum())
             self.nowhere += int(((lat == lon) & ((lat == 0) | (lat == -1))).sum())
 
-    def add_bucket(self, bucket: Bucket) -> None:
-        """Second pass."""
-        self.repeated += bucket.repeated
-        self.both_labels += bucket.both_labels
-        rows = np.bincount(bucket.user)
-        top = int(rows.argmax())
-        if rows[top] > self.top_user[1]:
-            self.top_user = bucket.users[top].as_py(), int(rows[top])
-        for at in np.flatnonzero(_markers(bucket.users)):
-            self.marker_users[bucket.users[int(at)].as_py()] += int(rows[at])
+    @classmethod
+    def joined(cls, seen: Sequence["Seen"]) -> "Seen":
+        """What several saw of different blocks."""
+        found = cls(first=min(s.first for s in seen), last=max(s.last for s in seen))
+        for one in seen:
+            for name in ("rows", "negatives", "early", "future", "placed", "nowhere", "place"):
+                setattr(found, name, getattr(found, name) + getattr(one, name))
+        return found
 
     def check_times(self, source: Path) -> None:
         """Raises DataError where no time is later than 1989: such times are no seconds since 1970."""
@@ -98,6 +96,14 @@ class Seen:
                     else "if they count from another moment, add it: 1,600,000,000, say"
                 )
             )
+
+
+def busiest(user: NDArray[np.int32], ids: pa.Array) -> tuple[tuple[Any, int], dict[str, int]]:
+    """Of a bucket: the id with most rows, and how many; and the rows of each id that reads as a missing value."""
+    rows = np.bincount(user)
+    top = int(rows.argmax())
+    markers = {ids[int(at)].as_py(): int(rows[at]) for at in np.flatnonzero(_markers(ids))}
+    return (ids[top].as_py(), int(rows[top])), markers
 
 
 def _markers(values: pa.Array | pa.ChunkedArray) -> np.ndarray:

@@ -16,6 +16,7 @@ from .paths import category_paths
 from .times import looks_like
 
 OnBadRows = Literal["error", "skip"]
+_ROWS = 65_536
 
 
 class BadRows:
@@ -56,6 +57,10 @@ class BadRows:
         if (writer := self._writers.pop(name, None)) is not None:
             writer.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What another rank needs: its files are its own."""
+        return vars(self) | {"_writers": {}}
+
     @property
     def total(self) -> int:
         """Rows set aside so far."""
@@ -74,6 +79,38 @@ class BadRows:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._writers[name] = pq.ParquetWriter(self.folder / f"{name}.parquet", rows.schema)
         self._writers[name].write_table(rows)
+
+
+def merge_rejected(pieces: Sequence[BadRows], folder: Path) -> list[dict[str, str | int]]:
+    """Make one of what several set aside of different rows of the same files, in the order of those.
+
+    Args:
+        pieces: each with a folder of its own, and closed.
+        folder: where the files ``NAME.parquet`` go, in row groups of 65,536 whatever the pieces are.
+
+    Returns:
+        The counts of all, as ``BadRows.summary`` gives them.
+    """
+    whole = BadRows("skip", folder)
+    found: dict[str, list[Path]] = {}
+    for piece in pieces:
+        assert piece.folder is not None
+        for file in sorted(piece.folder.glob("*.parquet")):
+            found.setdefault(file.name, []).append(file)
+        whole.counts.update(piece.counts)
+    for name, files in found.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(folder / name, pq.read_schema(files[0])) as writer:
+            waiting: list[pa.Table] = []
+            for batch in (b for file in files for b in pq.ParquetFile(file).iter_batches(_ROWS)):
+                waiting.append(pa.Table.from_batches([batch]))
+                if sum(len(t) for t in waiting) >= _ROWS:
+                    table = pa.concat_tables(waiting)
+                    writer.write_table(table.slice(0, _ROWS))
+                    waiting = [table.slice(_ROWS)]
+            if waiting and len(table := pa.concat_tables(waiting)):
+                writer.write_table(table)
+    return whole.summary()
 
 
 # --- types -----------------------------------------------------------------------------------------------------

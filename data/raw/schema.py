@@ -43,8 +43,8 @@ __all__ = [
 ]
 
 
-def _check_columns(part: Part, columns: Sequence[Column]) -> None:
-    """Required columns are there, types fit, and misspelt optional columns are told."""
+def _check_columns(part: Part, columns: Sequence[Column], tell: bool = True) -> None:
+    """Required columns are there, types fit, and misspelt optional columns are told, if that is wanted."""
     found, known = part.schema.names, [c.name for c in columns]
     for column in columns:
         if column.name in found:
@@ -54,7 +54,7 @@ def _check_columns(part: Part, columns: Sequence[Column]) -> None:
         if column.required:
             hint = f"did you mean '{near[0]}'? Rename it to '{column.name}'" if near else f"add '{column.name}'"
             raise DataError(f"{part.file}: column '{column.name}' is missing; found {found}; {hint}")
-        if near:
+        if near and tell:
             warnings.warn(f"{part.file}: column '{near[0]}' is ignored; did you mean '{column.name}'?", stacklevel=4)
 
 
@@ -118,11 +118,12 @@ def _finish(
         _check_families(part, types, (key,))
     mark_duplicates(blocks, key)
     tables = [b.finish(c, bad_rows, p.label) for p, b, c in zip(found, blocks, columns, strict=True)]
-    _not_all_bad(path, sum(len(t) for t in tables))
+    check_not_all_bad(path, sum(len(t) for t in tables))
     return tables
 
 
-def _not_all_bad(file: Path, rows: int) -> None:
+def check_not_all_bad(file: Path, rows: int) -> None:
+    """Raises DataError where no row is left."""
     if rows == 0:
         raise DataError(f"{file}: no row is left, all were set aside as bad; see the rejected files for the reasons")
 
@@ -218,6 +219,7 @@ def iter_interactions(
     item_ids: IdIndex | pa.ChunkedArray | pa.Array,
     bad_rows: BadRows | None = None,
     block_rows: int = 131_072,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[pa.Table]:
     """Stream the interactions of a raw folder (or file, or folder of files) in normal form.
 
@@ -226,6 +228,7 @@ def iter_interactions(
         item_ids: the ids of ``read_items``, or an index of them; other ids are bad rows.
         bad_rows: what to do with bad rows; default: raise.
         block_rows: rows held at once.
+        share: (i, n): only the i-th of n about equal shares of the row groups, in their order; it may be empty.
 
     Yields:
         Tables with the columns of ``INTERACTIONS`` in that order (timestamp int64 unix seconds UTC, label int8,
@@ -233,33 +236,46 @@ def iter_interactions(
     """
     bad_rows = bad_rows or BadRows()
     items = item_ids if isinstance(item_ids, IdIndex) else IdIndex(item_ids)
-    total = good = 0
+    found = [part for part in parts(path, "interactions") if part.rows]
+    if not found:
+        raise DataError(f"{path}: the interactions have no rows, expected at least one; check the step that wrote them")
     types: dict[str, pa.DataType] = {"item_id": items.type}
-    for part in parts(path, "interactions"):
-        if part.rows == 0:
-            continue
-        _check_columns(part, INTERACTIONS)
+    for part in found:
+        _check_columns(part, INTERACTIONS, tell=share[0] == 0)
         _check_families(part, types, ("item_id", "user_id", "request_id"))
-        first_row = 0
-        for batch in _batches(part, block_rows, _wanted(part, INTERACTIONS, bad_rows)):
+    good = 0
+    for part, groups, first_row in _shared(found, *share):
+        for batch in _batches(part, block_rows, _wanted(part, INTERACTIONS, bad_rows), groups):
             raw = part.with_values(batch)
             block = Block(part.file, raw, np.arange(first_row, first_row + len(batch)), INTERACTIONS)
             first_row += len(batch)
             mark_interactions(block, items)
             table = block.finish(INTERACTIONS, bad_rows, part.label)
-            total += len(batch)
             good += len(table)
             if len(table):
                 yield table
         bad_rows.close_file(part.label)
-    if total == 0:
-        raise DataError(f"{path}: the interactions have no rows, expected at least one; check the step that wrote them")
-    _not_all_bad(path, good)
+    if share == (0, 1):
+        check_not_all_bad(path, good)
 
 
-def _batches(part: Part, rows: int, columns: list[str] | None) -> Iterator[pa.Table]:
+def _shared(found: list[Part], which: int, shares: int) -> Iterator[tuple[Part, list[int], int]]:
+    """The parts that have row groups of a share, with those, and the row at which they begin."""
+    total, before = sum(part.rows for part in found), 0
+    for part in found:
+        with open_parquet(part.file) as source:
+            rows = np.array([source.metadata.row_group(i).num_rows for i in range(source.num_row_groups)])
+        starts = np.cumsum(rows) - rows
+        of = (before + starts + rows // 2) * shares // total
+        groups = np.flatnonzero(of == which).tolist()
+        if groups:
+            yield part, groups, int(starts[groups[0]])
+        before += part.rows
+
+
+def _batches(part: Part, rows: int, columns: list[str] | None, groups: list[int]) -> Iterator[pa.Table]:
     with open_parquet(part.file) as source:
-        batches = source.iter_batches(batch_size=rows, columns=columns)
+        batches = source.iter_batches(batch_size=rows, row_groups=groups, columns=columns)
         while True:
             try:
                 batch = next(batches, None)

@@ -9,7 +9,7 @@ import pytest
 
 from placerank.data.arrays import hash_ids
 from placerank.data.preparation import buckets as module
-from placerank.data.preparation.buckets import spread, times
+from placerank.data.preparation.buckets import part, pieces, sharing, spread, times
 
 
 def blocks(rows: int, size: int, text: bool) -> list[pa.Table]:
@@ -55,10 +55,17 @@ def test_every_row_lies_in_the_bucket_of_its_user(
 
     monkeypatch.setattr(pa.ipc, "new_file", counted)
     source = blocks(1000, 70, text)
-    files = spread(source, tmp_path, buckets)
+    for writer in range(2):  # as two ranks do
+        spread(source[writer::2], tmp_path / "wide" / str(writer), buckets)
+    found = pieces(tmp_path / "wide")
+    if sharing(buckets) > 1:
+        for files in found.values():
+            part(files, tmp_path / "parted" / "0", buckets)
+        assert not list(tmp_path.glob("wide/*/*"))
+        found = pieces(tmp_path / "parted")
     assert max(open_files) <= most + 1  # and the one that is read
-    assert sorted(tmp_path.iterdir()) == files and files == sorted(files)
-    tables = {int(f.stem): read(f) for f in files}
+    assert list(found) == sorted(found)
+    tables = {number: pa.concat_tables(read(f) for f in files) for number, files in found.items()}
     for number, table in tables.items():
         user = table["user"].combine_chunks()
         assert {int(h) % buckets for h in hash_ids(user)} == {number}
@@ -67,4 +74,6 @@ def test_every_row_lies_in_the_bucket_of_its_user(
     assert got["time"].to_pylist() == list(range(1000))
     for mine, theirs in (("user", "user_id"), ("item", "item_index"), ("label", "label"), ("probability",) * 2):
         assert got[mine].to_pylist() == whole[theirs].to_pylist()
-    assert sorted(t for f in files for some in times(f) for t in some.tolist()) == list(range(1000))
+    assert sorted(t for files in found.values() for f in files for some in times(f) for t in some.tolist()) == list(
+        range(1000)
+    )

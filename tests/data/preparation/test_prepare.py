@@ -286,6 +286,8 @@ def test_repeated_visits_count_once(tmp_path: Path, small: bool, monkeypatch: py
     if not small:  # the same number of buckets
         assert same(once, again)
     told = [read_manifest(folder, "prepared") for folder in (once, again)]
+    for split in (s for manifest in told for s in manifest["splits"].values()):
+        del split["row_groups"]  # each bucket has its own
     assert told[0]["splits"] == told[1]["splits"] and told[0]["tables"] == told[1]["tables"]
     summary = told[1]["summary"]
     assert summary["left_out"]["visits repeated in the same second (each counts once)"] == len(source)
