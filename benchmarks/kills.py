@@ -60,7 +60,7 @@ class Step:
 
 STEPS = {
     "simulate": Step(("--items", "1000", "--users", "2000", "--requests", "20000", "--cities", "3"), "raw"),
-    "prepare": Step(("--input", "{}/simulate"), "prepared"),
+    "prepare": Step(("--input", "{}/simulate"), "prepared", ranks=True),
     "align": Step(("--data", "{}/prepare", "--rung", "none"), "align", resumes=True, ranks=True),
     "tokenize": Step(
         ("--data", "{}/prepare", "--embeddings", "{}/align", "--codebook.codes", "32"),

@@ -92,7 +92,7 @@ class BucketWriter:
                 self._writers[i].write_table(table.slice(start, end - start))
 
 
-def spread(blocks: Iterable[pa.Table], folder: Path, buckets: int) -> None:
+def spread(blocks: Iterable[pa.Table], folder: Path, buckets: int) -> list[Path]:
     """Put blocks of interactions into bucket files, with at most ``MOST_FILES`` of them open.
 
     Where there are more buckets, neighbours share a file, which ``part`` parts.
@@ -101,11 +101,15 @@ def spread(blocks: Iterable[pa.Table], folder: Path, buckets: int) -> None:
         blocks: as ``schema.iter_interactions`` yields them.
         folder: for the files ``NUMBER.arrow``; it is made.
         buckets: how many, at most ``MOST_FILES ** 2``.
+
+    Returns:
+        The files.
     """
     folder.mkdir(parents=True)
     with BucketWriter(folder, buckets, sharing(buckets)) as writer:
         for block in blocks:
             writer.write(block)
+    return list(folder.glob("*.arrow"))
 
 
 def sharing(buckets: int) -> int:
@@ -114,7 +118,7 @@ def sharing(buckets: int) -> int:
 
 
 def part(files: Iterable[Path], folder: Path, buckets: int) -> None:
-    """Part the files of ``spread`` that some buckets share into files of one bucket; those are removed."""
+    """Part files of ``spread`` that the same buckets share into files of one bucket; those are removed."""
     folder.mkdir(parents=True, exist_ok=True)
     with BucketWriter(folder, buckets) as writer:
         for file in files:
@@ -125,10 +129,10 @@ def part(files: Iterable[Path], folder: Path, buckets: int) -> None:
             file.unlink()
 
 
-def pieces(folder: Path) -> dict[int, list[Path]]:
-    """The files ``*/NUMBER.arrow`` below a folder by their number, in order."""
+def by_number(files: Iterable[Path]) -> dict[int, list[Path]]:
+    """Files ``NUMBER.arrow`` of several writers by their number, in order."""
     found: dict[int, list[Path]] = {}
-    for file in sorted(folder.glob("*/*.arrow"), key=lambda f: (f.stem, f.parent.name)):
+    for file in sorted(files, key=lambda f: (f.stem, f.parent.name)):
         found.setdefault(int(file.stem), []).append(file)
     return found
 

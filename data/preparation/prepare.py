@@ -36,7 +36,7 @@ from ..raw.lookup import IdIndex
 from ..raw.readers import convert
 from ..raw.schema import check_not_all_bad, has_column, inventory, iter_interactions, read_items, read_users
 from ..raw.times import iso
-from .buckets import MOST_FILES, Bucket, Sorted, part, pieces, sharing, sort_bucket, spread, times
+from .buckets import MOST_FILES, Bucket, Sorted, by_number, part, sharing, sort_bucket, spread, times
 from .negatives import Reach
 from .samples import SPLITS, CheckIns, SplitWriter, check_ins, impressions, user_blocks
 from .summary import Seen, Told, busiest, lines, summarize
@@ -301,7 +301,7 @@ class _Job:
         rank, world = self.ranks.rank, self.ranks.world
         aside = self.work / f"rejected-{rank:05d}" if self.config.on_bad_rows == "skip" else None
 
-        def mine() -> tuple[Seen, BadRows]:
+        def mine() -> tuple[Seen, BadRows, list[Path]]:
             seen, bad_rows = Seen(), BadRows(self.config.on_bad_rows, aside)
             index = IdIndex(self.items["item_id"])
 
@@ -313,21 +313,22 @@ class _Job:
                         progress.update(len(block))
 
             with bad_rows:
-                spread(blocks(), self.work / f"spread-{rank:05d}", buckets)
-            return seen, bad_rows
+                files = spread(blocks(), self.work / f"spread-{rank:05d}", buckets)
+            return seen, bad_rows, files
 
         by_rank = self.ranks.each(mine)
-        self.seen = Seen.joined([seen for seen, _ in by_rank])
-        self.ranks.first(lambda: self._check_seen([bad_rows for _, bad_rows in by_rank]))
-        self.files = pieces(self.work)
+        self.seen = Seen.joined([seen for seen, _, _ in by_rank])
+        self.ranks.first(lambda: self._check_seen([bad_rows for _, bad_rows, _ in by_rank]))
+        self.files = by_number(file for *_, files in by_rank for file in files)
         if sharing(buckets) > 1:
 
-            def parted() -> None:
+            def parted() -> list[Path]:
+                folder = self.work / f"parted-{rank:05d}"
                 for number in self._mine(list(self.files)):
-                    part(self.files[number], self.work / f"parted-{rank:05d}", buckets)
+                    part(self.files[number], folder, buckets)
+                return list(folder.glob("*.arrow"))
 
-            self.ranks.each(parted)
-            self.files = pieces(self.work)
+            self.files = by_number(file for files in self.ranks.each(parted) for file in files)
 
     def _check_seen(self, bad_rows: list[BadRows]) -> None:
         if self.config.on_bad_rows == "skip":
