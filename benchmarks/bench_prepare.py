@@ -1,14 +1,14 @@
-"""What ``placerank prepare`` costs as data grows, beside another build of it: processor time, wall time, memory.
+"""What ``prepare`` costs as data grows, beside another build: processor time, wall time, memory, the split's pass.
 
-    python -m placerank.benchmarks.bench_prepare --beside CHECKOUT --millions 1 3 10   # growth, both builds in turn
-    python -m placerank.benchmarks.bench_prepare --millions 1 3 10 30 --check-ins
-    python -m placerank.benchmarks.bench_prepare --beside CHECKOUT --millions 3 10 --items 20_000 10_000_000
-    python -m placerank.benchmarks.bench_prepare --beside CHECKOUT --millions 10 --nproc 1 2
+    python -m placerank.benchmarks.bench_prepare --work FOLDER --millions 1 3 10 30 --beside CHECKOUT
+    python -m placerank.benchmarks.bench_prepare --work FOLDER --millions 1 3 --items 10_000_000 --beside CHECKOUT
+    python -m placerank.benchmarks.bench_prepare --work FOLDER --millions 10 --nproc 1 2
 
-The data are made up: impressions in requests of ten (or visits), skewed items, two years, users with about 50 rows, ids
-that are text. Each run is a command of its own, as a user starts it. ``first_pass``, ``split`` and so on are the processor
-seconds of the step's passes, where the build tells them (``PLACERANK_TIMES``). Memory is the peak of the sum over the
-processes of what each has to itself and its share of what they share (PSS), 20 times a second.
+The data are made up, and kept in FOLDER: impressions in requests of ten (or visits), skewed items, two years, users
+with about 50 rows, ids that are text. Each run is a process of its own that starts, prepares and ends; the builds take
+turns. Memory is the peak of what the processes have to themselves and their shares of what they share (PSS), looked up
+20 times a second. The exponent is that of processor time from one size to the next; the seconds a million rows are
+those between two sizes too, so that what the items cost by themselves is not in them.
 """
 
 import argparse
@@ -103,28 +103,105 @@ def _pss(pid: int) -> int:
     return total
 
 
+DRIVER = """
+import json, sys, time
+from pathlib import Path
+from placerank.data.preparation import prepare as module
+
+split, cut = 0.0, module._Job.cut
+def timed(*args):
+    global split
+    start = time.process_time()
+    cut(*args)
+    split += time.process_time() - start
+module._Job.cut = timed
+module.prepare(module.PrepareConfig(input=Path(sys.argv[1]), out=Path(sys.argv[2])))
+Path(sys.argv[3]).write_text(json.dumps(split))
+"""
+
+
 def measure(checkout: Path, raw: Path, out: Path, nproc: int) -> dict[str, Any]:
-    """One run of the command of a checkout."""
+    """One run of a checkout."""
     shutil.rmtree(out, ignore_errors=True)
-    times = out.with_name(f"{out.name}-times.jsonl")
-    times.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "placerank.cli", "prepare", "--input", str(raw), "--out", str(out)]
-    command += ["--nproc", str(nproc)] * (nproc > 1)
-    environment = os.environ | {"PYTHONPATH": str(checkout / "src"), "PLACERANK_TIMES": str(times)}
+    told = out.with_name(f"{out.name}-split.json")
+    told.unlink(missing_ok=True)
+    command = [sys.executable, "-c", DRIVER, str(raw), str(out), str(told)]
+    if nproc > 1:
+        command = [sys.executable, "-m", "placerank.cli", "prepare", "--input", str(raw), "--out", str(out)]
+        command += ["--nproc", str(nproc)]
+    environment = os.environ | {"PYTHONPATH": str(checkout.resolve() / "src")}
     before, start, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     while process.poll() is None:
         peak = max(peak, _pss(process.pid))
         time.sleep(0.05)
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
-        raise RuntimeError(process.stderr.read() if process.stderr else "")
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        raise RuntimeError(f"{' '.join(command[-6:])} ended with {process.returncode}")
     manifest = json.loads((out / "manifest.json").read_text())
+    rows = sum(split["rows"] for split in manifest["splits"].values())
+    shutil.rmtree(out)
     return {
-        "cpu_s": cpu,
+        "cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         "wall_s": wall,
+        "split_s": json.loads(told.read_text()) if told.exists() else math.nan,
         "peak_mib": peak / 2**20,
-        "bytes": sum(file["bytes"] for file in manifest["files"].values()),
+        "samples": rows,
         "content": manifest["content_hash"][:12],
     }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the made-up data and the outputs")
+    parser.add_argument("--beside", type=Path, help="a checkout of another commit to take turns with")
+    parser.add_argument("--millions", type=int, nargs="+", default=[1, 3, 10])
+    parser.add_argument("--items", type=int, nargs="+", default=[20_000])
+    parser.add_argument("--nproc", type=int, nargs="+", default=[1])
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--check-ins", action="store_true", help="visits alone instead of impressions")
+    args = parser.parse_args()
+    here = Path(__file__).resolve().parents[1]
+    builds = {"this": here} | ({"beside": args.beside} if args.beside else {})
+    lines: list[dict[str, Any]] = []
+    for items in args.items:
+        for millions in args.millions:
+            kind = "visits" if args.check_ins else "impressions"
+            raw = make_up(args.work / f"{kind}-{millions}-{items}", millions, items, args.check_ins)
+            cases = [(name, nproc) for name in builds for nproc in (args.nproc if name == "this" else [1])]
+            found: dict[tuple[str, int], list[dict[str, Any]]] = {case: [] for case in cases}
+            for _ in range(args.runs):
+                for name, nproc in cases:
+                    found[name, nproc].append(measure(builds[name], raw, args.work / "out", nproc))
+            for (name, nproc), runs in found.items():
+                line = {"build": name, "rows": kind, "millions": millions, "items": items, "nproc": nproc}
+                for figure in ("cpu_s", "wall_s", "split_s", "peak_mib"):
+                    values = sorted(run[figure] for run in runs)
+                    line[figure] = f"{values[len(values) // 2]:.4g}"
+                    line[f"{figure}_spread"] = f"{values[-1] - values[0]:.2g}"
+                line |= {"samples": runs[0]["samples"], "content": runs[0]["content"], "runs": len(runs)}
+                assert len({run["content"] for run in runs}) == 1, "every run gives the same content"
+                lines.append(line)
+                print(_told(line, lines), flush=True)
+    keep("prepare.csv", lines, ("build", "rows", "millions", "items", "nproc"))
+
+
+def _told(line: dict[str, Any], lines: list[dict[str, Any]]) -> str:
+    """A line for a person, with what it is to the same build's size before."""
+    same = ("build", "rows", "items", "nproc")
+    smaller = [x for x in lines if all(x[k] == line[k] for k in same) and x["millions"] < line["millions"]]
+    text = (
+        f"{line['build']:<7}{line['millions']:>4} M {line['rows']} of {line['items']:,} items, nproc {line['nproc']}: "
+        f"processor {line['cpu_s']} s (spread {line['cpu_s_spread']}), wall {line['wall_s']} s, "
+        f"split {line['split_s']} s, peak {line['peak_mib']} MiB"
+    )
+    if smaller:
+        last = smaller[-1]
+        more, seconds = line["millions"] - last["millions"], float(line["cpu_s"]) - float(last["cpu_s"])
+        growth = math.log(float(line["cpu_s"]) / float(last["cpu_s"])) / math.log(line["millions"] / last["millions"])
+        text += f"; exponent {growth:.3f}, {seconds / more:.3g} s a million more"
+    return text
+
+
+if __name__ == "__main__":
+    main()
