@@ -26,7 +26,6 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from ..batches.features import user_table
 from ..manifest import content_hash, joint_hash, read_manifest, sha256_file, whole_folder, write_manifest
 from ..plain import check_numbers
 from ..ranks import Ranks, joined
@@ -40,7 +39,8 @@ from .buckets import MOST_FILES, Bucket, Sorted, by_number, part, sharing, sort_
 from .negatives import Reach
 from .samples import SPLITS, CheckIns, SplitWriter, check_ins, impressions, user_blocks
 from .summary import Seen, Told, busiest, lines, summarize
-from .vocabulary import item_vocabularies, rows_of, vocabulary
+from .tables import write_catalog, write_users
+from .vocabulary import item_vocabularies
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,6 @@ _TIME_BINS = 1 << 22
 _BUCKETS, _ITEMS, _USERS = "buckets", "items", "users"  # temporary, inside the unfinished folder
 _NEVER = np.iinfo(np.int64).max
 _PATIENCE = timedelta(days=7)  # with other ranks; one that died is noticed at once
-_HEAD, _MID = 0.1, 0.5  # the most popular tenth of the items is the head, the next 40 % the middle
 
 
 @dataclass(kw_only=True)
@@ -183,6 +182,7 @@ def _prepare(config: PrepareConfig, folder: Path, ranks: Ranks) -> dict[str, Any
     job.cut()
     job.sort()
     job.make_samples()
+    ranks.each(job.let_go)
     return ranks.first(job.finish)
 
 
@@ -228,9 +228,9 @@ def _write_table(table: pa.Table, file: Path) -> None:
         writer.write_table(table)
 
 
-def _read_table(file: Path) -> pa.Table:
-    """A table that is the file, so that the ranks of a machine have it in memory once."""
-    with pa.memory_map(str(file)) as source:
+def _read_table(file: Path, mapped: bool = False) -> pa.Table:
+    """A table in memory; a mapped one is the file, so that the ranks of a machine have it once."""
+    with pa.memory_map(str(file)) if mapped else pa.OSFile(str(file)) as source:
         return pa.ipc.open_file(source).read_all()
 
 
@@ -268,8 +268,8 @@ class _Job:
     def __init__(self, config: PrepareConfig, folder: Path, raw: _Raw, ranks: Ranks) -> None:
         self.config, self.folder, self.raw, self.ranks = config, folder, raw, ranks
         self.work = folder / _BUCKETS
-        self.items = _read_table(self.work / _ITEMS)
-        self.users = _read_table(self.work / _USERS) if (self.work / _USERS).exists() else None
+        self.items = _read_table(self.work / _ITEMS, mapped=not ranks.is_first)
+        self.users = _read_table(self.work / _USERS) if ranks.is_first and (self.work / _USERS).exists() else None
         self.seen = Seen()
         self.rejected: list[dict[str, str | int]] = []
         self.files: dict[int, list[Path]] = {}  # of each bucket that has rows
@@ -281,9 +281,6 @@ class _Job:
         self.writers = [SplitWriter(folder / name, config.row_group_rows) for name in SPLITS]
         self.counted: dict[int, _Counted] = {}
         self.user_count = self.known_users = 0
-        self.user_tables: dict[str, str] = {}  # column -> table
-        self.users_known = 0  # of the vocabulary, in the users table
-        self.vocabulary_ids = pa.chunked_array([pa.array([], pa.string())])
         self.how: CheckIns | None = None
 
     def _progress(self, of: str, total: int) -> tqdm:
@@ -471,13 +468,23 @@ class _Job:
         file.unlink()
         return writers
 
+    def let_go(self) -> None:
+        """Of files that others than the first rank have mapped: network disks can't remove those."""
+        if not self.ranks.is_first:
+            self.items, self.how = self.items.schema.empty_table(), None
+
     def finish(self) -> dict[str, Any]:
         """Write catalog, users, vocabularies and the manifest, on one rank; returns the summary."""
         self._check_splits()
         vocabularies, columns = item_vocabularies(self.items, self.config.price_buckets)
-        self._write_catalog(columns)
+        counts = {"positives": self.positives, "impressions": self.shown, "last_positive": self.last_positive}
+        write_catalog(self.folder / "catalog.parquet", self.items, columns, counts)
         tables = {"item": len(self.items) + 1, "user": self.known_users + 1}
-        user_columns = self._write_users(vocabularies)
+        parts = [_read_table(self.work / f"users-{number:05d}") for number in self.counted]
+        ids = pa.chunked_array([chunk for part in parts for chunk in part["user_id"].chunks])
+        users_known, user_tables = write_users(
+            self.folder / "users.parquet", pa.concat_tables(parts), self.users, vocabularies
+        )
         (self.folder / "vocab").mkdir()
         for name, table in vocabularies.items():
             pq.write_table(table, self.folder / "vocab" / f"{name}.parquet", compression="zstd")
@@ -487,7 +494,7 @@ class _Job:
             "splits": {name: w.summary() for name, w in zip(SPLITS, self.writers, strict=True) if w.rows},
             "history_length": self.longest,
             "users": self.user_count,
-            "user_columns": user_columns,
+            "user_columns": list(user_tables.values()),
             "source": "impressions" if self.how is None else "check-ins",
         }
         lost = 0 if self.how is None else int(self.how.skipped.sum())
@@ -504,9 +511,9 @@ class _Job:
             items=self.items,
             positives=self.positives,
             users=self.users,
-            users_known=self.users_known,
-            vocabulary_ids=self.vocabulary_ids,
-            user_tables=self.user_tables,
+            users_known=users_known,
+            vocabulary_ids=ids,
+            user_tables=user_tables,
             check_ins=self.how is not None,
             lost=lost,
             reach_km=self.config.reach_km,
@@ -551,43 +558,6 @@ class _Job:
                 "check the labels by time, or lower valid_fraction and test_fraction"
             )
 
-    def _write_catalog(self, columns: dict[str, pa.Array]) -> None:
-        n = len(self.items)
-        by_popularity = np.argsort(-self.positives, kind="stable")
-        bucket = np.full(n, 2, np.int8)
-        bucket[by_popularity[: int(np.ceil(_MID * n))]] = 1
-        bucket[by_popularity[: int(np.ceil(_HEAD * n))]] = 0
-        raw = ("item_id", "name", "category", "brand", "price", "lat", "lon", "province", "city", "district")
-        rows = {**columns, "positives": self.positives, "impressions": self.shown, "last_positive": self.last_positive}
-        table = self.items.select(raw)
-        for name, column in {**rows, "popularity_bucket": bucket}.items():
-            table = table.append_column(name, pa.array(column))
-        missing = {"popularity_bucket": 2, "category_path": [], "lat": np.nan, "lon": np.nan}
-        first = {f.name: [missing.get(f.name, None if f.name in raw else 0)] for f in table.schema}
-        table = pa.concat_tables([pa.table(first, schema=table.schema), table])
-        pq.write_table(table.combine_chunks(), self.folder / "catalog.parquet", compression="zstd")
-
-    def _write_users(self, vocabularies: dict[str, pa.Table]) -> list[str]:
-        """Write users.parquet and add the vocabularies of the users' columns; returns their names."""
-        parts = [_read_table(self.work / f"users-{number:05d}") for number in self.counted]
-        table = pa.concat_tables(parts).combine_chunks()
-        self.vocabulary_ids = table["user_id"]
-        if self.users is not None:
-            self.user_tables = {c: user_table(c) for c in self.users.column_names if c != "user_id"}
-            ids, known = table["user_id"], self.users["user_id"]
-            if ids.type != known.type:  # 7 here and "7" there are the same user
-                ids, known = ids.cast(pa.string()), known.cast(pa.string())
-            at = rows_of(ids, pa.table({"value": _after_null(known)}))
-            self.users_known = int((at > 0).sum())
-            for column, name in self.user_tables.items():
-                vocabularies[name] = vocabulary(self.users[column])
-                rows = np.concatenate([[0], rows_of(self.users[column], vocabularies[name])]).astype(np.int32)
-                table = table.append_column(f"{name}_row", pa.array(rows[at]))
-        first = {f.name: [None if f.name == "user_id" else 0] for f in table.schema}
-        table = pa.concat_tables([pa.table(first, schema=table.schema), table])
-        pq.write_table(table.combine_chunks(), self.folder / "users.parquet", compression="zstd")
-        return list(self.user_tables.values())
-
 
 def _take_over(whole: SplitWriter, piece: SplitWriter) -> None:
     """Let the files of a bucket be the next ones of its split."""
@@ -602,7 +572,3 @@ def _take_over(whole: SplitWriter, piece: SplitWriter) -> None:
         name = f"part-{len(whole.row_groups):05d}.parquet"
         os.rename(piece.folder / file, whole.folder / name)
         whole.row_groups[name] = groups
-
-
-def _after_null(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pa.chunked_array([pa.nulls(1, values.type), *values.chunks])

@@ -130,7 +130,7 @@ def killed(sizes: dict[str, int], raw: Path, options: dict[str, Any], which: int
     at_each_call(samples.SplitWriter, "write")
     at_each_call(samples.SplitWriter, "close")
     at_each_call(module, "_take_over")
-    at_each_call(module, "vocabulary")
+    at_each_call(module, "write_users")
     at_each_call(module, "write_manifest")
     at_each_call(manifest_module, "replace_folder")
     with suppress(BaseException):

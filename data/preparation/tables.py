@@ -1,0 +1,74 @@
+"""The catalog and the users' table that ``prepare`` writes."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ..batches.features import user_table
+from .vocabulary import rows_of, vocabulary
+
+_HEAD, _MID = 0.1, 0.5  # the most popular tenth of the items is the head, the next 40 % the middle
+
+
+def write_catalog(
+    file: Path, items: pa.Table, columns: dict[str, pa.Array], counts: dict[str, NDArray[np.int64]]
+) -> None:
+    """Write what belongs to the items, a row each in their order, after a row 0 that stands for none.
+
+    Args:
+        items: in the columns of ``schema.ITEMS``.
+        columns: of ``vocabulary.item_vocabularies``.
+        counts: of the training split: ``positives`` and more columns.
+    """
+    n = len(items)
+    by_popularity = np.argsort(-counts["positives"], kind="stable")
+    bucket = np.full(n, 2, np.int8)
+    bucket[by_popularity[: int(np.ceil(_MID * n))]] = 1
+    bucket[by_popularity[: int(np.ceil(_HEAD * n))]] = 0
+    raw = ("item_id", "name", "category", "brand", "price", "lat", "lon", "province", "city", "district")
+    table = items.select(raw)
+    for name, column in {**columns, **counts, "popularity_bucket": bucket}.items():
+        table = table.append_column(name, pa.array(column))
+    missing = {"popularity_bucket": 2, "category_path": [], "lat": np.nan, "lon": np.nan}
+    first = {f.name: [missing.get(f.name, None if f.name in raw else 0)] for f in table.schema}
+    table = pa.concat_tables([pa.table(first, schema=table.schema), table])
+    pq.write_table(table.combine_chunks(), file, compression="zstd")
+
+
+def write_users(
+    file: Path, table: pa.Table, users: pa.Table | None, vocabularies: dict[str, pa.Table]
+) -> tuple[int, dict[str, str]]:
+    """Write the users of the vocabulary after a row 0 for all others, and add their columns' vocabularies.
+
+    Args:
+        table: ``user_id`` and counts, in the order of the vocabulary.
+        users: of ``schema.read_users``.
+        vocabularies: by name; those of the users' columns are added.
+
+    Returns:
+        How many of the vocabulary are in ``users``, and the name of the table of each of its columns.
+    """
+    found, names = 0, {}
+    table = table.combine_chunks()
+    if users is not None:
+        names = {c: user_table(c) for c in users.column_names if c != "user_id"}
+        ids, known = table["user_id"], users["user_id"]
+        if ids.type != known.type:  # 7 here and "7" there are the same user
+            ids, known = ids.cast(pa.string()), known.cast(pa.string())
+        at = rows_of(ids, pa.table({"value": _after_null(known)}))
+        found = int((at > 0).sum())
+        for column, name in names.items():
+            vocabularies[name] = vocabulary(users[column])
+            rows = np.concatenate([[0], rows_of(users[column], vocabularies[name])]).astype(np.int32)
+            table = table.append_column(f"{name}_row", pa.array(rows[at]))
+    first = {f.name: [None if f.name == "user_id" else 0] for f in table.schema}
+    table = pa.concat_tables([pa.table(first, schema=table.schema), table])
+    pq.write_table(table.combine_chunks(), file, compression="zstd")
+    return found, names
+
+
+def _after_null(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.nulls(1, values.type), *values.chunks])
