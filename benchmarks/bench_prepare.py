@@ -2,13 +2,14 @@
 
     python -m placerank.benchmarks.bench_prepare --work FOLDER --millions 1 3 10 30 --beside CHECKOUT
     python -m placerank.benchmarks.bench_prepare --work FOLDER --millions 1 3 --items 10_000_000 --beside CHECKOUT
-    python -m placerank.benchmarks.bench_prepare --work FOLDER --millions 10 --nproc 1 2
+    python -m placerank.benchmarks.bench_prepare --work FOLDER --millions 10 --nproc 1 2 --peers PYTHON
 
 The data are made up, and kept in FOLDER: impressions in requests of ten (or visits), skewed items, two years, users
 with about 50 rows, ids that are text. Each run is a process of its own that starts, prepares and ends; the builds take
 turns. Memory is the peak of what the processes have to themselves and their shares of what they share (PSS), looked up
 20 times a second. The exponent is that of processor time from one size to the next; the seconds a million rows are
-those between two sizes too, so that what the items cost by themselves is not in them.
+those between two sizes too, so that what the items cost by themselves is not in them. ``nproc`` of Polars and DuckDB
+(``prepare_peers.py``) are threads.
 """
 
 import argparse
@@ -120,6 +121,23 @@ Path(sys.argv[3]).write_text(json.dumps(split))
 """
 
 
+def measured(command: list[str], **environment: str) -> dict[str, Any]:
+    """What a command takes; and what it prints."""
+    before, start, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0
+    with subprocess.Popen(
+        command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        while process.poll() is None:
+            peak = max(peak, _pss(process.pid))
+            time.sleep(0.05)
+        wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command[-6:])} ended with {process.returncode}")
+        printed = process.stdout.read() if process.stdout else ""
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"cpu_s": cpu, "wall_s": wall, "split_s": math.nan, "peak_mib": peak / 2**20, "content": printed.strip()}
+
+
 def measure(checkout: Path, raw: Path, out: Path, nproc: int) -> dict[str, Any]:
     """One run of a checkout."""
     shutil.rmtree(out, ignore_errors=True)
@@ -129,26 +147,21 @@ def measure(checkout: Path, raw: Path, out: Path, nproc: int) -> dict[str, Any]:
     if nproc > 1:
         command = [sys.executable, "-m", "placerank.cli", "prepare", "--input", str(raw), "--out", str(out)]
         command += ["--nproc", str(nproc)]
-    environment = os.environ | {"PYTHONPATH": str(checkout.resolve() / "src")}
-    before, start, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    while process.poll() is None:
-        peak = max(peak, _pss(process.pid))
-        time.sleep(0.05)
-    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command[-6:])} ended with {process.returncode}")
-    manifest = json.loads((out / "manifest.json").read_text())
-    rows = sum(split["rows"] for split in manifest["splits"].values())
+    found = measured(command, PYTHONPATH=str(checkout.resolve() / "src"))
+    if told.exists():
+        found["split_s"] = json.loads(told.read_text())
+    found["content"] = json.loads((out / "manifest.json").read_text())["content_hash"][:12]
     shutil.rmtree(out)
-    return {
-        "cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-        "wall_s": wall,
-        "split_s": json.loads(told.read_text()) if told.exists() else math.nan,
-        "peak_mib": peak / 2**20,
-        "samples": rows,
-        "content": manifest["content_hash"][:12],
-    }
+    return found
+
+
+def measure_peer(python: Path, peer: str, raw: Path, out: Path, threads: int) -> dict[str, Any]:
+    """One run of ``prepare_peers.py``; its content are the sums that it prints."""
+    shutil.rmtree(out, ignore_errors=True)
+    script = Path(__file__).with_name("prepare_peers.py")
+    found = measured([str(python), str(script), peer, str(raw), str(out)], POLARS_MAX_THREADS=str(threads))
+    shutil.rmtree(out)
+    return found
 
 
 def main() -> None:
@@ -159,6 +172,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, nargs="+", default=[20_000])
     parser.add_argument("--nproc", type=int, nargs="+", default=[1])
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--peers", type=Path, help="a Python with polars and duckdb, to run prepare_peers.py beside")
     parser.add_argument("--check-ins", action="store_true", help="visits alone instead of impressions")
     args = parser.parse_args()
     here = Path(__file__).resolve().parents[1]
@@ -169,17 +183,21 @@ def main() -> None:
             kind = "visits" if args.check_ins else "impressions"
             raw = make_up(args.work / f"{kind}-{millions}-{items}", millions, items, args.check_ins)
             cases = [(name, nproc) for name in builds for nproc in (args.nproc if name == "this" else [1])]
+            cases += [(peer, 2) for peer in ("polars", "duckdb") * (args.peers is not None)]
             found: dict[tuple[str, int], list[dict[str, Any]]] = {case: [] for case in cases}
             for _ in range(args.runs):
                 for name, nproc in cases:
-                    found[name, nproc].append(measure(builds[name], raw, args.work / "out", nproc))
+                    if name in builds:
+                        found[name, nproc].append(measure(builds[name], raw, args.work / "out", nproc))
+                    else:
+                        found[name, nproc].append(measure_peer(args.peers, name, raw, args.work / "out", nproc))
             for (name, nproc), runs in found.items():
                 line = {"build": name, "rows": kind, "millions": millions, "items": items, "nproc": nproc}
                 for figure in ("cpu_s", "wall_s", "split_s", "peak_mib"):
                     values = sorted(run[figure] for run in runs)
                     line[figure] = f"{values[len(values) // 2]:.4g}"
                     line[f"{figure}_spread"] = f"{values[-1] - values[0]:.2g}"
-                line |= {"samples": runs[0]["samples"], "content": runs[0]["content"], "runs": len(runs)}
+                line |= {"content": runs[0]["content"], "runs": len(runs)}
                 assert len({run["content"] for run in runs}) == 1, "every run gives the same content"
                 lines.append(line)
                 print(_told(line, lines), flush=True)

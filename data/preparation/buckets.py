@@ -228,17 +228,18 @@ def sort_bucket(files: Sequence[Path], each_row_a_request: bool) -> Sorted:
     column["user"] = rank[encoded.indices.to_numpy()]
     if each_row_a_request:
         column["request"] = np.zeros_like(column["request"])
-    keys = [column[n] for n in ("user", "time", "request", "item", "label")]
-    order = sort_order(*keys)
-    first = starts_run(*(key[order] for key in keys))
+    keys = ("user", "time", "request", "item", "label")
+    order = sort_order(*(column[n] for n in keys))
+    b = Bucket(**{name: values[order] for name, values in column.items()})
+    first = starts_run(*(getattr(b, n) for n in keys))
     repeated = int(len(order) - first.sum())
     if repeated:  # rows that differ in their floats alone, if at all
         alike = np.flatnonzero(~first | ~np.append(first[1:], True))
         rows = order[alike]
-        floats = (column[n][rows] for n in ("probability", "lon", "lat"))
+        floats = [column[n][rows] for n in ("probability", "lon", "lat")]
         order[alike] = rows[np.lexsort((*floats, np.cumsum(first)[alike]))]
         order = order[first] if each_row_a_request else order
-    b = Bucket(**{name: values[order] for name, values in column.items()})
+        b = Bucket(**{name: values[order] for name, values in column.items()})
     if each_row_a_request:
         b.request = np.arange(len(order))
         return Sorted(b, users, repeated, 0)

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..manifest import content_hash, joint_hash, read_manifest, sha256_file, whole_folder, write_manifest
@@ -390,8 +391,8 @@ class _Job:
         b = found.bucket
         train = b.time < self.starts[0]
         positive = train & (b.label == 1)
-        np.add.at(self.shown, b.item[train], 1)  # not by bincount, which goes over all items
-        np.add.at(self.positives, b.item[positive], 1)
+        _add(self.shown, b.item[train])
+        _add(self.positives, b.item[positive])
         np.maximum.at(self.last_positive, b.item[positive], b.time[positive])
         count = np.bincount(b.user[positive], minlength=len(found.users))
         last = np.zeros(len(found.users), np.int64)
@@ -557,6 +558,14 @@ class _Job:
                 f"the train split has {train.rows:,} samples and no positive, expected some with label 1; {span}: "
                 "check the labels by time, or lower valid_fraction and test_fraction"
             )
+
+
+def _add(counts: NDArray[np.int64], items: NDArray[np.int32]) -> None:
+    """Count items; the faster way goes over all of ``counts``, which may be many more than a bucket has rows."""
+    if len(items) > len(counts):
+        counts += np.bincount(items, minlength=len(counts))
+    else:
+        np.add.at(counts, items, 1)
 
 
 def _take_over(whole: SplitWriter, piece: SplitWriter) -> None:
