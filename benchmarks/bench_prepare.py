@@ -2,6 +2,7 @@
 
     python -m placerank.benchmarks.bench_prepare --work FOLDER --millions 1 3 10 30 --beside CHECKOUT
     python -m placerank.benchmarks.bench_prepare --work FOLDER --millions 1 3 --items 10_000_000 --beside CHECKOUT
+    python -m placerank.benchmarks.bench_prepare --work FOLDER --millions 97 --split-only --runs 1 --beside CHECKOUT
     python -m placerank.benchmarks.bench_prepare --work FOLDER --millions 10 --nproc 1 2 --peers PYTHON
 
 The data are made up, and kept in FOLDER: impressions in requests of ten (or visits), skewed items, two years, users
@@ -115,6 +116,9 @@ def timed(*args):
     start = time.process_time()
     cut(*args)
     split += time.process_time() - start
+    if len(sys.argv) > 4:
+        Path(sys.argv[3]).write_text(json.dumps(split))
+        raise SystemExit
 module._Job.cut = timed
 module.prepare(module.PrepareConfig(input=Path(sys.argv[1]), out=Path(sys.argv[2])))
 Path(sys.argv[3]).write_text(json.dumps(split))
@@ -138,18 +142,20 @@ def measured(command: list[str], **environment: str) -> dict[str, Any]:
     return {"cpu_s": cpu, "wall_s": wall, "split_s": math.nan, "peak_mib": peak / 2**20, "content": printed.strip()}
 
 
-def measure(checkout: Path, raw: Path, out: Path, nproc: int) -> dict[str, Any]:
-    """One run of a checkout."""
+def measure(checkout: Path, raw: Path, out: Path, nproc: int, split_only: bool) -> dict[str, Any]:
+    """One run of a checkout, or the part of it that ends with the split's pass."""
     shutil.rmtree(out, ignore_errors=True)
     told = out.with_name(f"{out.name}-split.json")
     told.unlink(missing_ok=True)
-    command = [sys.executable, "-c", DRIVER, str(raw), str(out), str(told)]
+    command = [sys.executable, "-c", DRIVER, str(raw), str(out), str(told)] + ["split"] * split_only
     if nproc > 1:
         command = [sys.executable, "-m", "placerank.cli", "prepare", "--input", str(raw), "--out", str(out)]
         command += ["--nproc", str(nproc)]
     found = measured(command, PYTHONPATH=str(checkout.resolve() / "src"))
     if told.exists():
         found["split_s"] = json.loads(told.read_text())
+    if split_only:
+        return found
     found["content"] = json.loads((out / "manifest.json").read_text())["content_hash"][:12]
     shutil.rmtree(out)
     return found
@@ -173,6 +179,7 @@ def main() -> None:
     parser.add_argument("--nproc", type=int, nargs="+", default=[1])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--peers", type=Path, help="a Python with polars and duckdb, to run prepare_peers.py beside")
+    parser.add_argument("--split-only", action="store_true", help="end each run after the pass for the split")
     parser.add_argument("--check-ins", action="store_true", help="visits alone instead of impressions")
     args = parser.parse_args()
     here = Path(__file__).resolve().parents[1]
@@ -188,11 +195,12 @@ def main() -> None:
             for _ in range(args.runs):
                 for name, nproc in cases:
                     if name in builds:
-                        found[name, nproc].append(measure(builds[name], raw, args.work / "out", nproc))
+                        found[name, nproc].append(measure(builds[name], raw, args.work / "out", nproc, args.split_only))
                     else:
                         found[name, nproc].append(measure_peer(args.peers, name, raw, args.work / "out", nproc))
             for (name, nproc), runs in found.items():
-                line = {"build": name, "rows": kind, "millions": millions, "items": items, "nproc": nproc}
+                of = kind + ", to the split" * args.split_only
+                line = {"build": name, "rows": of, "millions": millions, "items": items, "nproc": nproc}
                 for figure in ("cpu_s", "wall_s", "split_s", "peak_mib"):
                     values = sorted(run[figure] for run in runs)
                     line[figure] = f"{values[len(values) // 2]:.4g}"
@@ -209,7 +217,7 @@ def _told(line: dict[str, Any], lines: list[dict[str, Any]]) -> str:
     same = ("build", "rows", "items", "nproc")
     smaller = [x for x in lines if all(x[k] == line[k] for k in same) and x["millions"] < line["millions"]]
     text = (
-        f"{line['build']:<7}{line['millions']:>4} M {line['rows']} of {line['items']:,} items, nproc {line['nproc']}: "
+        f"{line['build']:<7}{line['millions']:>4} M {line['rows']}, of {line['items']:,} items, nproc {line['nproc']}: "
         f"processor {line['cpu_s']} s (spread {line['cpu_s_spread']}), wall {line['wall_s']} s, "
         f"split {line['split_s']} s, peak {line['peak_mib']} MiB"
     )
