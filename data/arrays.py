@@ -29,6 +29,14 @@ def first_of_run(new: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.maximum.accumulate(np.where(new, np.arange(len(new)), 0))
 
 
+def add_counts(counts: NDArray[np.int64], rows: Ints) -> None:
+    """Add to each of ``counts`` how often its number is among ``rows``, in place."""
+    if len(rows) > len(counts):
+        counts += np.bincount(rows, minlength=len(counts))
+    else:  # not going over all counts
+        np.add.at(counts, rows, 1)
+
+
 def sort_order(*keys: Ints) -> NDArray[np.int64]:
     """Rows in the order of the first key, then the second and so on, int64 [R]; those equal in all in any order.
 

@@ -13,20 +13,21 @@ what a bucket becomes and where it is written does not depend on the ranks, so n
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ..arrays import add_counts
 from ..manifest import content_hash, joint_hash, read_manifest, sha256_file, whole_folder, write_manifest
 from ..plain import check_numbers
 from ..ranks import Ranks, joined
@@ -44,12 +45,13 @@ from .tables import write_catalog, write_users
 from .vocabulary import item_vocabularies
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 Format = Literal["parquet", "csv", "foursquare", "gowalla", "yelp", "places"]
 
 _BUCKET_ROWS = 1_000_000
 _TIME_BINS = 1 << 22
-_BUCKETS, _ITEMS, _USERS = "buckets", "items", "users"  # temporary, inside the unfinished folder
+_BUCKETS, _ITEMS, _USERS, _STOP = "buckets", "items", "users", "stop"  # temporary, inside the unfinished folder
 _NEVER = np.iinfo(np.int64).max
 _PATIENCE = timedelta(days=7)  # with other ranks; one that died is noticed at once
 
@@ -289,8 +291,24 @@ class _Job:
         hidden = None if self.ranks.is_first else True
         return tqdm(total=total // self.ranks.world, desc=of, unit="row", unit_scale=True, disable=hidden)
 
-    def _mine(self, numbers: Sequence[int]) -> Sequence[int]:
-        return numbers[self.ranks.rank :: self.ranks.world]
+    def _mine(self, numbers: Sequence[int]) -> Iterator[int]:
+        return self._going(numbers[self.ranks.rank :: self.ranks.world])
+
+    def _each(self, call: Callable[[], T]) -> list[T]:
+        """``Ranks.each``; a rank with an error leaves a file, so that the others come to hear it early."""
+
+        def watched() -> T:
+            try:
+                return call()
+            except Exception:
+                (self.work / _STOP).touch()
+                raise
+
+        return self.ranks.each(watched)
+
+    def _going(self, things: Iterable[T]) -> Iterator[T]:
+        """What there is to do, until another rank has an error."""
+        return takewhile(lambda _: not (self.work / _STOP).exists(), things)
 
     def spread(self) -> None:
         """First pass: check every interaction and put it into the bucket of its user."""
@@ -305,7 +323,7 @@ class _Job:
 
             def blocks() -> Iterator[pa.Table]:
                 with self._progress("interactions", total) as progress:
-                    for block in iter_interactions(self.raw.path, index, bad_rows, share=(rank, world)):
+                    for block in self._going(iter_interactions(self.raw.path, index, bad_rows, share=(rank, world))):
                         seen.add_block(block)
                         yield block
                         progress.update(len(block))
@@ -314,7 +332,7 @@ class _Job:
                 files = spread(blocks(), self.work / f"spread-{rank:05d}", buckets)
             return seen, bad_rows, files
 
-        by_rank = self.ranks.each(mine)
+        by_rank = self._each(mine)
         self.seen = Seen.joined([seen for seen, _, _ in by_rank])
         self.ranks.first(lambda: self._check_seen([bad_rows for _, bad_rows, _ in by_rank]))
         self.files = by_number(file for *_, files in by_rank for file in files)
@@ -326,7 +344,7 @@ class _Job:
                     part(self.files[number], folder, buckets)
                 return list(folder.glob("*.arrow"))
 
-            self.files = by_number(file for files in self.ranks.each(parted) for file in files)
+            self.files = by_number(file for files in self._each(parted) for file in files)
 
     def _check_seen(self, bad_rows: list[BadRows]) -> None:
         if self.config.on_bad_rows == "skip":
@@ -373,7 +391,7 @@ class _Job:
             return found
 
         counted: dict[int, _Counted] = {}
-        for found in self.ranks.each(mine):
+        for found in self._each(mine):
             counted |= found
         self.counted = {number: counted[number] for number in sorted(counted)}
         self.ranks.sum_(torch.from_numpy(self.shown), torch.from_numpy(self.positives))
@@ -391,8 +409,8 @@ class _Job:
         b = found.bucket
         train = b.time < self.starts[0]
         positive = train & (b.label == 1)
-        _add(self.shown, b.item[train])
-        _add(self.positives, b.item[positive])
+        add_counts(self.shown, b.item[train])
+        add_counts(self.positives, b.item[positive])
         np.maximum.at(self.last_positive, b.item[positive], b.time[positive])
         count = np.bincount(b.user[positive], minlength=len(found.users))
         last = np.zeros(len(found.users), np.int64)
@@ -429,7 +447,7 @@ class _Job:
             return made, {name: getattr(self.how, name) for name in tallied}
 
         written: dict[int, list[SplitWriter]] = {}
-        by_rank = self.ranks.each(mine)
+        by_rank = self._each(mine)
         for made, _ in by_rank:
             written |= made
         for name in tallied:
@@ -558,14 +576,6 @@ class _Job:
                 f"the train split has {train.rows:,} samples and no positive, expected some with label 1; {span}: "
                 "check the labels by time, or lower valid_fraction and test_fraction"
             )
-
-
-def _add(counts: NDArray[np.int64], items: NDArray[np.int32]) -> None:
-    """Count items; the faster way goes over all of ``counts``, which may be many more than a bucket has rows."""
-    if len(items) > len(counts):
-        counts += np.bincount(items, minlength=len(counts))
-    else:
-        np.add.at(counts, items, 1)
 
 
 def _take_over(whole: SplitWriter, piece: SplitWriter) -> None:

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from placerank.data.arrays import first_of_run, hash_ids, ranges, sort_order, starts_run
+from placerank.data.arrays import add_counts, first_of_run, hash_ids, ranges, sort_order, starts_run
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 7))))
@@ -13,6 +14,13 @@ def test_ranges(pairs: list[tuple[int, int]]) -> None:
     start, length = np.array(pairs, np.int64).reshape(-1, 2).T
     expected = [i for s, n in pairs for i in range(s, s + n)]
     assert ranges(start, length).tolist() == expected
+
+
+@pytest.mark.parametrize("size", [0, 3, 9, 10, 100])
+def test_counts(size: int) -> None:
+    rows, counts = np.random.default_rng(size).integers(0, 10, size).astype(np.int32), np.arange(10)
+    add_counts(counts, rows)
+    assert counts.tolist() == [i + rows.tolist().count(i) for i in range(10)]
 
 
 def test_runs() -> None:

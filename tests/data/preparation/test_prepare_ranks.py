@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -107,6 +108,36 @@ def test_an_error_of_one_rank_is_that_of_all(tmp_path: Path, ranks: Callable[...
     (tmp_path / "out" / "mine").touch()
     told = ranks(2, on_ranks, SIZES, raw, {"out": tmp_path / "out"})
     assert told[0] == told[1] and "was not written by placerank" in told[0]
+
+
+def blocks_read(raw: Path, out: Path) -> int:
+    """How many blocks a rank puts into buckets while another one has an error at once."""
+    add_block, count = module.Seen.add_block, 0
+
+    def slow(*args: Any) -> None:
+        nonlocal count
+        count += 1
+        time.sleep(0.2)
+        add_block(*args)
+
+    module.Seen.add_block = slow  # type: ignore[method-assign]
+    told = on_ranks(SIZES, raw, {"out": out})
+    assert "got 3, expected 0 or 1" in told
+    return count
+
+
+def test_ranks_stop_when_one_has_an_error(tmp_path: Path, ranks: Callable[..., list[Any]]) -> None:
+    source = impressions()
+    source["label"][-1] = 3
+    table = pa.table(source)
+    raw = write(tmp_path / "raw", source)
+    (raw / "interactions.parquet").unlink()
+    (raw / "interactions").mkdir()
+    for i in range(40):  # a block each
+        pq.write_table(table.slice(10 * i, 10), raw / "interactions" / f"{i:02d}.parquet")
+    pq.write_table(table.slice(390), raw / "interactions" / "00.parquet")
+    read = ranks(2, blocks_read, raw, tmp_path / "out")
+    assert read[0] == 0 and read[1] < 15  # of 20
 
 
 def killed(sizes: dict[str, int], raw: Path, options: dict[str, Any], which: int, moment: int) -> None:
