@@ -28,7 +28,6 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from placerank.benchmarks.results_file import keep
 from placerank.data.batches.batch import SampleBatch
@@ -84,16 +83,25 @@ def write_tables(folder: Path, items: int) -> None:
 
 def make_sample(items: int, rng: np.random.Generator) -> SampleBatch:
     lengths = torch.from_numpy(rng.poisson(HISTORY, BATCH))
-    total, one, rows = int(lengths.sum()), torch.ones(BATCH, dtype=torch.int64), torch.arange(BATCH)
+    total, rows = int(lengths.sum()), torch.arange(BATCH)
     met = torch.from_numpy(rng.zipf(1.1, BATCH + total) % items)
-    ids = KeyedJaggedTensor(
-        keys=["user", "item", "history"],
-        values=torch.cat([torch.from_numpy(rng.integers(0, USERS, BATCH)), met]),
-        lengths=torch.cat([one, one, lengths]),
+    return SampleBatch(
+        request_id=rows,
+        user=torch.from_numpy(rng.integers(0, USERS, BATCH)),
+        user_index=rows,
+        time=torch.full((BATCH,), 1_700_000_000),
+        lat=torch.from_numpy(rng.uniform(0, 20, BATCH)).float(),
+        lon=torch.from_numpy(rng.uniform(0, 20, BATCH)).float(),
+        offsets=torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
+        history=met[BATCH:],
+        history_hours=torch.from_numpy(rng.exponential(200, total)).float(),
+        request=rows,
+        item=met[:BATCH],
+        label=torch.ones(BATCH),
+        visits=torch.ones(BATCH, dtype=torch.int32),
+        probability=None,
+        valid=BATCH,
     )
-    lat, lon = (torch.from_numpy(rng.uniform(0, 20, BATCH)).float() for _ in range(2))
-    hours = torch.from_numpy(rng.exponential(200, total)).float()
-    return SampleBatch(ids, hours, one.float(), rows, rows, one * 1_700_000_000, lat, lon, one.int(), None, BATCH)
 
 
 def proportional_bytes() -> int:

@@ -1,12 +1,12 @@
-"""Loader throughput beside the trainer's: rows a second of one process with one thread.
+"""Loader throughput beside the trainer's: samples a second of the processor's time, one thread.
 
     python benchmarks/bench_loader.py                   # a simulated city, about 280,000 samples, made and removed here
     python benchmarks/bench_loader.py --data PREPARED   # the training split of your own
     python benchmarks/bench_loader.py --save            # also writes results/loader.csv
 
-A figure is a whole epoch after the first one (files in the page cache), every batch taken and dropped. The sides take
-turns, so that a slow minute of the machine hits all of them. The trainer's side is the training step (TWIN, default
-settings) on batches in memory: what the loader has to keep up with.
+A figure is a whole epoch after the first one (files in the page cache), every batch taken and dropped. Time is the
+processor's, so that what others do on the machine does not count. The sides take turns. The trainer's side is the
+training step (TWIN, default settings) on batches in memory: what the loader has to keep up with.
 """
 
 import argparse
@@ -48,9 +48,9 @@ def loader_side(data: Path, batch_size: int, shuffle: bool, prefetch: int) -> Ca
     loader = SampleLoader(data, "train", batch_size, shuffle=shuffle, prefetch=prefetch)
 
     def epoch() -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         rows = sum(len(batch) for batch in loader)
-        return rows / (time.perf_counter() - start)
+        return rows / (time.process_time() - start)
 
     return epoch
 
@@ -65,14 +65,14 @@ def trainer_side(data: Path, batch_size: int, rt: Runtime, steps: int = 40) -> C
     samples = list(islice(SampleLoader(data, "train", batch_size, shuffle=True, prefetch=0), steps))
 
     def run() -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         for sample in samples:
             batch = catalog.expand(sample)
             loss = binary_cross_entropy_with_logits(trainee.model(batch).logits, batch.label)
             trainee.optimizer.zero_grad()
             loss.backward()
             trainee.optimizer.step()
-        return sum(map(len, samples)) / (time.perf_counter() - start)
+        return sum(map(len, samples)) / (time.process_time() - start)
 
     return run
 
@@ -96,7 +96,9 @@ def measure(data: Path, batch_size: int, repeats: int, rt: Runtime) -> list[dict
             figure = function()
             if repeat:  # the first is to warm up
                 figures[name].append(figure)
-    split = read_manifest(data, "prepared")["splits"]["train"]
+    manifest = read_manifest(data, "prepared")
+    split = manifest["splits"]["train"]
+    size = sum(file["bytes"] for name, file in manifest["files"].items() if name.startswith("train/"))
     return [
         {
             "side": name,
@@ -107,7 +109,9 @@ def measure(data: Path, batch_size: int, repeats: int, rt: Runtime) -> list[dict
             "repeats": repeats,
             "batch_size": batch_size,
             "rows": split["rows"],
+            "requests": split["requests"],
             "mean_history": round(split["mean_history"], 1),
+            "bytes_a_row": round(size / split["rows"], 1),
         }
         for name, values in figures.items()
     ]
@@ -127,7 +131,10 @@ def main() -> None:
     for line in lines:
         spread = f"({line['slowest']:,} to {line['fastest']:,})"
         print(f"{line['side']:<30} {line['rows_per_s']:>12,} rows/s  {spread}, {line['times_trainer']} x the trainer's")
-    print(f"{lines[0]['rows']:,} samples, mean history {lines[0]['mean_history']}, batches of {args.batch_size:,}")
+    print(
+        f"{lines[0]['rows']:,} samples of {lines[0]['requests']:,} requests, mean history {lines[0]['mean_history']}, "
+        f"{lines[0]['bytes_a_row']} bytes a sample, batches of {args.batch_size:,}"
+    )
     if args.save:
         save("loader.csv", lines)
 

@@ -26,7 +26,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from placerank.benchmarks.kernels.harness import peak_mib
 from placerank.benchmarks.results_file import keep
@@ -96,20 +95,34 @@ def make_tables(rng: np.random.Generator) -> tuple[pa.Table, pa.Table, np.ndarra
 
 
 def make_samples(rng: np.random.Generator, share: np.ndarray, longest: int) -> SampleBatch:
-    size = BATCH * 50 // longest
-    lengths = history_lengths(rng, size, longest)
-    total, one = int(lengths.sum()), torch.ones(size, dtype=torch.int64)
+    """Requests of one candidate each, so many that they have about as many visits as at histories of 50."""
+    return make_requests(rng, share, longest, 1, BATCH * 50 // longest)
+
+
+def make_requests(rng: np.random.Generator, share: np.ndarray, longest: int, candidates: int, size: int) -> SampleBatch:
+    """``size`` candidates of requests with so many each, the last with what is left."""
+    requests = -(-size // candidates)
+    lengths = history_lengths(rng, requests, longest)
+    total = int(lengths.sum())
     met = torch.from_numpy(1 + rng.choice(ITEMS - 1, size + total, p=share))
-    ids = KeyedJaggedTensor(
-        keys=["user", "item", "history"],
-        values=torch.cat([torch.from_numpy(rng.integers(0, USERS, size)), met]),
-        lengths=torch.cat([one, one, lengths]),
+    rows = torch.arange(requests)
+    return SampleBatch(
+        request_id=rows,
+        user=torch.from_numpy(rng.integers(0, USERS, requests)),
+        user_index=rows,
+        time=torch.full((requests,), NOW),
+        lat=torch.from_numpy(rng.uniform(0, 20, requests)).float(),
+        lon=torch.from_numpy(rng.uniform(0, 20, requests)).float(),
+        offsets=torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
+        history=met[size:],
+        history_hours=torch.from_numpy(rng.exponential(200, total)).float(),
+        request=torch.arange(size) // candidates,
+        item=met[:size],
+        label=torch.from_numpy(rng.random(size) < 0.2).float(),
+        visits=torch.zeros(size, dtype=torch.int32),
+        probability=None,
+        valid=size,
     )
-    label = torch.from_numpy(rng.random(size) < 0.2).float()
-    hours = torch.from_numpy(rng.exponential(200, total)).float()
-    lat, lon = (torch.from_numpy(rng.uniform(0, 20, size)).float() for _ in range(2))
-    rows = torch.arange(size)
-    return SampleBatch(ids, hours, label, rows, rows, one * NOW, lat, lon, one.int() * 0, None, size)
 
 
 class Side:

@@ -35,17 +35,24 @@ class Kind:
         made_by: the command that makes it.
         fields: what its readers take from the manifest, see ``plain``; besides those of ``_COMMON``.
         format: counts the changes after which an older placerank would misread the folder. A manifest without a
-            number is older than the numbers and read as it is.
+            number is older than the numbers and is read as format 1.
+        oldest: the oldest format that can still be read.
     """
 
     made_by: str
     fields: dict[str, Any]
     format: int = 1
+    oldest: int = 1
 
 
 _FILES = Each({"bytes": Count, "sha256": str})
 _COMMON = {"content_hash": str, "made_from": dict[str, str], "config": dict[str, Any], "files": _FILES}
-_SPLIT = {"rows": Count, "positives": Count, "mean_history": Annotated[float, 0]}
+_SPLIT = {
+    "rows": Count,
+    "positives": Count,
+    "mean_history": Annotated[float, 0],
+    "row_groups": dict[str, list[Count]],
+}
 _TABLE = {"rows": Count, "dim": Count, "format": str, "dtype": str, "file": str}
 KINDS = {
     "raw": Kind("placerank simulate", {}),
@@ -58,6 +65,8 @@ KINDS = {
             "user_columns": list[str],
             "source": Literal["impressions", "check-ins"],
         },
+        format=2,  # 1: a row of the samples was a candidate, with a history of its own
+        oldest=2,
     ),
     "align": Kind("placerank align", {"encoder": dict[str, Any], "prompts": dict[str, Any], "items": Count}),
     "tokenizer": Kind(
@@ -236,8 +245,8 @@ def read_manifest(folder: Path, kind: str, verify: bool = False) -> dict[str, An
 
     Raises:
         FileNotFoundError: no manifest: the folder is not one of ours, or the step did not finish.
-        ValueError: another kind of folder, one of a newer placerank, a manifest that is damaged or lacks a field, or a
-            file that is missing or differs from what was written.
+        ValueError: another kind of folder, one of a newer or a too old placerank, a manifest that is damaged or lacks a
+            field, or a file that is missing or differs from what was written.
     """
     path, known = folder / MANIFEST, KINDS[kind]
     if not path.is_file():
@@ -248,11 +257,15 @@ def read_manifest(folder: Path, kind: str, verify: bool = False) -> dict[str, An
     manifest: dict[str, Any] = read_json(path, dict[str, Any], again)
     if manifest.get("kind") != kind:
         raise ValueError(f"{folder} holds {manifest.get('kind')!r}, expected {kind!r}; check the path")
-    written = manifest.setdefault("format", known.format)
+    written = manifest.setdefault("format", 1)
     if type(written) is int and written > known.format:
         raise ValueError(
             f"{path}: got format {written}, this placerank reads up to {known.format}: a newer one wrote it; read it "
             f"with that one, or {again}"
+        )
+    if type(written) is int and 0 <= written < known.oldest:
+        raise ValueError(
+            f"{path}: got format {written} of an older placerank, expected {known.oldest} or more; {again}"
         )
     if found := fault(manifest, {"format": Count, **_COMMON, **known.fields}):
         raise ValueError(f"{path}: {found}; it is damaged, or another version of placerank wrote it: {again}")

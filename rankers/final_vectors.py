@@ -93,13 +93,13 @@ def latest_users(catalog: Catalog, data: Path, users: int) -> tuple[Tensor, Tens
     activity = catalog.user_activity(none, torch.zeros(0)).expand(users, ACTIVITY_DIM).clone()
     loader = SampleLoader(data, "train", _BATCH)
     for sample in tqdm(loader, total=loader.steps_per_epoch, desc="users", unit="batch", disable=None):
-        user, history = sample.ids["user"].values(), sample.ids["history"]
+        user = sample.user
         newest_first = sample.time.argsort(descending=True, stable=True)
         rows, first = map(torch.from_numpy, np.unique(user[newest_first].numpy(), return_index=True))
         at = newest_first[first]
         newer = (sample.time[at] >= latest[rows]) & (rows > 0)
         rows, at = rows[newer], at[newer]
         latest[rows] = sample.time[at]
-        clusters[rows] = catalog.user_clusters(history.offsets(), history.values())[at]
-        activity[rows] = catalog.user_activity(history.offsets(), sample.history_hours)[at]
+        clusters[rows] = catalog.user_clusters(sample.offsets, sample.history)[at]
+        activity[rows] = catalog.user_activity(sample.offsets, sample.history_hours)[at]
     return clusters, activity

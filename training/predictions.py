@@ -161,17 +161,18 @@ def predict(score: Score, loader: Iterable[SampleBatch], shift: float = 0.0) -> 
                     f"the scorer returned shape {tuple(logit.shape)} for {len(batch.label)} rows, expected one logit "
                     "a row: [B]"
                 )
+            of_request = batch.request
             columns = {
-                "request": batch.request,
-                "user_index": batch.user_index,
-                "user_row": batch.ids["user"].values(),
-                "item_row": batch.ids["item"].values(),
+                "request": batch.request_id[of_request],
+                "user_index": batch.user_index[of_request],
+                "user_row": batch.user[of_request],
+                "item_row": batch.item,
                 "label": batch.label,
                 "logit": logit,
-                "time": batch.time,
+                "time": batch.time[of_request],
                 "visits": batch.visits,
-                "lat": batch.lat,
-                "lon": batch.lon,
+                "lat": batch.lat[of_request],
+                "lon": batch.lon[of_request],
                 "probability": batch.probability,
             }
             if bad := int((~torch.isfinite(logit[: batch.valid])).sum()):

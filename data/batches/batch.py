@@ -1,7 +1,8 @@
 """What the loader yields, and what the ranker takes.
 
-Shapes: B samples, T history entries in all of them together (jagged), U distinct items among targets and visits of a
-batch: what belongs to an item is looked up and computed once, however often it was met.
+Shapes: B samples, each a candidate of one of R requests, T history entries of all requests together (jagged), U
+distinct items among targets and visits of a batch: what belongs to an item is looked up and computed once, however
+often it was met.
 """
 
 from collections.abc import Callable
@@ -18,29 +19,40 @@ from .dense_batch import DenseBatch
 
 @dataclass
 class SampleBatch:
-    """Samples as they stand in the prepared Parquet files, on the CPU.
+    """Requests and candidates of them, as they stand in prepared folders, on the CPU.
+
+    What is of a request is here once, however many of its candidates are. A request that the edge of a batch cuts is in
+    both batches, each with its own candidates of it.
 
     Attributes:
-        ids: keys "user", "item" (one row number a sample) and "history" (oldest first); int64 values.
-        history_hours: hours between each visit in the history and the sample's time, float32 [T].
+        request_id: number of the request among all, int64 [R].
+        user: row of users, 0 outside the vocabulary, int64 [R].
+        user_index: index among all users, also those outside the vocabulary, int64 [R].
+        time: of the request, seconds since 1970 UTC, int64 [R].
+        lat, lon: place of the request in degrees, NaN where unknown, float32 [R].
+        offsets: request r's history is entries offsets[r] to offsets[r+1], int64 [R+1].
+        history: rows of the items visited, oldest first, int64 [T].
+        history_hours: hours between each of these visits and the request, float32 [T].
+        request: which of the R requests each candidate belongs to, in ascending order, each at least once, int64 [B].
+        item: row of the candidate, int64 [B].
         label: 1 clicked or visited, 0 shown and not, float32 [B].
-        request: samples of one request share it, int64 [B].
-        user_index: index among all users, also those outside the vocabulary, int64 [B].
-        time: seconds since 1970 UTC, int64 [B].
-        lat, lon: place of the request in degrees, NaN where unknown, float32 [B].
-        visits: earlier positives of this user on this item, int32 [B].
+        visits: earlier positives of the user on this item, int32 [B].
         probability: the true click probability where the source knows it, float32 [B].
-        valid: samples before this index are real; the others repeat one so that all ranks have equal batches.
+        valid: candidates before this index are real; the others repeat one so that all ranks have equal batches.
     """
 
-    ids: KeyedJaggedTensor
-    history_hours: Tensor
-    label: Tensor
-    request: Tensor
+    request_id: Tensor
+    user: Tensor
     user_index: Tensor
     time: Tensor
     lat: Tensor
     lon: Tensor
+    offsets: Tensor
+    history: Tensor
+    history_hours: Tensor
+    request: Tensor
+    item: Tensor
+    label: Tensor
     visits: Tensor
     probability: Tensor | None
     valid: int

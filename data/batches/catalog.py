@@ -118,16 +118,15 @@ class Catalog:
 
         Touches no device, so a thread that reads ahead may do it, and pin what comes out.
         """
-        ids, pooled = sample.ids, [t.name for t in self.features.pooled]
-        item, user, history = ids["item"].values(), ids["user"].values(), ids["history"]
-        found, at = torch.cat([item, history.values()]).unique(return_inverse=True)
+        pooled = [t.name for t in self.features.pooled]
+        user, request, offsets = sample.user, sample.request, sample.offsets
+        found, at = torch.cat([sample.item, sample.history]).unique(return_inverse=True)
         target = at[: len(sample)]
-        offsets = history.offsets().long()
-        whole = {"found": found, "target": target, "visits": at[len(sample) :], "offsets": offsets}
+        whole = {"found": found, "target": target, "visits": at[len(sample) :], "offsets": offsets, "request": request}
         whole |= {"user": user, "time": sample.time}
         whole |= {n: self.on_host[n].index_select(0, user) for n in (f"user_{p}" for p in pooled) if n in self.on_host}
         if USER_CLUSTER in pooled:
-            whole[USER_CLUSTER] = self.user_clusters(offsets, history.values())
+            whole[USER_CLUSTER] = self.user_clusters(offsets, sample.history)
         if self.features.traits:
             whole |= {
                 "user_head": self.on_host["user_head"].index_select(0, user),
@@ -135,13 +134,15 @@ class Catalog:
             }
         real = {"hours": sample.history_hours, "label": sample.label, "lat": sample.lat, "lon": sample.lon}
         real |= {"earlier": sample.visits}
-        path_rows = int(self.on_host["path_length"].index_select(0, item).sum()) if "category_path" in pooled else 0
-        return HostBatch.of(whole, real, history.lengths().long(), path_rows)
+        path_rows = 0
+        if "category_path" in pooled:
+            path_rows = int(self.on_host["path_length"].index_select(0, sample.item).sum())
+        return HostBatch.of(whole, real, offsets.diff().index_select(0, request), path_rows)
 
     def expand(self, batch: HostBatch | SampleBatch) -> RankingBatch:
         """The device's half: look up everything that follows from the rows of a batch. Samples are gathered first."""
         host = batch if isinstance(batch, HostBatch) else self.gather(batch)
-        x = host.pieces(self.device)
+        x = _by_candidate(host.pieces(self.device), host.pairs)
         items = self.rows(x["found"])
         lengths = x["offsets"].diff()
         sample_of = segment_ids_unchecked(x["offsets"], x["visits"].numel())
@@ -241,6 +242,19 @@ class Catalog:
             user_cluster=x[USER_CLUSTER] * (x["user"] > 0) if USER_CLUSTER in x else none(x["user"]),
             item=x["found"],
         )
+
+
+def _by_candidate(x: Pieces, pairs: int) -> Pieces:
+    """The same pieces with what is of a request repeated for each of its candidates, whose histories have ``pairs``
+    visits in all."""
+    request = x["request"]
+    of_request = [n for n in x if n in ("time", "lat", "lon") or n.startswith("user")]
+    length = x["offsets"].diff().index_select(0, request)
+    rows = ranges_unchecked(x["offsets"][1:].index_select(0, request), length, pairs)
+    x = x | {n: x[n].index_select(0, request) for n in of_request}
+    return (
+        x | {n: x[n].index_select(0, rows) for n in ("visits", "hours")} | {"offsets": F.pad(length.cumsum(0), (1, 0))}
+    )
 
 
 def _place(x: Pieces) -> Tensor:

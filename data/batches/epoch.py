@@ -1,4 +1,4 @@
-"""The order of an epoch's samples as a line [0, N), and what is left of it.
+"""The order of an epoch's samples, that is of its candidates, as a line [0, N), and what is left of it.
 
 The line depends on the files, the seed and the epoch, and not on the number of ranks. What is left of it is a
 list of intervals [low, high), the same on every rank, so any number of ranks can go on from it.
@@ -13,10 +13,12 @@ Intervals = list[tuple[int, int]]
 
 
 class Line:
-    """Row groups in a random order, and rows in a random order within blocks of a few row groups.
+    """Row groups in a random order, and requests in a random order within blocks of a few row groups.
+
+    Candidates of a request stay side by side.
 
     Args:
-        sizes: rows of each row group, in file order.
+        sizes: candidates of each row group, in file order.
         window: row groups of a block: what a reader holds in memory.
         seed: with ``epoch`` decides the order; None keeps the file order.
         epoch: number of the epoch.
@@ -31,23 +33,20 @@ class Line:
         rows = [sum(sizes[g] for g in block) for block in self.blocks]
         self.starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
 
-    def pieces(self, intervals: Intervals) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """What the intervals hold, in their order: (block, rows), rows counted within the block's row groups."""
-        block, order = -1, np.empty(0, np.int64)
+    def pieces(self, intervals: Intervals) -> Iterator[tuple[int, int, int]]:
+        """What the intervals hold, in their order: block, and first and last+1 of the candidates within it."""
         for low, high in intervals:
             while low < high:
-                now = int(np.searchsorted(self.starts, low, "right")) - 1
-                if now != block:
-                    block, order = now, self._order(now)
+                block = int(np.searchsorted(self.starts, low, "right")) - 1
                 start, end = int(self.starts[block]), int(self.starts[block + 1])
-                yield block, order[low - start : min(high, end) - start]
+                yield block, low - start, min(high, end) - start
                 low = end
 
-    def _order(self, block: int) -> NDArray[np.int64]:
-        rows = int(self.starts[block + 1] - self.starts[block])
+    def order(self, block: int, requests: int) -> NDArray[np.int64]:
+        """The order of a block's requests, as many as the reader has found in it."""
         if self._seed is None:
-            return np.arange(rows)
-        return np.random.default_rng([self._seed, self._epoch, block]).permutation(rows)
+            return np.arange(requests)
+        return np.random.default_rng([self._seed, self._epoch, block]).permutation(requests)
 
 
 def total(intervals: Intervals) -> int:

@@ -1,6 +1,6 @@
 """What of a batch is found out on the host, before a device sees it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -16,8 +16,9 @@ class HostBatch:
         whole: the pieces that are whole numbers, int64 [N].
         real: those that are not, float32 [M].
         whole_sizes, real_sizes: how many numbers each piece has, by name, in their order.
-        lengths: of the histories, int64 [B]; stays on the host.
+        lengths: of each candidate's history, int64 [B]; stays on the host.
         path_rows: rows of category paths that the targets have in all.
+        pairs: visits of the candidates' histories in all, one that several candidates share counted for each.
     """
 
     whole: Tensor
@@ -26,13 +27,14 @@ class HostBatch:
     real_sizes: dict[str, int]
     lengths: Tensor
     path_rows: int
+    pairs: int
 
     @classmethod
     def of(cls, whole: dict[str, Tensor], real: dict[str, Tensor], lengths: Tensor, path_rows: int) -> Self:
         """Put pieces side by side: ``whole`` integers or bool, ``real`` float32 or integers, each of one dimension."""
         wholes, whole_sizes = _side_by_side(whole, torch.int64)
         reals, real_sizes = _side_by_side(real, torch.float32)
-        return cls(wholes, reals, whole_sizes, real_sizes, lengths, path_rows)
+        return cls(wholes, reals, whole_sizes, real_sizes, lengths, path_rows, int(lengths.sum()))
 
     def pieces(self, device: torch.device) -> dict[str, Tensor]:
         """All pieces on a device, by name; int64 and float32."""
@@ -42,14 +44,7 @@ class HostBatch:
 
     def pin_memory(self) -> Self:
         """The same in memory from which a GPU copies by itself."""
-        return type(self)(
-            self.whole.pin_memory(),
-            self.real.pin_memory(),
-            self.whole_sizes,
-            self.real_sizes,
-            self.lengths,
-            self.path_rows,
-        )
+        return replace(self, whole=self.whole.pin_memory(), real=self.real.pin_memory())
 
 
 def _side_by_side(pieces: dict[str, Tensor], dtype: torch.dtype) -> tuple[Tensor, dict[str, int]]:

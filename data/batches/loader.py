@@ -12,90 +12,80 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from ..arrays import ranges
-from ..manifest import MANIFEST, read_manifest
-from ..plain import Count, fault
+from ..manifest import read_manifest
+from ..requests import PROBABILITY, Requests, columns_to_read
 from .batch import SampleBatch
 from .epoch import Intervals, Line, after, cut, share, total
 
 _WINDOW = 4  # row groups that are shuffled together
-_FLAT = {
-    "request": np.int64,
-    "user_row": np.int32,
-    "user_index": np.int64,
-    "item_row": np.int32,
-    "label": np.float32,
-    "time": np.int64,
-    "lat": np.float32,
-    "lon": np.float32,
-    "visits": np.int32,
-}
-_JAGGED = {"history": np.int32, "history_hours": np.float32}
 
 T = TypeVar("T")
 
 
 @dataclass
-class _Rows:
-    """Samples as NumPy arrays: columns [R], and jagged columns as offsets [R + 1] and values."""
+class _Block:
+    """A few row groups, in the order of the line.
 
-    flat: dict[str, NDArray[Any]]
-    offsets: NDArray[np.int64]
-    jagged: dict[str, NDArray[Any]]
+    Attributes:
+        requests: as they were read.
+        order: of the requests, int64 [R].
+        ends: candidates up to each request and with it, in that order, int64 [R].
+    """
+
+    requests: Requests
+    order: NDArray[np.int64]
+    ends: NDArray[np.int64]
 
     @classmethod
-    def of_table(cls, table: pa.Table) -> "_Rows":
-        flat = {n: table[n].to_numpy() for n in table.column_names if n not in _JAGGED}
-        lists = {n: table[n].combine_chunks() for n in _JAGGED}
-        offsets = lists["history"].offsets.to_numpy()
-        values = {n: x.values.to_numpy()[offsets[0] : offsets[-1]] for n, x in lists.items()}
-        return cls(flat, offsets.astype(np.int64) - offsets[0], values)
+    def of(cls, requests: Requests, order: NDArray[np.int64]) -> "_Block":
+        return cls(requests, order, np.cumsum(np.diff(requests.candidates.offsets)[order]))
 
-    def take(self, rows: NDArray[np.int64]) -> "_Rows":
-        """Some rows, in the types of a batch."""
-        start, length = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
-        at = ranges(start, length)
-        flat = {n: x[rows].astype(_FLAT.get(n, np.float32), copy=False) for n, x in self.flat.items()}
-        jagged = {n: x[at].astype(_JAGGED[n], copy=False) for n, x in self.jagged.items()}
-        return _Rows(flat, np.concatenate([[0], np.cumsum(length)]), jagged)
+    def take(self, low: int, high: int) -> Requests:
+        """Candidates low to high - 1 of the block, one or more, and the requests that they belong to."""
+        first, last = np.searchsorted(self.ends, [low, high - 1], "right").tolist()
+        before = int(self.ends[first - 1]) if first else 0
+        return self.requests.take(self.order[first : last + 1], low - before, high - low)
 
-    @staticmethod
-    def join(parts: list["_Rows"]) -> "_Rows":
-        if len(parts) == 1:
-            return parts[0]
-        flat = {n: np.concatenate([p.flat[n] for p in parts]) for n in parts[0].flat}
-        jagged = {n: np.concatenate([p.jagged[n] for p in parts]) for n in parts[0].jagged}
-        length = np.concatenate([np.diff(p.offsets) for p in parts])
-        return _Rows(flat, np.concatenate([[0], np.cumsum(length)]), jagged)
 
-    def batch(self, valid: int) -> SampleBatch:
-        flat = {n: torch.from_numpy(x) for n, x in self.flat.items() if n not in ("user_row", "item_row")}
-        values = (self.flat["user_row"], self.flat["item_row"], self.jagged["history"])
-        one = np.ones(len(self.offsets) - 1, np.int64)
-        ids = KeyedJaggedTensor(
-            keys=["user", "item", "history"],
-            values=torch.from_numpy(np.concatenate(values, dtype=np.int64)),
-            lengths=torch.from_numpy(np.concatenate([one, one, np.diff(self.offsets)])),
-        )
-        names = ("label", "request", "user_index", "time", "lat", "lon", "visits")
-        return SampleBatch(
-            ids=ids,
-            history_hours=torch.from_numpy(self.jagged["history_hours"]),
-            probability=flat.get("probability"),
-            valid=valid,
-            **{n: flat[n] for n in names},
-        )
+def _batch(found: Requests, valid: int) -> SampleBatch:
+    flat, candidates = found.flat, found.candidates
+
+    def whole(x: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(x.astype(np.int64, copy=False))
+
+    def real(x: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(x.astype(np.float32, copy=False))
+
+    known = candidates.values.get(PROBABILITY)
+    return SampleBatch(
+        request_id=whole(flat["request"]),
+        user=whole(flat["user_row"]),
+        user_index=whole(flat["user_index"]),
+        time=whole(flat["time"]),
+        lat=real(flat["lat"]),
+        lon=real(flat["lon"]),
+        offsets=whole(found.history.offsets),
+        history=whole(found.history.values["history"]),
+        history_hours=real(found.history.values["history_hours"]),
+        request=whole(np.repeat(np.arange(len(found)), np.diff(candidates.offsets))),
+        item=whole(candidates.values["item_row"]),
+        label=real(candidates.values["label"]),
+        visits=torch.from_numpy(candidates.values["visits"].astype(np.int32, copy=False)),
+        probability=None if known is None else real(known),
+        valid=valid,
+    )
 
 
 class SampleLoader:
-    """Batches of one split of a prepared folder, for one rank.
+    """Batches of one split of a prepared folder, for one rank. Samples, which are counted below, are candidates.
 
     **Order.** The samples of an epoch lie on a line that does not depend on the number of ranks: shuffled, the row
-    groups are in an order that follows from seed and epoch, and rows are mixed within each four consecutive ones;
-    unshuffled, it is the order of the files. Each rank takes a contiguous part of what is left of the line; the
-    parts differ by one row at most. A rank reads only the row groups that its part needs.
+    groups are in an order that follows from seed and epoch, and requests are mixed within each four consecutive ones;
+    unshuffled, it is the order of the files. Candidates of a request lie side by side. Each rank takes a contiguous
+    part of what is left of the line; the parts differ by one row at most. A rank reads only the row groups that its
+    part needs. Where the edge of a batch, or of a rank's part, cuts a request, both sides have the request, and each
+    some of its candidates.
 
     **Training** (``shuffle=True``): all ranks have the same batches in number and size. The last batch of an epoch is
     shorter, and fewer than ``world_size`` rows of an epoch are left out.
@@ -109,7 +99,7 @@ class SampleLoader:
     Args:
         folder: a prepared folder.
         split: "train", "valid" or "test".
-        batch_size: samples a batch, on each rank.
+        batch_size: samples a batch, on each rank, however many requests they belong to.
         rank, world_size: this rank and how many there are.
         seed: decides the shuffled order.
         shuffle: training or evaluation, see above.
@@ -188,22 +178,23 @@ class SampleLoader:
         done = first * self.batch_size
         line = Line(self._sizes, _WINDOW if self.shuffle else 1, self.seed if self.shuffle else None, epoch)
         held, block = -1, None
-        parts: list[_Rows] = []
+        parts: list[Requests] = []
         size = min(self.batch_size, rows - done)
-        for number, order in line.pieces(cut(mine, done, rows)):
+        for number, at, end in line.pieces(cut(mine, done, rows)):
             if number != held or block is None:
-                held, block = number, self._read(line.blocks[number])
-            while len(order):
-                part, order = order[:size], order[size:]
-                parts.append(block.take(part))
-                size -= len(part)
+                found = self._read(line.blocks[number])
+                held, block = number, _Block.of(found, line.order(number, len(found)))
+            while at < end:
+                upto = min(at + size, end)
+                parts.append(block.take(at, upto))
+                at, size = upto, size - (upto - at)
                 if size == 0:
-                    yield _Rows.join(parts).batch(valid=min(high - low - done, self.batch_size, rows - done))
+                    yield _batch(Requests.join(parts), valid=min(high - low - done, self.batch_size, rows - done))
                     parts = []
                     done += self.batch_size
                     size = min(self.batch_size, rows - done)
 
-    def _read(self, groups: NDArray[np.int64]) -> _Rows:
+    def _read(self, groups: NDArray[np.int64]) -> Requests:
         parts = []
         for group in groups:
             file, index = self._groups[group]
@@ -211,23 +202,33 @@ class SampleLoader:
             try:
                 with pq.ParquetFile(path, metadata=self._footers.get(file)) as source:
                     footer = self._footers[file] = source.metadata
-                    rows = footer.row_group(index).num_rows if index < footer.num_row_groups else 0
-                    if rows != self._sizes[group]:
+                    if index >= footer.num_row_groups:
                         raise ValueError(
-                            f"{path}: got {rows:,} samples in row group {index}, the manifest says "
-                            f"{self._sizes[group]:,}; prepare the data again"
+                            f"{path}: got {footer.num_row_groups:,} row groups, the manifest tells of more; prepare "
+                            "the data again"
                         )
-                    there = ["probability"] if "probability" in source.schema_arrow.names else []
-                    parts.append(_Rows.of_table(source.read_row_group(index, columns=[*_FLAT, *_JAGGED, *there])))
+                    table = source.read_row_group(index, columns=columns_to_read(source.schema_arrow.names))
             except (pa.ArrowInvalid, OSError) as error:
-                raise _damaged(path, error) from error
-            longest = int(np.diff(parts[-1].offsets).max())
+                raise ValueError(
+                    f"{path}: not a whole Parquet file of samples ({error}); prepare the data again"
+                ) from error
+            try:
+                parts.append(Requests.of_table(table))
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+            rows = int(parts[-1].candidates.offsets[-1])
+            if rows != self._sizes[group]:
+                raise ValueError(
+                    f"{path}: got {rows:,} samples in row group {index}, the manifest says {self._sizes[group]:,}; "
+                    "prepare the data again"
+                )
+            longest = int(np.diff(parts[-1].history.offsets).max())
             if longest > self._longest:
                 raise ValueError(
                     f"{path}: got a history of {longest:,} visits, the data were prepared with "
                     f"history_length={self._longest:,}; prepare with --history-length {longest}, or cut the histories"
                 )
-        return _Rows.join(parts)
+        return Requests.join(parts)
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch that was taken: JSON-ready, and the same on every rank.
@@ -257,42 +258,22 @@ class SampleLoader:
             self._start(state["epoch"] + 1, [(0, self.rows)])
 
 
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path}: not a whole Parquet file of samples ({error}); prepare the data again")
-
-
 def _row_groups(
     folder: Path, split: str, manifest: dict[str, Any]
 ) -> tuple[list[Path], list[tuple[int, int]], list[int]]:
-    """Files; (file, row group) of each row group that has rows; and how many.
-
-    The manifest tells them. An older one does not: then the files' footers are read.
-    """
+    """Files; (file, row group) of each row group that has samples; and how many: the manifest tells them."""
     splits = manifest["splits"]
     if split not in splits:
         raise ValueError(f"{folder} has no {split!r} split, it has {', '.join(splits)}; prepare with a fraction for it")
-    known = splits[split].get("row_groups")
-    if known is None:
-        known = {path.name: _footer_rows(path) for path in (folder / split).glob("*.parquet")}
-    elif found := fault(known, dict[str, list[Count]], f"splits.{split}.row_groups"):
-        raise ValueError(f"{folder / MANIFEST}: {found}; prepare the data again")
+    known, expected = splits[split]["row_groups"], splits[split]["rows"]
     names = sorted(known)
     groups = [(f, i) for f, name in enumerate(names) for i, rows in enumerate(known[name]) if rows]
-    got, expected = sum(map(sum, known.values())), splits[split]["rows"]
-    if got != expected:
+    if (got := sum(map(sum, known.values()))) != expected:
         raise ValueError(
             f"{folder / split}: got {got:,} samples in {len(names)} files, the manifest says {expected:,}; "
             "prepare the data again"
         )
     return [folder / split / name for name in names], groups, [known[names[f]][i] for f, i in groups]
-
-
-def _footer_rows(path: Path) -> list[int]:
-    try:
-        footer = pq.read_metadata(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(path, error) from error
-    return [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
 
 
 def read_ahead(items: Iterable[T], depth: int) -> Iterator[T]:

@@ -39,7 +39,7 @@ from ..raw.schema import check_not_all_bad, has_column, inventory, iter_interact
 from ..raw.times import iso
 from .buckets import MOST_FILES, Bucket, Sorted, by_number, part, sharing, sort_bucket, spread, times
 from .negatives import Reach
-from .samples import SPLITS, CheckIns, SplitWriter, check_ins, impressions, user_blocks
+from .samples import SPLITS, CheckIns, SplitWriter, check_ins, impressions, mixed, user_blocks
 from .summary import Seen, Told, busiest, lines, summarize
 from .tables import write_catalog, write_users
 from .vocabulary import item_vocabularies
@@ -89,7 +89,7 @@ class PrepareConfig:
     on_bad_rows: OnBadRows = "error"
     """error: stop at the first bad row; skip: set bad rows aside in OUT/rejected and count them."""
     row_group_rows: int = 65_536
-    """Rows of a Parquet row group of samples: the unit that the loader reads."""
+    """Samples of a Parquet row group, at most, in whole requests: the unit that the loader reads."""
     seed: int = 0
     """Decides the negatives and the order of the training samples."""
     overwrite: bool = False
@@ -476,11 +476,9 @@ class _Job:
             else:
                 samples = check_ins(b, rows, self.longest, split, self.how, rng)
             of = np.searchsorted(self.starts, samples.time, "right")
-            key = rng.random(len(of))
             for i, writer in enumerate(writers):
-                mine = np.flatnonzero(of == i)
-                mixed = np.argsort(key[mine]) if i == 0 else np.lexsort((key[mine], samples.request[mine]))
-                writer.write(samples, mine[mixed], user_row, users, requests)
+                mine = mixed(samples, np.flatnonzero(of == i), requests_too=i == 0, rng=rng)
+                writer.write(samples, mine, user_row, users, requests)
             progress.update(rows.stop - rows.start)
         for writer in writers:
             writer.close()

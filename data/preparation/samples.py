@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..arrays import first_of_run, ranges, starts_run
+from ..requests import ENCODING, PROBABILITY, Lists, Requests
 from .buckets import Bucket
 from .history import earlier_visits, history_ranges
 from .negatives import Reach
@@ -156,42 +156,77 @@ def check_ins(
     )
 
 
-def sample_table(
+def mixed(s: Samples, rows: NDArray[np.int64], requests_too: bool, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Candidates with those of a request side by side, in random order; the requests in theirs, or in random order."""
+    first = int(s.request[0]) if len(s.request) else 0
+    order = s.request - first
+    if requests_too and len(order):
+        order = rng.permutation(int(order[-1]) + 1)[order]
+    return rows[np.lexsort((rng.random(len(rows)), order[rows]))]
+
+
+def requests_of(
     s: Samples, rows: NDArray[np.int64], user_row: NDArray[np.int32], users: int, requests: int
-) -> pa.Table:
-    """The Parquet columns of some samples.
+) -> Requests:
+    """Some samples by request.
 
     Args:
-        rows: which samples, in the order wanted.
+        rows: which samples, those of a request side by side, in the order wanted.
         user_row: vocabulary row of each user of the bucket.
         users, requests: how many came before this bucket.
     """
-    start, length = s.history_start[rows], s.history_end[rows] - s.history_start[rows]
-    offsets = np.zeros(len(rows) + 1, np.int32)
-    np.cumsum(length, out=offsets[1:])
+    new = np.flatnonzero(starts_run(s.request[rows]))
+    of = rows[new]
+    start, length = s.history_start[of], s.history_end[of] - s.history_start[of]
     at = ranges(start, length)
-    hours = (np.repeat(s.time[rows], length) - s.positive_time[at]) / _HOUR
-    columns: dict[str, Any] = {
-        "request": s.request[rows] + requests,
-        "user_row": user_row[s.user[rows]],
-        "user_index": s.user[rows].astype(np.int64) + users,
+    hours = (np.repeat(s.time[of], length) - s.positive_time[at]) / _HOUR
+    columns: dict[str, NDArray[Any]] = {
         "item_row": s.item[rows] + np.int32(1),
         "label": s.label[rows],
-        "time": s.time[rows],
-        "lat": s.lat[rows],
-        "lon": s.lon[rows],
         "visits": s.visits[rows],
-        "history": pa.ListArray.from_arrays(offsets, s.positive_item[at] + np.int32(1)),
-        "history_hours": pa.ListArray.from_arrays(offsets, hours.astype(np.float32)),
     }
     if s.probability is not None:
-        columns["probability"] = s.probability[rows]
-    return pa.table(columns)
+        columns[PROBABILITY] = s.probability[rows]
+    return Requests(
+        {
+            "request": s.request[of] + requests,
+            "user_row": user_row[s.user[of]],
+            "user_index": s.user[of].astype(np.int64) + users,
+            "time": s.time[of],
+            "lat": s.lat[of],
+            "lon": s.lon[of],
+        },
+        Lists(
+            np.concatenate([[0], np.cumsum(length)]),
+            {"history": s.positive_item[at] + np.int32(1), "history_hours": hours.astype(np.float32)},
+        ),
+        Lists(np.append(new, len(rows)), columns),
+    )
+
+
+def row_groups(candidates: NDArray[np.int64], most: int) -> list[int]:
+    """How many requests each row group takes, in their order: as many as have ``most`` candidates together, at least
+    one; what is left at the end, which more requests may follow, is in none.
+
+    Args:
+        candidates: of each request, [R].
+        most: at most so many a group, unless one request has more.
+    """
+    upto = np.concatenate([[0], np.cumsum(candidates)])
+    taken, first = [], 0
+    while upto[-1] - upto[first] >= most:
+        stop = max(int(np.searchsorted(upto, upto[first] + most, "right")) - 1, first + 1)
+        taken.append(stop - first)
+        first = stop
+    return taken
 
 
 @dataclass
 class SplitWriter:
-    """Writes the shards of one split: full row groups, so many to a file, and counts what it wrote."""
+    """Writes the shards of one split: full row groups, so many to a file, and counts what it wrote.
+
+    A row group has at most ``row_group_rows`` candidates, and whole requests: one with more than that has its own.
+    """
 
     folder: Path
     row_group_rows: int
@@ -204,49 +239,55 @@ class SplitWriter:
     row_groups: dict[str, list[int]] = field(default_factory=dict)
     _files: int = 0
     _groups: int = 0
-    _pending: list[pa.Table] = field(default_factory=list)
+    _pending: list[Requests] = field(default_factory=list)
+    _waiting: int = 0  # candidates of those
     _writer: pq.ParquetWriter | None = None
 
     def write(
         self, s: Samples, rows: NDArray[np.int64], user_row: NDArray[np.int32], users: int, requests: int
     ) -> None:
-        """Append samples; see ``sample_table``."""
+        """Append samples; see ``requests_of``."""
         if len(rows) == 0:
             return
         time = s.time[rows]
         self.rows += len(rows)
-        self.requests += len(np.unique(s.request[rows]))
         self.positives += int(s.label[rows].sum())
         self.history += int((s.history_end[rows] - s.history_start[rows]).sum())
         self.first = int(time.min()) if self.first is None else min(self.first, int(time.min()))
         self.last = int(time.max()) if self.last is None else max(self.last, int(time.max()))
-        for at in range(0, len(rows), self.row_group_rows):
-            self._pending.append(sample_table(s, rows[at : at + self.row_group_rows], user_row, users, requests))
-            self._flush(self.row_group_rows)
+        starts = np.flatnonzero(starts_run(s.request[rows]))
+        self.requests += len(starts)
+        for piece in np.split(rows, starts[1:][np.diff(starts // self.row_group_rows) > 0]):
+            self._pending.append(requests_of(s, piece, user_row, users, requests))
+            self._waiting += len(piece)
+            self._flush(last=False)
 
-    def _flush(self, least: int) -> None:
-        while self._pending and sum(t.num_rows for t in self._pending) >= least:
-            table = pa.concat_tables(self._pending)
-            self._write_group(table.slice(0, self.row_group_rows))
-            rest = table.slice(self.row_group_rows)
-            self._pending = [rest] if rest.num_rows else []
+    def _flush(self, last: bool) -> None:
+        if not self._pending or not (last or self._waiting >= self.row_group_rows):
+            return
+        waiting = Requests.join(self._pending)
+        candidates = np.diff(waiting.candidates.offsets)
+        takes = row_groups(candidates, self.row_group_rows)
+        done = sum(takes)
+        if last and done < len(waiting):
+            takes.append(len(waiting) - done)
+        done = 0
+        for requests in takes:
+            self._write_group(waiting.take(np.arange(done, done + requests)))
+            done += requests
+        self._pending = [waiting.take(np.arange(done, len(waiting)))] if done < len(waiting) else []
+        self._waiting = int(candidates[done:].sum())
 
-    def _write_group(self, table: pa.Table) -> None:
+    def _write_group(self, group: Requests) -> None:
+        table = group.table()
         if self._writer is None:
             self.folder.mkdir(exist_ok=True)
             name = f"part-{self._files:05d}.parquet"
             self.row_groups[name] = []
-            self._writer = pq.ParquetWriter(
-                self.folder / name,
-                table.schema,
-                compression="zstd",
-                compression_level=1,
-                use_dictionary=["label", "visits"],
-                column_encoding={f"{n}.list.element": "BYTE_STREAM_SPLIT" for n in ("history", "history_hours")},
-            )
+            self._writer = pq.ParquetWriter(self.folder / name, table.schema, **ENCODING)
             self._files += 1
-        self._writer.write_table(table, row_group_size=self.row_group_rows)
-        self.row_groups[f"part-{self._files - 1:05d}.parquet"].append(table.num_rows)
+        self._writer.write_table(table, row_group_size=len(table))
+        self.row_groups[f"part-{self._files - 1:05d}.parquet"].append(int(group.candidates.offsets[-1]))
         self._groups += 1
         if self._groups % _GROUPS_PER_FILE == 0:
             self._close_file()
@@ -258,10 +299,11 @@ class SplitWriter:
 
     def close(self) -> None:
         """Write what is left; the split is whole after this."""
-        self._flush(1)
+        self._flush(last=True)
         self._close_file()
 
     def summary(self) -> dict[str, Any]:
+        """Of the split, for the manifest: ``rows`` are candidates, and so are the numbers of ``row_groups``."""
         return {
             "rows": self.rows,
             "requests": self.requests,

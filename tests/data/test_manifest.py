@@ -113,7 +113,7 @@ def test_lines_of_steps_to_be_done_again_are_dropped_and_so_is_half_a_line(tmp_p
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-SPLIT = {"rows": 9, "positives": 3, "mean_history": 1.5}
+SPLIT = {"rows": 9, "positives": 3, "mean_history": 1.5, "row_groups": {"part-00000.parquet": [9]}}
 FIELDS: dict[str, dict[str, Any]] = {
     "raw": {},
     "prepared": {
@@ -157,7 +157,11 @@ def test_every_field_that_readers_take_is_checked(kind: str, tmp_path: Path) -> 
         name, value = ".".join(map(str, way)), manifest
         for step in way:
             value = value[step]
-        if (way[0] in ("made_from", "files") and len(way) == 2) or isinstance(way[-1], int) or way[-1] in ("train",):
+        if (
+            (way[0] in ("made_from", "files") and len(way) == 2)
+            or isinstance(way[-1], int)
+            or way[-1] in ("train", "part-00000.parquet")
+        ):
             continue  # one fewer is another folder's manifest, not a damaged one
         if not (way[0] == "tables" and kind == "export" and len(way) == 2):
             assert f"'{name}' is missing; it is damaged, or another version of placerank wrote it: make" in refused(
@@ -194,6 +198,17 @@ def test_formats(tmp_path: Path) -> None:
     file.write_text(json.dumps(manifest | {"format": 2}))
     with pytest.raises(ValueError, match=r"format 2, this placerank reads up to 1: a newer one wrote it; read it with"):
         read_manifest(tmp_path / "a", "raw")
+
+
+def test_a_prepared_folder_with_a_row_a_candidate_is_refused(tmp_path: Path) -> None:
+    manifest = folder_of("prepared", tmp_path / "a")
+    for old in (manifest | {"format": 1}, without(manifest, ("format",))):
+        (tmp_path / "a" / MANIFEST).write_text(json.dumps(old))
+        with pytest.raises(
+            ValueError,
+            match=r"got format 1 of an older placerank, expected 2 or more; make the folder again with placerank prep",
+        ):
+            read_manifest(tmp_path / "a", "prepared")
 
 
 def test_the_content_hash_of_any_folder_of_ours(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from placerank.training.predictions import Predictions
 def fake_load_scorer(run, rt, data=None, checkpoint="best", batch_size=None, semantic_ids=None):
     """Logits that follow from the true probability, as a good model would say."""
     return (
-        (lambda batch: torch.logit(batch.probability) * 0.8 + torch.sin(batch.ids["item"].values())),
+        (lambda batch: torch.logit(batch.probability) * 0.8 + torch.sin(batch.item)),
         None,
         {"step": 30},
     )

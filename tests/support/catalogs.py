@@ -1,6 +1,7 @@
 """Made-up catalogs with every column there is, samples over them, and what a batch must hold, looked up one by one."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -8,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from placerank.data.batches.activity import activity_features, find_heads
 from placerank.data.batches.batch import RankingBatch, SampleBatch
@@ -63,40 +63,65 @@ def make_tables(items: int, seed: int = 0) -> tuple[pa.Table, pa.Table]:
     return pa.table(columns), pa.table({**users, "age_row": rng.integers(0, 5, USERS).astype(np.int32)})
 
 
-def make_sample(items: int, lengths: Sequence[int], seed: int = 0) -> SampleBatch:
-    """Samples with histories so long; times, places (some unknown) and items at random."""
+def make_sample(
+    items: int, lengths: Sequence[int], seed: int = 0, candidates: Sequence[int] | None = None
+) -> SampleBatch:
+    """Requests with histories so long, each with so many candidates, by default one; times, places (some unknown) and
+    items at random."""
     rng = np.random.default_rng(seed)
-    size, total = len(lengths), sum(lengths)
-    one = torch.ones(size, dtype=torch.int64)
-    ids = KeyedJaggedTensor(
-        keys=["user", "item", "history"],
-        values=torch.from_numpy(np.concatenate([rng.integers(0, USERS, size), rng.integers(0, items, size + total)])),
-        lengths=torch.cat([one, one, torch.tensor(lengths, dtype=torch.int64)]),
-    )
-    lat, lon = (torch.from_numpy(rng.uniform(-80, 80, size)).float() for _ in range(2))
+    requests, total = len(lengths), sum(lengths)
+    of = np.repeat(np.arange(requests), 1 if candidates is None else candidates)
+    size = len(of)
+    lat, lon = (torch.from_numpy(rng.uniform(-80, 80, requests)).float() for _ in range(2))
     lat[::3], lon[::3] = torch.nan, torch.nan
     return SampleBatch(
-        ids=ids,
-        history_hours=torch.from_numpy(rng.exponential(200, total)).float(),
-        label=torch.from_numpy(rng.integers(0, 2, size)).float(),
-        request=torch.arange(size),
-        user_index=torch.arange(size),
-        time=NOW + torch.from_numpy(rng.integers(0, 10_000_000, size)),
+        request_id=torch.arange(requests),
+        user=torch.from_numpy(rng.integers(0, USERS, requests)),
+        user_index=torch.arange(requests),
+        time=NOW + torch.from_numpy(rng.integers(0, 10_000_000, requests)),
         lat=lat,
         lon=lon,
+        offsets=torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int64),
+        history=torch.from_numpy(rng.integers(0, items, total)),
+        history_hours=torch.from_numpy(rng.exponential(200, total)).float(),
+        request=torch.from_numpy(of),
+        item=torch.from_numpy(rng.integers(0, items, size)),
+        label=torch.from_numpy(rng.integers(0, 2, size)).float(),
         visits=torch.from_numpy(rng.integers(0, 3, size)).int(),
         probability=None,
         valid=size,
     )
 
 
+def repeated(sample: SampleBatch) -> SampleBatch:
+    """The same samples with a request of its own for each candidate: all of the request is repeated, by a loop."""
+    per: dict[str, list[Any]] = {n: [] for n in ("request_id", "user", "user_index", "time", "lat", "lon")}
+    history, hours, lengths = [], [], []
+    for r in sample.request.tolist():
+        for name, values in per.items():
+            values.append(getattr(sample, name)[r].item())
+        start, end = sample.offsets[r].item(), sample.offsets[r + 1].item()
+        history += sample.history[start:end].tolist()
+        hours += sample.history_hours[start:end].tolist()
+        lengths.append(end - start)
+    columns = {n: torch.tensor(v, dtype=getattr(sample, n).dtype) for n, v in per.items()}
+    return replace(
+        sample,
+        **columns,
+        offsets=torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int64),
+        history=torch.tensor(history, dtype=torch.int64),
+        history_hours=torch.tensor(hours, dtype=torch.float32),
+        request=torch.arange(len(sample)),
+    )
+
+
 def slow_batch(items: pa.Table, users: pa.Table, features: Features, sample: SampleBatch) -> dict[str, Tensor]:
     """Every tensor of the ranker's batch by name, looked up one by one in the tables as they are."""
+    sample = repeated(sample)
     names = [n.removesuffix("_row") for n in items.column_names if n.endswith("_row")]
     rows = {n: np.asarray(items[f"{n}_row"]) for n in names}
     of_users = {"age": np.asarray(users["age_row"])}
-    user, item = (sample.ids[n].values().numpy() for n in ("user", "item"))
-    history, offsets = sample.ids["history"].values().numpy(), sample.ids["history"].offsets().long()
+    user, item, history, offsets = sample.user.numpy(), sample.item.numpy(), sample.history.numpy(), sample.offsets
     owner = np.repeat(np.arange(len(sample)), np.diff(offsets.numpy()))
     lat, lon = (torch.from_numpy(items[n].to_numpy().copy()) for n in ("lat", "lon"))
     place, zone = unit_vectors(lat, lon).float(), (lon.nan_to_num(0) / 15).round().long().numpy()

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from manifests import write_prepared
 
+from placerank.data.requests import OF_CANDIDATES, OF_HISTORY, OF_REQUEST, Lists, Requests
 from placerank.kernels.haversine import EARTH_RADIUS_KM
 from placerank.training.predictions import Predictions
 
@@ -65,15 +66,26 @@ def make_predictions(catalog: pa.Table, requests: int, rng: np.random.Generator)
     )
 
 
-def write_split(folder: Path, predictions: Predictions) -> None:
-    """The rows as a split of a prepared folder, each with an empty history, in small row groups."""
+def write_split(folder: Path, predictions: Predictions) -> dict[str, list[int]]:
+    """The rows as a split of a prepared folder, each request with an empty history, in small row groups; returns these.
+
+    Rows of a request are side by side.
+    """
     folder.mkdir()
-    columns = {name: column for name, column in predictions.columns().items() if name != "logit"}
-    columns["label"] = columns["label"].astype(np.int8)
-    empty = np.zeros(len(predictions) + 1, np.int32)
-    for name, kind in (("history", pa.int32()), ("history_hours", pa.float32())):
-        columns[name] = pa.ListArray.from_arrays(pa.array(empty), pa.array([], kind))
-    pq.write_table(pa.table(columns), folder / "part-00000.parquet", row_group_size=1_000)
+    columns = predictions.columns()
+    starts = np.flatnonzero(np.diff(columns["request"], prepend=-1))
+    empty = np.zeros(len(starts) + 1, np.int64)
+    found = Requests(
+        {n: columns[n][starts] for n in OF_REQUEST},
+        Lists(empty, {n: np.empty(0, kind) for n, kind in OF_HISTORY.items()}),
+        Lists(
+            np.append(starts, len(predictions)),
+            {n: columns[n].astype(kind) for n, kind in OF_CANDIDATES.items() if n in columns},
+        ),
+    )
+    pq.write_table(found.table(), folder / "part-00000.parquet", row_group_size=100)
+    groups = np.split(np.diff(found.candidates.offsets), range(100, len(starts), 100))
+    return {"part-00000.parquet": [int(x.sum()) for x in groups]}
 
 
 def fabricate(data: Path) -> SimpleNamespace:
@@ -81,7 +93,7 @@ def fabricate(data: Path) -> SimpleNamespace:
     rng = np.random.default_rng(7)
     catalog = write_catalog(data, 400, rng)
     predictions = make_predictions(catalog, 2_000, rng)
-    write_split(data / "test", predictions)
-    splits = {"test": {"rows": len(predictions)}}
+    groups = write_split(data / "test", predictions)
+    splits = {"test": {"rows": len(predictions), "row_groups": groups}}
     write_prepared(data, splits)
     return SimpleNamespace(data=data, predictions=predictions)

@@ -68,8 +68,20 @@ def run(raw: Path, **options: Any) -> Path:
     return prepare(PrepareConfig(**{"input": raw, "out": raw.parent / "out", "overwrite": True, **options}))
 
 
-def read(folder: Path, split: str) -> list[dict[str, Any]]:
+def requests(folder: Path, split: str) -> list[dict[str, Any]]:
+    """Rows as they are written, a request each."""
     return [r for p in sorted((folder / split).glob("*.parquet")) for r in pq.read_table(p).to_pylist()]
+
+
+def read(folder: Path, split: str) -> list[dict[str, Any]]:
+    """A row a candidate: what is of the request is repeated in each."""
+    lists = ("item_row", "label", "visits", "probability")
+    out = []
+    for row in requests(folder, split):
+        of_request = {n: x for n, x in row.items() if n not in lists}
+        names = [n for n in lists if n in row]
+        out += [of_request | dict(zip(names, x, strict=True)) for x in zip(*(row[n] for n in names), strict=True)]
+    return out
 
 
 def everything(folder: Path) -> dict[str, list[dict[str, Any]]]:

@@ -219,7 +219,10 @@ def test_final_vectors_are_those_that_the_ranker_computes(
         torch.testing.assert_close(encoded.items.vectors, want, rtol=0, atol=max(off, 1e-6))
         at = ranker.dense.scorer.users.names.index("user")
         for user, time, vector in zip(
-            sample.ids["user"].values().tolist(), sample.time.tolist(), encoded.pooled.split(4, dim=1)[at], strict=True
+            sample.user[sample.request].tolist(),
+            sample.time[sample.request].tolist(),
+            encoded.pooled.split(4, dim=1)[at],
+            strict=True,
         ):
             if user and (user not in newest or time > newest[user][0]):
                 newest[user] = time, vector

@@ -5,10 +5,10 @@ import math
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
+from made_up import write_split
 from manifests import write_prepared
 
 from placerank.data.batches.loader import SampleLoader
@@ -18,7 +18,7 @@ from placerank.training.runtime import runtime
 
 def score(batch):
     """A stand-in for a model: any function of a sample, the same on every rank."""
-    item, user = batch.ids["item"].values(), batch.ids["user"].values()
+    item, user = batch.item, batch.user[batch.request]
     return torch.sin(item.double() * 12.9898 + user.double() * 78.233) + batch.visits * 0.1
 
 
@@ -66,10 +66,9 @@ def more_ranks_than_rows(data, scratch):
 
 def test_a_rank_without_rows(fabricated, ranks, tmp_path):
     few = fabricated.predictions.take(np.arange(2))
-    table = pq.read_table(fabricated.data / "test").slice(0, 2)
-    (tmp_path / "data" / "few").mkdir(parents=True)
-    pq.write_table(table, tmp_path / "data" / "few" / "part-00000.parquet")
-    write_prepared(tmp_path / "data", {"few": {"rows": 2}})
+    (tmp_path / "data").mkdir()
+    groups = write_split(tmp_path / "data" / "few", few)
+    write_prepared(tmp_path / "data", {"few": {"rows": 2, "row_groups": groups}})
     whole, *others = ranks(3, more_ranks_than_rows, tmp_path / "data", tmp_path / "parts")
     np.testing.assert_array_equal(whole["item_row"], few.sort().item_row)
     assert "probability" in whole and others == [None, None]

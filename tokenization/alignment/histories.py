@@ -25,10 +25,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from ...data.requests import by_candidate
+
 log = logging.getLogger(__name__)
 
 MOST_VISITS = 10_000_000
 _VISIT = ("user_index", "user_row", "item_row", "time")
+_OF_REQUEST, _OF_CANDIDATES = ("user_index", "user_row", "time"), ("item_row", "label")
 
 
 @dataclass(frozen=True)
@@ -138,9 +141,10 @@ def _positives(groups: Iterable[tuple[Path, int]]) -> Iterator[tuple[NDArray[np.
     for path, of_file in groupby(groups, key=itemgetter(0)):
         with pq.ParquetFile(path) as file:
             for _, group in of_file:
-                table = file.read_row_group(group, columns=[*_VISIT, "label"])
-                good = (table["label"].to_numpy() == 1) & (table["item_row"].to_numpy() > 0)  # row 0 is no item
-                yield tuple(table[name].to_numpy()[good].astype(np.int64) for name in _VISIT)
+                table = file.read_row_group(group, columns=[*_OF_REQUEST, *_OF_CANDIDATES])
+                samples = by_candidate(table, _OF_REQUEST, _OF_CANDIDATES)
+                good = (samples["label"] == 1) & (samples["item_row"] > 0)  # row 0 is no item
+                yield tuple(samples[name][good].astype(np.int64) for name in _VISIT)
 
 
 def _sampled(user: NDArray[np.int64], halved: int) -> NDArray[np.bool_]:

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from worker import ATTENTION, LEARNING_RATE, MLP, Arrays, Case, Side, serve
 
 from placerank.data.batches.batch import SampleBatch
@@ -25,12 +24,15 @@ from placerank.data.batches.catalog import Catalog
 from placerank.data.batches.features import FeatureConfig, Features, build_features
 from placerank.data.batches.loader import SampleLoader
 from placerank.data.manifest import write_manifest
+from placerank.data.requests import ENCODING, Lists, Requests
 from placerank.rankers.dense import RankerConfig
 from placerank.rankers.towers.din import DIN
 from placerank.rankers.towers.tower import register_tower
 from placerank.training.model import OptimizerConfig, assemble
 from placerank.training.runtime import Runtime, runtime
 from placerank.training.sharding import ShardingConfig
+
+ROW_GROUP = 65_536
 
 
 def _catalog(case: Case, arrays: Arrays, features: Features) -> Catalog:
@@ -51,22 +53,20 @@ def _catalog(case: Case, arrays: Arrays, features: Features) -> Catalog:
 def _sample(arrays: Arrays, rows: slice, hours: np.ndarray) -> SampleBatch:
     size, lengths = rows.stop - rows.start, arrays.length[rows]
     there = np.arange(arrays.history.shape[1])[None, :] < lengths[:, None]
-    one = np.ones(size, dtype=lengths.dtype)
-    values = np.concatenate([arrays.user[rows], arrays.item[rows], arrays.history[rows][there]])
-    ids = KeyedJaggedTensor(
-        keys=["user", "item", "history"],
-        values=torch.from_numpy(values),
-        lengths=torch.from_numpy(np.concatenate([one, one, lengths])),
-    )
+    rows_of = torch.arange(size)
     return SampleBatch(
-        ids=ids,
-        history_hours=torch.from_numpy(hours[rows][there]),
-        label=torch.from_numpy(arrays.label[rows]),
-        request=torch.arange(size),
+        request_id=rows_of,
+        user=torch.from_numpy(arrays.user[rows]),
         user_index=torch.from_numpy(arrays.user[rows]),
         time=torch.zeros(size, dtype=torch.int64),
         lat=torch.full((size,), torch.nan),
         lon=torch.full((size,), torch.nan),
+        offsets=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)])),
+        history=torch.from_numpy(arrays.history[rows][there]),
+        history_hours=torch.from_numpy(hours[rows][there]),
+        request=rows_of,  # the peers take samples one by one, so each is a request of its own here
+        item=torch.from_numpy(arrays.item[rows]),
+        label=torch.from_numpy(arrays.label[rows]),
         visits=torch.zeros(size, dtype=torch.int32),
         probability=None,
         valid=size,
@@ -77,25 +77,39 @@ def _prepared(folder: Path, arrays: Arrays, hours: np.ndarray) -> Path:
     """The training split of a prepared folder, as the loader reads it."""
     samples = len(arrays.user)
     there = np.arange(arrays.history.shape[1])[None, :] < arrays.length[:, None]
-    offsets = pa.array(np.concatenate([[0], np.cumsum(arrays.length)]).astype(np.int32))
     nowhere = np.full(samples, np.nan, dtype=np.float32)
-    columns = {
-        "request": np.arange(samples),
-        "user_row": arrays.user.astype(np.int32),
-        "user_index": arrays.user,
-        "item_row": arrays.item.astype(np.int32),
-        "label": arrays.label.astype(np.int8),
-        "time": np.zeros(samples, dtype=np.int64),
-        "lat": nowhere,
-        "lon": nowhere,
-        "visits": np.zeros(samples, dtype=np.int32),
-        "history": pa.ListArray.from_arrays(offsets, pa.array(arrays.history[there].astype(np.int32))),
-        "history_hours": pa.ListArray.from_arrays(offsets, pa.array(hours[there])),
-    }
+    requests = Requests(
+        {
+            "request": np.arange(samples),
+            "user_row": arrays.user.astype(np.int32),
+            "user_index": arrays.user,
+            "time": np.zeros(samples, dtype=np.int64),
+            "lat": nowhere,
+            "lon": nowhere,
+        },
+        Lists(
+            np.concatenate([[0], np.cumsum(arrays.length)]),
+            {"history": arrays.history[there].astype(np.int32), "history_hours": hours[there]},
+        ),
+        Lists(
+            np.arange(samples + 1),
+            {
+                "item_row": arrays.item.astype(np.int32),
+                "label": arrays.label.astype(np.int8),
+                "visits": np.zeros(samples, dtype=np.int32),
+            },
+        ),
+    )
     (folder / "train").mkdir(parents=True, exist_ok=True)
     path = folder / "train" / "part-00000.parquet"
-    pq.write_table(pa.table(columns), path, compression="zstd", row_group_size=65_536)
-    train = {"rows": samples, "positives": int(arrays.label.sum()), "mean_history": float(arrays.length.mean())}
+    pq.write_table(requests.table(), path, row_group_size=ROW_GROUP, **ENCODING)
+    groups = [min(ROW_GROUP, samples - at) for at in range(0, samples, ROW_GROUP)]
+    train = {
+        "rows": samples,
+        "positives": int(arrays.label.sum()),
+        "mean_history": float(arrays.length.mean()),
+        "row_groups": {path.name: groups},
+    }
     length, tables = arrays.history.shape[1], dict.fromkeys(("item", "user", "category"), 1)
     about = {"tables": tables, "user_columns": [], "source": "impressions", "history_length": length}
     write_manifest(folder, "prepared", {}, splits={"train": train}, **about)
@@ -127,8 +141,6 @@ def make(rt: Runtime, case: Case, arrays: Arrays, scratch: Path) -> Side:
     loader = SampleLoader(_prepared(scratch / "prepared", arrays, hours), "train", case.batch, shuffle=True)
 
     def step(sample: SampleBatch) -> torch.Tensor:
-        ids = sample.ids  # a batch is used many times here and once in training: drop what it cached about its offsets
-        sample.ids = KeyedJaggedTensor(keys=ids.keys(), values=ids.values(), lengths=ids.lengths())
         batch = catalog.expand(sample)
         loss = binary_cross_entropy_with_logits(trainee.model(batch).logits, batch.label)
         trainee.optimizer.zero_grad()

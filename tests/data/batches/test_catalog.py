@@ -23,6 +23,14 @@ HISTORIES = {
 }
 
 
+CANDIDATES = [1, 4, 2, 9, 1]
+
+
+def several(lengths: list[int]) -> list[int]:
+    """How many candidates each request has."""
+    return [CANDIDATES[i % len(CANDIDATES)] for i in range(len(lengths))]
+
+
 def assert_alike(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> None:
     """To the last bit, and NaN where NaN is expected."""
     assert got.keys() == want.keys()
@@ -32,9 +40,11 @@ def assert_alike(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) ->
 
 @pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize("items", [1, 40])
+@pytest.mark.parametrize("one_each", [True, False])
 @pytest.mark.parametrize("lengths", HISTORIES.values(), ids=HISTORIES)
-def test_batches_are_those_of_the_reference(items: int, lengths: list[int], plain: bool) -> None:
-    tables, features, sample = make_tables(items), all_features(items, plain), make_sample(items, lengths)
+def test_batches_are_those_of_the_reference(items: int, lengths: list[int], plain: bool, one_each: bool) -> None:
+    tables, features = make_tables(items), all_features(items, plain)
+    sample = make_sample(items, lengths, candidates=None if one_each else several(lengths))
     catalog = Catalog.of(*tables, features, CPU)
     want = slow_batch(*tables, features, sample)
     assert_alike(tensors_of(catalog.expand(sample)), want)
@@ -60,7 +70,7 @@ def test_what_is_pinned_gives_the_same_batch_in_two_copies(monkeypatch: pytest.M
 def test_the_devices_half_waits_for_nothing(plain: bool) -> None:
     features = all_features(40, plain)
     catalog = Catalog.of(*make_tables(40), features, CPU)
-    host = catalog.gather(make_sample(40, HISTORIES["many"]))
+    host = catalog.gather(make_sample(40, HISTORIES["many"], candidates=several(HISTORIES["many"])))
     catalog.expand(host)
     with host_waits() as waits:
         catalog.expand(host)
@@ -71,7 +81,7 @@ def test_the_devices_half_waits_for_nothing(plain: bool) -> None:
 def test_the_devices_half_mixes_no_devices(plain: bool) -> None:
     """On "meta", where a tensor left on the host, or a size that follows from numbers, is an error."""
     tables, features, device = make_tables(40), all_features(40, plain), torch.device("meta")
-    sample = make_sample(40, HISTORIES["many"])
+    sample = make_sample(40, HISTORIES["many"], candidates=several(HISTORIES["many"]))
     got = tensors_of(Catalog.of(*tables, features, device).expand(sample))
     want = tensors_of(Catalog.of(*tables, features, CPU).expand(sample))
     for name, value in want.items():
@@ -167,7 +177,7 @@ def test_a_folder_gives_the_same(prepared: Path) -> None:
     features = all_features(301, plain=True, pooled=["user", "hour", "category_path"])
     items, users = (pq.read_table(prepared / f"{name}.parquet") for name in ("catalog", "users"))
     sample = make_sample(len(items), [3, 0, 5])
-    sample.ids.values()[:3] %= len(users)
+    sample.user %= len(users)
     got, want = (
         tensors_of(c.expand(sample))
         for c in (Catalog.load(prepared, features), Catalog.of(items, users, features, CPU))

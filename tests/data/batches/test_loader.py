@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from raw_tables import read, requests
 
 from placerank.data.batches.batch import SampleBatch
 from placerank.data.batches.epoch import Line, after, cut, share, total
@@ -61,26 +62,25 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows_of(batches: list[SampleBatch], padded: bool = False) -> list[dict[str, Any]]:
-    """Batches as rows, in the names of the files; without the repeated ones."""
+    """Batches as rows, a candidate each, in the names of the files; without the repeated ones."""
     out = []
     for b in batches:
-        history = b.ids["history"].to_dense()
-        ends = b.ids["history"].offsets()
+        of_requests = []
+        for r in range(len(b.time)):
+            row = {n: getattr(b, n)[r].item() for n in ("user_index", "time", "lat", "lon")}
+            row |= {"request": b.request_id[r].item(), "user_row": b.user[r].item()}
+            visits = slice(b.offsets[r], b.offsets[r + 1])
+            row |= {"history": b.history[visits].tolist(), "history_hours": b.history_hours[visits].tolist()}
+            of_requests.append(row)
         for i in range(len(b) if padded else b.valid):
-            row = {n: getattr(b, n)[i].item() for n in ("request", "user_index", "time", "lat", "lon", "visits")}
-            row |= {"user_row": b.ids["user"].values()[i].item(), "item_row": b.ids["item"].values()[i].item()}
-            row |= {
-                "label": int(b.label[i]),
-                "probability": b.probability[i].item() if b.probability is not None else 0,
-            }
-            row |= {"history": history[i].tolist(), "history_hours": b.history_hours[ends[i] : ends[i + 1]].tolist()}
+            row = of_requests[b.request[i]] | {"item_row": b.item[i].item(), "visits": b.visits[i].item()}
+            row |= {"label": int(b.label[i]), "probability": 0 if b.probability is None else b.probability[i].item()}
             out.append({n: None if x != x else x for n, x in row.items()})
     return out
 
 
 def slow(folder: Path, split: str) -> list[dict[str, Any]]:
-    rows = [r for p in sorted((folder / split).glob("*.parquet")) for r in pq.read_table(p).to_pylist()]
-    return [{n: None if x != x else x for n, x in r.items()} for r in rows]
+    return [{n: None if x != x else x for n, x in r.items()} for r in read(folder, split)]
 
 
 def key(row: dict[str, Any]) -> str:
@@ -114,26 +114,47 @@ def test_has_what_is_hard(prepared: Path) -> None:
 
 def test_types(prepared: Path) -> None:
     batch = next(iter(load(prepared, size=5)))
-    assert batch.ids.keys() == ["user", "item", "history"] and len(batch) == batch.valid == 5
-    kinds = {n: str(getattr(batch, n).dtype).removeprefix("torch.") for n in vars(batch) if n not in ("ids", "valid")}
-    assert kinds == {
-        "history_hours": "float32",
-        "label": "float32",
-        "request": "int64",
-        "user_index": "int64",
-        "time": "int64",
-        "lat": "float32",
-        "lon": "float32",
-        "visits": "int32",
-        "probability": "float32",
-    }
-    assert batch.ids.values().dtype == batch.ids.lengths().dtype and str(batch.ids.values().dtype) == "torch.int64"
+    assert len(batch) == batch.valid == 5
+    kinds = {n: str(x.dtype).removeprefix("torch.") for n, x in vars(batch).items() if n != "valid"}
+    floats = ("lat", "lon", "history_hours", "label", "probability")
+    assert kinds == {n: "float32" if n in floats else "int32" if n == "visits" else "int64" for n in kinds}
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 16, 1000])
+def test_a_batch_has_its_requests_once(prepared: Path, size: int) -> None:
+    """Each of its requests has candidates in it, and only the first and the last may have more elsewhere."""
+    whole = {r["request"]: len(r["item_row"]) for r in requests(prepared, "train")}
+    for batch in load(prepared, size=size, shuffle=True, prefetch=0):
+        ids = batch.request_id.tolist()
+        assert len({*ids}) == len(ids) == len(batch.offsets) - 1
+        counts = batch.request.bincount(minlength=len(ids)).tolist()
+        assert (batch.request.diff() >= 0).all() and all(counts)
+        assert [whole[i] for i in ids[1:-1]] == counts[1:-1]
+
+
+def test_lists_of_different_lengths_and_the_old_layout_are_told(prepared: Path, tmp_path: Path) -> None:
+    folder = copy(prepared, tmp_path)
+    (path,) = (folder / "test").glob("*.parquet")
+    table = pq.read_table(path)
+    at = table.column_names.index("visits")
+    for column, told in [
+        (pa.array([[*x, 0] for x in table["visits"].to_pylist()], pa.list_(pa.int32())), "got lists of different len"),
+        (pa.array(range(len(table))), "column visits: got int64, expected a list a request: .*prepare the data again"),
+    ]:
+        pq.write_table(table.set_column(at, "visits", column), path)
+        reseal(folder)
+        with pytest.raises(ValueError, match=f"part-00000.parquet: .*{told}"):
+            list(load(folder, "test"))
 
 
 def test_no_probability(prepared: Path, tmp_path: Path) -> None:
     folder = copy(prepared, tmp_path)
     for path in (folder / "test").glob("*.parquet"):
-        pq.write_table(pq.read_table(path).drop_columns("probability"), path, row_group_size=16)
+        with pq.ParquetFile(path) as file:
+            groups = [file.read_row_group(i).drop_columns("probability") for i in range(file.num_row_groups)]
+        with pq.ParquetWriter(path, groups[0].schema) as writer:
+            for group in groups:
+                writer.write_table(group)
     reseal(folder)
     assert next(iter(load(folder, "test"))).probability is None
 
@@ -272,11 +293,14 @@ def test_after_and_share(rows: int, world_size: int, done: int) -> None:
 def test_line_is_a_permutation(sizes: list[int], window: int, seed: int) -> None:
     line = Line(sizes, window, seed, epoch=2)
     rows = sum(sizes)
-    order = [(b, i) for b, part in line.pieces([(0, rows)]) for i in part]
+    order = [(b, i) for b, low, high in line.pieces([(0, rows)]) for i in range(low, high)]
     assert len(set(order)) == rows
     cuts = [(0, rows // 3), (rows // 3, rows - rows // 4), (rows - rows // 4, rows)]
-    assert [(b, i) for b, part in line.pieces(cuts) for i in part] == order
+    assert [(b, i) for b, low, high in line.pieces(cuts) for i in range(low, high)] == order
     assert total(cut(cuts, 1, rows)) == max(rows - 1, 0)
+    for block in range(len(line.blocks)):
+        assert sorted(line.order(block, 7).tolist()) == list(range(7))
+        assert line.order(block, 7).tolist() == Line(sizes, window, seed, epoch=2).order(block, 7).tolist()
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------
@@ -294,18 +318,10 @@ def reseal(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def older(folder: Path) -> None:
-    """A manifest of before it held the rows of row groups."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for split in manifest["splits"].values():
-        del split["row_groups"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
 def test_the_start_reads_no_footer_and_a_rank_those_that_it_needs(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With two row groups a file, a rank of four opens its own files alone; an older folder gives the same batches."""
+    """With two row groups a file, a rank of four opens its own files alone."""
     monkeypatch.setattr(samples, "_GROUPS_PER_FILE", 2)
     config = json.loads((prepared / "manifest.json").read_text())["config"]
     folder = prepare(
@@ -318,7 +334,6 @@ def test_the_start_reads_no_footer_and_a_rank_those_that_it_needs(
         opened.append(Path(path).name)
         return parquet_file(path, *args, **kwargs)
 
-    read_metadata = pq.read_metadata
     monkeypatch.setattr(pq, "ParquetFile", watched)
     monkeypatch.setattr(pq, "read_metadata", None)
     of_ranks = [load(folder, rank=rank, world_size=4, prefetch=0) for rank in range(4)]
@@ -329,10 +344,6 @@ def test_the_start_reads_no_footer_and_a_rank_those_that_it_needs(
     opened.clear()
     list(load(folder, rank=1, world_size=4, prefetch=0))
     assert len({*opened}) <= len(files) // 4 + 2
-    monkeypatch.setattr(pq, "read_metadata", read_metadata)
-    older(folder)
-    for rank, want in enumerate(rows):
-        assert rows_of(list(load(folder, rank=rank, world_size=4))) == want
 
 
 def test_row_groups_of_other_files_are_told(prepared: Path, tmp_path: Path) -> None:
@@ -342,7 +353,7 @@ def test_row_groups_of_other_files_are_told(prepared: Path, tmp_path: Path) -> N
         (lambda groups: groups.insert(0, groups.pop() - 1) or groups.append(1), r"got 16 .* group 0, .* says 15; prep"),
         (
             lambda groups: groups.insert(0, groups.pop(0) - 3) or groups.append(3),
-            "got 0 samples in row group 15, the m",
+            "got 15 row groups, the manifest tells of more; prepare",
         ),
         (lambda groups: groups.append(-1), r"manifest.json: .*row_groups.part-00000.parquet\[\d+\]: got -1, expected"),
     ]:
@@ -353,7 +364,7 @@ def test_row_groups_of_other_files_are_told(prepared: Path, tmp_path: Path) -> N
             assert sum(groups) == manifest["splits"]["train"]["rows"]
         (folder / "manifest.json").write_text(json.dumps(manifest))
         rows = manifest["splits"]["train"]["rows"]
-        last_three = {"rank": rows // 3 - 1, "world_size": rows // 3} if "group 15" in told else {}
+        last_three = {"rank": rows // 3 - 1, "world_size": rows // 3} if "of more" in told else {}
         with pytest.raises(ValueError, match=told):
             list(load(folder, **last_three))
 
@@ -370,9 +381,6 @@ def test_truncated_shard(prepared: Path, tmp_path: Path) -> None:
     told = r"part-00000.parquet: not a whole Parquet file.*prepare the data again"
     with pytest.raises(ValueError, match=told):
         list(load(folder))
-    older(folder)
-    with pytest.raises(ValueError, match=told):
-        load(folder)
 
 
 @pytest.mark.parametrize("prefetch", [0, 3])

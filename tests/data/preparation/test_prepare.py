@@ -10,7 +10,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from raw_tables import ITEMS, START, column, everything, impressions, read, run, same, visits, warnings_of, write
+from raw_tables import (
+    ITEMS,
+    START,
+    column,
+    everything,
+    impressions,
+    read,
+    requests,
+    run,
+    same,
+    visits,
+    warnings_of,
+    write,
+)
 
 from placerank.data.manifest import read_manifest
 from placerank.data.preparation import prepare as module
@@ -95,11 +108,11 @@ def test_requests(tmp_path: Path) -> None:
     for request, user, item, label in expected:
         raw_request[user, item, label].add(request)
     seen: set[int] = set()
-    for split, rows in everything(folder).items():
+    for rows in everything(folder).values():
         groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
         last = None
         for row in rows:
-            if split != "train" and row["request"] != last:
+            if row["request"] != last:
                 assert row["request"] not in groups  # adjacent
                 last = row["request"]
             groups[row["request"]].append(row)
@@ -208,7 +221,44 @@ def test_buckets_hold_the_same_samples(tmp_path: Path, make: Any, monkeypatch: p
         rows = [r for s in everything(folder).values() for r in s]
         assert len({r["user_index"] for r in rows}) == read_manifest(folder, "prepared")["users"]
         assert len({(r["request"], r["user_index"], r["time"]) for r in rows}) == len({r["request"] for r in rows})
-    assert pq.ParquetFile(many / "train" / "part-00000.parquet").metadata.row_group(0).num_rows == 32
+    check_row_groups(many, 32)
+
+
+def check_row_groups(folder: Path, most: int) -> None:
+    """Full ones of whole requests, as the manifest tells; a request on its own where it has more candidates."""
+    for split, told in read_manifest(folder, "prepared")["splits"].items():
+        groups = []
+        for path in sorted((folder / split).glob("*.parquet")):
+            with pq.ParquetFile(path) as file:
+                found = [file.read_row_group(i)["label"].to_pylist() for i in range(file.num_row_groups)]
+            assert told["row_groups"][path.name] == [sum(map(len, labels)) for labels in found]
+            groups += found
+        for i, labels in enumerate(groups):
+            sizes = [*map(len, labels)]
+            assert sum(sizes) <= most or len(sizes) == 1
+            assert i + 1 == len(groups) or sum(sizes) + len(groups[i + 1][0]) > most
+
+
+@pytest.mark.parametrize("most", [1, 3, 7, 10_000])
+def test_row_groups_are_bounded_by_candidates(tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples_module, "_CANDIDATES", 90)
+    raw = write(tmp_path / "raw", impressions(moments=10))
+    how = {"valid_fraction": 0.3, "test_fraction": 0.3}
+    folder = run(raw, row_group_rows=most, **how)
+    check_row_groups(folder, most)
+    whole = run(raw, out=tmp_path / "whole", **how)
+    assert str(everything(folder)) == str(everything(whole)), "only the groups differ"  # NaN is NaN in a text
+    sizes = [len(r["label"]) for r in requests(folder, "train")]
+    assert len({*sizes}) > 3 and 1 in sizes and max(sizes) > 7
+
+
+def test_training_requests_are_in_random_order(tmp_path: Path) -> None:
+    """Not in that of users and time, as those of validation are."""
+    folder = run(write(tmp_path / "raw", impressions()))
+    numbers = {split: [r["request"] for r in requests(folder, split)] for split in ("train", "valid", "test")}
+    assert all(numbers[n] == sorted(numbers[n]) for n in ("valid", "test"))
+    rises = np.diff(numbers["train"]) > 0
+    assert len({*numbers["train"]}) == len(numbers["train"]) and 0.35 < rises.mean() < 0.65
 
 
 # --- check-ins --------------------------------------------------------------------------------------------------

@@ -1,0 +1,168 @@
+"""The layout of prepared samples: a Parquet row is a request, its candidates are lists in it.
+
+What is of the request, its user, time, place and history, is written once, however many candidates it has. This file
+alone knows the columns: ``prepare`` writes them from here, and all who read samples read them from here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from .arrays import ranges
+
+Array = NDArray[Any]
+
+OF_REQUEST: dict[str, Any] = {
+    "request": np.int64,
+    "user_row": np.int32,
+    "user_index": np.int64,
+    "time": np.int64,
+    "lat": np.float32,
+    "lon": np.float32,
+}
+OF_HISTORY: dict[str, Any] = {"history": np.int32, "history_hours": np.float32}
+OF_CANDIDATES: dict[str, Any] = {"item_row": np.int32, "label": np.int8, "visits": np.int32, "probability": np.float32}
+PROBABILITY = "probability"
+"""The one column that may be missing."""
+ENCODING: dict[str, Any] = {
+    "compression": "zstd",
+    "compression_level": 1,
+    "use_dictionary": ["label.list.element", "visits.list.element"],
+    "column_encoding": {
+        f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in ("history", "history_hours", "item_row", PROBABILITY)
+    },
+}
+"""How ``pyarrow.parquet.ParquetWriter`` packs the columns."""
+
+
+@dataclass
+class Lists:
+    """Columns of lists that are equally long in all of them.
+
+    Attributes:
+        offsets: list r is entries offsets[r] to offsets[r+1], int64 [R+1], from 0.
+        values: by column, [N].
+    """
+
+    offsets: NDArray[np.int64]
+    values: dict[str, Array]
+
+    def take(self, rows: NDArray[np.int64], skip: int = 0, count: int | None = None) -> Self:
+        """The lists of some rows; laid end to end, without the first ``skip`` entries, and then ``count`` of them."""
+        start, length = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        if count is not None:
+            before = np.cumsum(length) - length
+            first, last = (np.clip(at - before, 0, length) for at in (skip, skip + count))
+            start, length = start + first, last - first
+        at = ranges(start, length)
+        return type(self)(np.concatenate([[0], np.cumsum(length)]), {name: x[at] for name, x in self.values.items()})
+
+    @classmethod
+    def join(cls, parts: Sequence["Lists"]) -> Self:
+        lengths = np.concatenate([np.diff(p.offsets) for p in parts])
+        values = {name: np.concatenate([p.values[name] for p in parts]) for name in parts[0].values}
+        return cls(np.concatenate([[0], np.cumsum(lengths)]), values)
+
+    def columns(self) -> dict[str, pa.Array]:
+        """As Arrow's lists."""
+        offsets = self.offsets.astype(np.int32)
+        return {name: pa.ListArray.from_arrays(offsets, x) for name, x in self.values.items()}
+
+    @classmethod
+    def of_table(cls, table: pa.Table, names: Sequence[str]) -> Self:
+        """Reads Arrow's own buffers.
+
+        Raises:
+            ValueError: columns that are no lists, or not equally long.
+        """
+        offsets, values = None, {}
+        for name in names:
+            column = table[name].combine_chunks()
+            column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+            if not pa.types.is_list(column.type):
+                raise ValueError(
+                    f"column {name}: got {column.type}, expected a list a request: samples of an older placerank have "
+                    "a row a candidate; prepare the data again"
+                )
+            ends = column.offsets.to_numpy()
+            own = ends.astype(np.int64) - ends[0]
+            if offsets is not None and not np.array_equal(own, offsets):
+                raise ValueError(
+                    f"columns {names[0]} and {name}: got lists of different lengths; prepare the data again"
+                )
+            offsets, values[name] = own, column.values.to_numpy()[ends[0] : ends[-1]]
+        assert offsets is not None
+        return cls(offsets, values)
+
+
+@dataclass
+class Requests:
+    """Requests as arrays.
+
+    Attributes:
+        flat: what is of the request, ``OF_REQUEST`` by name, [R].
+        history: ``OF_HISTORY``, oldest first.
+        candidates: ``OF_CANDIDATES``, probability where the source knows it.
+    """
+
+    flat: dict[str, Array]
+    history: Lists
+    candidates: Lists
+
+    def __len__(self) -> int:
+        return len(self.history.offsets) - 1
+
+    def take(self, rows: NDArray[np.int64], skip: int = 0, count: int | None = None) -> Self:
+        """Some requests; of their candidates laid end to end ``count``, after the first ``skip``."""
+        flat = {name: x[rows] for name, x in self.flat.items()}
+        return type(self)(flat, self.history.take(rows), self.candidates.take(rows, skip, count))
+
+    @classmethod
+    def join(cls, parts: Sequence["Requests"]) -> "Requests":
+        """One after the other; a single part is not copied."""
+        if len(parts) == 1:
+            return parts[0]
+        flat = {name: np.concatenate([p.flat[name] for p in parts]) for name in parts[0].flat}
+        return cls(flat, Lists.join([p.history for p in parts]), Lists.join([p.candidates for p in parts]))
+
+    def table(self) -> pa.Table:
+        """A row a request, as it is written."""
+        return pa.table({**self.flat, **self.history.columns(), **self.candidates.columns()})
+
+    @classmethod
+    def of_table(cls, table: pa.Table) -> Self:
+        """What ``table`` made, or read back from Parquet with ``columns_to_read``.
+
+        Raises:
+            ValueError: not in this layout.
+        """
+        candidates = [name for name in OF_CANDIDATES if name in table.column_names]
+        return cls(
+            {name: table[name].to_numpy() for name in OF_REQUEST},
+            Lists.of_table(table, [*OF_HISTORY]),
+            Lists.of_table(table, candidates),
+        )
+
+
+def columns_to_read(there: Sequence[str]) -> list[str]:
+    """All columns of samples, of those that a file has; the probability may be missing."""
+    return [n for n in (*OF_REQUEST, *OF_HISTORY, *OF_CANDIDATES) if n != PROBABILITY or n in there]
+
+
+def by_candidate(table: pa.Table, of_request: Sequence[str], of_candidates: Sequence[str]) -> Mapping[str, Array]:
+    """Columns with an entry a candidate: those of the request are repeated for each of its candidates.
+
+    Args:
+        table: rows of prepared samples, with these columns.
+        of_request, of_candidates: names of the columns wanted.
+
+    Raises:
+        ValueError: not in this layout.
+    """
+    lists = Lists.of_table(table, of_candidates)
+    lengths = np.diff(lists.offsets)
+    return {name: np.repeat(table[name].to_numpy(), lengths) for name in of_request} | lists.values
