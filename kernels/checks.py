@@ -207,6 +207,28 @@ def check_ids(name: str, ids: Tensor, total: int, least: int = 0) -> None:
         raise IndexError(f"{message}, got {int(low)} to {int(high)}")
 
 
+def check_starts(starts: Tensor, offsets: Tensor, rows: Tensor) -> None:
+    """Where segments find their rows when some share them: int64 [B], all of segment b's rows from starts[b] on there.
+
+    Segments with the same start lie side by side, and others' rows come after theirs.
+
+    Raises:
+        TypeError, ValueError: something else.
+    """
+    check_tensors({}, {"offsets": (offsets, "B+1"), "starts": (starts, "B")})
+    if _no_numbers(starts) or not len(starts):
+        return
+    ends = starts + offsets.diff()
+    total = rows.shape[0] if rows.dim() else 0
+    message = f"starts: expected rows of 0 to {total - 1}"
+    if _refuse_where(((starts < 0) | (ends > total)).any(), message):
+        raise ValueError(message)
+    before = ends.cummax(0).values[:-1]
+    message = "starts: expected segments that share rows side by side, from the same first row on, in ascending order"
+    if _refuse_where(((starts[1:] != starts[:-1]) & (starts[1:] < before)).any(), message):
+        raise ValueError(message)
+
+
 def check_chosen(rows: Tensor, total: int) -> None:
     """Rows [B, k] that were chosen among ``total``: each once in all, and -1 after the last of a sample.
 

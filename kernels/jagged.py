@@ -50,6 +50,17 @@ def ranges_unchecked(stops: Tensor, lengths: Tensor, total: int) -> Tensor:
     return torch.arange(total, device=stops.device) + shift
 
 
+def shared_rows_unchecked(starts: Tensor, offsets: Tensor, total: int) -> Tensor:
+    """Rows of segments that may share them, laid out one segment after the other, int64 [total].
+
+    Args:
+        starts: first row of each segment, int64 [B].
+        offsets: of the segments laid out, int64 [B+1]; the last is ``total``.
+    """
+    lengths = offsets.diff()
+    return ranges_unchecked(starts + lengths, lengths, total)
+
+
 def segment_sum_reference(values: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
     """``weighted_segment_sum`` as a loop over segments."""
     rows = [
@@ -153,6 +164,24 @@ def segment_dot_unchecked(values: Tensor, vectors: Tensor, offsets: Tensor) -> T
     """``segment_dot`` by offsets that are known to be right."""
     check_tensors({"values": (values, "T D"), "vectors": (vectors, "B D")}, {"offsets": (offsets, "B+1")})
     return _SegmentDot.apply(values, vectors, offsets)
+
+
+def segment_dot_shared_unchecked(
+    values: Tensor, vectors: Tensor, offsets: Tensor, starts: Tensor, total: int
+) -> Tensor:
+    """``segment_dot`` of segments that may share rows: values [K, D], segment b's from starts[b] on; [total].
+
+    Where no gradient is asked for, the CPU's loop reads the rows where they lie; else they are laid out first.
+    """
+    check_tensors(
+        {"values": (values, "K D"), "vectors": (vectors, "B D")}, {"offsets": (offsets, "B+1"), "starts": (starts, "B")}
+    )
+    asked = torch.is_grad_enabled() and (values.requires_grad or vectors.requires_grad)
+    compiled = values.device.type == "cpu" and values.dtype == torch.float32 and not torch.compiler.is_exporting()
+    if compiled and not asked:
+        return segment_dot_cpu(values, vectors, offsets, starts, total)
+    rows = shared_rows_unchecked(starts, offsets, total)
+    return segment_dot_unchecked(values.index_select(0, rows), vectors, offsets)
 
 
 def segment_linear_attention_reference(values: Tensor, vectors: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:

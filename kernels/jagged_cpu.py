@@ -13,29 +13,43 @@ _BLOCK = 1024  # rows a block, at least
 _BLOCKS = 64  # blocks, at most
 
 
-def segment_blocks(offsets: Tensor, total: int) -> Tensor:
-    """Cuts of the segments into blocks of whole segments with about equally many rows, int64 [blocks + 1]."""
+def segment_blocks(offsets: Tensor, total: int, starts: Tensor | None = None) -> Tensor:
+    """Cuts of the segments into blocks of whole segments with about equally many rows, int64 [blocks + 1].
+
+    Segments of equal ``starts`` [B], which read the same rows, are in one block.
+    """
     blocks = max(1, min(_BLOCKS, total // _BLOCK))
     cuts = torch.searchsorted(offsets.contiguous(), torch.arange(blocks + 1) * total // blocks)
     cuts[0], cuts[-1] = 0, offsets.numel() - 1
+    if starts is not None:
+        new = torch.ones(offsets.numel(), dtype=torch.bool)  # the end of all segments is one more
+        new[1:-1] = starts[1:] != starts[:-1]
+        first = torch.where(new, torch.arange(len(new)), 0).cummax(0).values
+        cuts = first[cuts]
     return cuts
 
 
 @jit(fastmath=FAST)
-def _dot(start: int, stop: int, Ds: Any, bounds: Any, offsets: Any, values: Any, vectors: Any, out: Any) -> None:
+def _dot(
+    start: int, stop: int, Ds: Any, bounds: Any, offsets: Any, starts: Any, values: Any, vectors: Any, out: Any
+) -> None:
     for b in range(bounds[start], bounds[stop]):
+        shift = starts[b] - offsets[b]
         for row in range(offsets[b], offsets[b + 1]):
             x = np.float32(0)
             for d in range(len(Ds)):
-                x += values[row, d] * vectors[b, d]
+                x += values[row + shift, d] * vectors[b, d]
             out[row] = x
 
 
-def segment_dot_cpu(values: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
-    """The forward of ``segment_dot`` for float32 on the CPU."""
-    out = values.new_empty(values.shape[0])
-    bounds = segment_blocks(offsets, values.shape[0])
-    arrays = (x.detach().contiguous().numpy() for x in (bounds, offsets, values, vectors, out))
+def segment_dot_cpu(
+    values: Tensor, vectors: Tensor, offsets: Tensor, starts: Tensor | None = None, total: int | None = None
+) -> Tensor:
+    """The forward of ``segment_dot`` for float32 on the CPU; with ``starts`` of ``segment_dot_shared``, [total]."""
+    out = values.new_empty(values.shape[0] if total is None else total)
+    bounds = segment_blocks(offsets, len(out))
+    starts = offsets[:-1] if starts is None else starts
+    arrays = (x.detach().contiguous().numpy() for x in (bounds, offsets, starts, values, vectors, out))
     parallel_rows(_dot, bounds.numel() - 1, width(values.shape[1]), *arrays)
     return out
 

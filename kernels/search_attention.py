@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import check_chosen, check_floating, check_number, check_tensors
+from .checks import check_chosen, check_floating, check_number, check_offsets, check_starts, check_tensors
+from .jagged import shared_rows_unchecked
 from .search_attention_cpu import search_attention_backward_cpu, search_attention_cpu, weights_shape
 
 
@@ -68,20 +69,26 @@ def search_attention_reference(queries: Tensor, keys: Tensor, gaps: Tensor, rows
 
 
 @torch.library.custom_op("placerank::search_attention", mutates_args=())
-def _forward(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(
+    queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor, shifts: Tensor | None, groups: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Pooled [B, A, E], log total [B, A], and what the backward takes: weights on the CPU, log total in float32."""
-    return search_attention_cpu(queries, keys, gaps, rows)
+    return search_attention_cpu(queries, keys, gaps, rows, shifts)
 
 
 @_forward.register_kernel("cuda")
-def _(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor, shifts: Tensor | None, groups: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     from .search_attention_triton import search_attention_triton
 
     return search_attention_triton(queries, keys, gaps, rows)
 
 
 @_forward.register_fake
-def _(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor, shifts: Tensor | None, groups: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     kept = weights_shape(queries, rows) if queries.device.type == "cpu" else queries.shape[:2]
     return (
         queries.new_empty(queries.shape),
@@ -98,18 +105,20 @@ def _backward(
     keys: Tensor,
     gaps: Tensor,
     rows: Tensor,
+    shifts: Tensor | None,
+    groups: Tensor | None,
     kept: Tensor,
     want_gaps: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and gaps ([0, G] if not wanted)."""
-    return search_attention_backward_cpu(grad, of_total, queries, keys, gaps, rows, kept, want_gaps)
+    return search_attention_backward_cpu(grad, of_total, queries, keys, gaps, rows, kept, want_gaps, shifts, groups)
 
 
 @_backward.register_kernel("cuda")
 def _(*arguments: Any) -> Any:
     from .search_attention_triton import search_attention_backward_triton
 
-    return search_attention_backward_triton(*arguments)
+    return search_attention_backward_triton(*arguments[:6], *arguments[8:])  # keys come a row a visit here
 
 
 @_backward.register_fake
@@ -120,6 +129,8 @@ def _(
     keys: Tensor,
     gaps: Tensor,
     rows: Tensor,
+    shifts: Tensor | None,
+    groups: Tensor | None,
     kept: Tensor,
     want_gaps: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,16 +142,23 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     ctx.save_for_backward(*inputs, output[2])
 
 
-def _grad(ctx: Any, grad: Tensor, of_total: Tensor, _: Any) -> tuple[Tensor, Tensor, Tensor | None, None]:
+def _grad(ctx: Any, grad: Tensor, of_total: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     want_gaps = ctx.needs_input_grad[2]
     of_queries, of_keys, of_gaps = _backward(grad.contiguous(), of_total.contiguous(), *ctx.saved_tensors, want_gaps)
-    return of_queries, of_keys, of_gaps if want_gaps else None, None
+    return of_queries, of_keys, of_gaps if want_gaps else None, None, None, None
 
 
 _forward.register_autograd(_grad, setup_context=_save)
 
 
-def search_attention(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def search_attention(
+    queries: Tensor,
+    keys: Tensor,
+    gaps: Tensor,
+    rows: Tensor,
+    offsets: Tensor | None = None,
+    starts: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Sum of z over the chosen visits of each sample, weighted by softmax(z . query, 0), head by head.
 
     The 0 is the logit of no visit at all (add_zero_attn in nn.MultiheadAttention): w_t = exp(l_t) / (1 + sum exp(l)),
@@ -151,6 +169,9 @@ def search_attention(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) 
         keys: visits, [T, D].
         gaps: [T, G].
         rows: of each sample's chosen visits, each row once in the whole batch, then -1; int64 [B, k].
+        offsets, starts: where samples share keys, as the candidates of one request do: sample b's visits are rows
+            offsets[b] to offsets[b+1] of the gaps, int64 [B+1], and their keys those from row starts[b] on, int64 [B];
+            keys are then [K, D], and rows are of the gaps. Samples with the same keys lie side by side.
 
     Returns:
         Pooled z, [B, A, D + G K], and log(1 + sum exp(l)), [B, A]; both zeros where nothing was chosen,
@@ -160,15 +181,33 @@ def search_attention(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) 
         IndexError: rows that aren't there.
         TypeError, ValueError: shapes, dtypes or devices don't fit together, a row comes twice or after a -1.
     """
-    if isinstance(rows, Tensor) and isinstance(keys, Tensor) and keys.dim() == 2:
-        check_chosen(rows, keys.shape[0])
-    return search_attention_unchecked(queries, keys, gaps, rows)
+    if isinstance(rows, Tensor) and isinstance(gaps, Tensor) and gaps.dim() == 2:
+        check_chosen(rows, gaps.shape[0])
+    if (offsets is None) != (starts is None):
+        raise ValueError("offsets, starts: got one of the two, expected both or none")
+    if offsets is not None and starts is not None:
+        check_offsets(offsets, gaps)
+        check_starts(starts, offsets, keys)
+        within = (rows < 0) | ((rows >= offsets[:-1, None]) & (rows < offsets[1:, None]))
+        if not bool(within.all()):
+            raise ValueError("rows: got some of another sample's visits, expected offsets[b] to offsets[b+1]")
+    return search_attention_unchecked(queries, keys, gaps, rows, offsets, starts)
 
 
-def search_attention_unchecked(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def search_attention_unchecked(
+    queries: Tensor,
+    keys: Tensor,
+    gaps: Tensor,
+    rows: Tensor,
+    offsets: Tensor | None = None,
+    starts: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """``search_attention`` over rows that are known to be right."""
-    floats = {"keys": (keys, "T D"), "gaps": (gaps, "T G"), "queries": (queries, "B A E")}
-    sizes = check_tensors(floats, {"rows": (rows, "B k")}, mixed=True)
+    floats = {"keys": (keys, "T D" if starts is None else "K D"), "gaps": (gaps, "T G"), "queries": (queries, "B A E")}
+    integers = {"rows": (rows, "B k")}
+    if offsets is not None and starts is not None:
+        integers |= {"offsets": (offsets, "B+1"), "starts": (starts, "B")}
+    sizes = check_tensors(floats, integers, mixed=True)
     D, G, E = sizes["D"], sizes["G"], sizes["E"]
     if G < 1 or (E - D) % G or (E - D) // G < 2:
         raise ValueError(
@@ -180,9 +219,22 @@ def search_attention_unchecked(queries: Tensor, keys: Tensor, gaps: Tensor, rows
         keys = keys.to(torch.get_autocast_dtype(device))
     queries, gaps = queries.to(keys.dtype), gaps.to(keys.dtype)
     # an exported file must load without placerank, so it holds PyTorch's own operations
-    if torch.compiler.is_exporting() or not _compiled(queries, keys):
+    plain = torch.compiler.is_exporting() or not _compiled(queries, keys)
+    shifts = groups = None
+    if offsets is not None and starts is not None:
+        if plain or keys.device.type != "cpu":
+            keys = keys.index_select(0, shared_rows_unchecked(starts, offsets, gaps.shape[0]))
+        else:
+            shifts, groups = starts - offsets[:-1], _groups(starts)
+    if plain:
         return search_attention_reference(queries, keys, gaps, rows)
-    return _forward(queries, keys, gaps, rows)[:2]
+    return _forward(queries, keys, gaps, rows, shifts, groups)[:2]
+
+
+def _groups(starts: Tensor) -> Tensor:
+    """Cuts of the samples into runs of equal starts, int64 [groups + 1]; on the CPU."""
+    new = (starts.diff() != 0).nonzero().squeeze(1) + 1
+    return torch.cat([new.new_zeros(min(1, len(starts))), new, new.new_tensor([len(starts)])])
 
 
 def _compiled(queries: Tensor, keys: Tensor) -> bool:

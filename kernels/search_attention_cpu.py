@@ -51,16 +51,27 @@ def _hat(gap: Any, knots: int) -> Any:
 
 @inlined(fastmath=FAST)
 def _products(
-    Ds: Any, As: Any, knots: int, of_key: Any, of_hats: Any, keys: Any, gaps: Any, rows: Any, b: int, out: Any
+    Ds: Any,
+    As: Any,
+    knots: int,
+    of_key: Any,
+    of_hats: Any,
+    keys: Any,
+    gaps: Any,
+    rows: Any,
+    b: int,
+    shift: int,
+    out: Any,
 ) -> int:
     """out[t, a] = z_t . x_a for the sample's visits; how many there are."""
     n = 0
     while n < rows.shape[1] and rows[b, n] >= 0:
         row = rows[b, n]
+        key = row + shift
         for a in range(0, len(As), _HEADS):
             s0 = s1 = s2 = s3 = np.float32(0)
             for d in range(len(Ds)):
-                k = keys[row, d]
+                k = keys[key, d]
                 s0 += of_key[a, d] * k
                 s1 += of_key[a + 1, d] * k
                 s2 += of_key[a + 2, d] * k
@@ -77,19 +88,20 @@ def _products(
 
 @inlined(fastmath=FAST)
 def _sums(
-    Ds: Any, As: Any, knots: int, w: Any, keys: Any, gaps: Any, rows: Any, b: int, n: int, of_key: Any, of_hats: Any
-) -> None:
+    Ds: Any, As: Any, knots: int, w: Any, keys: Any, gaps: Any, rows: Any, b: int, shift: int, n: int, of_key: Any,
+    of_hats: Any,
+) -> None:  # fmt: skip
     """of_key, of_hats = sum of w[t, a] z_t over the sample's n visits."""
     of_key[:] = 0
     of_hats[:] = 0
     for t in range(0, n - n % 4, 4):
-        r0, r1, r2, r3 = rows[b, t], rows[b, t + 1], rows[b, t + 2], rows[b, t + 3]
+        r0, r1, r2, r3 = rows[b, t] + shift, rows[b, t + 1] + shift, rows[b, t + 2] + shift, rows[b, t + 3] + shift
         for a in range(len(As)):
             w0, w1, w2, w3 = w[t, a], w[t + 1, a], w[t + 2, a], w[t + 3, a]
             for d in range(len(Ds)):
                 of_key[a, d] += w0 * keys[r0, d] + w1 * keys[r1, d] + w2 * keys[r2, d] + w3 * keys[r3, d]
     for t in range(n - n % 4, n):
-        row = rows[b, t]
+        row = rows[b, t] + shift
         for a in range(len(As)):
             for d in range(len(Ds)):
                 of_key[a, d] += w[t, a] * keys[row, d]
@@ -127,8 +139,8 @@ def _softmax(As: Any, x: Any, n: int, top: Any, total: Any) -> None:
 
 @jit(fastmath=FAST)
 def _attend(
-    start: int, stop: int, Ds: Any, As: Any, A: int, knots: int, queries: Any, keys: Any, gaps: Any, rows: Any,
-    weights: Any, pooled: Any, log_total: Any,
+    start: int, stop: int, Ds: Any, As: Any, A: int, knots: int, shifts: Any, queries: Any, keys: Any, gaps: Any,
+    rows: Any, weights: Any, pooled: Any, log_total: Any,
 ) -> None:  # fmt: skip
     """queries, pooled [B A, E]; weights [B, k, A of As]; log_total [B, A]."""
     of_key, of_hats = np.zeros((len(As), len(Ds)), np.float32), np.zeros((gaps.shape[1] * knots, len(As)), np.float32)
@@ -136,29 +148,33 @@ def _attend(
     top, total = np.empty(len(As), np.float32), np.empty(len(As), np.float32)
     for b in range(start, stop):
         _split(Ds, queries, b * A, A, of_key, of_hats)
-        n = _products(Ds, As, knots, of_key, of_hats, keys, gaps, rows, b, weights[b])
+        n = _products(Ds, As, knots, of_key, of_hats, keys, gaps, rows, b, shifts[b], weights[b])
         _softmax(As, weights[b], n, top, total)
         log_total[b] = total[:A]
-        _sums(Ds, As, knots, weights[b], keys, gaps, rows, b, n, sum_key, sum_hats)
+        _sums(Ds, As, knots, weights[b], keys, gaps, rows, b, shifts[b], n, sum_key, sum_hats)
         _join(Ds, sum_key, sum_hats, A, pooled, b * A)
 
 
 @jit(fastmath=FAST)
 def _attend_back(
-    start: int, stop: int, Ds: Any, As: Any, A: int, knots: int, of_total: Any, grad: Any, queries: Any, keys: Any,
-    gaps: Any, rows: Any, weights: Any, of_queries: Any, of_keys: Any, of_gaps: Any,
+    start: int, stop: int, Ds: Any, As: Any, A: int, knots: int, bounds: Any, shifts: Any, shared_keys: bool,
+    of_total: Any, grad: Any, queries: Any, keys: Any, gaps: Any, rows: Any, weights: Any, of_queries: Any,
+    of_keys: Any, of_gaps: Any,
 ) -> None:  # fmt: skip
-    """grad, queries, of_queries [B A, E]; of_total [B, A]; weights as ``_attend`` left them."""
+    """grad, queries, of_queries [B A, E]; of_total [B, A]; weights as ``_attend`` left them.
+
+    Samples bounds[i] to bounds[i+1] may share keys, others not; of_keys are zeros if any do.
+    """
     G, heads = gaps.shape[1], len(As)
     q, q_hats = np.zeros((heads, len(Ds)), np.float32), np.zeros((G * knots, heads), np.float32)
     g, g_hats = np.zeros_like(q), np.zeros_like(q_hats)
     sum_key, sum_hats = np.empty_like(q), np.empty_like(q_hats)
     dx, shared = np.empty((rows.shape[1], heads), np.float32), np.zeros(heads, np.float32)
-    for b in range(start, stop):
-        w = weights[b]
+    for b in range(bounds[start], bounds[stop]):
+        w, shift = weights[b], shifts[b]
         _split(Ds, queries, b * A, A, q, q_hats)
         _split(Ds, grad, b * A, A, g, g_hats)
-        n = _products(Ds, As, knots, g, g_hats, keys, gaps, rows, b, dx)
+        n = _products(Ds, As, knots, g, g_hats, keys, gaps, rows, b, shift, dx)
         shared[:] = 0  # heads that only fill up the group too: what a NaN left there must not reach the next sample
         for a in range(A):
             shared[a] = -of_total[b, a]  # d log_total / d logit is the weight
@@ -168,19 +184,20 @@ def _attend_back(
         for t in range(n):
             for a in range(heads):
                 dx[t, a] = w[t, a] * (dx[t, a] - shared[a])
-        _sums(Ds, As, knots, dx, keys, gaps, rows, b, n, sum_key, sum_hats)
+        _sums(Ds, As, knots, dx, keys, gaps, rows, b, shift, n, sum_key, sum_hats)
         _join(Ds, sum_key, sum_hats, A, of_queries, b * A)
         for t in range(n):
             row = rows[b, t]
-            for d in range(len(Ds)):
-                of_keys[row, d] = 0
+            key = row + shift
+            for d in range(0 if shared_keys else len(Ds)):
+                of_keys[key, d] = 0
             for a in range(0, heads, _HEADS):
                 w0, w1, w2, w3 = w[t, a], w[t, a + 1], w[t, a + 2], w[t, a + 3]
                 x0, x1, x2, x3 = dx[t, a], dx[t, a + 1], dx[t, a + 2], dx[t, a + 3]
                 for d in range(len(Ds)):
                     by_w = w0 * g[a, d] + w1 * g[a + 1, d] + w2 * g[a + 2, d] + w3 * g[a + 3, d]
                     by_x = x0 * q[a, d] + x1 * q[a + 1, d] + x2 * q[a + 2, d] + x3 * q[a + 3, d]
-                    of_keys[row, d] += by_w + by_x
+                    of_keys[key, d] += by_w + by_x
             for j in range(G if len(of_gaps) > 0 else 0):
                 if gaps[row, j] > 0 and gaps[row, j] < knots - 1:
                     i = j * knots + min(int(gaps[row, j]), knots - 2)
@@ -198,13 +215,16 @@ def weights_shape(queries: Tensor, rows: Tensor) -> tuple[int, int, int]:
     return queries.shape[0], rows.shape[1], -(-queries.shape[1] // _HEADS) * _HEADS
 
 
-def search_attention_cpu(queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def search_attention_cpu(
+    queries: Tensor, keys: Tensor, gaps: Tensor, rows: Tensor, shifts: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The forward of ``search_attention`` for float32 on the CPU, and its weights, for the backward."""
     B, A, E = queries.shape
     D, G = keys.shape[1], gaps.shape[1]
     weights, pooled = queries.new_empty(weights_shape(queries, rows)), queries.new_empty(B * A, E)
     log_total = queries.new_empty(B, A)
-    arrays = (_numpy(x) for x in (queries.reshape(B * A, E), keys, gaps, rows, weights, pooled, log_total))
+    shifts = torch.zeros(B, dtype=torch.int64) if shifts is None else shifts
+    arrays = (_numpy(x) for x in (shifts, queries.reshape(B * A, E), keys, gaps, rows, weights, pooled, log_total))
     parallel_rows(_attend, B, width(D), width(weights.shape[2]), A, (E - D) // G, *arrays, grain=_GRAIN)
     return pooled.view(B, A, E), log_total, weights
 
@@ -218,15 +238,24 @@ def search_attention_backward_cpu(
     rows: Tensor,
     weights: Tensor,
     want_gaps: bool,
+    shifts: Tensor | None,
+    groups: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Its backward: gradients of queries, keys and gaps ([0, G] if not wanted)."""
     B, A, E = queries.shape
     D, G = keys.shape[1], gaps.shape[1]
+    shared = groups is not None
+    bounds = torch.arange(B + 1) if groups is None else groups
+    shifts = torch.zeros(B, dtype=torch.int64) if shifts is None else shifts
     of_queries, of_keys = torch.empty(B * A, E), torch.empty(keys.shape)
-    if int((rows >= 0).sum()) < len(keys):  # else every row of of_keys is written
+    if shared or int((rows >= 0).sum()) < len(keys):  # else every row of of_keys is written
         of_keys.zero_()
     of_gaps = torch.zeros(len(gaps) if want_gaps else 0, G)
     rows_of_heads = of_total, grad.reshape(B * A, E), queries.reshape(B * A, E)
     arrays = (_numpy(x) for x in (*rows_of_heads, keys, gaps, rows, weights, of_queries, of_keys, of_gaps))
-    parallel_rows(_attend_back, B, width(D), width(weights.shape[2]), A, (E - D) // G, *arrays, grain=_GRAIN)
+    sizes = width(D), width(weights.shape[2]), A, (E - D) // G
+    grain = _GRAIN * (bounds.numel() - 1) // max(B, 1)
+    parallel_rows(
+        _attend_back, bounds.numel() - 1, *sizes, _numpy(bounds), _numpy(shifts), shared, *arrays, grain=max(grain, 1)
+    )
     return of_queries.view(B, A, E), of_keys, of_gaps

@@ -12,8 +12,9 @@ a pass backward, no fewer. A sample's q enters the first layer as a matrix of it
 operations a visit instead of 4 D H.
 
 CPU: float32 by compiled loops (``target_attention_cpu.py``). CUDA: float32, float16 and bfloat16 by Triton kernels
-(``target_attention_triton.py``). What neither takes goes to the reference: other dtypes, and on CUDA layers of more
-than 4,096 weights (widths rounded up to powers of two), which would not fit the registers.
+(``target_attention_triton.py``). Keys that samples share are read where they lie by the CPU's loops; elsewhere they are laid
+out a row a visit first. What neither takes goes to the reference: other dtypes, and on CUDA layers of more than 4,096
+weights (widths rounded up to powers of two), which would not fit the registers.
 """
 
 from collections.abc import Sequence
@@ -23,9 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import check_number, check_offsets, check_tensors
+from .checks import check_number, check_offsets, check_starts, check_tensors
 from .dice import dice_reference
-from .jagged import segment_ids_unchecked, weighted_segment_sum_unchecked
+from .jagged import segment_ids_unchecked, shared_rows_unchecked, weighted_segment_sum_unchecked
 from .target_attention_cpu import target_attention_backward_cpu, target_attention_cpu
 
 
@@ -82,10 +83,11 @@ def _forward(
     biases: list[Tensor],
     batch_statistics: bool,
     eps: float,
+    starts: Tensor | None,
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     """Interest [B, D], weights [T, 1], layers before Dice [T, H] each, statistics used [2, H] each."""
     return target_attention_cpu(
-        query, bias, keys, gaps, offsets, weight, alphas, statistics, weights, biases, batch_statistics, eps
+        query, bias, keys, gaps, offsets, weight, alphas, statistics, weights, biases, batch_statistics, eps, starts
     )
 
 
@@ -93,7 +95,7 @@ def _forward(
 def _(*arguments: Any) -> Any:
     from .target_attention_triton import target_attention_triton
 
-    return target_attention_triton(*arguments)
+    return target_attention_triton(*arguments[:-1])  # keys come a row a visit here
 
 
 @_forward.register_fake
@@ -110,11 +112,12 @@ def _(
     biases: list[Tensor],
     batch_statistics: bool,
     eps: float,
+    starts: Tensor | None,
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    zs = [keys.new_empty(keys.shape[0], alpha.shape[0]) for alpha in alphas]
+    zs = [keys.new_empty(gaps.shape[0], alpha.shape[0]) for alpha in alphas]
     return (
         query.new_empty(query.shape),
-        keys.new_empty(keys.shape[0], 1),
+        keys.new_empty(gaps.shape[0], 1),
         zs,
         [s.new_empty(s.shape) for s in statistics],
     )
@@ -136,11 +139,12 @@ def _backward(
     batch_statistics: bool,
     eps: float,
     want_gaps: bool,
+    starts: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     """Gradients of query, bias, keys, gaps ([0, G] if not wanted), weight, alphas, weights, biases."""
     return target_attention_backward_cpu(
         grad, query, keys, gaps, offsets, weight, alphas, statistics, weights, of_visits, zs, batch_statistics, eps,
-        want_gaps,
+        want_gaps, starts,
     )  # fmt: skip
 
 
@@ -148,7 +152,7 @@ def _backward(
 def _(*arguments: Any) -> Any:
     from .target_attention_triton import target_attention_backward_triton
 
-    return target_attention_backward_triton(*arguments)
+    return target_attention_backward_triton(*arguments[:-1])
 
 
 @_backward.register_fake
@@ -167,6 +171,7 @@ def _(
     batch_statistics: bool,
     eps: float,
     want_gaps: bool,
+    starts: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     return (
         query.new_empty(query.shape),
@@ -181,27 +186,27 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    query, _, keys, gaps, offsets, weight, alphas, _, weights, _, ctx.batch_statistics, ctx.eps = inputs
+    query, _, keys, gaps, offsets, weight, alphas, _, weights, _, ctx.batch_statistics, ctx.eps, starts = inputs
     _, of_visits, zs, used = output
     ctx.layers = len(weights)
-    ctx.save_for_backward(query, keys, gaps, offsets, weight, of_visits, *alphas, *used, *weights, *zs)
+    ctx.save_for_backward(query, keys, gaps, offsets, weight, of_visits, starts, *alphas, *used, *weights, *zs)
     ctx.set_materialize_grads(False)
 
 
 def _grad(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    query, keys, gaps, offsets, weight, of_visits, *lists = ctx.saved_tensors
+    query, keys, gaps, offsets, weight, of_visits, starts, *lists = ctx.saved_tensors
     alphas, used, weights, zs = (lists[i * ctx.layers : (i + 1) * ctx.layers] for i in range(4))
     grad = torch.zeros_like(query) if grad is None else grad.contiguous()
     want_gaps = ctx.needs_input_grad[3]
     *grads, of_alphas, of_weights, of_biases = _backward(
         grad, query, keys, gaps, offsets, weight, alphas, used, weights, of_visits, zs, ctx.batch_statistics, ctx.eps,
-        want_gaps,
+        want_gaps, starts,
     )  # fmt: skip
     of_query, of_bias, of_keys, of_gaps, of_weight = grads
     none = [None] * ctx.layers
     return (
         of_query, of_bias, of_keys, of_gaps if want_gaps else None, None, of_weight, of_alphas, none, of_weights,
-        of_biases, None, None,
+        of_biases, None, None, None,
     )  # fmt: skip
 
 
@@ -218,6 +223,7 @@ def target_attention(
     layers: Sequence[DiceLinear],
     batch_statistics: bool,
     eps: float = 1e-8,
+    starts: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Interest of B samples in their targets, from T visits in all.
 
@@ -234,6 +240,9 @@ def target_attention(
         layers: one or more.
         batch_statistics: take Dice's mean and variance over the T visits, not ``layers[i].statistics``.
         eps: joins the variance, as in batch norm.
+        starts: where samples share keys, as the candidates of one request do: of each sample the row of its first
+            visit's key, int64 [B]; keys are then [K, D], and gaps [T, G] are still each sample's own. Samples with
+            the same keys lie side by side.
 
     Returns:
         Interest [B, D], zeros for an empty history, differentiable in all floating inputs but the statistics, of keys'
@@ -242,8 +251,12 @@ def target_attention(
     Raises:
         TypeError, ValueError: shapes, dtypes, devices or offsets don't fit together.
     """
-    check_offsets(offsets, keys)
-    return target_attention_unchecked(query, bias, keys, gaps, offsets, weight, layers, batch_statistics, eps)
+    if starts is None:
+        check_offsets(offsets, keys)
+    else:
+        check_offsets(offsets, gaps)
+        check_starts(starts, offsets, keys)
+    return target_attention_unchecked(query, bias, keys, gaps, offsets, weight, layers, batch_statistics, eps, starts)
 
 
 def target_attention_unchecked(
@@ -256,9 +269,10 @@ def target_attention_unchecked(
     layers: Sequence[DiceLinear],
     batch_statistics: bool,
     eps: float = 1e-8,
+    starts: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """``target_attention`` by offsets that are known to be right."""
-    _check(query, bias, keys, gaps, offsets, weight, layers)
+    """``target_attention`` by offsets and starts that are known to be right."""
+    _check(query, bias, keys, gaps, offsets, weight, layers, starts)
     check_number("eps", eps, 0)
     if not isinstance(batch_statistics, bool):
         raise TypeError(f"batch_statistics: got {batch_statistics!r}, expected True or False")
@@ -266,6 +280,8 @@ def target_attention_unchecked(
     if torch.is_autocast_enabled(device):
         keys = keys.to(torch.get_autocast_dtype(device))
     query, bias, gaps = query.to(keys.dtype), bias.to(keys.dtype), gaps.to(keys.dtype)
+    if starts is not None and not (keys.device.type == "cpu" and _compiled(keys, layers)):
+        keys, starts = keys.index_select(0, shared_rows_unchecked(starts, offsets, gaps.shape[0])), None
     if not _compiled(keys, layers):
         with torch.autocast(device, enabled=False):
             cast = [DiceLinear(*(x.to(keys.dtype) for x in layer)) for layer in layers]
@@ -274,8 +290,9 @@ def target_attention_unchecked(
             )
     alphas, statistics, weights, biases = ([x.float() for x in column] for column in zip(*layers, strict=True))
     interest, _, _, used = _forward(
-        query, bias, keys, gaps, offsets, weight.float(), alphas, statistics, weights, biases, batch_statistics, eps
-    )
+        query, bias, keys, gaps, offsets, weight.float(), alphas, statistics, weights, biases, batch_statistics, eps,
+        starts,
+    )  # fmt: skip
     return interest, [x.detach() for x in used]
 
 
@@ -296,15 +313,17 @@ def _check(
     offsets: Tensor,
     weight: Tensor,
     layers: Sequence[DiceLinear],
+    starts: Tensor | None,
 ) -> None:
     floats = {
         "query": (query, "B D"),
-        "keys": (keys, "T D"),
+        "keys": (keys, "T D" if starts is None else "K D"),
         "gaps": (gaps, "T G"),
         "weight": (weight, "H E"),
         "bias": (bias, "B H"),
     }
-    sizes = check_tensors(floats, {"offsets": (offsets, "B+1")}, mixed=True)
+    rows = {"offsets": (offsets, "B+1")} | ({} if starts is None else {"starts": (starts, "B")})
+    sizes = check_tensors(floats, rows, mixed=True)
     columns, H = 2 * sizes["D"] + sizes["G"], sizes["H"]
     if sizes["E"] != columns:
         raise ValueError(f"weight: got {list(weight.shape)}, expected [H, 2 D + G] = [{H}, {columns}]")

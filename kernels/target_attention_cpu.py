@@ -25,8 +25,8 @@ _SCALAR = width(1)
 
 @jit(fastmath=FAST)
 def _first(
-    start: int, stop: int, Ds: Any, Gs: Any, Hs: Any, bounds: Any, offsets: Any, query: Any, bias: Any, keys: Any,
-    gaps: Any, of_key: Any, of_product: Any, of_gaps: Any, z: Any, near: Any, sums: Any,
+    start: int, stop: int, Ds: Any, Gs: Any, Hs: Any, bounds: Any, offsets: Any, starts: Any, query: Any, bias: Any,
+    keys: Any, gaps: Any, of_key: Any, of_product: Any, of_gaps: Any, z: Any, near: Any, sums: Any,
 ) -> None:  # fmt: skip
     """z = [k, q * k, gaps] @ weight.T + bias, as k @ (weight of k + q * weight of q * k): a matrix for each sample,
     which halves the products of long histories and leaves no [T, D] buffer of q * k."""
@@ -46,7 +46,7 @@ def _first(
                     for h in range(H):
                         z[row, h] = bias[b, h]
                 times(Gs, Hs, gaps, t, n, of_gaps, z, t)
-                times(Ds, Hs, keys, t, n, own, z, t)
+                times(Ds, Hs, keys, t + starts[b] - offsets[b], n, own, z, t)
                 if t == begin:
                     near[block] = z[t]
                 moments(Hs, z, t, n, near[block], tile, sums[block])
@@ -76,14 +76,15 @@ def _between(
 
 @jit(fastmath=FAST)
 def _last(
-    start: int, stop: int, Hs: Any, Ds: Any, bounds: Any, offsets: Any, z: Any, s: Any, weight: Any, bias: Any,
-    keys: Any, weights: Any, interest: Any,
+    start: int, stop: int, Hs: Any, Ds: Any, bounds: Any, offsets: Any, starts: Any, z: Any, s: Any, weight: Any,
+    bias: Any, keys: Any, weights: Any, interest: Any,
 ) -> None:  # fmt: skip
     """w = Dice(z) @ weight + bias, weight [H]; the sum of w k over each sample."""
     H, D = len(Hs), len(Ds)
     a = np.empty((_TILE, H), np.float32)
     for block in range(start, stop):
         for b in range(bounds[block], bounds[block + 1]):
+            shift = starts[b] - offsets[b]
             for d in range(D):
                 interest[b, d] = 0
             for t in range(offsets[b], offsets[b + 1], _TILE):
@@ -95,7 +96,7 @@ def _last(
                         w += a[row, h] * weight[h]
                     weights[t + row, 0] = w
                     for d in range(D):
-                        interest[b, d] += w * keys[t + row, d]
+                        interest[b, d] += w * keys[t + row + shift, d]
 
 
 @inlined(fastmath=FAST)
@@ -119,18 +120,19 @@ def _layer_sums(
 
 @jit(fastmath=FAST)
 def _last_back(
-    start: int, stop: int, Hs: Any, Ds: Any, bounds: Any, offsets: Any, grad: Any, keys: Any, delta: Any, z: Any,
-    s: Any, weight: Any, sums: Any, grad_weight: Any, grad_bias: Any,
+    start: int, stop: int, Hs: Any, Ds: Any, bounds: Any, offsets: Any, starts: Any, grad: Any, keys: Any, delta: Any,
+    z: Any, s: Any, weight: Any, sums: Any, grad_weight: Any, grad_bias: Any,
 ) -> None:  # fmt: skip
     """delta = the gradient of w, [T, 1]; sums of the last hidden layer."""
     H, D = len(Hs), len(Ds)
     a, da = np.empty((_TILE, H), np.float32), np.empty((_TILE, H), np.float32)
     for block in range(start, stop):
         for b in range(bounds[block], bounds[block + 1]):
+            shift = starts[b] - offsets[b]
             for row in range(offsets[b], offsets[b + 1]):
                 dw = np.float32(0)
                 for d in range(D):
-                    dw += grad[b, d] * keys[row, d]
+                    dw += grad[b, d] * keys[row + shift, d]
                 delta[row, 0] = dw
         begin, end = offsets[bounds[block]], offsets[bounds[block + 1]]
         for t in range(begin, end, _TILE):
@@ -160,11 +162,15 @@ def _between_back(
 
 @jit(fastmath=FAST)
 def _first_back(
-    start: int, stop: int, Ds: Any, Gs: Any, Hs: Any, Ns: Any, bounds: Any, offsets: Any, query: Any, keys: Any,
-    gaps: Any, weight: Any, grad: Any, weights: Any, above: Any, z: Any, s: Any, above_weight: Any, grad_query: Any,
-    grad_bias: Any, grad_keys: Any, grad_gaps: Any, grad_weight: Any, grad_gap_weight: Any,
+    start: int, stop: int, Ds: Any, Gs: Any, Hs: Any, Ns: Any, bounds: Any, offsets: Any, starts: Any, query: Any,
+    keys: Any, gaps: Any, weight: Any, grad: Any, weights: Any, above: Any, z: Any, s: Any, above_weight: Any,
+    shared: bool, grad_query: Any, grad_bias: Any, grad_keys: Any, grad_gaps: Any, grad_weight: Any,
+    grad_gap_weight: Any,
 ) -> None:  # fmt: skip
-    """Gradients of the first layer and of the keys, from delta of the layer above [T, N]. weight is [H, 2 D + G]."""
+    """Gradients of the first layer and of the keys, from delta of the layer above [T, N]. weight is [H, 2 D + G].
+
+    Keys that several samples read are zeros at first: the samples of a block add to them one after the other.
+    """
     D, G, H = len(Ds), len(Gs), len(Hs)
     own, grad_own = np.empty((H, D), np.float32), np.empty((H, D), np.float32)
     delta = np.empty((_TILE, H), np.float32)
@@ -174,6 +180,7 @@ def _first_back(
             grad_bias[b] = 0
             if offsets[b] == offsets[b + 1]:
                 continue
+            shift = starts[b] - offsets[b]
             grad_own[:] = 0
             for h in range(H):
                 for d in range(D):
@@ -187,9 +194,10 @@ def _first_back(
                     for h in range(H):
                         grad_bias[b, h] += delta[row, h]
                     for d in range(D):
-                        grad_keys[t + row, d] = weights[t + row, 0] * grad[b, d]
-                times(Hs, Ds, delta, 0, n, own, grad_keys, t)
-                outer(Hs, Ds, delta, 0, n, keys, t, grad_own)
+                        w_grad = weights[t + row, 0] * grad[b, d]
+                        grad_keys[t + row + shift, d] = grad_keys[t + row + shift, d] + w_grad if shared else w_grad
+                times(Hs, Ds, delta, 0, n, own, grad_keys, t + shift)
+                outer(Hs, Ds, delta, 0, n, keys, t + shift, grad_own)
                 outer(Gs, Hs, gaps, t, n, delta, 0, grad_gap_weight[block])
                 if grad_gaps.shape[0] > 0:
                     for row in range(n):
@@ -238,12 +246,14 @@ def target_attention_cpu(
     biases: list[Tensor],
     batch_statistics: bool,
     eps: float,
+    starts: Tensor | None,
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     """The forward of ``target_attention`` for float32 on the CPU."""
-    (T, D), G, H = keys.shape, gaps.shape[1], bias.shape[1]
-    bounds = segment_blocks(offsets, T)
+    (T, G), D, H = gaps.shape, keys.shape[1], bias.shape[1]
+    bounds = segment_blocks(offsets, T, starts)
     visits = offsets[bounds].diff()
     where = bounds.numpy(), _numpy(offsets)
+    firsts = _numpy(offsets[:-1] if starts is None else starts)
     blocks = len(visits)
     used = [] if batch_statistics else list(statistics)
 
@@ -252,7 +262,8 @@ def target_attention_cpu(
     of_key, of_product, of_gaps = (_numpy(w.t()) for w in weight.split([D, D, G], dim=1))
     inputs = (_numpy(x) for x in (query, bias, keys, gaps))
     outputs = (x.numpy() for x in (zs[0], near, block_sums))
-    parallel_rows(_first, blocks, width(D), width(G), width(H), *where, *inputs, of_key, of_product, of_gaps, *outputs)
+    widths = width(D), width(G), width(H)
+    parallel_rows(_first, blocks, *widths, *where, firsts, *inputs, of_key, of_product, of_gaps, *outputs)
     for i, (of_layer, offset) in enumerate(zip(weights, biases, strict=True)):
         if batch_statistics:
             used.append(_statistics(near, block_sums, visits))
@@ -267,7 +278,7 @@ def target_attention_cpu(
     of_visits, interest = keys.new_empty(T, 1), query.new_empty(query.shape)
     parameters = s, _numpy(of_layer[0]), _numpy(offset)
     out = of_visits.numpy(), interest.numpy()
-    parallel_rows(_last, blocks, width(H), width(D), *where, z, *parameters, _numpy(keys), *out)
+    parallel_rows(_last, blocks, width(H), width(D), *where, firsts, z, *parameters, _numpy(keys), *out)
     return interest, of_visits, zs, used if batch_statistics else [x.clone() for x in used]
 
 
@@ -286,11 +297,13 @@ def target_attention_backward_cpu(
     batch_statistics: bool,
     eps: float,
     want_gaps: bool,
+    starts: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     """The backward of ``target_attention`` for float32 on the CPU."""
-    (T, D), G = keys.shape, gaps.shape[1]
-    bounds = segment_blocks(offsets, T)
+    (T, G), D = gaps.shape, keys.shape[1]
+    bounds = segment_blocks(offsets, T, starts)
     where = bounds.numpy(), _numpy(offsets)
+    firsts = _numpy(offsets[:-1] if starts is None else starts)
     blocks = bounds.numel() - 1
     layers = len(weights)
     grad_alphas, grad_weights, grad_biases = ([torch.empty(0)] * layers for _ in range(3))
@@ -303,7 +316,9 @@ def target_attention_backward_cpu(
         outputs = tuple(x.numpy() for x in (sums, grad_weight, grad_bias))
         if i + 1 == layers:
             inputs = _numpy(grad), _numpy(keys)
-            parallel_rows(_last_back, blocks, width(H), width(D), *where, *inputs, delta.numpy(), *layer, *outputs)
+            parallel_rows(
+                _last_back, blocks, width(H), width(D), *where, firsts, *inputs, delta.numpy(), *layer, *outputs
+            )
         else:
             upper = above.numpy(), zs[i + 1].numpy(), s_above, _numpy(weights[i + 1])
             above_width = width(above.shape[1])
@@ -316,12 +331,14 @@ def target_attention_backward_cpu(
         above, s_above = delta, _scale(statistics[i], alphas[i], eps, dx * share, dx_x * share)
 
     B, H, N = query.shape[0], weight.shape[0], above.shape[1]
-    grad_query, grad_keys, grad_bias = query.new_empty(B, D), keys.new_empty(T, D), query.new_empty(B, H)
+    grad_query, grad_bias = query.new_empty(B, D), query.new_empty(B, H)
+    shared = starts is not None
+    grad_keys = torch.zeros_like(keys) if shared else torch.empty_like(keys)
     grad_gaps = keys.new_empty(T if want_gaps else 0, G)
     grad_first, grad_of_gaps = keys.new_zeros(blocks, H, 2 * D), keys.new_zeros(blocks, G, H)
     outputs = tuple(x.numpy() for x in (grad_query, grad_bias, grad_keys, grad_gaps, grad_first, grad_of_gaps))
     inputs = tuple(_numpy(x) for x in (query, keys, gaps, weight, grad, of_visits, above, zs[0]))
     widths = width(D), width(G), width(H), width(N)
-    parallel_rows(_first_back, blocks, *widths, *where, *inputs, s_above, _numpy(weights[0]), *outputs)
+    parallel_rows(_first_back, blocks, *widths, *where, firsts, *inputs, s_above, _numpy(weights[0]), shared, *outputs)
     grad_first = torch.cat([grad_first.sum(0), grad_of_gaps.sum(0).t()], dim=1)
     return grad_query, grad_bias, grad_keys, grad_gaps, grad_first, grad_alphas, grad_weights, grad_biases

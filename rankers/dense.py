@@ -151,7 +151,8 @@ class Scorer(nn.Module):
             views = [items.vectors, items.cluster, *([content] if content.shape[1] else [])]
             arguments = views, samples, activity
         else:
-            arguments = query, samples.history(items.vectors), samples.context
+            shared = bool(getattr(self.tower, "shares_keys", False))
+            arguments = query, samples.history(items.vectors, shared), samples.context
         if with_loss:
             *found, loss = self.tower.forward_with_loss(*arguments)  # type: ignore[operator]
             return found[0], loss
@@ -244,7 +245,9 @@ class DensePart(nn.Module):
             batch: all else.
         """
         encoded = self.scorer.encode(items, pooled, batch.traits)
-        samples = Samples(batch.target, batch.visits, batch.offsets, batch.history_gaps, batch.context, batch.lengths)
+        samples = Samples(
+            batch.target, batch.visits, batch.offsets, batch.history_gaps, batch.context, batch.lengths, batch.starts
+        )
         query = samples.query(encoded.items.vectors)
         interest, loss = self.scorer.interest(encoded.items, query, samples, batch.traits, with_loss=self.training)
         scores = Scores(self.scorer.logits(query, interest, encoded.pooled, batch.features), {}, {})

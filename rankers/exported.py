@@ -48,6 +48,7 @@ from ..data.batches.catalog import Catalog
 from ..data.batches.features import HISTORY_GAPS, Features, Table
 from ..data.manifest import read_manifest, write_json
 from ..embeddings.reader import TABLES, EmbeddingTable, open_table
+from ..kernels.jagged import shared_rows_unchecked
 from .dense import Scorer
 
 FEATURES, SCORER = "features.json", "scorer.pt2"
@@ -217,10 +218,13 @@ class ExportedRanker:
         batch = self.catalog.expand(sample)
         items, pooled, dense = batch.items.to_dict(), batch.pooled.to_dict(), batch.dense
         rows = [self.tables[t.name].vectors(items[t.features[0]].values()) for t in self.features.sequence]
+        visits = dense.visits
+        if dense.starts is not None:  # a program takes candidates alone, each with its own history
+            visits = visits[shared_rows_unchecked(dense.starts, dense.offsets, len(dense.history_gaps))]
         logits: Tensor = self.scorer(
             torch.cat(rows, dim=1),
             dense.target,
-            dense.visits,
+            visits,
             dense.offsets,
             dense.history_gaps,
             torch.cat([self._pool(t, pooled[key]) for t in self.features.pooled for key in t.features], dim=1),

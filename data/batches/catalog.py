@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ...kernels.haversine import unit_vectors, unit_vectors_km
-from ...kernels.jagged import ranges_unchecked, segment_ids_unchecked
+from ...kernels.jagged import ranges_unchecked, segment_ids_unchecked, shared_rows_unchecked
 from .activity import activity_features
 from .batch import RankingBatch, SampleBatch
 from .dense_batch import Context, DenseBatch, LossInputs, Traits
@@ -144,24 +144,26 @@ class Catalog:
         host = batch if isinstance(batch, HostBatch) else self.gather(batch)
         x = _by_candidate(host.pieces(self.device), host.pairs)
         items = self.rows(x["found"])
-        lengths = x["offsets"].diff()
-        sample_of = segment_ids_unchecked(x["offsets"], x["visits"].numel())
         has_activity = self.layout.has_activity
-        user_activity = self.user_activity(x["offsets"], x["hours"]) if has_activity else None
+        user_activity = None
+        if has_activity:
+            of_requests = self.user_activity(x["offsets"], x["hours"])
+            user_activity = of_requests.index_select(0, x["request"])
         dense = DenseBatch(
             target=x["target"],
             visits=x["visits"],
-            offsets=x["offsets"],
+            offsets=x["pair_offsets"],
             lengths=host.lengths,
             features=self._dense(x, items, user_activity),
-            history_gaps=_gaps(x, items, sample_of),
-            context=_context(x, items, sample_of) if self.features.context else None,
+            history_gaps=_gaps(x, items),
+            starts=x.get("starts"),
+            context=_context(x, items) if self.features.context else None,
         )
         if self.features.traits:
             assert user_activity is not None
             dense.traits = Traits(items.attributes, items.activity, user_activity)
             dense.loss_inputs = self._loss_inputs(x, items)
-        pooled = self._pooled_ids(x, items, lengths, host.path_rows)
+        pooled = self._pooled_ids(x, items, host.path_rows)
         return RankingBatch(items=self._items(x, items), pooled=pooled, dense=dense, label=x["label"])
 
     def _items(self, x: Pieces, items: FoundItems) -> KeyedJaggedTensor:
@@ -181,7 +183,7 @@ class Catalog:
             length_per_key=[len(found)] * len(columns),
         )
 
-    def _pooled_ids(self, x: Pieces, items: FoundItems, visited: Tensor, path_rows: int) -> KeyedJaggedTensor:
+    def _pooled_ids(self, x: Pieces, items: FoundItems, path_rows: int) -> KeyedJaggedTensor:
         values, lengths = [], []
         one = torch.ones_like(x["target"])
         for table in self.features.pooled:
@@ -200,8 +202,8 @@ class Catalog:
             values.append(rows)
             lengths.append(n)
             if len(table.features) > 1:
-                values.append(of_items.index_select(0, x["visits"]))
-                lengths.append(visited)
+                values.append(of_items.index_select(0, x["pair_visits"]))
+                lengths.append(x["pair_offsets"].diff())
         return KeyedJaggedTensor(
             keys=self.features.pooled_keys,
             values=torch.cat(values),
@@ -245,15 +247,32 @@ class Catalog:
 
 
 def _by_candidate(x: Pieces, pairs: int) -> Pieces:
-    """The same pieces with what is of a request repeated for each of its candidates, whose histories have ``pairs``
-    visits in all."""
+    """The same pieces with what is of a request repeated for each of its candidates, and what their histories are: a
+    pair of candidate and visit each, ``pairs`` in all.
+
+    Added are ``starts``, where each candidate's history is among the visits, ``pair_offsets``, where it is among the
+    pairs, ``pair_candidate``, ``pair_visits`` and ``pair_hours``. Visits, hours and their offsets stay the requests'.
+    Where each request has one candidate there is nothing to repeat, and no ``starts``.
+    """
     request = x["request"]
+    if x["user"].numel() == request.numel():
+        pairs_of = {"pair_offsets": x["offsets"], "pair_visits": x["visits"], "pair_hours": x["hours"]}
+        return x | pairs_of | {"pair_candidate": segment_ids_unchecked(x["offsets"], pairs)}
+    starts = x["offsets"][:-1].index_select(0, request)
+    offsets = F.pad(x["offsets"].diff().index_select(0, request).cumsum(0), (1, 0))
+    rows = shared_rows_unchecked(starts, offsets, pairs)
     of_request = [n for n in x if n in ("time", "lat", "lon") or n.startswith("user")]
-    length = x["offsets"].diff().index_select(0, request)
-    rows = ranges_unchecked(x["offsets"][1:].index_select(0, request), length, pairs)
-    x = x | {n: x[n].index_select(0, request) for n in of_request}
+    repeated = {n: x[n].index_select(0, request) for n in of_request}
     return (
-        x | {n: x[n].index_select(0, rows) for n in ("visits", "hours")} | {"offsets": F.pad(length.cumsum(0), (1, 0))}
+        x
+        | repeated
+        | {
+            "starts": starts,
+            "pair_offsets": offsets,
+            "pair_candidate": segment_ids_unchecked(offsets, pairs),
+            "pair_visits": x["visits"].index_select(0, rows),
+            "pair_hours": x["hours"].index_select(0, rows),
+        }
     )
 
 
@@ -262,15 +281,15 @@ def _place(x: Pieces) -> Tensor:
     return unit_vectors(x["lat"].double(), x["lon"].double()).float()
 
 
-def _gaps(x: Pieces, items: FoundItems, sample_of: Tensor) -> Tensor:
-    target = x["target"].index_select(0, sample_of)
-    km = unit_vectors_km(items.place.index_select(0, x["visits"]), items.place.index_select(0, target)).nan_to_num(0)
-    return torch.stack([x["hours"], km], dim=1).log1p()
+def _gaps(x: Pieces, items: FoundItems) -> Tensor:
+    target = x["target"].index_select(0, x["pair_candidate"])
+    places = (items.place.index_select(0, which) for which in (x["pair_visits"], target))
+    return torch.stack([x["pair_hours"], unit_vectors_km(*places).nan_to_num(0)], dim=1).log1p()
 
 
-def _context(x: Pieces, items: FoundItems, sample_of: Tensor) -> Context:
-    target, visits, category, shift = x["target"], x["visits"], items.rows("category"), items.shift
-    visit_time = x["time"].index_select(0, sample_of) - (x["hours"].double() * HOUR).round().long()
+def _context(x: Pieces, items: FoundItems) -> Context:
+    target, visits, category, shift = x["target"], x["pair_visits"], items.rows("category"), items.shift
+    visit_time = x["time"].index_select(0, x["pair_candidate"]) - (x["pair_hours"].double() * HOUR).round().long()
     return Context(
         category=category.index_select(0, target),
         hour=_hour(x["time"], shift, target),

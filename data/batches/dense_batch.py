@@ -1,7 +1,8 @@
 """What a ranker takes besides rows of tables: plain tensors, so that the dense part needs no TorchRec.
 
 Shapes: B samples, T history entries in all of them together (jagged), F dense columns, G gap columns, U distinct items
-among targets and visits of a batch, A distinct targets.
+among targets and visits of a batch, A distinct targets. Samples are candidates of requests: V visits of these in all,
+which T counts for each of the candidates.
 """
 
 from collections.abc import Callable
@@ -84,11 +85,13 @@ class DenseBatch:
 
     Attributes:
         target: which of the items each sample is about, int64 [B].
-        visits: which of them was visited, oldest first, int64 [T].
-        offsets: sample b's visits are entries offsets[b] to offsets[b+1], int64 [B+1].
+        visits: which of them was visited, oldest first, int64 [V].
+        offsets: sample b's history is entries offsets[b] to offsets[b+1] of what has T entries, int64 [B+1].
         lengths: of the histories, int64 [B], always on the host: a size that follows from it needs no wait for a GPU.
         features: dense features, float32 [B, F].
         history_gaps: log(1 + hours) and log(1 + km) of each history entry, float32 [T, G].
+        starts: of each sample, where its history is among the visits, int64 [B]; None: visits are [T], each sample's
+            own, as offsets say.
         context: for towers that use it, else None.
         traits, loss_inputs: for plug-ins, else None.
     """
@@ -99,6 +102,7 @@ class DenseBatch:
     lengths: Tensor
     features: Tensor
     history_gaps: Tensor
+    starts: Tensor | None = None
     context: Context | None = None
     traits: Traits | None = None
     loss_inputs: LossInputs | None = None

@@ -86,7 +86,7 @@ class HierarchicalViews(nn.Module):
         coarse = samples.latest(self.recent) if self.recent and len(towers) > 1 else samples
         for number, (tower, view) in enumerate(zip(towers, views, strict=True)):
             seen = coarse if number else samples
-            yield tower, (seen.query(view), seen.history(view), seen.context)
+            yield tower, (seen.query(view), seen.history(view, tower.shares_keys), seen.context)
 
     def _fuse(self, interests: list[Tensor], activity: Tensor) -> tuple[Tensor, Tensor]:
         weights = torch.softmax(self.gate(activity).float(), dim=1)

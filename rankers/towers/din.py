@@ -66,6 +66,8 @@ class DIN(InterestTower):
         hidden: widths of the unit's hidden layers.
     """
 
+    shares_keys = True
+
     def __init__(self, dim: int, gaps: int, hidden: tuple[int, ...] = (32, 16)) -> None:
         super().__init__(dim, gaps)
         self.output_dim = 2 * dim
@@ -90,13 +92,14 @@ class DIN(InterestTower):
             DiceLinear(dice.alpha, torch.stack([dice.running_mean, dice.running_var]), linear.weight, linear.bias)
             for dice, linear in zip(activations, linears, strict=True)
         ]
-        visits = keys.shape[0]
+        visits = gaps.shape[0]
         batch_statistics = self.training and visits > 1
         # an exported file must load without placerank, so it holds PyTorch's own operations
-        attend = target_attention_reference if torch.compiler.is_exporting() else target_attention_unchecked
-        interest, statistics = attend(
-            query, self.from_query(query), keys, gaps, offsets, self.from_visit.weight, layers, batch_statistics
-        )
+        arguments = query, self.from_query(query), keys, gaps, offsets, self.from_visit.weight, layers, batch_statistics
+        if torch.compiler.is_exporting():
+            interest, statistics = target_attention_reference(*arguments)
+        else:
+            interest, statistics = target_attention_unchecked(*arguments, starts=history.starts)
         if batch_statistics:
             for dice, used in zip(activations, statistics, strict=True):
                 dice.follow(used, visits)

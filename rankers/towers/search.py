@@ -94,7 +94,8 @@ class FoundAttention(nn.Module):
             history: where the rows are.
             rows: what the search found, int64 [B, k] with -1 for none.
         """
-        pooled, strength = search_attention_unchecked(queries, history.keys, history.gaps, rows)
+        shared = () if history.starts is None else (history.offsets, history.starts)
+        pooled, strength = search_attention_unchecked(queries, history.keys, history.gaps, rows, *shared)
         value = torch.einsum("bae,ade->bad", pooled, self.fold(self.value).to(pooled.dtype)).flatten(1)
         product = pooled[:, :, : query.shape[1]].mean(dim=1) * query
         return torch.cat([value, product.to(value.dtype), strength.to(value.dtype)], dim=1)

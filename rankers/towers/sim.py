@@ -30,6 +30,7 @@ class SIM(InterestTower):
     """
 
     uses_context = True
+    shares_keys = True
 
     def __init__(self, dim: int, gaps: int, top_k: int = 100, heads: int = 4) -> None:
         super().__init__(dim, gaps)
@@ -41,7 +42,7 @@ class SIM(InterestTower):
         """query [B, D], history and context to interest [B, I]."""
         if context is None:
             raise ValueError("SIM's hard search got no context; it needs the categories of target and visits")
-        wanted = context.category.index_select(0, segment_ids_unchecked(history.offsets, history.keys.shape[0]))
+        wanted = context.category.index_select(0, segment_ids_unchecked(history.offsets, history.gaps.shape[0]))
         same = (context.visit_category == wanted) & (wanted != 0)
         rows = segment_topk_unchecked(torch.where(same, 0.0, -torch.inf), history.offsets, self.top_k)
         return self.attention(query, history, rows)

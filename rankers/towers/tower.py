@@ -1,6 +1,7 @@
 """Interest towers: a user's history, seen from the item that is being ranked.
 
 Shapes: B samples, T history entries of all samples together (jagged), D query width, G gap columns, I interest width.
+Samples are candidates of R requests, whose histories have V visits in all: T counts a visit for each candidate.
 """
 
 import importlib
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data.batches.dense_batch import Context
-from ...kernels.jagged import ranges_unchecked, segment_ids_unchecked
+from ...kernels.jagged import ranges_unchecked, segment_ids_unchecked, shared_rows_unchecked
 
 __all__ = ["TOWERS", "Context", "History", "InterestTower", "Samples", "find_tower", "register_tower", "with_options"]
 
@@ -27,12 +28,16 @@ class History(NamedTuple):
         offsets: sample b's visits are rows offsets[b] to offsets[b+1], int64 [B+1]; empty ones are legal.
         gaps: log(1 + hours) since the visit and log(1 + km) from it to the target item, [T, G].
         lengths: int64 [B], on the host, where they are known there: for towers that ask how long a history is.
+        starts: where the candidates of a request share keys, the row of each sample's first key, int64 [B]: keys are
+            then [V, D], a row a visit of a request, while offsets and gaps are each sample's own, as always. Only
+            towers that say ``shares_keys`` are given it.
     """
 
     keys: Tensor
     offsets: Tensor
     gaps: Tensor
     lengths: Tensor | None = None
+    starts: Tensor | None = None
 
     @staticmethod
     def from_padded(keys: Tensor, mask: Tensor, gaps: Tensor) -> "History":
@@ -47,11 +52,13 @@ class Samples(NamedTuple):
 
     Attributes:
         target: which of the items, int64 [B].
-        visits: which of them each history has, oldest first, int64 [T].
-        offsets: sample b's visits are entries offsets[b] to offsets[b+1], int64 [B+1].
+        visits: which of them each request's history has, oldest first, int64 [V].
+        offsets: sample b's history is entries offsets[b] to offsets[b+1] of gaps and context, int64 [B+1].
         gaps: as in ``History``, [T, G].
         context: where the tower uses it.
         lengths: of the histories, int64 [B], on the host, where they are known there.
+        starts: of each sample, where its history is among the visits, int64 [B]; None: visits are [T], each sample's
+            own, as offsets say.
     """
 
     target: Tensor
@@ -60,18 +67,23 @@ class Samples(NamedTuple):
     gaps: Tensor
     context: Context | None
     lengths: Tensor | None = None
+    starts: Tensor | None = None
 
     def query(self, items: Tensor) -> Tensor:
         """The targets, [B, D], of items [U, D]."""
         return items.index_select(0, self.target)
 
-    def history(self, items: Tensor) -> History:
-        """Histories whose keys are the visited ones of items [U, D]."""
-        return History(items.index_select(0, self.visits), self.offsets, self.gaps, self.lengths)
+    def history(self, items: Tensor, shared: bool = False) -> History:
+        """Histories whose keys are the visited ones of items [U, D]; ``shared``: those of a request once."""
+        visits, starts = self.visits, self.starts
+        if starts is not None and not shared:
+            visits = visits.index_select(0, shared_rows_unchecked(starts, self.offsets, self.gaps.shape[0]))
+            starts = None
+        return History(items.index_select(0, visits), self.offsets, self.gaps, self.lengths, starts)
 
     def latest(self, count: int) -> "Samples":
         """The same samples with the last ``count`` visits (1 or more) of each history."""
-        lengths, visits = self.lengths, self.visits.shape[0]
+        lengths, visits = self.lengths, self.gaps.shape[0]
         if lengths is None:  # an exported program has none
             first = (self.offsets[1:] - count).index_select(0, segment_ids_unchecked(self.offsets, visits))
             rows = (torch.arange(visits, device=self.visits.device) >= first).nonzero().squeeze(1)
@@ -84,7 +96,9 @@ class Samples(NamedTuple):
         if context is not None:
             of_visits = {n: x[rows] for n, x in context._asdict().items() if n.startswith("visit_")}
             context = context._replace(**of_visits)
-        return Samples(self.target, self.visits[rows], ends, self.gaps[rows], context, lengths)
+        starts = None if self.starts is None else self.starts + (self.offsets.diff() - kept)
+        own = self.visits if starts is not None else self.visits[rows]
+        return Samples(self.target, own, ends, self.gaps[rows], context, lengths, starts)
 
 
 class InterestTower(nn.Module, ABC):
@@ -92,6 +106,10 @@ class InterestTower(nn.Module, ABC):
 
     A tower takes any query and any keys of one width, so it works with every embedding in front of it. It must
     give finite values, never NaN, for an empty history, and must not depend on the other samples' histories.
+
+    A sample is a candidate, and a tower sees a history for each: query, offsets, gaps (km are to the candidate) and
+    context are of candidates. Keys alone are of requests, and a tower that says ``shares_keys`` is given them once a
+    request, with where each candidate finds its own (``History.starts``); others get them repeated.
 
     Args:
         dim: width D of query and keys.
@@ -102,6 +120,8 @@ class InterestTower(nn.Module, ABC):
     """Width I of what ``forward`` returns; set by the subclass."""
     uses_context: bool = False
     """Whether ``forward`` needs a Context; those that don't are given None, and batches carry none."""
+    shares_keys: bool = False
+    """Whether ``forward`` takes keys once a request, by ``History.starts``."""
 
     def __init__(self, dim: int, gaps: int) -> None:
         super().__init__()

@@ -8,7 +8,12 @@ they were not checked against its text.
 import torch
 from torch import Tensor, nn
 
-from ...kernels.jagged import all_fit, segment_dot_unchecked, segment_topk_unchecked
+from ...kernels.jagged import (
+    all_fit,
+    segment_dot_shared_unchecked,
+    segment_dot_unchecked,
+    segment_topk_unchecked,
+)
 from ...kernels.search_attention import interpolate
 from .search import GAP_DIM, FoundAttention, linear_heads, similar_heads
 from .tower import Context, History, InterestTower
@@ -38,6 +43,8 @@ class TWIN(InterestTower):
         heads: the paper's 4.
     """
 
+    shares_keys = True
+
     def __init__(self, dim: int, gaps: int, top_k: int = 100, heads: int = 4) -> None:
         super().__init__(dim, gaps)
         self.top_k = top_k
@@ -66,6 +73,10 @@ class TWIN(InterestTower):
         keys, offsets, gaps = history[:3]
         if all_fit(offsets, self.top_k):
             return segment_topk_unchecked(gaps.new_zeros(gaps.shape[0]), offsets, self.top_k)
-        relevance = segment_dot_unchecked(keys.to(queries.dtype), queries.mean(dim=1), offsets)
+        mean, keys = queries.mean(dim=1), keys.to(queries.dtype)
+        if history.starts is None:
+            relevance = segment_dot_unchecked(keys, mean, offsets)
+        else:
+            relevance = segment_dot_shared_unchecked(keys, mean, offsets, history.starts, gaps.shape[0])
         of_gaps = self.found.gap_embedding.fold((self.beta.mean(dim=0)[:, None] * self.cross).flatten())
         return segment_topk_unchecked(relevance + interpolate(gaps, of_gaps.view(self.gaps, -1)), offsets, self.top_k)

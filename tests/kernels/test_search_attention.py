@@ -76,8 +76,9 @@ def triton_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The operation's CPU path is Triton's interpreter, where there is no GPU."""
     if torch.cuda.is_available():
         pytest.skip("with a GPU Triton's kernels are compiled, not interpreted")
-    monkeypatch.setattr(module, "search_attention_cpu", search_attention_triton)
-    monkeypatch.setattr(module, "search_attention_backward_cpu", search_attention_backward_triton)
+    # without what the CPU's loops alone are told, of keys that samples share
+    monkeypatch.setattr(module, "search_attention_cpu", lambda *x: search_attention_triton(*x[:4]))
+    monkeypatch.setattr(module, "search_attention_backward_cpu", lambda *x: search_attention_backward_triton(*x[:8]))
 
 
 def computed(inputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -85,7 +86,7 @@ def computed(inputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
     queries, keys, gaps, rows = inputs
     leaves = [x.detach().requires_grad_() for x in (queries, keys, gaps)]
     exact = [x.detach().double().requires_grad_() for x in (queries, keys, gaps)]
-    got, want = module._forward(*leaves, rows)[:2], search_attention_reference(*exact, rows)
+    got, want = module._forward(*leaves, rows, None, None)[:2], search_attention_reference(*exact, rows)
     grad = [torch.randn_like(x) for x in got]
     found = torch.autograd.grad(got, leaves, grad)
     wanted = torch.autograd.grad(want, exact, [x.double() for x in grad])
@@ -132,6 +133,37 @@ def test_gpu_equals_the_reference(dim: int, heads: int, dtype: torch.dtype) -> N
         gaps = torch.where(gaps == gaps.round(), gaps + 0.25, gaps)  # at a knot a hat has two slopes
         inputs = (queries / dim**0.5).to(dtype), keys.to(dtype), gaps, rows
         compare(tuple(x.cuda() for x in inputs), rtol=atol, atol=atol)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("lengths", "candidates"), [([4], [5]), ([3, 0, 90, 7], [2, 3, 40, 1]), ([0, 2, 5] * 60, [1, 2, 3] * 60)]
+)
+def test_keys_that_samples_share(lengths: list[int], candidates: list[int], threads: int) -> None:
+    """As if each had its own, values and gradients."""
+    of = [r for r, n in enumerate(candidates) for _ in range(n)]
+    starts = torch.tensor([sum(lengths[:r]) for r in of])
+    key_rows = torch.tensor([sum(lengths[:r]) + i for r in of for i in range(lengths[r])])
+    queries, _, gaps, rows = make([lengths[r] for r in of], 16, 16, 4)
+    offsets = torch.tensor([0, *(lengths[r] for r in of)]).cumsum(0)
+    keys = torch.randn(sum(lengths), 16)
+    leaves = [x.requires_grad_() for x in (queries, keys, gaps)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        got = search_attention(*leaves, rows, offsets, starts)
+        want = search_attention_reference(queries, keys[key_rows], gaps, rows)
+        grad = [torch.randn_like(x) for x in want]
+        found, wanted = torch.autograd.grad(got, leaves, grad), torch.autograd.grad(want, leaves, grad)
+        for a, b in zip((*got, *found), (*want, *wanted), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    finally:
+        torch.set_num_threads(before)
+    if len(lengths) > 1:
+        with pytest.raises(ValueError, match="rows: got some of another sample's visits"):
+            search_attention(*leaves, rows.flip(0), offsets, starts)
+    with pytest.raises(ValueError, match="offsets, starts: got one of the two"):
+        search_attention(*leaves, rows, offsets)
 
 
 def test_what_triton_leaves_to_the_reference() -> None:

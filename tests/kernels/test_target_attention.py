@@ -163,12 +163,73 @@ def test_halves_on_the_cpu(dtype: torch.dtype) -> None:
 def op_arguments(batch_statistics: bool) -> tuple[Any, ...]:
     *tensors, layers = make([3, 0, 4], *TWO)
     alphas, statistics, weights, biases = ([*column] for column in zip(*layers, strict=True))
-    return *tensors, alphas, statistics, weights, biases, batch_statistics, 1e-8
+    return *tensors, alphas, statistics, weights, biases, batch_statistics, 1e-8, None
 
 
 @pytest.mark.parametrize("batch_statistics", [True, False])
 def test_custom_op(batch_statistics: bool) -> None:
     torch.library.opcheck(module._forward, op_arguments(batch_statistics))
+
+
+REQUESTS = [
+    ([4], [1]),
+    ([3], [5]),
+    ([3, 0, 40, 7], [2, 3, 9, 1]),
+    ([0, 0, 2], [1, 2, 1]),
+    ([2, 0, 3], [2, 1, 0]),
+    ([300, 500, 1], [7, 11, 3]),
+]
+"""Visits and candidates of each request."""
+
+
+def shared(lengths: list[int], candidates: list[int]) -> tuple[Tensor, Tensor, list[int]]:
+    """Where each candidate's keys begin, the row of keys of each of its visits, and how many it has."""
+    begin = [sum(lengths[:r]) for r in range(len(lengths))]
+    of = [r for r, n in enumerate(candidates) for _ in range(n)]
+    rows = [row for r in of for row in range(begin[r], begin[r] + lengths[r])]
+    return torch.tensor([begin[r] for r in of]), torch.tensor(rows, dtype=torch.int64), [lengths[r] for r in of]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("batch_statistics", [True, False])
+@pytest.mark.parametrize(("lengths", "candidates"), REQUESTS)
+def test_keys_that_samples_share(
+    lengths: list[int], candidates: list[int], batch_statistics: bool, threads: int
+) -> None:
+    """As if each had its own, values and gradients; also where the loops don't take them."""
+    starts, rows, of_samples = shared(lengths, candidates)
+    query, bias, _, gaps, offsets, weight, layers = make(of_samples, *TWO)
+    keys = torch.randn(sum(lengths), TWO[0]).requires_grad_()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for dtype in (torch.float32, torch.float64):
+            inputs = to((query, bias, keys, gaps, offsets, weight, layers), dtype)
+            exact = to((query, bias, keys, gaps, offsets, weight, layers), torch.float64)
+            got, used = target_attention(*inputs, batch_statistics, starts=starts)
+            apart = *exact[:2], exact[2][rows], *exact[3:]
+            want, want_used = target_attention_reference(*apart, batch_statistics)
+            grad = torch.randn_like(want)
+            found = torch.autograd.grad(got, leaves(inputs), grad.to(dtype), allow_unused=True)
+            wanted = torch.autograd.grad(want, leaves(exact), grad, allow_unused=True)
+            pairs = [(got, want), *zip(used, want_used, strict=True), *zip(found, wanted, strict=True)]
+            for a, b in pairs:
+                a, b = (torch.zeros(1) if x is None else x.double() for x in (a, b))
+                assert (a - b).abs().max() <= 2e-5 * b.abs().max().clamp(min=1) if b.numel() else not a.numel()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_starts_that_do_not_fit_are_told() -> None:
+    query, bias, keys, *rest = make([2, 2, 3], *TWO)
+    for starts, told in [
+        ([0, 0, 5], r"starts: expected rows of 0 to 6"),
+        ([-1, 0, 0], r"starts: expected rows of 0 to 6"),
+        ([0, 1, 4], r"starts: expected segments that share rows side by side"),
+        ([2, 0, 2], r"starts: expected segments that share rows side by side"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            target_attention(query, bias, keys, *rest, True, starts=torch.tensor(starts))
 
 
 def test_torch_compile_and_export_pass_through() -> None:
@@ -233,8 +294,9 @@ def triton_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The operation's CPU path is Triton's interpreter, where there is no GPU."""
     if torch.cuda.is_available():
         pytest.skip("with a GPU Triton's kernels are compiled, not interpreted")
-    monkeypatch.setattr(module, "target_attention_cpu", target_attention_triton)
-    monkeypatch.setattr(module, "target_attention_backward_cpu", target_attention_backward_triton)
+    # without what the CPU's loops alone are told, of keys that samples share
+    monkeypatch.setattr(module, "target_attention_cpu", lambda *x: target_attention_triton(*x[:-1]))
+    monkeypatch.setattr(module, "target_attention_backward_cpu", lambda *x: target_attention_backward_triton(*x[:-1]))
 
 
 @pytest.mark.usefixtures("triton_on_cpu")
@@ -266,7 +328,7 @@ def attend_in_halves(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
     query, bias, keys, gaps, offsets, weight, layers, batch_statistics = arguments
     columns = [[x.float() for x in column] for column in zip(*layers, strict=True)]
     out, _, _, used = module._forward(
-        query, bias, keys, gaps, offsets, weight.float(), *columns, batch_statistics, 1e-8
+        query, bias, keys, gaps, offsets, weight.float(), *columns, batch_statistics, 1e-8, None
     )
     return out, used
 

@@ -128,6 +128,39 @@ def test_a_step_waits_for_nothing_and_is_the_cpus(tower: str, plugins: str) -> N
             torch.testing.assert_close(here(b.grad), a.grad, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("tower", sorted(TOWERS))
+def test_visits_of_requests_wait_for_nothing(tower: str) -> None:
+    """Two candidates of each of two requests, whose visits are there once; the same with a request each."""
+    features, part = make(tower, "plain")
+    items, pooled, batch = make_inputs(features)
+    lengths, starts = torch.tensor([5, 5, 9, 9]), torch.tensor([0, 0, 5, 5])
+    rows = torch.cat([torch.arange(s, s + n) for s, n in zip(starts.tolist(), lengths.tolist(), strict=True)])
+    assert batch.context is not None
+    alone = replace(
+        batch,
+        target=batch.target[:4],
+        visits=batch.visits[rows],
+        offsets=torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
+        lengths=lengths,
+        features=batch.features[:4],
+        history_gaps=torch.rand(28, HISTORY_GAPS),
+        context=Context(*(x[:4] for x in batch.context[:4]), *(x[:28] for x in batch.context[4:])),
+        traits=None,
+        loss_inputs=None,
+    )
+    shared = replace(alone, visits=batch.visits[:14], starts=starts)
+    same, pooled = copy.deepcopy(part), pooled.detach()[:4].requires_grad_()
+    move(same)
+    inputs = [moved(x) for x in items], moved(pooled), shared.map(moved)
+    want = step(part, items, pooled, alone)
+    with elsewhere() as waits:
+        got = step(same, *inputs)
+    assert not len(waits), f"{len(waits)} waits:\n{waits}"
+    torch.testing.assert_close(here(got.logits), want.logits.detach(), rtol=1e-4, atol=1e-5)
+    for a, b in zip([*items, pooled], [*inputs[0], inputs[1]], strict=True):
+        torch.testing.assert_close(here(b.grad), a.grad, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("call", "waits"),
     [

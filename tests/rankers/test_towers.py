@@ -1,5 +1,6 @@
 """What every tower must do, whatever it is."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -91,6 +92,32 @@ def test_history_query_and_context_matter(name: str) -> None:
     assert not torch.allclose(out, tower(query + 1, history, context), atol=1e-3)
     if tower.uses_context:
         assert not torch.allclose(out, tower(query, history, make_context(2, 10, seed=9)), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if find_tower(n).shares_keys])  # type: ignore[attr-defined]
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_keys_once_a_request_give_what_keys_of_each_candidate_give(name: str, top_k: int | None) -> None:
+    """Interest, and gradients of query and keys."""
+    lengths, candidates = [4, 0, 9, 1], [3, 1, 2, 5]
+    of = [r for r, n in enumerate(candidates) for _ in range(n)]
+    tower = make_tower(name)
+    if top_k and hasattr(tower, "top_k"):
+        tower.top_k = top_k
+    query, history, context = make_case([lengths[r] for r in of])
+    starts = torch.tensor([sum(lengths[:r]) for r in of])
+    rows = torch.tensor([sum(lengths[:r]) + i for r in of for i in range(lengths[r])])
+    keys = torch.randn(sum(lengths), D).requires_grad_()
+    query.requires_grad_()
+    for training in (True, False):
+        tower.train(training)
+        want = copy.deepcopy(tower)(query, history._replace(keys=keys[rows]), context)
+        got = copy.deepcopy(tower)(query, history._replace(keys=keys, starts=starts), context)
+        torch.testing.assert_close(got, want)
+        grad = torch.randn_like(want)
+        for a, b in zip(
+            torch.autograd.grad(got, (query, keys), grad), torch.autograd.grad(want, (query, keys), grad), strict=True
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", WITH_CONTEXT)

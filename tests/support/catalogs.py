@@ -117,7 +117,7 @@ def repeated(sample: SampleBatch) -> SampleBatch:
 
 def slow_batch(items: pa.Table, users: pa.Table, features: Features, sample: SampleBatch) -> dict[str, Tensor]:
     """Every tensor of the ranker's batch by name, looked up one by one in the tables as they are."""
-    sample = repeated(sample)
+    given, sample = sample, repeated(sample)
     names = [n.removesuffix("_row") for n in items.column_names if n.endswith("_row")]
     rows = {n: np.asarray(items[f"{n}_row"]) for n in names}
     of_users = {"age": np.asarray(users["age_row"])}
@@ -133,10 +133,10 @@ def slow_batch(items: pa.Table, users: pa.Table, features: Features, sample: Sam
     paths = items["category_path"].to_pylist()
     count, last = (torch.from_numpy(items[n].to_numpy().copy()) for n in ("positives", "last_positive"))
     activity = activity_features(count, (max(int(last.max()), 0) - last).double() / 86_400)
-    lengths = offsets.diff()
-    ends = zip(offsets[1:].tolist(), lengths.tolist(), strict=True)
-    latest = torch.tensor([sample.history_hours[end - 1].item() if n else torch.nan for end, n in ends])
-    user_activity = activity_features(lengths, latest / 24)
+    lengths, of_requests = offsets.diff(), given.offsets.diff()
+    ends = zip(given.offsets[1:].tolist(), of_requests.tolist(), strict=True)
+    latest = torch.tensor([given.history_hours[end - 1].item() if n else torch.nan for end, n in ends])
+    user_activity = activity_features(of_requests, latest / 24)[given.request]
     cluster = torch.from_numpy(rows[CLUSTER].astype(np.int64)) if CLUSTER in rows else torch.zeros(len(items)).long()
     out: dict[str, Tensor] = {"label": sample.label, "dense.offsets": offsets, "dense.lengths": lengths}
     for key, table in zip(features.item_keys, features.sequence, strict=True):
@@ -200,7 +200,10 @@ def slow_batch(items: pa.Table, users: pa.Table, features: Features, sample: Sam
     of_items |= {f"dense.loss_inputs.{n}" for n in ("item_head", "place", "radius_scale", "item")}
     out = {n: x[found] if n.startswith("items.") or n in of_items else x for n, x in out.items()}
     out["dense.target"] = torch.from_numpy(np.searchsorted(found, item))
-    return out | {"dense.visits": torch.from_numpy(np.searchsorted(found, history))}
+    # of the requests, with where each sample's are among them
+    visits = {"dense.visits": torch.from_numpy(np.searchsorted(found, given.history.numpy()))}
+    several = len(given.user) < len(given)  # else there is nothing to say
+    return out | visits | ({"dense.starts": given.offsets[:-1][given.request]} if several else {})
 
 
 def tensors_of(batch: RankingBatch) -> dict[str, Tensor]:

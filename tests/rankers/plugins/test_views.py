@@ -166,3 +166,21 @@ def test_what_can_not_be_is_told() -> None:
         HierarchicalViews(find_tower("din"), [], G, A)
     with pytest.raises(ValueError, match=r"got recent=-1"):
         HierarchicalViews(find_tower("din"), DIMS, G, A, recent=-1)
+
+
+@pytest.mark.parametrize("name", sorted(TOWERS))
+@pytest.mark.parametrize("on_host", [True, False])
+def test_visits_once_a_request_give_what_visits_of_each_candidate_give(name: str, on_host: bool) -> None:
+    lengths, candidates = [5, 0, 1, 9], [3, 2, 1, 4]
+    of = [r for r, n in enumerate(candidates) for _ in range(n)]
+    begin = [sum(lengths[:r]) for r in of]
+    rows = torch.tensor([b + i for b, r in zip(begin, of, strict=True) for i in range(lengths[r])])
+    views = HierarchicalViews(find_tower(name), DIMS, G, A, recent=3).eval()
+    inputs = make_inputs([lengths[r] for r in of])
+    visits = torch.randint(0, U, (sum(lengths),))
+    own = inputs["samples"]._replace(
+        visits=visits[rows], lengths=torch.tensor([lengths[r] for r in of]) if on_host else None
+    )
+    want = views(inputs["views"], own, inputs["activity"])[0]
+    shared = own._replace(visits=visits, starts=torch.tensor(begin))
+    torch.testing.assert_close(views(inputs["views"], shared, inputs["activity"])[0], want)
