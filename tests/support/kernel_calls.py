@@ -387,8 +387,9 @@ NAMES = sorted(calls())
 PATHS = ["loops", "steps", "triton", "shapes"]
 """float32 on the CPU; float64, which takes PyTorch's operations; Triton's interpreter; meta tensors."""
 ON_TRITON = {
-    target_attention: {"target_attention_cpu": target_attention_triton.target_attention_triton},
-    search_attention: {"search_attention_cpu": search_attention_triton.search_attention_triton},
+    # without what the CPU's loops alone are told, of keys that samples share
+    target_attention: {"target_attention_cpu": lambda *x: target_attention_triton.target_attention_triton(*x[:-1])},
+    search_attention: {"search_attention_cpu": lambda *x: search_attention_triton.search_attention_triton(*x[:4])},
     codebook.codebook_cpu: {"residual_encode_cpu": codebook_triton.residual_encode_triton},
 }
 
