@@ -12,9 +12,9 @@ a pass backward, no fewer. A sample's q enters the first layer as a matrix of it
 operations a visit instead of 4 D H.
 
 CPU: float32 by compiled loops (``target_attention_cpu.py``). CUDA: float32, float16 and bfloat16 by Triton kernels
-(``target_attention_triton.py``). Keys that samples share are read where they lie by the CPU's loops; elsewhere they are laid
-out a row a visit first. What neither takes goes to the reference: other dtypes, and on CUDA layers of more than 4,096
-weights (widths rounded up to powers of two), which would not fit the registers.
+(``target_attention_triton.py``). Keys that samples share are read where they lie by the CPU's loops; elsewhere they
+are laid out a row a visit first. What neither takes goes to the reference: other dtypes, and on CUDA layers of more
+than 4,096 weights (widths rounded up to powers of two), which would not fit the registers.
 """
 
 from collections.abc import Sequence
