@@ -82,8 +82,11 @@ def make_visits(folder: Path, rows: int) -> None:
         count = min(part, rows - start)
         user = np.sort(rng.integers(start // 50, (start + count) // 50, count))
         item = 1 + np.minimum(rng.pareto(1.0, count) * 200, 999_998)
-        columns = {"user_index": user, "user_row": (user + 1).astype(np.int32), "label": np.ones(count, np.int8)}
-        columns |= {"item_row": item.astype(np.int32), "time": rng.integers(10**9, 10**9 + 10**7, count)}
+        columns = {"user_index": user, "user_row": (user + 1).astype(np.int32)}
+        columns |= {"time": rng.integers(10**9, 10**9 + 10**7, count)}
+        one_each, label = pa.array(np.arange(count + 1), pa.int32()), np.ones(count, np.int8)
+        candidates = {"item_row": item.astype(np.int32), "label": label}
+        columns |= {n: pa.ListArray.from_arrays(one_each, x) for n, x in candidates.items()}
         pq.write_table(pa.table(columns), folder / "made" / f"part-{number:05}.parquet", row_group_size=65_536)
     (folder / "made").rename(folder / "train")
 

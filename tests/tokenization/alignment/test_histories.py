@@ -65,8 +65,10 @@ def made_up(folder: Path, users: int, visits: int, seed: int = 0, group: int = 6
     rng = np.random.default_rng(seed)
     user = np.sort(rng.integers(0, users, visits))
     row = np.where(user % 5 == 0, 0, user - user // 5)  # every fifth shares row 0
-    columns = {"user_index": user, "user_row": row.astype(np.int32), "label": np.ones(visits, np.int8)}
-    columns |= {"item_row": rng.integers(1, 51, visits).astype(np.int32), "time": rng.integers(0, 10**6, visits)}
+    one_each = pa.array(np.arange(visits + 1), pa.int32())
+    item, label = rng.integers(1, 51, visits).astype(np.int32), np.ones(visits, np.int8)
+    columns = {"user_index": user, "user_row": row.astype(np.int32), "time": rng.integers(0, 10**6, visits)}
+    columns |= {n: pa.ListArray.from_arrays(one_each, x) for n, x in (("item_row", item), ("label", label))}
     (folder / "train").mkdir(parents=True)
     table = pa.table(columns)
     for number in range(3):
@@ -116,7 +118,9 @@ def test_visits_of_users_by_their_rows(tmp_path: Path) -> None:
     table = pa.concat_tables([pq.read_table(f) for f in sorted((prepared / "train").iterdir())]).to_pylist()
     visits = UserVisits(prepared, 50)
     for rows in (range(1, 48), range(10, 11), range(7, 30), range(48, 90)):
-        expected = sorted((r["user_row"], r["time"], r["item_row"] - 1) for r in table if r["user_row"] in rows)
+        expected = sorted(
+            (r["user_row"], r["time"], i - 1) for r in table if r["user_row"] in rows for i in r["item_row"]
+        )
         assert sorted(triples(visits.of(rows))) == expected
         assert triples(visits.of(rows)) == expected
 
