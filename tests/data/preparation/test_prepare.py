@@ -225,18 +225,16 @@ def test_buckets_hold_the_same_samples(tmp_path: Path, make: Any, monkeypatch: p
 
 
 def check_row_groups(folder: Path, most: int) -> None:
-    """Full ones of whole requests, as the manifest tells; a request on its own where it has more candidates."""
+    """Of whole requests, as the manifest tells, and full but for a file's last; alone where one has more candidates."""
     for split, told in read_manifest(folder, "prepared")["splits"].items():
-        groups = []
         for path in sorted((folder / split).glob("*.parquet")):
             with pq.ParquetFile(path) as file:
-                found = [file.read_row_group(i)["label"].to_pylist() for i in range(file.num_row_groups)]
-            assert told["row_groups"][path.name] == [sum(map(len, labels)) for labels in found]
-            groups += found
-        for i, labels in enumerate(groups):
-            sizes = [*map(len, labels)]
-            assert sum(sizes) <= most or len(sizes) == 1
-            assert i + 1 == len(groups) or sum(sizes) + len(groups[i + 1][0]) > most
+                groups = [file.read_row_group(i)["label"].to_pylist() for i in range(file.num_row_groups)]
+            assert told["row_groups"][path.name] == [sum(map(len, labels)) for labels in groups]
+            for i, labels in enumerate(groups):
+                sizes = [*map(len, labels)]
+                assert sum(sizes) <= most or len(sizes) == 1
+                assert i + 1 == len(groups) or sum(sizes) + len(groups[i + 1][0]) > most
 
 
 @pytest.mark.parametrize("most", [1, 3, 7, 10_000])
