@@ -12,8 +12,10 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +34,22 @@ def _not_compiled(**_: Any) -> Callable[..., Any]:
 
     return lambda _: loop
 
+
+def drop_stale(folder: Path) -> None:
+    """Remove numba's indices of compiled loops that are older than any source file of the folder.
+
+    numba compiles a loop again when its own file has changed, not when the file of what it inlines has: after an update
+    of one file of a checkout the others' loops went on with the old code. A folder that can't be written to is left.
+    """
+    newest = max(source.stat().st_mtime for source in folder.glob("*.py"))
+    for index in (folder / "__pycache__").glob("*.nbi"):
+        with suppress(OSError):
+            if index.stat().st_mtime < newest:
+                index.unlink()
+
+
+if numba:
+    drop_stale(Path(__file__).parent)
 
 jit = partial(numba.njit, nogil=True, cache=True, error_model="numpy") if numba else _not_compiled
 """``@jit()`` compiles a loop; ``@jit(fastmath={...})`` names what LLVM may assume, "reassoc" for sums say."""

@@ -1,12 +1,15 @@
 """Compiled loops: what all of them must be for their results not to depend on when they were compiled."""
 
 import importlib
+import os
 import pkgutil
+from pathlib import Path
 
 import pytest
 from numba.core.dispatcher import Dispatcher
 
 from placerank import kernels
+from placerank.kernels.threads import drop_stale
 
 MODULES = [m.name for m in pkgutil.iter_modules(kernels.__path__) if "triton" not in m.name]
 
@@ -22,3 +25,12 @@ def test_a_loop_calls_inlined_functions_alone(name: str) -> None:
         assert not bare, (
             f"{loop.py_func.__qualname__} calls {bare}: decorate them with inlined(), see kernels/threads.py"
         )
+
+
+def test_loops_compiled_before_a_source_changed_are_compiled_again(tmp_path: Path) -> None:
+    (tmp_path / "__pycache__").mkdir()
+    for when, name in ((10, "loops.py"), (20, "inlined.py"), (15, "__pycache__/old.nbi"), (25, "__pycache__/new.nbi")):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (when, when))
+    drop_stale(tmp_path)
+    assert [x.name for x in (tmp_path / "__pycache__").iterdir()] == ["new.nbi"]
