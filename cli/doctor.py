@@ -37,6 +37,7 @@ class Facts:
         nvidia: the machine has an NVIDIA driver (nvidia-smi).
         cuda_build: CUDA (or ROCm) version that torch was built for; None for a CPU build.
         devices: one text for each device that torch sees.
+        fbgemm_on_devices: error when calling it there, "" when that worked or there is none.
         gloo, nccl: whether torch has these communication libraries.
         threads: CPU threads that torch uses in one process.
         cores: cores that this process may use.
@@ -48,6 +49,7 @@ class Facts:
     nvidia: bool = False
     cuda_build: str | None = None
     devices: list[str] = field(default_factory=list)
+    fbgemm_on_devices: str = ""
     gloo: bool = False
     nccl: bool = False
     threads: int = 0
@@ -134,6 +136,12 @@ def _load_problems(facts: Facts) -> list[Problem]:
     if "fbgemm-gpu-cpu" in facts.versions:
         remove = f"{sys.executable} -m pip uninstall --yes fbgemm-gpu-cpu"
         return [Problem(what="fbgemm-gpu-cpu has no CUDA operators", mend=(remove, *install_three(True)))]
+    if facts.fbgemm_on_devices:
+        what = f"fbgemm-gpu does not run on {'; '.join(facts.devices)}: {facts.fbgemm_on_devices}"
+        why = (
+            "# PyPI's fbgemm-gpu has code for sm_8x, sm_9x and sm_10x alone: use such a GPU, or build fbgemm for yours"
+        )
+        return [Problem(what=what, mend=(why,))]
     if not facts.devices:
         what = f"torch is built for CUDA {facts.cuda_build} but sees no device"
         return [Problem(what=what, mend=("nvidia-smi   # is the driver new enough for it? CUDA_VISIBLE_DEVICES set?",))]

@@ -38,7 +38,21 @@ def fbgemm_op() -> None:
     import torch
 
     importlib.import_module("fbgemm_gpu")
-    got = torch.ops.fbgemm.asynchronous_complete_cumsum(torch.tensor([1, 2])).tolist()
+    _cumsum(torch.tensor([1, 2]))
+
+
+def fbgemm_on_devices() -> None:
+    """Call it on each device: a wheel has machine code for some architectures only."""
+    import torch
+
+    for i in range(torch.cuda.device_count()):
+        _cumsum(torch.tensor([1, 2], device=f"cuda:{i}"))
+
+
+def _cumsum(x: Any) -> None:
+    import torch
+
+    got = torch.ops.fbgemm.asynchronous_complete_cumsum(x).tolist()
     if got != [0, 1, 3]:
         raise RuntimeError(f"asynchronous_complete_cumsum([1, 2]) gave {got}, expected [0, 1, 3]")
 
@@ -47,10 +61,13 @@ def main() -> None:
     """Print one JSON object: torch's facts, and an error (or "") for each of the three."""
     facts, torch_error = attempt(torch_facts)
     errors = {"torch": torch_error}
+    on_devices = ""
     if not torch_error:
         errors["fbgemm"] = attempt(fbgemm_op)[1]
         errors["torchrec"] = attempt(lambda: importlib.import_module("torchrec"))[1]
-    json.dump({**(facts or {}), "errors": errors}, sys.stdout)
+        if not errors["fbgemm"]:
+            on_devices = attempt(fbgemm_on_devices)[1]
+    json.dump({**(facts or {}), "errors": errors, "fbgemm_on_devices": on_devices}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,15 @@ def test_library_that_does_not_load() -> None:
             {"versions": {"torch": "2.13.0", "torchrec": "1.8.0", "fbgemm-gpu": "1.8.0"}, "cuda_build": "13.0"},
             "built for CUDA 13.0 but sees no device",
         ),
+        (
+            {
+                "versions": {"torch": "2.13.0", "torchrec": "1.8.0", "fbgemm-gpu": "1.8.0"},
+                "cuda_build": "13.0",
+                "devices": ["Tesla T4, 15 GiB, sm_75"],
+                "fbgemm_on_devices": "RuntimeError: CUDA error: no kernel image is available",
+            },
+            "fbgemm-gpu does not run on Tesla T4, 15 GiB, sm_75: RuntimeError: CUDA error",
+        ),
     ],
 )
 def test_nvidia_machine_that_is_not_used(changes: dict[str, object], what: str) -> None:
