@@ -38,10 +38,15 @@ def _on_meta(visits: int, x: Any) -> Any:
     return torch.empty((visits, *x.shape[1:]) if x.shape[:1] == (VISITS,) else x.shape, dtype=x.dtype, device="meta")
 
 
-def _shown(launch: Path, path: Path, *arguments: Any) -> Any:
-    """What a CPU path gives, in the types that the launcher gives; with few visits and with more than fit in 2 GB."""
-    launch(*tree_map(partial(_on_meta, BIG), arguments))
-    types = launch(*tree_map(partial(_on_meta, VISITS), arguments))
+def _shown(launch: Path, of_sharing: int, path: Path, *arguments: Any) -> Any:
+    """What a CPU path gives, in the types that the launcher gives; with few visits and with more than fit in 2 GB.
+
+    of_sharing: last arguments, which say where samples share keys; on a GPU those are laid out before.
+    """
+    own = arguments[: len(arguments) - of_sharing]
+    assert all(x is None for x in arguments[len(own) :])
+    launch(*tree_map(partial(_on_meta, BIG), own))
+    types = launch(*tree_map(partial(_on_meta, VISITS), own))
     floats = tree_map(lambda x: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x, arguments)
     return tree_map(lambda got, like: got.to(like.dtype), path(*floats), types)
 
@@ -52,20 +57,21 @@ def _negatives(path: Path, search: Any) -> Any:
     return path(search)
 
 
-# Where a CPU path is looked up by name, and what GPUs have in its place.
-PATHS: list[tuple[Any, str, Path]] = [
-    (target_attention, "target_attention_cpu", for_target.target_attention_triton),
-    (target_attention, "target_attention_backward_cpu", for_target.target_attention_backward_triton),
-    (search_attention, "search_attention_cpu", for_search.search_attention_triton),
-    (search_attention, "search_attention_backward_cpu", for_search.search_attention_backward_triton),
-    (codebook_cpu, "residual_encode_cpu", codebook_triton.residual_encode_triton),
+# Where a CPU path is looked up by name, what GPUs have in its place, and how many arguments that one has not.
+PATHS: list[tuple[Any, str, Path, int]] = [
+    (target_attention, "target_attention_cpu", for_target.target_attention_triton, 1),
+    (target_attention, "target_attention_backward_cpu", for_target.target_attention_backward_triton, 1),
+    (search_attention, "search_attention_cpu", for_search.search_attention_triton, 1),
+    (search_attention, "search_attention_backward_cpu", for_search.search_attention_backward_triton, 2),
+    (codebook_cpu, "residual_encode_cpu", codebook_triton.residual_encode_triton, 0),
 ]
 
 
 def _with_launches(step: Callable[[], None], dtype: torch.dtype) -> None:
     with ExitStack() as stack:
-        for module, name, launch in PATHS:
-            stack.enter_context(patch.object(module, name, partial(_shown, launch, getattr(module, name))))
+        for module, name, launch, of_sharing in PATHS:
+            shown = partial(_shown, launch, of_sharing, getattr(module, name))
+            stack.enter_context(patch.object(module, name, shown))
         path = partial(_negatives, hard_negatives.hard_negatives_cpu)
         stack.enter_context(patch.object(hard_negatives, "hard_negatives_cpu", path))
         for module in (target_attention, search_attention):  # bfloat16 too, as on a GPU
