@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from placerank.data.raw import csv_text, lines
@@ -168,6 +168,7 @@ def damaged(draw: st.DrawFn, marks: str) -> str:
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=damaged('"'), block_bytes=st.sampled_from([9, 60, 1 << 20]))
 def test_stray_quotes_anywhere(tmp_path_factory: pytest.TempPathFactory, text: str, block_bytes: int) -> None:
+    assume(text.endswith("\n"))  # behind the last line's end a quote may close one of that line's, which is a row then
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines, "BLOCK_BYTES", block_bytes)
         rows, aside, again = read(tmp_path_factory.mktemp("csv"), text)
