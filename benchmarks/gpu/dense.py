@@ -23,7 +23,7 @@ from .speed import device_rates, profiled
 
 SAMPLES, DRY_SAMPLES = 10_240, 32
 STEPS, DRY_STEPS = 20, 2
-DRY = ("twin", "twin rest akt")
+DRY = ("twin", "din 10 candidates", "twin rest akt")
 
 
 def cases(report: Report) -> Cases:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from placerank.data.batches.activity import ACTIVITY_DIM
 from placerank.data.batches.dense_batch import Context, DenseBatch, LossInputs, Traits
 from placerank.data.batches.features import CLUSTER, HISTORY_GAPS, USER_CLUSTER, FeatureConfig, Features, build_features
 from placerank.kernels.haversine import unit_vectors
+from placerank.kernels.jagged import shared_rows_unchecked
 from placerank.rankers.dense import DensePart, RankerConfig
 from placerank.rankers.plugins.akt import akt_ladder
 from placerank.rankers.plugins.rest import RestConfig
@@ -33,11 +35,13 @@ class Side:
         name: of tower and plug-ins.
         config: the dense part.
         semantic: whether there are semantic IDs; AKT-Rec needs them.
+        candidates: samples that share a request, and so its history.
     """
 
     name: str
     config: RankerConfig
     semantic: bool = False
+    candidates: int = 1
 
     @property
     def features(self) -> Features:
@@ -50,10 +54,11 @@ class Side:
 
 
 def sides() -> list[Side]:
-    """Every tower plain, DIN and TWIN with each plug-in; in order of worth."""
+    """Every tower plain, DIN and TWIN with ten candidates a request and with each plug-in; in order of worth."""
     rest, ladder = RestConfig(enabled=True), akt_ladder()
     plain = {tower: Side(tower, RankerConfig(tower=tower)) for tower in TOWERS}
     found = [plain.pop("twin"), plain.pop("din")]
+    found += [Side(f"{tower} 10 candidates", RankerConfig(tower=tower), candidates=10) for tower in ("twin", "din")]
     for tower in ("twin", "din"):
         found += [
             Side(f"{tower} akt", RankerConfig(tower=tower, akt=ladder["gate"]), semantic=True),
@@ -84,7 +89,7 @@ class Trained:
         torch.manual_seed(0)
         self.dense = DensePart(features, side.config).to(device).train()
         self.optimizer = torch.optim.AdamW(self.dense.parameters(), lr=1e-3, fused=True)
-        batch, distinct = make_batch(features, samples)
+        batch, distinct = make_batch(features, samples, side.candidates)
         self.batch, self.label = batch.map(lambda x: x.to(device)), (torch.rand(samples) < 0.2).float().to(device)
         self.rows = [torch.randn(distinct, t.dim, device=device).mul_(0.1).requires_grad_() for t in features.sequence]
         self.pooled = torch.randn(samples, features.pooled_dim, device=device).requires_grad_()
@@ -106,11 +111,14 @@ class Trained:
         return loss
 
 
-def make_batch(features: Features, samples: int) -> tuple[DenseBatch, int]:
-    """A batch on the host, and the number of its distinct items, U."""
+def make_batch(features: Features, samples: int, candidates: int) -> tuple[DenseBatch, int]:
+    """A batch on the host, and the number of its distinct items, U; requests of so many samples, but for the last."""
     rng = np.random.default_rng(0)
-    lengths = history_lengths(rng, samples, LONGEST)
-    visits = int(lengths.sum())
+    request = torch.arange(samples) // candidates
+    of_request = history_lengths(rng, int(request[-1]) + 1, LONGEST)
+    lengths, visits = of_request[request], int(of_request.sum())
+    starts, offsets = (of_request.cumsum(0) - of_request)[request], F.pad(lengths.cumsum(0), (1, 0))
+    pairs = int(lengths.sum())
     met = 1 + rng.choice(ITEMS - 1, samples + visits, p=popularity(ITEMS - 1))
     distinct, which = (torch.from_numpy(x) for x in np.unique(met, return_inverse=True))
     target, first = which[:samples], np.unique(met[:samples], return_index=True)[1]
@@ -125,22 +133,24 @@ def make_batch(features: Features, samples: int) -> tuple[DenseBatch, int]:
     city = rng.integers(0, CITIES, count)
     lat, lon = rng.uniform(30, 50, CITIES)[city], rng.uniform(0, 20, CITIES)[city]
     place = unit_vectors(*(torch.from_numpy(x + rng.normal(0, 0.05, count)) for x in (lat, lon))).float()
+    of_pairs = which[samples:][shared_rows_unchecked(starts, offsets, pairs)]
     attributes = rows(CATEGORIES, count, len(features.attributes))
     batch = DenseBatch(
         target=target,
         visits=which[samples:],
-        offsets=torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
+        offsets=offsets,
         lengths=lengths,
         features=floats(samples, features.dense_dim),
-        history_gaps=floats(visits, HISTORY_GAPS) * 5,
+        history_gaps=floats(pairs, HISTORY_GAPS) * 5,
+        starts=starts if candidates > 1 else None,
         context=Context(
             category=rows(CATEGORIES, samples),
             hour=rows(168, samples),
             place=place[target],
             target_place=place[target],
-            visit_category=rows(CATEGORIES, visits),
-            visit_hour=rows(168, visits),
-            visit_place=place[which[samples:]],
+            visit_category=rows(CATEGORIES, pairs),
+            visit_hour=rows(168, pairs),
+            visit_place=place[of_pairs],
         )
         if features.context
         else None,

@@ -21,7 +21,7 @@ from .sides import Side, Trained, sides
 
 SUPPORT = ROOT / "tests/support"
 SAMPLES = 256
-DRY = ("twin", "din rest akt")
+DRY = ("twin", "twin 10 candidates", "din rest akt")
 
 
 def cases(report: Report) -> Cases:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from placerank.benchmarks import results_file
-from placerank.benchmarks.gpu import check, part, speed, waits
+from placerank.benchmarks.gpu import check, dense, part, speed, waits
 from placerank.benchmarks.gpu.report import Report
 from placerank.benchmarks.kernels import bench_residual_encode
 from placerank.cli.main import main
@@ -232,7 +232,7 @@ def test_the_dense_part_runs_without_torchrec(tmp_path: Path) -> None:
     records = check._records(tmp_path)
     assert len(records[0]["would_run"]) > 30 and not any("error" in r for r in records)
     steps = {r["case"] for r in records if r.get("metric") == "kernels" and r["value"] > 100 and r["verdict"] == ""}
-    assert steps == {f"{side} {precision}" for side in ("twin", "twin rest akt") for precision in ("fp32", "bf16")}
+    assert steps == {f"{side} {precision}" for side in dense.DRY for precision in ("fp32", "bf16")}
     assert {r["case"] for r in records if "skipped" in r} == {"placerank train", "din steps", "kept otherwise"}
 
 
