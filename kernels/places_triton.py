@@ -7,9 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .places import TILE
 from .variants import BIG, Variants, aligned, cdiv, launch, next_power_of_2
-
-TILE = 64  # as in places.py
 
 
 @triton.jit(do_not_specialize=["rows", "filled"])

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,15 @@ Cases = Iterator[tuple[str, Callable[[], None]]]
 
 class Skip(Exception):
     """This can't run here; says why."""
+
+
+@contextmanager
+def needed() -> Iterator[None]:
+    """Imports without which a case is skipped."""
+    try:
+        yield
+    except ImportError as error:
+        raise Skip(f"{error}") from None
 
 
 @dataclass

@@ -18,7 +18,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from .dense import work
-from .report import Cases, Report, Skip
+from .report import Cases, Report, needed
 from .speed import device_rates
 from .waits import counted, show
 
@@ -38,11 +38,9 @@ def cases(report: Report) -> Cases:
 
 def _city(report: Report, folder: Path) -> Path:
     """A prepared city."""
-    try:
+    with needed():
         from placerank.data.city.simulate import SimulateConfig, simulate
         from placerank.data.preparation.prepare import PrepareConfig, prepare
-    except ImportError as error:
-        raise Skip(f"{error}") from None
     cities, items, users, requests = (1, 100, 50, 150) if report.dry else (3, 3_000, 2_000, 8_000)
     raw = folder / "raw"
     simulate(SimulateConfig(out=raw, cities=cities, items=items, users=users, requests=requests, days=30))
@@ -51,10 +49,8 @@ def _city(report: Report, folder: Path) -> Path:
 
 def _train(run: Path, epochs: list[int], **config: Any) -> tuple[list[float], float]:
     """Losses and the last validation's AUC of a training that is resumed before each further number of epochs."""
-    try:
+    with needed():
         from placerank.training.train import TrainConfig, train
-    except ImportError as error:
-        raise Skip(f"{error}") from None
     for upto in epochs:
         train(TrainConfig(run=run, batch_size=256, log_every=1, epochs=upto, resume=upto != epochs[0], **config))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -64,8 +60,7 @@ def _train(run: Path, epochs: list[int], **config: Any) -> tuple[list[float], fl
 def _whole(report: Report) -> None:
     """Simulate, prepare, train with validation and checkpoints, resume, both ways; export, and score there."""
     from placerank.rankers.dense import RankerConfig
-
-    from .sides import RestConfig
+    from placerank.rankers.plugins.rest import RestConfig
 
     case = "placerank train"
     with TemporaryDirectory() as scratch:
@@ -111,10 +106,8 @@ def _exported(report: Report, data: Path, run: Path, out: Path) -> None:
 
 def _kept(report: Report) -> None:
     """Tables and catalog kept in other ways train as the default does, a checkpoint between."""
-    try:
+    with needed():
         from placerank.training.sharding import ShardingConfig
-    except ImportError as error:
-        raise Skip(f"{error}") from None
     ways = {
         "data_parallel": ShardingConfig(default="data_parallel"),
         "sharded catalog": ShardingConfig(catalog="sharded"),
@@ -144,7 +137,7 @@ def _compare(report: Report, case: str, losses: dict[str, list[float]]) -> None:
 
 def _steps(report: Report, name: str) -> None:
     """Steps on batches in memory, the catalog's look-ups included, as ``bench_steps.py`` makes them."""
-    try:
+    with needed():
         import numpy as np
 
         from placerank.data.batches.batch import RankingBatch
@@ -152,8 +145,6 @@ def _steps(report: Report, name: str) -> None:
         from placerank.training.steps import pipelined_steps, plain_steps
 
         from .. import bench_steps
-    except ImportError as error:
-        raise Skip(f"{error}") from None
     rng = np.random.default_rng(0)
     items, users, share = bench_steps.make_tables(rng)
     samples = [bench_steps.make_samples(rng, share, longest=50) for _ in range(2)]
