@@ -8,6 +8,14 @@ Ints = NDArray[np.integer]
 _PRIME = np.uint64(0x100000001B3)
 
 
+def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
+    if isinstance(column, pa.Array):
+        return column
+    array = column.combine_chunks()
+    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+
+
 def ranges(start: Ints, length: Ints) -> NDArray[np.int64]:
     """Concatenated ranges [start_i, start_i + length_i), int64 [sum(length)]."""
     ends = np.cumsum(length, dtype=np.int64)

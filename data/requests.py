@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .arrays import ranges
+from .arrays import one_array, ranges
 
 Array = NDArray[Any]
 
@@ -81,8 +81,7 @@ class Lists:
         """
         offsets, values = None, {}
         for name in names:
-            column = table[name].combine_chunks()
-            column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+            column = one_array(table[name])
             if not pa.types.is_list(column.type):
                 raise ValueError(
                     f"column {name}: got {column.type}, expected a list a request: samples of an older placerank have "

@@ -14,9 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..arrays import hash_ids, sort_order, starts_run
+from ..arrays import hash_ids, one_array, sort_order, starts_run
 from ..raw.columns import DataError
-from ..raw.lookup import plain
 
 MOST_FILES = 256  # open at a time
 _WAITING = 1 << 20  # rows
@@ -48,17 +47,17 @@ class BucketWriter:
 
     def write(self, block: pa.Table) -> None:
         """Add a block as ``schema.iter_interactions`` yields it."""
-        request = plain(block["request_id"])
+        request = one_array(block["request_id"])
         hashed = np.zeros(len(block), np.int64)  # 0: no request id
         has = request.is_valid().to_numpy(zero_copy_only=False)
         hashed[has] = hash_ids(request.drop_null()).view(np.int64)
-        user = plain(block["user_id"]).dictionary_encode()
+        user = one_array(block["user_id"]).dictionary_encode()
         bucket = (hash_ids(user.dictionary) % np.uint64(self.buckets)).astype(np.uint16)
         self.add(
             pa.table(
                 {
                     "bucket": bucket[user.indices.to_numpy()],
-                    "user": plain(block["user_id"]),
+                    "user": one_array(block["user_id"]),
                     "item": block["item_index"].cast(pa.int32()),
                     "time": block["timestamp"],
                     "label": block["label"],
@@ -218,7 +217,7 @@ def sort_bucket(files: Sequence[Path], each_row_a_request: bool) -> Sorted:
             tables.append(pa.ipc.open_file(source).read_all().drop_columns("bucket"))
     table = pa.concat_tables(tables)
     tables.clear()
-    encoded = plain(table["user"]).dictionary_encode()
+    encoded = one_array(table["user"]).dictionary_encode()
     by_id = pc.sort_indices(encoded.dictionary).to_numpy()
     rank = np.empty(len(by_id), np.int32)
     rank[by_id] = np.arange(len(by_id), dtype=np.int32)

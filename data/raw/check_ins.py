@@ -29,7 +29,6 @@ _TIST_CHECK_INS = ["user_id", "item_id", "time", "offset"]
 _TIST_PLACES = ["item_id", "lat", "lon", "category", "country"]
 _TIST_CITIES = ["city", "lat", "lon", "country", "country_name", "kind"]
 _CITY_KM = 50  # a place belongs to the nearest of TIST2015's cities, if its centre is at most so far
-_LOOKUP_ROWS = 1 << 20  # check-ins whose places are looked up at once
 _SNAP = ["user_id", "time", "lat", "lon", "item_id"]
 _NO_PLACE = ["0", "00000000000000000000000000000000"]  # Brightkite: check-ins without a location
 
@@ -181,26 +180,10 @@ def _tist2015(check_ins: Path, places: Path, cities: Path | None, output: Output
             yield lines, about, values
 
     ids = write_items(output, items(), places)
-    for lines, raw in _gathered(output.counted(check_ins, delimited(check_ins, _TIST_CHECK_INS, output.bad_rows))):
+    for lines, raw in output.counted(check_ins, delimited(check_ins, _TIST_CHECK_INS, output.bad_rows)):
         visits = _visits(raw)
         values = visits.set_column(2, "timestamp", ctimes(raw["time"]))
         output.interactions(check_ins, lines, visits, values, ids)
-
-
-def _gathered(blocks: Rows) -> Rows:
-    """The same rows in fewer blocks: each look-up of ids takes seconds to hash those of 3.7 million places."""
-    held: list[tuple[np.ndarray, pa.Table]] = []
-    for block in blocks:
-        held.append(block)
-        if sum(len(lines) for lines, _ in held) >= _LOOKUP_ROWS:
-            yield _joined(held)
-            held = []
-    if held:
-        yield _joined(held)
-
-
-def _joined(held: list[tuple[np.ndarray, pa.Table]]) -> tuple[np.ndarray, pa.Table]:
-    return np.concatenate([lines for lines, _ in held]), pa.concat_tables([table for _, table in held])
 
 
 class _Cities:

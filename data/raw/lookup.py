@@ -5,17 +5,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..arrays import hash_ids
+from ..arrays import hash_ids, one_array
 
 _BLOCK = 1 << 18
-
-
-def plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """A column in one piece."""
-    if isinstance(column, pa.Array):
-        return column
-    array = column.combine_chunks()
-    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
 
 
 class IdIndex:
@@ -31,7 +23,7 @@ class IdIndex:
     def __init__(self, ids: pa.Array | pa.ChunkedArray) -> None:
         self.type = ids.type
         wide = pa.large_string() if pa.types.is_string(ids.type) else ids.type  # strings end at 2 GiB
-        self._ids = plain(ids.cast(wide))
+        self._ids = one_array(ids.cast(wide))
         blocks = [hash_ids(self._ids.slice(s, _BLOCK)) for s in range(0, len(ids), _BLOCK)]
         hashed = np.concatenate([np.zeros(0, np.uint64), *blocks])
         order = np.argsort(hashed)
@@ -47,7 +39,7 @@ class IdIndex:
 
     def find(self, ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int32]:
         """The row of each id, int32 [n]; -1 for null and for ids that are not there, or of another type than these."""
-        ids = plain(ids)
+        ids = one_array(ids)
         if ids.type != self.type or len(self) == 0:
             return np.full(len(ids), -1, np.int32)
         encoded = ids.dictionary_encode()  # ids of a block repeat, and this hashes faster than we do

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from ..arrays import one_array
 from .checks import Block, as_mask, blank_to_null, is_text
 from .columns import ITEMS, DataError
 from .output import Output
@@ -235,7 +236,7 @@ class _Foursquare:
 
 def _labels(table: pa.Table) -> tuple[pa.Array, int]:
     """The first label of each place that has one, and how many more there are."""
-    lists = _one(_column(table, "fsq_category_labels", PATH).cast(PATH))
+    lists = one_array(_column(table, "fsq_category_labels", PATH).cast(PATH))
     lengths = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
     labels = blank_to_null(lists.flatten())
     row = np.repeat(np.arange(len(lists)), lengths)[as_mask(labels.is_valid())]
@@ -290,18 +291,18 @@ class _Overture:
     @staticmethod
     def noted(table: pa.Table) -> dict[str, int]:
         more = pc.coalesce(
-            pc.list_value_length(_of(_one(_column(table, "taxonomy")), "alternates", PATH)),
-            pc.list_value_length(_of(_one(_column(table, "categories")), "alternate", PATH)),
+            pc.list_value_length(_of(one_array(_column(table, "taxonomy")), "alternates", PATH)),
+            pc.list_value_length(_of(one_array(_column(table, "categories")), "alternate", PATH)),
         )
         return {_MORE: pc.sum(more).as_py() or 0}
 
 
 def _category(table: pa.Table) -> pa.Array:
     """The hierarchy that ends in the primary category; before there was one, the basic and the primary category."""
-    basic, fine = _one(_text(table, "basic_category")), _field(table, "categories", "primary")
+    basic, fine = one_array(_text(table, "basic_category")), _field(table, "categories", "primary")
     both = pc.binary_join_element_wise(basic, pc.if_else(pc.equal(basic, fine), None, fine), " > ")
     text = pc.coalesce(both, basic, fine)
-    hierarchy = _of(_one(_column(table, "taxonomy")), "hierarchy", PATH).cast(PATH)
+    hierarchy = _of(one_array(_column(table, "taxonomy")), "hierarchy", PATH).cast(PATH)
     empty = pc.equal(pc.list_value_length(hierarchy), 0)
     return pc.coalesce(pc.if_else(empty, pa.scalar(None, PATH), hierarchy), category_paths(text))
 
@@ -315,7 +316,7 @@ def _place(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
             for name in ("xmin", "xmax", "ymin", "ymax")
         )
         lat, lon = (ymin + ymax) / 2, (xmin + xmax) / 2
-    geometry = _one(_column(table, "geometry"))
+    geometry = one_array(_column(table, "geometry"))
     if isinstance(geometry, pa.ExtensionArray):  # GeoArrow's, where that is installed
         geometry = geometry.storage
     if pa.types.is_binary(geometry.type) or pa.types.is_large_binary(geometry.type):
@@ -358,10 +359,6 @@ def _expect(part: Part, name: str, fits: Callable[[pa.DataType], bool], expected
             raise DataError(f"{part.file}: column '{name}': got type {got}, expected {expected}; copy the file again")
 
 
-def _one(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
 def _column(table: pa.Table, name: str, type_: pa.DataType | None = None) -> pa.ChunkedArray:
     """A column; nulls (of a type) where there is none, or none of a type."""
     if name in table.column_names and not (type_ is not None and pa.types.is_null(table[name].type)):
@@ -375,7 +372,7 @@ def _text(table: pa.Table, name: str) -> pa.ChunkedArray:
 
 def _field(table: pa.Table, name: str, *path: str) -> pa.Array:
     """A field of nested structs, null where one of them is missing."""
-    array = _one(_column(table, name))
+    array = one_array(_column(table, name))
     for field in path:
         array = _of(array, field)
     return array
@@ -389,7 +386,7 @@ def _of(array: pa.Array, field: str, type_: pa.DataType | None = None) -> pa.Arr
 
 def _first(lists: pa.ChunkedArray) -> pa.Array:
     """The first element of each list, null where there is none."""
-    array = _one(lists)
+    array = one_array(lists)
     if not _is_list(array.type):
         return pa.nulls(len(array))
     lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
@@ -398,7 +395,7 @@ def _first(lists: pa.ChunkedArray) -> pa.Array:
 
 def _province(country: pa.Array, region: pa.Array) -> pa.Array:
     """ "US-NY": a region with its country before it, as ISO 3166-2 writes it, or the country alone."""
-    country, region = (blank_to_null(_one(x).cast(pa.string())) for x in (country, region))
+    country, region = (blank_to_null(one_array(x).cast(pa.string())) for x in (country, region))
     start = pc.binary_join_element_wise(country, "", "-")
     whole = pc.equal(pc.utf8_slice_codeunits(region, 0, 3), start).fill_null(False)  # it names its country itself
     return pc.coalesce(pc.if_else(whole, region, pc.binary_join_element_wise(country, region, "-")), region, country)

@@ -91,7 +91,6 @@ def test_tsmc_csv_that_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("by_file", [False, True])
 def test_tist2015(tmp_path: Path, by_file: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("placerank.data.raw.check_ins._LOOKUP_ROWS", 2)
     monkeypatch.setattr("placerank.data.raw.lines.BLOCK_BYTES", 80)
     source = tist(tmp_path / "tist")
     out = convert(source / "dataset_TIST2015_Checkins.txt" if by_file else source, "foursquare", {}, tmp_path / "raw")
