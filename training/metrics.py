@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 Floats = NDArray[np.float64]
 Array = NDArray[Any]
@@ -57,10 +56,7 @@ def _checked(label: Array, score: Array) -> tuple[NDArray[np.bool_], Floats]:
 
 def auc(label: Array, score: Array) -> float:
     """Chance that a random positive outscores a random negative, a tie being half; NaN with one class."""
-    positive, score = _checked(label, score)
-    if positive.all() or not positive.any():  # also the empty case
-        return math.nan
-    return float(roc_auc_score(positive, score))
+    return grouped_auc(np.zeros(len(label), np.int8), label, score).mean()
 
 
 def auc_standard_error(auc: float, positives: int, negatives: int) -> float:

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from scipy.spatial import cKDTree
 
 from ...kernels.haversine import EARTH_RADIUS_KM, unit_vectors
 from .checks import Block, as_mask
@@ -190,6 +189,8 @@ class _Cities:
     """The names of the nearest cities of places."""
 
     def __init__(self, file: Path, output: Output) -> None:
+        from scipy.spatial import cKDTree  # most of a second, which this one format pays
+
         rows = [table for _, table in output.counted(file, delimited(file, _TIST_CITIES, output.bad_rows))]
         if not rows:
             raise DataError(f"{file}: got no city, expected lines of {', '.join(_TIST_CITIES)}")

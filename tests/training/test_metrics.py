@@ -29,8 +29,12 @@ def by_group(group, label, score, f):
 
 @given(rows)
 @settings(max_examples=150, deadline=None)
-def test_grouped_auc_is_scikit_learn_per_group(drawn):
+def test_auc_is_scikit_learn_in_all_and_per_group(drawn):
     group, label, score = columns(drawn)
+    both = 0 < label.sum() < len(label)
+    assert m.auc(label, score) == pytest.approx(
+        roc_auc_score(label, score) if both else math.nan, abs=1e-12, nan_ok=True
+    )
     want = by_group(group, label, score, roc_auc_score)
     got = m.grouped_auc(group, label, score)
     assert got.rows.sum() == len(label) and got.positives.sum() == label.sum()
