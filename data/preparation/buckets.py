@@ -236,11 +236,13 @@ def sort_bucket(files: Sequence[Path], each_row_a_request: bool) -> Sorted:
         alike = np.flatnonzero(~first | ~np.append(first[1:], True))
         rows = order[alike]
         floats = [column[n][rows] for n in ("probability", "lon", "lat")]
-        order[alike] = rows[np.lexsort((*floats, np.cumsum(first)[alike]))]
-        order = order[first] if each_row_a_request else order
-        b = Bucket(**{name: values[order] for name, values in column.items()})
+        rows = rows[np.lexsort((*floats, np.cumsum(first)[alike]))]
+        for name, values in vars(b).items():
+            values[alike] = column[name][rows]
     if each_row_a_request:
-        b.request = np.arange(len(order))
+        if repeated:
+            b = Bucket(**{name: values[first] for name, values in vars(b).items()})
+        b.request = np.arange(len(b))
         return Sorted(b, users, repeated, 0)
     candidates = int(starts_run(b.user, b.time, b.request, b.item).sum())
     new = starts_run(b.user, b.time, b.request)

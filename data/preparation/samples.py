@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..arrays import first_of_run, ranges, starts_run
+from ..arrays import first_of_run, ranges, sort_order, starts_run
 from ..requests import ENCODING, PROBABILITY, Lists, Requests
 from .buckets import Bucket
 from .history import earlier_visits, history_ranges
@@ -20,6 +20,7 @@ SPLITS = ("train", "valid", "test")
 _CANDIDATES = 1 << 20  # of the users handled together
 _GROUPS_PER_FILE = 16
 _HOUR = 3600
+_SHUFFLE_BITS = 40  # beside 20 of the requests of a block; two candidates in 2**40 draw the same
 
 
 @dataclass
@@ -162,7 +163,7 @@ def mixed(s: Samples, rows: NDArray[np.int64], requests_too: bool, rng: np.rando
     order = s.request - first
     if requests_too and len(order):
         order = rng.permutation(int(order[-1]) + 1)[order]
-    return rows[np.lexsort((rng.random(len(rows)), order[rows]))]
+    return rows[sort_order(order[rows], rng.integers(0, 1 << _SHUFFLE_BITS, len(rows)))]
 
 
 def requests_of(
