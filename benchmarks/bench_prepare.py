@@ -110,7 +110,8 @@ import json, sys, time
 from pathlib import Path
 from placerank.data.preparation import prepare as module
 
-split, cut = 0.0, module._Job.cut
+job = getattr(module, "Job", None) or module._Job  # by its name of before
+split, cut = 0.0, job.cut
 def timed(*args):
     global split
     start = time.process_time()
@@ -119,7 +120,7 @@ def timed(*args):
     if len(sys.argv) > 4:
         Path(sys.argv[3]).write_text(json.dumps(split))
         raise SystemExit
-module._Job.cut = timed
+job.cut = timed
 module.prepare(module.PrepareConfig(input=Path(sys.argv[1]), out=Path(sys.argv[2])))
 Path(sys.argv[3]).write_text(json.dumps(split))
 """

@@ -4,7 +4,7 @@ A user's bucket depends on the user's id alone, and rows of a bucket are sorted 
 that comes out of here depends on the order of the input.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,41 @@ from ..raw.columns import DataError
 MOST_FILES = 256  # open at a time
 _WAITING = 1 << 20  # rows
 _LZ4 = pa.ipc.IpcWriteOptions(compression="lz4")
+
+
+def bucket_rows(block: pa.Table, buckets: int) -> pa.Table:
+    """Checked interactions in few bytes a row, with the number of their bucket.
+
+    Args:
+        block: as ``schema.iter_interactions`` yields it: user_id, timestamp, label, user_lat, user_lon, request_id,
+            probability, item_index; other columns are not used.
+        buckets: how many there are in all, at most 65,536.
+
+    Returns:
+        A row each: bucket (uint16: a hash of the user's id, modulo), user (the id), item (int32: row of the items in
+        the order of their ids), time (int64 unix seconds), label (int8), request (int64: a hash of request_id, 0 =
+        none), lat, lon (float32 degrees, NaN = unknown), probability (float32, NaN = unknown).
+    """
+    request = one_array(block["request_id"])
+    hashed = np.zeros(len(block), np.int64)
+    has = request.is_valid().to_numpy(zero_copy_only=False)
+    hashed[has] = hash_ids(request.drop_null()).view(np.int64)
+    user = one_array(block["user_id"])
+    encoded = user.dictionary_encode()
+    bucket = (hash_ids(encoded.dictionary) % np.uint64(buckets)).astype(np.uint16)
+    return pa.table(
+        {
+            "bucket": bucket[encoded.indices.to_numpy()],
+            "user": user,
+            "item": block["item_index"].cast(pa.int32()),
+            "time": block["timestamp"],
+            "label": block["label"],
+            "request": pa.array(hashed),
+            "lat": block["user_lat"].cast(pa.float32()).fill_null(np.nan),
+            "lon": block["user_lon"].cast(pa.float32()).fill_null(np.nan),
+            "probability": block["probability"].fill_null(np.nan),
+        }
+    )
 
 
 class BucketWriter:
@@ -47,30 +82,10 @@ class BucketWriter:
 
     def write(self, block: pa.Table) -> None:
         """Add a block as ``schema.iter_interactions`` yields it."""
-        request = one_array(block["request_id"])
-        hashed = np.zeros(len(block), np.int64)  # 0: no request id
-        has = request.is_valid().to_numpy(zero_copy_only=False)
-        hashed[has] = hash_ids(request.drop_null()).view(np.int64)
-        user = one_array(block["user_id"]).dictionary_encode()
-        bucket = (hash_ids(user.dictionary) % np.uint64(self.buckets)).astype(np.uint16)
-        self.add(
-            pa.table(
-                {
-                    "bucket": bucket[user.indices.to_numpy()],
-                    "user": one_array(block["user_id"]),
-                    "item": block["item_index"].cast(pa.int32()),
-                    "time": block["timestamp"],
-                    "label": block["label"],
-                    "request": pa.array(hashed),
-                    "lat": block["user_lat"].cast(pa.float32()).fill_null(np.nan),
-                    "lon": block["user_lon"].cast(pa.float32()).fill_null(np.nan),
-                    "probability": block["probability"].fill_null(np.nan),
-                }
-            )
-        )
+        self.add(bucket_rows(block, self.buckets))
 
     def add(self, rows: pa.Table) -> None:
-        """Add rows as the files hold them."""
+        """Add rows of ``bucket_rows``."""
         self._waiting.append(rows)
         if sum(len(t) for t in self._waiting) >= _WAITING:
             self._flush()
@@ -201,28 +216,31 @@ class Sorted:
     both_labels: int
 
 
-def sort_bucket(files: Sequence[Path], each_row_a_request: bool) -> Sorted:
-    """All rows of a bucket, in whatever order its files hold them.
+def read_rows(files: Iterable[Path]) -> pa.Table:
+    """All rows of files of ``spread``."""
+    tables = []
+    for file in files:
+        with pa.memory_map(str(file)) as source:
+            tables.append(pa.ipc.open_file(source).read_all())
+    return pa.concat_tables(tables)
+
+
+def sort_rows(table: pa.Table, each_row_a_request: bool) -> Sorted:
+    """All rows of a bucket, in whatever order they come.
 
     Args:
-        files: of the one bucket, from any number of writers.
+        table: of ``bucket_rows``, at least a row.
         each_row_a_request: of repeated rows one stays, and each is a request; else rows of a request share its place.
 
     Raises:
         DataError: a request_id has rows of several moments.
     """
-    tables = []
-    for file in files:
-        with pa.memory_map(str(file)) as source:
-            tables.append(pa.ipc.open_file(source).read_all().drop_columns("bucket"))
-    table = pa.concat_tables(tables)
-    tables.clear()
     encoded = one_array(table["user"]).dictionary_encode()
     by_id = pc.sort_indices(encoded.dictionary).to_numpy()
     rank = np.empty(len(by_id), np.int32)
     rank[by_id] = np.arange(len(by_id), dtype=np.int32)
     users = encoded.dictionary.take(pa.array(by_id))
-    column = {name: table[name].to_numpy() for name in table.column_names if name != "user"}
+    column = {name: table[name].to_numpy() for name in table.column_names if name not in ("bucket", "user")}
     del table
     column["user"] = rank[encoded.indices.to_numpy()]
     if each_row_a_request:

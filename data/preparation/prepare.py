@@ -11,7 +11,6 @@ what a bucket becomes and where it is written does not depend on the ranks, so n
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -25,9 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..arrays import add_counts
 from ..manifest import content_hash, joint_hash, read_manifest, sha256_file, whole_folder, write_manifest
 from ..plain import check_numbers
 from ..ranks import Ranks, joined
@@ -37,22 +36,24 @@ from ..raw.lookup import IdIndex
 from ..raw.readers import convert
 from ..raw.schema import check_not_all_bad, has_column, inventory, iter_interactions, read_items, read_users
 from ..raw.times import iso
-from .buckets import MOST_FILES, Bucket, Sorted, by_number, part, sharing, sort_bucket, spread, times
+from .buckets import MOST_FILES, Bucket, by_number, part, read_rows, sharing, sort_rows, spread, times
 from .negatives import Reach
-from .samples import SPLITS, CheckIns, SplitWriter, check_ins, impressions, mixed, user_blocks
-from .summary import Seen, Told, busiest, lines, summarize
+from .per_bucket import BucketCounts, BucketSize, Context, count, sample_pieces, split_starts, time_bins
+from .samples import SPLITS, CheckIns
+from .summary import Seen, Told, lines, summarize
 from .tables import write_catalog, write_users
 from .vocabulary import item_vocabularies
+from .writer import SplitWriter
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+Engine = Literal["built-in", "ray"]
 Format = Literal["parquet", "csv", "foursquare", "gowalla", "yelp", "places"]
 
 _BUCKET_ROWS = 1_000_000
-_TIME_BINS = 1 << 22
 _BUCKETS, _ITEMS, _USERS, _STOP = "buckets", "items", "users", "stop"  # temporary, inside the unfinished folder
-_NEVER = np.iinfo(np.int64).max
+_NUMBERED = ("users", "requests", "known_users")
 _PATIENCE = timedelta(days=7)  # with other ranks; one that died is noticed at once
 
 
@@ -92,6 +93,8 @@ class PrepareConfig:
     """Samples of a Parquet row group, at most, in whole requests: the unit that the loader reads."""
     seed: int = 0
     """Decides the negatives and the order of the training samples."""
+    engine: Engine = "built-in"
+    """ray: Ray Data shares the work, on its cluster or on this machine; the same bytes. Needs placerank[ray]."""
     overwrite: bool = False
     """Replace the output folder if it exists."""
 
@@ -163,12 +166,15 @@ def prepare(config: PrepareConfig) -> Path:
         DataError: the input breaks the schema, holds no positive, has no time after 1990, or leaves a split empty.
         FileExistsError: ``out`` exists and ``overwrite`` is False.
     """
+    kind = Job
+    if config.engine == "ray":
+        from .on_ray import RayJob as kind
     if not config.input.exists():
         raise FileNotFoundError(f"prepare.input={config.input} not found; check the path")
     with joined(_PATIENCE) as ranks:
         with ExitStack() as stack:
             folder = ranks.first(lambda: stack.enter_context(whole_folder(config.out, config.overwrite)))
-            summary = _prepare(config, folder, ranks)
+            summary = _prepare(config, folder, ranks, kind)
         ranks.barrier()  # the folder has its name
     if ranks.is_first:
         log.info("%s\n%s", config.out, "\n".join(lines(summary)))
@@ -177,10 +183,10 @@ def prepare(config: PrepareConfig) -> Path:
     return config.out
 
 
-def _prepare(config: PrepareConfig, folder: Path, ranks: Ranks) -> dict[str, Any]:
+def _prepare(config: PrepareConfig, folder: Path, ranks: Ranks, kind: type["Job"]) -> dict[str, Any]:
     """Fill the folder; returns the summary."""
     raw = ranks.first(lambda: _read_tables(config, folder))
-    job = _Job(config, folder, raw, ranks)
+    job = kind(config, folder, raw, ranks)
     job.spread()
     job.cut()
     job.sort()
@@ -245,27 +251,56 @@ def _fingerprint(path: Path) -> str:
     return joint_hash((p.name, sha256_file(p)) for p in files)
 
 
-@dataclass
-class _Counted:
-    """What sorting a bucket tells.
+def context_of(
+    config: PrepareConfig, items: pa.Table, starts: tuple[int, int], visits_alone: bool, with_probability: bool
+) -> Context:
+    """What the samples of all buckets depend on; see ``per_bucket``.
 
-    Attributes:
-        users, requests, known: how many, and how many of the users are in the vocabulary.
-        repeated, both_labels: see ``buckets.Sorted``.
-        top: the user with most rows, and how many.
-        markers: ids that read as a missing value, with their rows.
+    Args:
+        items: lat, lon in degrees, float64, in the order of the ids.
+        starts: of ``per_bucket.split_starts``.
+        visits_alone: whether no interaction has label 0.
+        with_probability: whether the interactions have the column probability.
     """
+    how = None
+    if visits_alone:
+        lat, lon = (items[c].to_numpy() for c in ("lat", "lon"))
+        counts = np.array([config.train_negatives, config.eval_negatives, config.eval_negatives])
+        how = CheckIns(lat, lon, Reach(lat, lon, config.reach_km), counts, config.place_max_hours * 3600)
+    return Context(
+        starts=starts,
+        history_length=config.history_length,
+        min_user_positives=config.min_user_positives,
+        seed=config.seed,
+        with_probability=with_probability and not visits_alone,
+        check_ins=how,
+    )
 
-    users: int
-    requests: int
-    known: int
-    repeated: int
-    both_labels: int
-    top: tuple[Any, int]
-    markers: dict[str, int]
+
+def count_bucket(work: Path, number: int, files: Sequence[Path], context: Context) -> BucketCounts:
+    """Sort a bucket and count it; leaves it, and its users of the vocabulary, as files in ``work``."""
+    found = sort_rows(read_rows(files), each_row_a_request=context.check_ins is not None)
+    counts = count(found, context)
+    _write_table(counts.users, work / f"users-{number:05d}")
+    found.bucket.save(work / f"sorted-{number:05d}")
+    return counts
 
 
-class _Job:
+def write_samples(work: Path, number: int, context: Context, row_group_rows: int) -> list[SplitWriter]:
+    """Write the samples of a bucket that is sorted into files of its own; returns the writer of each split, closed."""
+    folder = work / f"samples-{number:05d}"
+    if folder.exists():  # of a try that was cut off
+        shutil.rmtree(folder)
+    folder.mkdir()
+    writers = [SplitWriter(folder / name, row_group_rows) for name in SPLITS]
+    for split, requests in sample_pieces(Bucket.load(work / f"sorted-{number:05d}"), number, context):
+        writers[split].write(requests)
+    for writer in writers:
+        writer.close()
+    return writers
+
+
+class Job:
     """The passes over the interactions, and what samples and catalog are made of. All ranks call all methods."""
 
     def __init__(self, config: PrepareConfig, folder: Path, raw: _Raw, ranks: Ranks) -> None:
@@ -276,15 +311,13 @@ class _Job:
         self.seen = Seen()
         self.rejected: list[dict[str, str | int]] = []
         self.files: dict[int, list[Path]] = {}  # of each bucket that has rows
-        self.longest = config.history_length
-        self.starts = np.array([_NEVER, _NEVER])  # of the validation and of the test split
+        self.starts = (0, 0)  # of the validation and of the test split
         self.positives = np.zeros(len(self.items), np.int64)
         self.shown = np.zeros(len(self.items), np.int64)
         self.last_positive = np.zeros(len(self.items), np.int64)
         self.writers = [SplitWriter(folder / name, config.row_group_rows) for name in SPLITS]
-        self.counted: dict[int, _Counted] = {}
-        self.user_count = self.known_users = 0
-        self.how: CheckIns | None = None
+        self.counted: dict[int, BucketSize] = {}
+        self.context: Context | None = None
 
     def _progress(self, of: str, total: int) -> tqdm:
         """Of the first rank's part."""
@@ -312,8 +345,7 @@ class _Job:
 
     def spread(self) -> None:
         """First pass: check every interaction and put it into the bucket of its user."""
-        total = self.raw.rows["interactions.parquet"]
-        buckets = min(max(1, -(-total // _BUCKET_ROWS)), MOST_FILES**2)
+        total, buckets = self.raw.rows["interactions.parquet"], self.bucket_count()
         rank, world = self.ranks.rank, self.ranks.world
         aside = self.work / f"rejected-{rank:05d}" if self.config.on_bad_rows == "skip" else None
 
@@ -334,7 +366,7 @@ class _Job:
 
         by_rank = self._each(mine)
         self.seen = Seen.joined([seen for seen, _, _ in by_rank])
-        self.ranks.first(lambda: self._check_seen([bad_rows for _, bad_rows, _ in by_rank]))
+        self.ranks.first(lambda: self.check_seen([bad_rows for _, bad_rows, _ in by_rank]))
         self.files = by_number(file for *_, files in by_rank for file in files)
         if sharing(buckets) > 1:
 
@@ -346,7 +378,12 @@ class _Job:
 
             self.files = by_number(file for files in self._each(parted) for file in files)
 
-    def _check_seen(self, bad_rows: list[BadRows]) -> None:
+    def bucket_count(self) -> int:
+        """How many buckets there are, by the rows that the input has."""
+        return min(max(1, -(-self.raw.rows["interactions.parquet"] // _BUCKET_ROWS)), MOST_FILES**2)
+
+    def check_seen(self, bad_rows: list[BadRows]) -> None:
+        """Of what the first pass saw, on one rank; ``bad_rows`` are of all, closed."""
         if self.config.on_bad_rows == "skip":
             self.rejected = merge_rejected(bad_rows, self.folder / "rejected")
         check_not_all_bad(self.raw.path, self.seen.rows)
@@ -358,145 +395,104 @@ class _Job:
         self.seen.check_times(self.config.input)
 
     def cut(self) -> None:
-        """Choose where validation and test start: the first moments that leave enough interactions before them.
-
-        Counted in bins of a 4-millionth of the whole time, at least a second, so memory is bounded.
-        """
-        seen, config = self.seen, self.config
-        width = (seen.last - seen.first) // _TIME_BINS + 1
-        bins = np.zeros((seen.last - seen.first) // width + 1, np.int64)
-        for number in self._mine(list(self.files)):
-            for file in self.files[number]:
-                for moments in times(file):
-                    np.add.at(bins, (moments - seen.first) // width, 1)
+        """Choose where validation and test start."""
+        bins = self.histogram(file for number in self._mine(list(self.files)) for file in self.files[number])
         self.ranks.sum_(torch.from_numpy(bins))
-        before = np.cumsum(bins) - bins
-        for i, share in enumerate((config.valid_fraction + config.test_fraction, config.test_fraction)):
-            if share > 0:
-                at = np.searchsorted(before, round(seen.rows * (1 - share)))
-                self.starts[i] = seen.first + int(at) * width
-        if config.valid_fraction == 0:
-            self.starts[0] = self.starts[1]
+        self.choose(bins)
+
+    def histogram(self, files: Iterable[Path]) -> NDArray[np.int64]:
+        """Rows of buckets' files in each of ``per_bucket.time_bins``."""
+        width, count = time_bins(self.seen.first, self.seen.last)
+        bins = np.zeros(count, np.int64)
+        for file in files:
+            for moments in times(file):
+                np.add.at(bins, (moments - self.seen.first) // width, 1)
+        return bins
+
+    def choose(self, bins: NDArray[np.int64]) -> None:
+        """From the counts of all times."""
+        config, seen = self.config, self.seen
+        self.starts = split_starts(bins, seen.first, seen.last, config.valid_fraction, config.test_fraction)
+        self.context = context_of(
+            config, self.items, self.starts, seen.negatives == 0, with_probability=self.raw.with_probability
+        )
 
     def sort(self) -> None:
         """Second pass: sort each bucket, and count its users, requests and what its training rows say of the items."""
-        check_ins = self.seen.negatives == 0
 
-        def mine() -> dict[int, _Counted]:
+        def mine() -> dict[int, BucketSize]:
             found = {}
             for number in self._mine(list(self.files)):
-                found[number] = self._count(number, sort_bucket(self.files[number], each_row_a_request=check_ins))
+                assert self.context is not None
+                counts = count_bucket(self.work, number, self.files[number], self.context)
+                self.add_items(counts)
+                found[number] = counts.size
                 for file in self.files[number]:
                     file.unlink()
             return found
 
-        counted: dict[int, _Counted] = {}
-        for found in self._each(mine):
-            counted |= found
-        self.counted = {number: counted[number] for number in sorted(counted)}
+        by_rank = self._each(mine)
         self.ranks.sum_(torch.from_numpy(self.shown), torch.from_numpy(self.positives))
         self.ranks.max_(torch.from_numpy(self.last_positive))
+        self.number({number: size for found in by_rank for number, size in found.items()})
+
+    def add_items(self, counts: BucketCounts) -> None:
+        """Add a bucket's counts of items."""
+        item = counts.items["item"]
+        self.shown[item] += counts.items["shown"]
+        self.positives[item] += counts.items["positives"]
+        self.last_positive[item] = np.maximum(self.last_positive[item], counts.items["last_positive"])
+
+    def number(self, counted: dict[int, BucketSize]) -> None:
+        """Users and requests after those of the buckets before; and what the summary tells of all buckets."""
+        assert self.context is not None
+        self.counted = {number: counted[number] for number in sorted(counted)}
+        columns = {name: [getattr(c, name) for c in self.counted.values()] for name in _NUMBERED}
+        self.context = self.context.numbered(pa.table({"bucket": list(self.counted), **columns}))
         for c in self.counted.values():
-            self.user_count += c.users
-            self.known_users += c.known
             self.seen.repeated += c.repeated
             self.seen.both_labels += c.both_labels
             self.seen.top_user = max(self.seen.top_user, c.top, key=lambda top: top[1])
             self.seen.marker_users.update(c.markers)
 
-    def _count(self, number: int, found: Sorted) -> _Counted:
-        """Add the bucket's training rows to the counts; leave it and its users of the vocabulary as files."""
-        b = found.bucket
-        train = b.time < self.starts[0]
-        positive = train & (b.label == 1)
-        add_counts(self.shown, b.item[train])
-        add_counts(self.positives, b.item[positive])
-        np.maximum.at(self.last_positive, b.item[positive], b.time[positive])
-        count = np.bincount(b.user[positive], minlength=len(found.users))
-        last = np.zeros(len(found.users), np.int64)
-        np.maximum.at(last, b.user[positive], b.time[positive])
-        known = count >= self.config.min_user_positives
-        ids = found.users.filter(pa.array(known))
-        _write_table(
-            pa.table({"user_id": ids, "positives": count[known], "last_positive": last[known]}),
-            self.work / f"users-{number:05d}",
-        )
-        np.save(self.work / f"known-{number:05d}.npy", known)
-        b.save(self.work / f"sorted-{number:05d}")
-        top, markers = busiest(b.user, found.users)
-        requests = int(b.request[-1]) + 1
-        return _Counted(len(known), requests, int(known.sum()), found.repeated, found.both_labels, top, markers)
-
     def make_samples(self) -> None:
         """Third pass: samples of each bucket, in files of its own, numbered after those of the buckets before it."""
-        if self.seen.negatives == 0:
-            config = self.config
-            lat, lon = (self.items[c].to_numpy() for c in ("lat", "lon"))
-            counts = np.array([config.train_negatives, config.eval_negatives, config.eval_negatives])
-            self.how = CheckIns(lat, lon, Reach(lat, lon, config.reach_km), counts, config.place_max_hours * 3600)
-        tallied = () if self.how is None else ("skipped", "known", "given", "own_place")
-        before = {}
-        users = requests = known = 0
-        for number, c in self.counted.items():
-            before[number] = users, requests, known
-            users, requests, known = users + c.users, requests + c.requests, known + c.known
 
-        def mine() -> tuple[dict[int, list[SplitWriter]], dict[str, Any]]:
+        def mine() -> dict[int, list[SplitWriter]]:
+            made = {}
             with self._progress("samples", self.seen.rows) as progress:
-                made = {n: self._samples(n, *before[n], progress) for n in self._mine(list(self.counted))}
-            return made, {name: getattr(self.how, name) for name in tallied}
+                for number in self._mine(list(self.counted)):
+                    assert self.context is not None
+                    made[number] = write_samples(self.work, number, self.context, self.config.row_group_rows)
+                    (self.work / f"sorted-{number:05d}").unlink()
+                    progress.update(self.counted[number].rows)
+            return made
 
-        written: dict[int, list[SplitWriter]] = {}
-        by_rank = self._each(mine)
-        for made, _ in by_rank:
-            written |= made
-        for name in tallied:
-            setattr(self.how, name, sum(tally[name] for _, tally in by_rank))
+        written = {number: writers for made in self._each(mine) for number, writers in made.items()}
         if self.ranks.is_first:
-            for number in sorted(written):
-                for whole, piece in zip(self.writers, written[number], strict=True):
-                    _take_over(whole, piece)
+            self.take_over(written)
 
-    def _samples(self, number: int, users: int, requests: int, known_users: int, progress: tqdm) -> list[SplitWriter]:
-        """Samples of one bucket, whose users, requests and users of the vocabulary are so many behind the first."""
-        file = self.work / f"sorted-{number:05d}"
-        b = Bucket.load(file)
-        known = np.load(self.work / f"known-{number:05d}.npy")
-        user_row = np.where(known, known_users + np.cumsum(known), 0).astype(np.int32)
-        (self.work / f"samples-{number:05d}").mkdir()
-        writers = [
-            SplitWriter(self.work / f"samples-{number:05d}" / name, self.config.row_group_rows) for name in SPLITS
-        ]
-        split = np.searchsorted(self.starts, b.time, "right")
-        weight = np.ones(len(b), np.int64) if self.how is None else 1 + self.how.negatives[split]
-        for block, rows in enumerate(user_blocks(b, weight)):
-            rng = np.random.default_rng([self.config.seed, number, block])
-            if self.how is None:
-                samples = impressions(b, rows, self.longest, self.raw.with_probability)
-            else:
-                samples = check_ins(b, rows, self.longest, split, self.how, rng)
-            of = np.searchsorted(self.starts, samples.time, "right")
-            for i, writer in enumerate(writers):
-                mine = mixed(samples, np.flatnonzero(of == i), requests_too=i == 0, rng=rng)
-                writer.write(samples, mine, user_row, users, requests)
-            progress.update(rows.stop - rows.start)
-        for writer in writers:
-            writer.close()
-        file.unlink()
-        return writers
+    def take_over(self, written: dict[int, list[SplitWriter]]) -> None:
+        """Let the files of the buckets be those of the splits, in the order of the buckets' numbers."""
+        for number in sorted(written):
+            for whole, piece in zip(self.writers, written[number], strict=True):
+                whole.take_over(piece)
 
     def let_go(self) -> None:
         """Of files that others than the first rank have mapped: network disks can't remove those."""
         if not self.ranks.is_first:
-            self.items, self.how = self.items.schema.empty_table(), None
+            self.items, self.context = self.items.schema.empty_table(), None
 
     def finish(self) -> dict[str, Any]:
         """Write catalog, users, vocabularies and the manifest, on one rank; returns the summary."""
-        self._check_splits()
+        check_ins = self.seen.negatives == 0
+        users, known_users = (sum(getattr(c, name) for c in self.counted.values()) for name in ("users", "known_users"))
+        skipped = self._skipped()
+        self._check_splits(skipped)
         vocabularies, columns = item_vocabularies(self.items, self.config.price_buckets)
         counts = {"positives": self.positives, "impressions": self.shown, "last_positive": self.last_positive}
         write_catalog(self.folder / "catalog.parquet", self.items, columns, counts)
-        tables = {"item": len(self.items) + 1, "user": self.known_users + 1}
+        tables = {"item": len(self.items) + 1, "user": known_users + 1}
         parts = [_read_table(self.work / f"users-{number:05d}") for number in self.counted]
         ids = pa.chunked_array([chunk for part in parts for chunk in part["user_id"].chunks])
         users_known, user_tables = write_users(
@@ -509,15 +505,15 @@ class _Job:
         extra: dict[str, Any] = {
             "tables": tables,
             "splits": {name: w.summary() for name, w in zip(SPLITS, self.writers, strict=True) if w.rows},
-            "history_length": self.longest,
-            "users": self.user_count,
+            "history_length": self.config.history_length,
+            "users": users,
             "user_columns": list(user_tables.values()),
-            "source": "impressions" if self.how is None else "check-ins",
+            "source": "check-ins" if check_ins else "impressions",
         }
-        lost = 0 if self.how is None else int(self.how.skipped.sum())
-        if self.how is not None:
-            kept = sum(w.requests for w in self.writers)
-            extra["check_ins"] = {"requests": kept, "known_place": self.how.known, "no_negatives": lost}
+        lost = int(skipped.sum())
+        if check_ins:
+            kept, placed = sum(w.requests for w in self.writers), sum(w.placed for w in self.writers)
+            extra["check_ins"] = {"requests": kept, "known_place": placed, "no_negatives": lost}
         source = self.raw.source
         told = Told(
             rows_in=source.get("rows", self.raw.rows),
@@ -531,11 +527,11 @@ class _Job:
             users_known=users_known,
             vocabulary_ids=ids,
             user_tables=user_tables,
-            check_ins=self.how is not None,
+            check_ins=check_ins,
             lost=lost,
             reach_km=self.config.reach_km,
             splits=extra["splits"],
-            user_count=self.user_count,
+            user_count=users,
         )
         summary = summarize(self.seen, told)
         extra |= {"rejected": told.rejected, "left_out": told.left_out, "summary": summary}
@@ -545,23 +541,29 @@ class _Job:
 
     def _notes(self) -> list[str]:
         """What looks wrong in the visits."""
-        if self.how is None or self.how.own_place <= self.how.given / 2:
+        given, own_place = (sum(getattr(c, name) for c in self.counted.values()) for name in ("given", "own_place"))
+        if own_place <= given / 2:
             return []
         return [
-            f"user_lat, user_lon are the visited item's own place in {self.how.own_place:,} of {self.how.given:,} "
+            f"user_lat, user_lon are the visited item's own place in {own_place:,} of {given:,} "
             "visits: distance 0 tells the label; drop the two columns, unless they are where the user was before"
         ]
 
-    def _check_splits(self) -> None:
+    def _skipped(self) -> NDArray[np.int64]:
+        """Visits without samples, since nothing else is within reach, by split."""
+        counted = np.sum([c.by_split for c in self.counted.values()], 0)
+        return counted - [w.requests for w in self.writers] if self.seen.negatives == 0 else np.zeros_like(counted)
+
+    def _check_splits(self, skipped: NDArray[np.int64]) -> None:
         train = self.writers[0]
         span = f"interactions run from {iso(self.seen.first)} to {iso(self.seen.last)} UTC"
         wanted = (True, self.config.valid_fraction > 0, self.config.test_fraction > 0)
         for i, (name, writer) in enumerate(zip(SPLITS, self.writers, strict=True)):
             if not wanted[i] or writer.rows:
                 continue
-            if self.how is not None and (lost := int(self.how.skipped[i])):
+            if lost := int(skipped[i]):
                 raise DataError(
-                    f"the {name} split is empty: its {lost:,} visits (of {self.how.skipped.sum():,} in all) were left "
+                    f"the {name} split is empty: its {lost:,} visits (of {skipped.sum():,} in all) were left "
                     f"out, because no other item is within reach_km={self.config.reach_km:g} of them; "
                     "raise --reach-km, or check lat and lon"
                 )
@@ -574,18 +576,3 @@ class _Job:
                 f"the train split has {train.rows:,} samples and no positive, expected some with label 1; {span}: "
                 "check the labels by time, or lower valid_fraction and test_fraction"
             )
-
-
-def _take_over(whole: SplitWriter, piece: SplitWriter) -> None:
-    """Let the files of a bucket be the next ones of its split."""
-    whole.rows += piece.rows
-    whole.requests += piece.requests
-    whole.positives += piece.positives
-    whole.history += piece.history
-    times = [t for t in (whole.first, whole.last, piece.first, piece.last) if t is not None]
-    whole.first, whole.last = min(times, default=None), max(times, default=None)
-    for file, groups in piece.row_groups.items():
-        whole.folder.mkdir(exist_ok=True)
-        name = f"part-{len(whole.row_groups):05d}.parquet"
-        os.rename(piece.folder / file, whole.folder / name)
-        whole.row_groups[name] = groups

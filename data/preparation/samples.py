@@ -1,24 +1,22 @@
-"""From a bucket of interactions to the rows of the sample files."""
+"""From a bucket of interactions to requests with their candidates; nothing here reads or writes a file."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..arrays import first_of_run, ranges, sort_order, starts_run
-from ..requests import ENCODING, PROBABILITY, Lists, Requests
+from ..requests import PROBABILITY, Lists, Requests
 from .buckets import Bucket
 from .history import earlier_visits, history_ranges
 from .negatives import Reach
 
 SPLITS = ("train", "valid", "test")
 _CANDIDATES = 1 << 20  # of the users handled together
-_GROUPS_PER_FILE = 16
+_PIECE = 65_536  # candidates whose histories are laid out together
 _HOUR = 3600
 _SHUFFLE_BITS = 40  # beside 20 of the requests of a block; two candidates in 2**40 draw the same
 
@@ -51,10 +49,6 @@ class CheckIns:
         reach: the same places, to draw from.
         negatives: how many a request, by split.
         place_seconds: how old a visit may be to say where the user is.
-        skipped: requests left out because nothing else is within reach, by split.
-        known: requests with a known place, of those kept.
-        given: requests for which the source gives a place.
-        own_place: requests whose given place is the positive's own place.
     """
 
     lat: NDArray[np.float64]
@@ -62,10 +56,6 @@ class CheckIns:
     reach: Reach
     negatives: NDArray[np.int64]
     place_seconds: float
-    skipped: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(SPLITS), np.int64))
-    known: int = 0
-    given: int = 0
-    own_place: int = 0
 
 
 def user_blocks(bucket: Bucket, weight: NDArray[np.int64]) -> Iterator[slice]:
@@ -103,8 +93,6 @@ def _places(bucket: Bucket, rows: slice, how: CheckIns) -> tuple[NDArray[np.floa
     user, item, time = bucket.user[rows], bucket.item[rows], bucket.time[rows]
     lat, lon = bucket.lat[rows].astype(np.float64), bucket.lon[rows].astype(np.float64)
     given = ~np.isnan(lat)
-    how.given += int(given.sum())
-    how.own_place += int((given & (np.abs(lat - how.lat[item]) < 1e-5) & (np.abs(lon - how.lon[item]) < 1e-5)).sum())
     previous = first_of_run(starts_run(user, time)) - 1
     recent = (previous >= first_of_run(starts_run(user))) & (time - time[previous] <= how.place_seconds)
     before = item[previous]
@@ -135,8 +123,6 @@ def check_ins(
     item_of, label_of = np.concatenate(candidate), np.concatenate(label)
     visits = earlier_visits(user[event], item_of, time[event], label_of == 1)
     alone = np.bincount(event, minlength=len(user)) == 1
-    how.skipped += np.bincount(split[rows][alone], minlength=len(SPLITS))
-    how.known += int((known & ~alone).sum())
     order = np.argsort(event, kind="stable")
     order = order[~alone[event[order]]]
     event = event[order]
@@ -205,111 +191,9 @@ def requests_of(
     )
 
 
-def row_groups(candidates: NDArray[np.int64], most: int) -> list[int]:
-    """How many requests each row group takes, in their order: as many as have ``most`` candidates together, at least
-    one; what is left at the end, which more requests may follow, is in none.
-
-    Args:
-        candidates: of each request, [R].
-        most: at most so many a group, unless one request has more.
-    """
-    upto = np.concatenate([[0], np.cumsum(candidates)])
-    taken, first = [], 0
-    while upto[-1] - upto[first] >= most:
-        stop = max(int(np.searchsorted(upto, upto[first] + most, "right")) - 1, first + 1)
-        taken.append(stop - first)
-        first = stop
-    return taken
-
-
-@dataclass
-class SplitWriter:
-    """Writes the shards of one split: full row groups, so many to a file, and counts what it wrote.
-
-    A row group has at most ``row_group_rows`` candidates, and whole requests: one with more than that has its own.
-    """
-
-    folder: Path
-    row_group_rows: int
-    rows: int = 0
-    requests: int = 0
-    positives: int = 0
-    history: int = 0
-    first: int | None = None
-    last: int | None = None
-    row_groups: dict[str, list[int]] = field(default_factory=dict)
-    _files: int = 0
-    _groups: int = 0
-    _pending: list[Requests] = field(default_factory=list)
-    _waiting: int = 0  # candidates of those
-    _writer: pq.ParquetWriter | None = None
-
-    def write(
-        self, s: Samples, rows: NDArray[np.int64], user_row: NDArray[np.int32], users: int, requests: int
-    ) -> None:
-        """Append samples; see ``requests_of``."""
-        if len(rows) == 0:
-            return
-        time = s.time[rows]
-        self.rows += len(rows)
-        self.positives += int(s.label[rows].sum())
-        self.history += int((s.history_end[rows] - s.history_start[rows]).sum())
-        self.first = int(time.min()) if self.first is None else min(self.first, int(time.min()))
-        self.last = int(time.max()) if self.last is None else max(self.last, int(time.max()))
-        starts = np.flatnonzero(starts_run(s.request[rows]))
-        self.requests += len(starts)
-        for piece in np.split(rows, starts[1:][np.diff(starts // self.row_group_rows) > 0]):
-            self._pending.append(requests_of(s, piece, user_row, users, requests))
-            self._waiting += len(piece)
-            self._flush(last=False)
-
-    def _flush(self, last: bool) -> None:
-        if not self._pending or not (last or self._waiting >= self.row_group_rows):
-            return
-        waiting = Requests.join(self._pending)
-        candidates = np.diff(waiting.candidates.offsets)
-        takes = row_groups(candidates, self.row_group_rows)
-        done = sum(takes)
-        if last and done < len(waiting):
-            takes.append(len(waiting) - done)
-        done = 0
-        for requests in takes:
-            self._write_group(waiting.take(np.arange(done, done + requests)))
-            done += requests
-        self._pending = [waiting.take(np.arange(done, len(waiting)))] if done < len(waiting) else []
-        self._waiting = int(candidates[done:].sum())
-
-    def _write_group(self, group: Requests) -> None:
-        table = group.table()
-        if self._writer is None:
-            self.folder.mkdir(exist_ok=True)
-            name = f"part-{self._files:05d}.parquet"
-            self.row_groups[name] = []
-            self._writer = pq.ParquetWriter(self.folder / name, table.schema, **ENCODING)
-            self._files += 1
-        self._writer.write_table(table, row_group_size=len(table))
-        self.row_groups[f"part-{self._files - 1:05d}.parquet"].append(int(group.candidates.offsets[-1]))
-        self._groups += 1
-        if self._groups % _GROUPS_PER_FILE == 0:
-            self._close_file()
-
-    def _close_file(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-    def close(self) -> None:
-        """Write what is left; the split is whole after this."""
-        self._flush(last=True)
-        self._close_file()
-
-    def summary(self) -> dict[str, Any]:
-        """Of the split, for the manifest: ``rows`` are candidates, and so are the numbers of ``row_groups``."""
-        return {
-            "rows": self.rows,
-            "requests": self.requests,
-            "positives": self.positives,
-            "mean_history": self.history / max(self.rows, 1),
-            "time": [self.first, self.last],
-            "row_groups": self.row_groups,
-        }
+def pieces(s: Samples, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Samples, those of a request side by side, in pieces of whole requests, each of about ``_PIECE`` candidates."""
+    if len(rows) == 0:
+        return []
+    starts = np.flatnonzero(starts_run(s.request[rows]))
+    return np.split(rows, starts[1:][np.diff(starts // _PIECE) > 0])

@@ -18,7 +18,7 @@ from raw_tables import read, requests
 from placerank.data.batches.batch import SampleBatch
 from placerank.data.batches.epoch import Line, after, cut, share, total
 from placerank.data.batches.loader import SampleLoader
-from placerank.data.preparation import samples
+from placerank.data.preparation import writer
 from placerank.data.preparation.prepare import PrepareConfig, prepare
 
 
@@ -322,7 +322,7 @@ def test_the_start_reads_no_footer_and_a_rank_those_that_it_needs(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With two row groups a file, a rank of four opens its own files alone."""
-    monkeypatch.setattr(samples, "_GROUPS_PER_FILE", 2)
+    monkeypatch.setattr(writer, "_GROUPS_PER_FILE", 2)
     config = json.loads((prepared / "manifest.json").read_text())["config"]
     folder = prepare(
         PrepareConfig(input=Path(config["input"]), out=tmp_path / "new", history_length=5, row_group_rows=16)

@@ -16,7 +16,7 @@ from raw_tables import impressions, run, same, visits, write
 
 from placerank.data import manifest as manifest_module
 from placerank.data.manifest import read_manifest
-from placerank.data.preparation import buckets, samples
+from placerank.data.preparation import buckets, samples, writer
 from placerank.data.preparation import prepare as module
 
 SIZES = {"prepare._BUCKET_ROWS": 40, "samples._CANDIDATES": 90, "buckets._WAITING": 50}
@@ -158,9 +158,9 @@ def killed(sizes: dict[str, int], raw: Path, options: dict[str, Any], which: int
 
     at_each_call(buckets.BucketWriter, "_flush")
     at_each_call(buckets.Bucket, "save")
-    at_each_call(samples.SplitWriter, "write")
-    at_each_call(samples.SplitWriter, "close")
-    at_each_call(module, "_take_over")
+    at_each_call(writer.SplitWriter, "write")
+    at_each_call(writer.SplitWriter, "close")
+    at_each_call(writer.SplitWriter, "take_over")
     at_each_call(module, "write_users")
     at_each_call(module, "write_manifest")
     at_each_call(manifest_module, "replace_folder")

@@ -1,0 +1,329 @@
+"""What becomes of a bucket of users, as pure functions that any engine can call, for each bucket alone, anywhere.
+
+Interactions become samples in three steps, of which two look at a bucket at a time:
+
+1. ``buckets.bucket_rows`` makes checked interactions small and says which bucket they belong to. All rows of a user,
+   and so of a request, are in one bucket; which one depends on the user's id alone.
+2. ``bucket_counts`` counts a bucket. From the counts of all of them ``Context.numbered`` knows how users and requests
+   are numbered, and the catalog how often each item was shown and chosen.
+3. ``bucket_samples`` makes a bucket's samples.
+
+Both take all rows of one bucket, in any order, and the same context for every bucket. They read and write no file and
+keep nothing; what they return depends on their arguments alone, to the last bit. A bucket is held in memory whole, so
+there should be one for about each million rows.
+
+``prepare`` runs the same steps, streaming: ``count`` and ``sample_pieces`` are what these functions are made of.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ..requests import OF_CANDIDATES, OF_HISTORY, OF_REQUEST, PROBABILITY, Requests
+from .buckets import Bucket, Sorted, sort_rows
+from .samples import SPLITS, CheckIns, check_ins, impressions, mixed, pieces, requests_of, user_blocks
+from .summary import busiest
+
+_TIME_BINS = 1 << 22
+_NEVER = np.iinfo(np.int64).max
+_ITEM_COUNTS = ("item", "shown", "positives", "last_positive")
+_USER_COUNTS = ("user_id", "user_positives", "user_last_positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What the samples of a bucket depend on beside its rows: the same for all buckets. It can be pickled.
+
+    ``prepare.context_of`` makes one of the settings.
+
+    Attributes:
+        starts: unix seconds at which the validation and the test split begin, of ``split_starts``.
+        history_length, min_user_positives, seed: as in ``PrepareConfig``.
+        with_probability: whether samples have the column probability, which visits have not.
+        check_ins: how candidates are made where all interactions are visits; None where they are impressions.
+        before: by bucket, how many users, requests and users of the vocabulary the buckets before it have;
+            ``bucket_samples`` alone needs it.
+    """
+
+    starts: tuple[int, int]
+    history_length: int
+    min_user_positives: int
+    seed: int
+    with_probability: bool
+    check_ins: CheckIns | None
+    before: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
+
+    def numbered(self, counts: pa.Table) -> "Context":
+        """With numbers for the users and requests of each bucket, in the order of the buckets' numbers.
+
+        Args:
+            counts: bucket, users, requests, known_users: of ``bucket_counts`` of all buckets, in any order.
+
+        Raises:
+            ValueError: a bucket is there twice.
+        """
+        counts = counts.select(["bucket", "users", "requests", "known_users"]).sort_by("bucket")
+        bucket, *sizes = (column.to_numpy() for column in counts.columns)
+        if (again := bucket[1:][bucket[1:] == bucket[:-1]]).size:
+            raise ValueError(
+                f"counts: got bucket {again[0]} twice, expected a row a bucket; count all rows of a bucket together"
+            )
+        users, requests, known = ((np.cumsum(size) - size).tolist() for size in sizes)
+        before = zip(users, requests, known, strict=True)
+        return replace(self, before=dict(zip(bucket.tolist(), before, strict=True)))
+
+
+def time_bins(first: int, last: int) -> tuple[int, int]:
+    """How many seconds wide the bins are in which times are counted for the split, and how many there are.
+
+    A 4-millionth of the whole time, at least a second: memory is bounded.
+    """
+    width = (last - first) // _TIME_BINS + 1
+    return width, (last - first) // width + 1
+
+
+def split_starts(
+    bins: NDArray[np.int64], first: int, last: int, valid_fraction: float, test_fraction: float
+) -> tuple[int, int]:
+    """Where validation and test start: the first moments that leave enough interactions before them.
+
+    Args:
+        bins: interactions in each of ``time_bins``; bin i begins at first + i * width.
+        first, last: of their times, unix seconds.
+    """
+    width, _ = time_bins(first, last)
+    rows, before = int(bins.sum()), np.cumsum(bins) - bins
+    starts = [_NEVER, _NEVER]
+    for i, share in enumerate((valid_fraction + test_fraction, test_fraction)):
+        if share > 0:
+            starts[i] = first + int(np.searchsorted(before, round(rows * (1 - share)))) * width
+    return (starts[0] if valid_fraction else starts[1]), starts[1]
+
+
+@dataclass
+class BucketSize:
+    """What numbering and the summary need of a bucket.
+
+    Attributes:
+        rows: how many, of visits without those that are repeated.
+        users, requests, known_users: how many, and how many of the users are in the vocabulary.
+        repeated, both_labels: see ``buckets.Sorted``.
+        top: the user with most rows, and how many.
+        markers: ids that read as a missing value, with their rows.
+        by_split: of check-ins, the requests of each split.
+        given, own_place: of check-ins, requests for which the source gives a place, and those of them whose given
+            place is the visited item's own.
+    """
+
+    rows: int
+    users: int
+    requests: int
+    known_users: int
+    repeated: int
+    both_labels: int
+    top: tuple[Any, int]
+    markers: dict[str, int]
+    by_split: NDArray[np.int64]
+    given: int
+    own_place: int
+
+
+@dataclass
+class BucketCounts:
+    """What is counted in a bucket.
+
+    Attributes:
+        size: see ``BucketSize``.
+        items: of each item in the bucket's part of the training split, in any order: item (row of the items), shown,
+            positives, last_positive (unix seconds, 0 = none).
+        users: of each user of the vocabulary, in the order of the ids: user_id, positives, last_positive.
+    """
+
+    size: BucketSize
+    items: dict[str, NDArray[Any]]
+    users: pa.Table
+
+    def table(self, number: int) -> pa.Table:
+        """As ``bucket_counts`` returns it."""
+        size = {name: np.array([getattr(self.size, name)]) for name in ("users", "requests", "known_users")}
+        items = {name: _one_list(pa.array(x)) for name, x in self.items.items()}
+        users = {name: _one_list(x.combine_chunks()) for name, x in zip(_USER_COUNTS, self.users.columns, strict=True)}
+        return pa.table({"bucket": pa.array([number], pa.int32()), **size, **items, **users})
+
+
+def _one_list(values: pa.Array) -> pa.ListArray:
+    values = pa.concat_arrays(values.chunks) if isinstance(values, pa.ChunkedArray) else values
+    return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
+
+
+def bucket_counts(table: pa.Table, context: Context) -> pa.Table:
+    """Count a bucket.
+
+    Args:
+        table: all rows of one bucket, in any order, with the columns of ``buckets.bucket_rows``.
+        context: ``before`` is not used.
+
+    Returns:
+        One row (``counts_schema``); none for no rows. bucket; users, requests and known_users, int64: how many, and how
+        many of the users are in the vocabulary, with ``min_user_positives`` positives in the training split. Then
+        lists: of each item of the bucket's part of the training split item, shown, positives and last_positive (unix
+        seconds, 0 = none); of each user of the vocabulary user_id, user_positives and user_last_positive. An item's are
+        to be added over the buckets, and its latest positive is the latest of all; a user is in one bucket alone.
+
+    Raises:
+        ValueError: rows of several buckets.
+        DataError: a request_id has rows of several moments.
+    """
+    if len(table) == 0:
+        return counts_schema(table.schema.field("user").type).empty_table()
+    return count(_sorted(table, context), context).table(_number(table))
+
+
+def bucket_samples(table: pa.Table, context: Context) -> pa.Table:
+    """Make the samples of a bucket.
+
+    Args:
+        table: all rows of one bucket, in any order, with the columns of ``buckets.bucket_rows``.
+        context: one that is ``numbered``.
+
+    Returns:
+        A row a request (``samples_schema``): split (0 training, 1 validation, 2 test), and the columns of
+        ``data/requests.py``. Within a split they are in the order in which ``prepare`` writes them: by user and time
+        in validation and test, in random order in the training split, by the seed and the bucket's number, as are the
+        candidates of each request. No rows for no rows, and none for visits with nothing else within reach.
+
+    Raises:
+        ValueError: rows of several buckets, or of one that was not counted.
+        DataError: a request_id has rows of several moments.
+    """
+    schema = samples_schema(context.with_probability)
+    if len(table) == 0:
+        return schema.empty_table()
+    made = [
+        requests.table().add_column(0, schema.field("split"), pa.array(np.full(len(requests), split, np.int8)))
+        for split, requests in sample_pieces(_sorted(table, context).bucket, _number(table), context)
+    ]
+    return pa.concat_tables([schema.empty_table(), *made])
+
+
+def samples_schema(with_probability: bool) -> pa.Schema:
+    """Of what ``bucket_samples`` returns."""
+    flat = [("split", np.int8), *OF_REQUEST.items()]
+    lists = {**OF_HISTORY, **OF_CANDIDATES}
+    if not with_probability:
+        del lists[PROBABILITY]
+    return pa.schema(
+        [(name, pa.from_numpy_dtype(of)) for name, of in flat]
+        + [(name, pa.list_(pa.from_numpy_dtype(of))) for name, of in lists.items()]
+    )
+
+
+def counts_schema(user_id: pa.DataType) -> pa.Schema:
+    """Of what ``bucket_counts`` returns, where ids of users are of that type."""
+    numbers = [("users", pa.int64()), ("requests", pa.int64()), ("known_users", pa.int64())]
+    types = [pa.int32(), *[pa.int64()] * 3, user_id, *[pa.int64()] * 2]
+    lists = [(n, pa.list_(of)) for n, of in zip((*_ITEM_COUNTS, *_USER_COUNTS), types, strict=True)]
+    return pa.schema([("bucket", pa.int32()), *numbers, *lists])
+
+
+def _number(table: pa.Table) -> int:
+    """The number of the bucket that all rows are of."""
+    numbers = np.unique(table["bucket"].to_numpy())
+    if len(numbers) > 1:
+        raise ValueError(
+            f"table: got rows of buckets {numbers[0]}, {numbers[1]} and so on, expected those of one; group by bucket"
+        )
+    return int(numbers[0])
+
+
+def _sorted(table: pa.Table, context: Context) -> Sorted:
+    return sort_rows(table, each_row_a_request=context.check_ins is not None)
+
+
+def _user_positives(b: Bucket, context: Context) -> NDArray[np.int64]:
+    """Positives of each user in the training split, [U]."""
+    positive = (b.time < context.starts[0]) & (b.label == 1)
+    return np.bincount(b.user[positive], minlength=int(b.user[-1]) + 1)
+
+
+def count(found: Sorted, context: Context) -> BucketCounts:
+    """Count a bucket that is sorted."""
+    b = found.bucket
+    train = b.time < context.starts[0]
+    positive = train & (b.label == 1)
+    items = pa.array(b.item[train]).dictionary_encode()
+    n, at = len(items.dictionary), items.indices.to_numpy()
+    chosen, moment = at[b.label[train] == 1], b.time[positive]
+    last_of_item = np.zeros(n, np.int64)
+    np.maximum.at(last_of_item, chosen, moment)
+    counts = (np.bincount(at, minlength=n), np.bincount(chosen, minlength=n), last_of_item)
+    positives = _user_positives(b, context)
+    last = np.zeros(len(positives), np.int64)
+    np.maximum.at(last, b.user[positive], moment)
+    known = positives >= context.min_user_positives
+    top, markers = busiest(b.user, found.users)
+    size = BucketSize(
+        rows=len(b),
+        users=len(known),
+        requests=int(b.request[-1]) + 1,
+        known_users=int(known.sum()),
+        repeated=found.repeated,
+        both_labels=found.both_labels,
+        top=top,
+        markers=markers,
+        by_split=np.zeros(len(SPLITS), np.int64),
+        given=0,
+        own_place=0,
+    )
+    if (how := context.check_ins) is not None:
+        size.by_split = np.bincount(np.searchsorted(context.starts, b.time, "right"), minlength=len(SPLITS))
+        given = np.flatnonzero(~np.isnan(b.lat))
+        apart = [np.abs(own[given] - of[b.item[given]]) for own, of in ((b.lat, how.lat), (b.lon, how.lon))]
+        size.given, size.own_place = len(given), int((np.maximum(*apart) < 1e-5).sum())
+    return BucketCounts(
+        size=size,
+        items=dict(zip(_ITEM_COUNTS, (items.dictionary.to_numpy(), *counts), strict=True)),
+        users=pa.table(
+            {
+                "user_id": found.users.filter(pa.array(known)),
+                "positives": positives[known],
+                "last_positive": last[known],
+            }
+        ),
+    )
+
+
+def sample_pieces(b: Bucket, number: int, context: Context) -> Iterator[tuple[int, Requests]]:
+    """Samples of a bucket that is sorted: split and some requests, piece by piece, those of a split in their order.
+
+    Held in memory are the samples of some users, with about a million candidates together, and one piece.
+
+    Raises:
+        ValueError: the bucket was not counted.
+    """
+    if number not in context.before:
+        raise ValueError(
+            f"bucket {number}: got a context without its numbers, expected one of Context.numbered with the counts of "
+            "all buckets (bucket_counts)"
+        )
+    users, requests, known_users = context.before[number]
+    known = _user_positives(b, context) >= context.min_user_positives
+    user_row = np.where(known, known_users + np.cumsum(known), 0).astype(np.int32)
+    split = np.searchsorted(context.starts, b.time, "right")
+    how = context.check_ins
+    weight = np.ones(len(b), np.int64) if how is None else 1 + how.negatives[split]
+    for block, rows in enumerate(user_blocks(b, weight)):
+        rng = np.random.default_rng([context.seed, number, block])
+        if how is None:
+            samples = impressions(b, rows, context.history_length, context.with_probability)
+        else:
+            samples = check_ins(b, rows, context.history_length, split, how, rng)
+        of = np.searchsorted(context.starts, samples.time, "right")
+        for i in range(len(SPLITS)):
+            mine = mixed(samples, np.flatnonzero(of == i), requests_too=i == 0, rng=rng)
+            for piece in pieces(samples, mine):
+                yield i, requests_of(samples, piece, user_row, users, requests)
