@@ -19,7 +19,7 @@ from ..raw.columns import DataError
 
 MOST_FILES = 256  # open at a time
 _WAITING = 1 << 20  # rows
-_LZ4 = pa.ipc.IpcWriteOptions(compression="lz4")
+LZ4 = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
 def bucket_rows(block: pa.Table, buckets: int) -> pa.Table:
@@ -31,9 +31,9 @@ def bucket_rows(block: pa.Table, buckets: int) -> pa.Table:
         buckets: how many there are in all, at most 65,536.
 
     Returns:
-        A row each: bucket (uint16: a hash of the user's id, modulo), user (the id), item (int32: row of the items in
-        the order of their ids), time (int64 unix seconds), label (int8), request (int64: a hash of request_id, 0 =
-        none), lat, lon (float32 degrees, NaN = unknown), probability (float32, NaN = unknown).
+        A row each, in the columns of ``rows_schema``: bucket (a hash of the user's id, modulo), user (the id), item
+        (row in the order of the items' ids), time (unix seconds), label, request (a hash of request_id, 0 = none),
+        lat, lon (degrees, NaN = unknown), probability (NaN = unknown).
     """
     request = one_array(block["request_id"])
     hashed = np.zeros(len(block), np.int64)
@@ -55,6 +55,13 @@ def bucket_rows(block: pa.Table, buckets: int) -> pa.Table:
             "probability": block["probability"].fill_null(np.nan),
         }
     )
+
+
+def rows_schema(user: pa.DataType) -> pa.Schema:
+    """Of what ``bucket_rows`` returns, where ids of users are of that type: int64 or string."""
+    numbers = {"item": pa.int32(), "time": pa.int64(), "label": pa.int8(), "request": pa.int64()}
+    floats = dict.fromkeys(("lat", "lon", "probability"), pa.float32())
+    return pa.schema({"bucket": pa.uint16(), "user": user, **numbers, **floats})
 
 
 class BucketWriter:
@@ -102,7 +109,7 @@ class BucketWriter:
             if end > start:
                 if i not in self._writers:
                     path = self.folder / f"{i:05d}.arrow"
-                    self._writers[i] = pa.ipc.new_file(path, table.schema, options=_LZ4)
+                    self._writers[i] = pa.ipc.new_file(path, table.schema, options=LZ4)
                 self._writers[i].write_table(table.slice(start, end - start))
 
 

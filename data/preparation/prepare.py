@@ -52,7 +52,7 @@ Engine = Literal["built-in", "ray"]
 Format = Literal["parquet", "csv", "foursquare", "gowalla", "yelp", "places"]
 
 _BUCKET_ROWS = 1_000_000
-_BUCKETS, _ITEMS, _USERS, _STOP = "buckets", "items", "users", "stop"  # temporary, inside the unfinished folder
+_BUCKETS, ITEMS_FILE, _USERS, STOP_FILE = "buckets", "items", "users", "stop"  # temporary, inside the unfinished folder
 _NUMBERED = ("users", "requests", "known_users")
 _PATIENCE = timedelta(days=7)  # with other ranks; one that died is noticed at once
 
@@ -168,7 +168,9 @@ def prepare(config: PrepareConfig) -> Path:
     """
     kind = Job
     if config.engine == "ray":
-        from .on_ray import RayJob as kind
+        from .on_ray import RayJob
+
+        kind = RayJob
     if not config.input.exists():
         raise FileNotFoundError(f"prepare.input={config.input} not found; check the path")
     with joined(_PATIENCE) as ranks:
@@ -187,16 +189,13 @@ def _prepare(config: PrepareConfig, folder: Path, ranks: Ranks, kind: type["Job"
     """Fill the folder; returns the summary."""
     raw = ranks.first(lambda: _read_tables(config, folder))
     job = kind(config, folder, raw, ranks)
-    job.spread()
-    job.cut()
-    job.sort()
-    job.make_samples()
+    job.run()
     ranks.each(job.let_go)
     return ranks.first(job.finish)
 
 
 @dataclass
-class _Raw:
+class Raw:
     """What the first rank found in the input; all ranks have it.
 
     Attributes:
@@ -216,7 +215,7 @@ class _Raw:
     with_probability: bool
 
 
-def _read_tables(config: PrepareConfig, folder: Path) -> _Raw:
+def _read_tables(config: PrepareConfig, folder: Path) -> Raw:
     """All that is not done row group by row group: convert text, read items and users; they are left as files."""
     work = folder / _BUCKETS
     work.mkdir()
@@ -225,11 +224,11 @@ def _read_tables(config: PrepareConfig, folder: Path) -> _Raw:
         if config.format != "parquet":
             raw = convert(config.input, config.format, config.columns, work / "raw", bad_rows)
             source = read_manifest(raw, "raw")
-        _write_table(read_items(raw, bad_rows).sort_by("item_id"), work / _ITEMS)
+        _write_table(read_items(raw, bad_rows).sort_by("item_id"), work / ITEMS_FILE)
         if (users := read_users(raw, bad_rows)) is not None:
             _write_table(users, work / _USERS)
         rows, unused, notes = inventory(raw)
-    return _Raw(raw, rows, unused, notes, source, bad_rows.summary(), has_column(raw, "probability"))
+    return Raw(raw, rows, unused, notes, source, bad_rows.summary(), has_column(raw, "probability"))
 
 
 def _write_table(table: pa.Table, file: Path) -> None:
@@ -237,7 +236,7 @@ def _write_table(table: pa.Table, file: Path) -> None:
         writer.write_table(table)
 
 
-def _read_table(file: Path, mapped: bool = False) -> pa.Table:
+def read_table(file: Path, mapped: bool = False) -> pa.Table:
     """A table in memory; a mapped one is the file, so that the ranks of a machine have it once."""
     with pa.memory_map(str(file)) if mapped else pa.OSFile(str(file)) as source:
         return pa.ipc.open_file(source).read_all()
@@ -277,6 +276,16 @@ def context_of(
     )
 
 
+def histogram(files: Iterable[Path], first: int, last: int) -> NDArray[np.int64]:
+    """Rows of buckets' files in each of ``per_bucket.time_bins``; ``first`` and ``last``: of all times."""
+    width, size = time_bins(first, last)
+    bins = np.zeros(size, np.int64)
+    for file in files:
+        for moments in times(file):
+            np.add.at(bins, (moments - first) // width, 1)
+    return bins
+
+
 def count_bucket(work: Path, number: int, files: Sequence[Path], context: Context) -> BucketCounts:
     """Sort a bucket and count it; leaves it, and its users of the vocabulary, as files in ``work``."""
     found = sort_rows(read_rows(files), each_row_a_request=context.check_ins is not None)
@@ -303,11 +312,11 @@ def write_samples(work: Path, number: int, context: Context, row_group_rows: int
 class Job:
     """The passes over the interactions, and what samples and catalog are made of. All ranks call all methods."""
 
-    def __init__(self, config: PrepareConfig, folder: Path, raw: _Raw, ranks: Ranks) -> None:
+    def __init__(self, config: PrepareConfig, folder: Path, raw: Raw, ranks: Ranks) -> None:
         self.config, self.folder, self.raw, self.ranks = config, folder, raw, ranks
         self.work = folder / _BUCKETS
-        self.items = _read_table(self.work / _ITEMS, mapped=not ranks.is_first)
-        self.users = _read_table(self.work / _USERS) if ranks.is_first and (self.work / _USERS).exists() else None
+        self.items = read_table(self.work / ITEMS_FILE, mapped=not ranks.is_first)
+        self.users = read_table(self.work / _USERS) if ranks.is_first and (self.work / _USERS).exists() else None
         self.seen = Seen()
         self.rejected: list[dict[str, str | int]] = []
         self.files: dict[int, list[Path]] = {}  # of each bucket that has rows
@@ -318,6 +327,13 @@ class Job:
         self.writers = [SplitWriter(folder / name, config.row_group_rows) for name in SPLITS]
         self.counted: dict[int, BucketSize] = {}
         self.context: Context | None = None
+
+    def run(self) -> None:
+        """All passes."""
+        self.spread()
+        self.cut()
+        self.sort()
+        self.make_samples()
 
     def _progress(self, of: str, total: int) -> tqdm:
         """Of the first rank's part."""
@@ -334,14 +350,14 @@ class Job:
             try:
                 return call()
             except Exception:
-                (self.work / _STOP).touch()
+                (self.work / STOP_FILE).touch()
                 raise
 
         return self.ranks.each(watched)
 
     def _going(self, things: Iterable[T]) -> Iterator[T]:
         """What there is to do, until another rank has an error."""
-        return takewhile(lambda _: not (self.work / _STOP).exists(), things)
+        return takewhile(lambda _: not (self.work / STOP_FILE).exists(), things)
 
     def spread(self) -> None:
         """First pass: check every interaction and put it into the bucket of its user."""
@@ -396,18 +412,10 @@ class Job:
 
     def cut(self) -> None:
         """Choose where validation and test start."""
-        bins = self.histogram(file for number in self._mine(list(self.files)) for file in self.files[number])
+        files = (file for number in self._mine(list(self.files)) for file in self.files[number])
+        bins = histogram(files, self.seen.first, self.seen.last)
         self.ranks.sum_(torch.from_numpy(bins))
         self.choose(bins)
-
-    def histogram(self, files: Iterable[Path]) -> NDArray[np.int64]:
-        """Rows of buckets' files in each of ``per_bucket.time_bins``."""
-        width, count = time_bins(self.seen.first, self.seen.last)
-        bins = np.zeros(count, np.int64)
-        for file in files:
-            for moments in times(file):
-                np.add.at(bins, (moments - self.seen.first) // width, 1)
-        return bins
 
     def choose(self, bins: NDArray[np.int64]) -> None:
         """From the counts of all times."""
@@ -493,7 +501,7 @@ class Job:
         counts = {"positives": self.positives, "impressions": self.shown, "last_positive": self.last_positive}
         write_catalog(self.folder / "catalog.parquet", self.items, columns, counts)
         tables = {"item": len(self.items) + 1, "user": known_users + 1}
-        parts = [_read_table(self.work / f"users-{number:05d}") for number in self.counted]
+        parts = [read_table(self.work / f"users-{number:05d}") for number in self.counted]
         ids = pa.chunked_array([chunk for part in parts for chunk in part["user_id"].chunks])
         users_known, user_tables = write_users(
             self.folder / "users.parquet", pa.concat_tables(parts), self.users, vocabularies
