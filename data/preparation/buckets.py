@@ -41,7 +41,7 @@ def bucket_rows(block: pa.Table, buckets: int) -> pa.Table:
     hashed[has] = hash_ids(request.drop_null()).view(np.int64)
     user = one_array(block["user_id"])
     encoded = user.dictionary_encode()
-    bucket = (hash_ids(encoded.dictionary) % np.uint64(buckets)).astype(np.uint16)
+    bucket = (hash_ids(encoded.dictionary) % np.uint64(buckets)).astype(np.int32)
     return pa.table(
         {
             "bucket": bucket[encoded.indices.to_numpy()],
@@ -61,7 +61,7 @@ def rows_schema(user: pa.DataType) -> pa.Schema:
     """Of what ``bucket_rows`` returns, where ids of users are of that type: int64 or string."""
     numbers = {"item": pa.int32(), "time": pa.int64(), "label": pa.int8(), "request": pa.int64()}
     floats = dict.fromkeys(("lat", "lon", "probability"), pa.float32())
-    return pa.schema({"bucket": pa.uint16(), "user": user, **numbers, **floats})
+    return pa.schema({"bucket": pa.int32(), "user": user, **numbers, **floats})
 
 
 class BucketWriter:
