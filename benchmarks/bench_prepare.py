@@ -4,13 +4,15 @@
     python -m placerank.benchmarks.bench_prepare --work FOLDER --millions 1 3 --items 10_000_000 --beside CHECKOUT
     python -m placerank.benchmarks.bench_prepare --work FOLDER --millions 97 --split-only --runs 1 --beside CHECKOUT
     python -m placerank.benchmarks.bench_prepare --work FOLDER --millions 10 --nproc 1 2 --peers PYTHON
+    python -m placerank.benchmarks.bench_prepare --work FOLDER --millions 2 --nproc 1 2 --ray PYTHON
 
 The data are made up, and kept in FOLDER: impressions in requests of ten (or visits), skewed items, two years, users
 with about 50 rows, ids that are text. Each run is a process of its own that starts, prepares and ends; the builds take
 turns. Memory is the peak of what the processes have to themselves and their shares of what they share (PSS), looked up
-20 times a second. The exponent is that of processor time from one size to the next; the seconds a million rows are
+20 times a second; processor time is that of the processes as their parents learn it, or, where nobody waits for them, as
+Ray's workers, as it was seen last. The exponent is that of processor time from one size to the next; the seconds a million rows are
 those between two sizes too, so that what the items cost by themselves is not in them. ``nproc`` of Polars and DuckDB
-(``prepare_peers.py``) are threads.
+(``prepare_peers.py``) are threads; ``ray`` is this build with ``--engine ray`` on all cores, its start included.
 """
 
 import argparse
@@ -105,6 +107,16 @@ def _pss(pid: int) -> int:
     return total
 
 
+def _ticks(pid: int, seen: dict[int, float]) -> None:
+    """Keep the processor seconds so far of a process and of all below it, by their numbers."""
+    for one in _family(pid):
+        try:
+            fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        seen[one] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 DRIVER = """
 import json, sys, time
 from pathlib import Path
@@ -129,22 +141,32 @@ Path(sys.argv[3]).write_text(json.dumps(split))
 def measured(command: list[str], **environment: str) -> dict[str, Any]:
     """What a command takes; and what it prints."""
     before, start, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0
+    seen: dict[int, float] = {}
     with subprocess.Popen(
         command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         while process.poll() is None:
             peak = max(peak, _pss(process.pid))
+            _ticks(process.pid, seen)
             time.sleep(0.05)
         wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
         if process.returncode:
             raise RuntimeError(f"{' '.join(command[-6:])} ended with {process.returncode}")
         printed = process.stdout.read() if process.stdout else ""
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"cpu_s": cpu, "wall_s": wall, "split_s": math.nan, "peak_mib": peak / 2**20, "content": printed.strip()}
+    return {
+        "cpu_s": max(cpu, sum(seen.values())),
+        "wall_s": wall,
+        "split_s": math.nan,
+        "peak_mib": peak / 2**20,
+        "content": printed.strip(),
+    }
 
 
-def measure(checkout: Path, raw: Path, out: Path, nproc: int, split_only: bool) -> dict[str, Any]:
-    """One run of a checkout, or the part of it that ends with the split's pass."""
+def measure(
+    checkout: Path, raw: Path, out: Path, nproc: int, split_only: bool, on_ray: Path | None = None
+) -> dict[str, Any]:
+    """One run of a checkout, or the part of it that ends with the split's pass; with a Python that has Ray, on it."""
     shutil.rmtree(out, ignore_errors=True)
     told = out.with_name(f"{out.name}-split.json")
     told.unlink(missing_ok=True)
@@ -152,6 +174,9 @@ def measure(checkout: Path, raw: Path, out: Path, nproc: int, split_only: bool) 
     if nproc > 1:
         command = [sys.executable, "-m", "placerank.cli", "prepare", "--input", str(raw), "--out", str(out)]
         command += ["--nproc", str(nproc)]
+    if on_ray is not None:
+        command = [str(on_ray), "-m", "placerank.cli", "prepare", "--input", str(raw), "--out", str(out)]
+        command += ["--engine", "ray"]
     found = measured(command, PYTHONPATH=str(checkout.resolve() / "src"))
     if told.exists():
         found["split_s"] = json.loads(told.read_text())
@@ -180,6 +205,7 @@ def main() -> None:
     parser.add_argument("--nproc", type=int, nargs="+", default=[1])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--peers", type=Path, help="a Python with polars and duckdb, to run prepare_peers.py beside")
+    parser.add_argument("--ray", type=Path, help="a Python with Ray, to run this build with --engine ray beside")
     parser.add_argument("--split-only", action="store_true", help="end each run after the pass for the split")
     parser.add_argument("--check-ins", action="store_true", help="visits alone instead of impressions")
     args = parser.parse_args()
@@ -192,10 +218,13 @@ def main() -> None:
             raw = make_up(args.work / f"{kind}-{millions}-{items}", millions, items, args.check_ins)
             cases = [(name, nproc) for name in builds for nproc in (args.nproc if name == "this" else [1])]
             cases += [(peer, 2) for peer in ("polars", "duckdb") * (args.peers is not None)]
+            cases += [("ray", os.cpu_count() or 1)] if args.ray else []
             found: dict[tuple[str, int], list[dict[str, Any]]] = {case: [] for case in cases}
             for _ in range(args.runs):
                 for name, nproc in cases:
-                    if name in builds:
+                    if name == "ray":
+                        found[name, nproc].append(measure(here, raw, args.work / "out", 1, False, args.ray))
+                    elif name in builds:
                         found[name, nproc].append(measure(builds[name], raw, args.work / "out", nproc, args.split_only))
                     else:
                         found[name, nproc].append(measure_peer(args.peers, name, raw, args.work / "out", nproc))
