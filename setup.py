@@ -9,6 +9,7 @@ What the extras mean:
 * ``placerank[gpu]`` adds torchrec and the CUDA fbgemm-gpu; complete.
 * ``placerank[cpu]`` adds fbgemm-gpu-cpu. torchrec's metadata asks for the CUDA fbgemm-gpu, which pip cannot be told to
   leave out, so torchrec comes with a second command: ``pip install --no-deps torchrec==1.8.0``.
+* ``placerank[ray]`` adds Ray Data, for ``prepare --engine ray``.
 * ``placerank[dev]`` adds what ``make check`` and ``make test`` run.
 
 Versions go in threes: torchrec 1.x = fbgemm 1.x = torch 2.(x+5). In a checkout, ``make setup`` does all of it from the
@@ -86,6 +87,7 @@ setup(
     extras_require={
         "cpu": [f"fbgemm-gpu-cpu=={FBGEMM}"],
         "gpu": [f"fbgemm-gpu=={FBGEMM}", "torchrec==1.8.0"],
+        "ray": ["ray[data]>=2.60"],
         "dev": [
             "ruff==0.17.6",
             "mypy==2.4.1",

@@ -9,10 +9,11 @@
 The data are made up, and kept in FOLDER: impressions in requests of ten (or visits), skewed items, two years, users
 with about 50 rows, ids that are text. Each run is a process of its own that starts, prepares and ends; the builds take
 turns. Memory is the peak of what the processes have to themselves and their shares of what they share (PSS), looked up
-20 times a second; processor time is that of the processes as their parents learn it, or, where nobody waits for them, as
-Ray's workers, as it was seen last. The exponent is that of processor time from one size to the next; the seconds a million rows are
-those between two sizes too, so that what the items cost by themselves is not in them. ``nproc`` of Polars and DuckDB
-(``prepare_peers.py``) are threads; ``ray`` is this build with ``--engine ray`` on all cores, its start included.
+20 times a second. Processor time is what the system tells of processes that have ended, or what was seen last of those
+that nobody waits for, as Ray's workers. The exponent is that of processor time from one size to the next; the seconds a
+million rows are those between two sizes too, so that what the items cost by themselves is not in them. ``nproc`` of
+Polars and DuckDB (``prepare_peers.py``) are threads; ``ray`` is this build with ``--engine ray`` on all cores, its start
+included.
 """
 
 import argparse
