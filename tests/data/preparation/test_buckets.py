@@ -9,7 +9,7 @@ import pytest
 
 from placerank.data.arrays import hash_ids
 from placerank.data.preparation import buckets as module
-from placerank.data.preparation.buckets import by_number, part, sharing, spread, times
+from placerank.data.preparation.buckets import bucket_rows, by_number, part, rows_schema, sharing, spread, times
 
 
 def blocks(rows: int, size: int, text: bool) -> list[pa.Table]:
@@ -77,3 +77,15 @@ def test_every_row_lies_in_the_bucket_of_its_user(
     assert sorted(t for files in found.values() for f in files for some in times(f) for t in some.tolist()) == list(
         range(1000)
     )
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_rows_have_their_schema(text: bool) -> None:
+    block = blocks(40, 40, text)[0]
+    rows, schema = bucket_rows(block, 7), rows_schema(pa.string() if text else pa.int64())
+    assert rows.schema == schema and bucket_rows(block[:0], 7) == schema.empty_table()
+    assert rows["bucket"].to_pylist() == [int(h) % 7 for h in hash_ids(block["user_id"].combine_chunks())]
+    known = rows.filter(pa.compute.is_finite(rows["lat"]))["lat"].to_pylist()
+    assert known == block["user_lat"].cast(pa.float32()).drop_null().to_pylist() and len(known) < 40
+    ids = dict(zip(block["request_id"].to_pylist(), rows["request"].to_pylist(), strict=True))
+    assert ids[None] == 0 and len(set(ids.values())) == len(ids)
