@@ -25,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +111,10 @@ def _pss(pid: int) -> int:
 
 def _ticks(pid: int, seen: dict[int, float]) -> None:
     """Keep the processor seconds so far of a process and of all below it, by their numbers."""
-    for one in _family(pid):
-        try:
+    with suppress(OSError):  # some end meanwhile
+        for one in _family(pid):
             fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        seen[one] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            seen[one] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 DRIVER = """

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_floating
-
-EARTH_RADIUS_KM = 6371.0088  # mean radius R1 of the WGS84 ellipsoid (IUGG)
+from .earth import EARTH_RADIUS_KM
 
 
 def haversine_km(lat1: Tensor, lon1: Tensor, lat2: Tensor, lon2: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ...kernels.haversine import EARTH_RADIUS_KM
+from ...kernels.earth import EARTH_RADIUS_KM
 from ..arrays import ranges
 
 _BANDS_PER_REACH = 3  # finer bands fit the disc better, and cost more look-ups a place

@@ -8,24 +8,29 @@ as the input, all machines have to see at the same path.
 A task that Ray tries again writes its files anew, so a worker that dies costs what it was at alone.
 """
 
-import pickle
-import socket
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from ..ranks import Ranks
-from ..raw.checks import BadRows
-from ..raw.lookup import IdIndex
 from ..raw.parts import parts
-from ..raw.schema import iter_interactions
-from .buckets import LZ4, bucket_rows, rows_schema
-from .prepare import ITEMS_FILE, STOP_FILE, Job, PrepareConfig, Raw, count_bucket, histogram, read_table, write_samples
+from .buckets import rows_schema
+from .prepare import Job, PrepareConfig, Raw
 from .summary import Seen
+from .tasks import (
+    bucket_file,
+    count_bucket,
+    histogram,
+    keep_bucket,
+    pickled,
+    read_share,
+    told_file,
+    value_of,
+    write_samples,
+)
 
 try:
     import ray
@@ -69,7 +74,7 @@ class RayJob(Job):
         raw, buckets = self.raw.path.resolve(), self.bucket_count()
         schema = rows_schema(_user_type(raw))
         read = partial(
-            _read,
+            read_share,
             raw=raw,
             work=self.work,
             buckets=buckets,
@@ -78,13 +83,13 @@ class RayJob(Job):
             shares=self.shares,
         )
         rows = _items(range(self.shares)).map_batches(read, batch_size=None, batch_format="pyarrow")
-        keep = partial(_keep, folder=self.work / "spread", schema=schema)
+        keep = partial(keep_bucket, folder=self.work / "spread", schema=schema)
         kept = rows.groupby("bucket", num_partitions=buckets).map_groups(keep, batch_format="pyarrow")
         numbers = sorted(int(row["bucket"]) for row in kept.iter_rows())
-        told = [_value((self.work / _told(share)).read_bytes()) for share in range(self.shares)]
+        told = [value_of((self.work / told_file(share)).read_bytes()) for share in range(self.shares)]
         self.seen = Seen.joined([seen for seen, _ in told])
         self.check_seen([bad_rows for _, bad_rows in told])
-        self.files = {number: [_file(self.work / "spread", number)] for number in numbers}
+        self.files = {number: [bucket_file(self.work / "spread", number)] for number in numbers}
 
     def cut(self) -> None:
         """Choose where validation and test start."""
@@ -129,33 +134,10 @@ def _each(things: Sequence[Any], call: Callable[[Any], Any]) -> Iterator[tuple[A
     """Each thing with what ``call`` returns for it, in the order in which they are done."""
 
     def task(row: dict[str, Any]) -> dict[str, Any]:
-        return {"at": row["at"], "told": _pickled(lambda: call(things[row["at"]]))}
+        return {"at": row["at"], "told": pickled(lambda: call(things[row["at"]]))}
 
     for row in _items(things).map(task).iter_rows():
-        yield things[row["at"]], _value(row["told"])
-
-
-def _pickled(call: Callable[[], Any]) -> bytes:
-    """What a call returns, or its error of the data or of a file, for ``_value``: Ray would wrap that in its own."""
-    try:
-        return pickle.dumps((call(), None))
-    except (ValueError, OSError) as error:
-        return pickle.dumps((None, error))
-
-
-def _value(told: bytes) -> Any:
-    value, error = pickle.loads(told)
-    if error is not None:
-        raise error
-    return value
-
-
-def _told(share: int) -> str:
-    return f"told-{share:05d}"
-
-
-def _file(folder: Path, number: int) -> Path:
-    return folder / f"{number:05d}.arrow"
+        yield things[row["at"]], value_of(row["told"])
 
 
 def _user_type(raw: Path) -> pa.DataType:
@@ -163,48 +145,3 @@ def _user_type(raw: Path) -> pa.DataType:
     every = [p.schema.field("user_id").type for p in parts(raw, "interactions") if "user_id" in p.schema.names]
     known = [of for of in every if not pa.types.is_null(of)]
     return pa.int64() if known and pa.types.is_integer(known[0]) else pa.string()
-
-
-def _read(
-    at: pa.Table, raw: Path, work: Path, buckets: int, schema: pa.Schema, skip: bool, shares: int
-) -> Iterator[pa.Table]:
-    """Rows of a share of the interactions; what was seen of them is left in ``work``."""
-    if not work.is_dir():
-        raise FileNotFoundError(
-            f"{work} is not there on {socket.gethostname()}; with --engine ray all machines have to see the output's "
-            "folder and the input at the same path: put both on a disk that they share"
-        )
-    yield schema.empty_table()  # Ray can't bring blocks together of which one has no columns
-    share = at["at"][0].as_py()
-    seen = Seen()
-    bad_rows = BadRows("skip", work / f"rejected-{share:05d}") if skip else BadRows("error")
-    try:
-        with bad_rows:
-            for block in iter_interactions(raw, _index(work / ITEMS_FILE), bad_rows, share=(share, shares)):
-                if (work / STOP_FILE).exists():
-                    break
-                seen.add_block(block)
-                yield bucket_rows(block, buckets)
-    except (ValueError, OSError) as error:
-        (work / STOP_FILE).touch()
-        told = pickle.dumps((None, error))
-    else:
-        told = pickle.dumps(((seen, bad_rows), None))
-    (work / _told(share)).write_bytes(told)
-
-
-@lru_cache(maxsize=1)
-def _index(file: Path) -> IdIndex:
-    """Of the items' ids: one for all shares that a worker reads."""
-    return IdIndex(read_table(file, mapped=True)["item_id"])
-
-
-def _keep(rows: pa.Table, folder: Path, schema: pa.Schema) -> pa.Table:
-    """Write the rows of a bucket as ``buckets.spread`` does; the file has its name when it is whole."""
-    number, rows = rows["bucket"][0].as_py(), rows.cast(schema)
-    whole = _file(folder, number)
-    part = whole.with_suffix(".part")
-    with pa.ipc.new_file(part, rows.schema, options=LZ4) as writer:
-        writer.write_table(rows)
-    part.rename(whole)
-    return pa.table({"bucket": np.array([number])})

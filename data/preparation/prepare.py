@@ -36,12 +36,13 @@ from ..raw.lookup import IdIndex
 from ..raw.readers import convert
 from ..raw.schema import check_not_all_bad, has_column, inventory, iter_interactions, read_items, read_users
 from ..raw.times import iso
-from .buckets import MOST_FILES, Bucket, by_number, part, read_rows, sharing, sort_rows, spread, times
+from .buckets import MOST_FILES, by_number, part, sharing, spread
 from .negatives import Reach
-from .per_bucket import BucketCounts, BucketSize, Context, count, sample_pieces, split_starts, time_bins
+from .per_bucket import BucketCounts, BucketSize, Context, split_starts
 from .samples import SPLITS, CheckIns
 from .summary import Seen, Told, lines, summarize
 from .tables import write_catalog, write_users
+from .tasks import ITEMS_FILE, STOP_FILE, count_bucket, histogram, read_table, write_samples, write_table
 from .vocabulary import item_vocabularies
 from .writer import SplitWriter
 
@@ -52,7 +53,7 @@ Engine = Literal["built-in", "ray"]
 Format = Literal["parquet", "csv", "foursquare", "gowalla", "yelp", "places"]
 
 _BUCKET_ROWS = 1_000_000
-_BUCKETS, ITEMS_FILE, _USERS, STOP_FILE = "buckets", "items", "users", "stop"  # temporary, inside the unfinished folder
+_BUCKETS, _USERS = "buckets", "users"  # temporary, inside the unfinished folder
 _NUMBERED = ("users", "requests", "known_users")
 _PATIENCE = timedelta(days=7)  # with other ranks; one that died is noticed at once
 
@@ -224,22 +225,11 @@ def _read_tables(config: PrepareConfig, folder: Path) -> Raw:
         if config.format != "parquet":
             raw = convert(config.input, config.format, config.columns, work / "raw", bad_rows)
             source = read_manifest(raw, "raw")
-        _write_table(read_items(raw, bad_rows).sort_by("item_id"), work / ITEMS_FILE)
+        write_table(read_items(raw, bad_rows).sort_by("item_id"), work / ITEMS_FILE)
         if (users := read_users(raw, bad_rows)) is not None:
-            _write_table(users, work / _USERS)
+            write_table(users, work / _USERS)
         rows, unused, notes = inventory(raw)
     return Raw(raw, rows, unused, notes, source, bad_rows.summary(), has_column(raw, "probability"))
-
-
-def _write_table(table: pa.Table, file: Path) -> None:
-    with pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
-
-
-def read_table(file: Path, mapped: bool = False) -> pa.Table:
-    """A table in memory; a mapped one is the file, so that the ranks of a machine have it once."""
-    with pa.memory_map(str(file)) if mapped else pa.OSFile(str(file)) as source:
-        return pa.ipc.open_file(source).read_all()
 
 
 def _fingerprint(path: Path) -> str:
@@ -274,39 +264,6 @@ def context_of(
         with_probability=with_probability and not visits_alone,
         check_ins=how,
     )
-
-
-def histogram(files: Iterable[Path], first: int, last: int) -> NDArray[np.int64]:
-    """Rows of buckets' files in each of ``per_bucket.time_bins``; ``first`` and ``last``: of all times."""
-    width, size = time_bins(first, last)
-    bins = np.zeros(size, np.int64)
-    for file in files:
-        for moments in times(file):
-            np.add.at(bins, (moments - first) // width, 1)
-    return bins
-
-
-def count_bucket(work: Path, number: int, files: Sequence[Path], context: Context) -> BucketCounts:
-    """Sort a bucket and count it; leaves it, and its users of the vocabulary, as files in ``work``."""
-    found = sort_rows(read_rows(files), each_row_a_request=context.check_ins is not None)
-    counts = count(found, context)
-    _write_table(counts.users, work / f"users-{number:05d}")
-    found.bucket.save(work / f"sorted-{number:05d}")
-    return counts
-
-
-def write_samples(work: Path, number: int, context: Context, row_group_rows: int) -> list[SplitWriter]:
-    """Write the samples of a bucket that is sorted into files of its own; returns the writer of each split, closed."""
-    folder = work / f"samples-{number:05d}"
-    if folder.exists():  # of a try that was cut off
-        shutil.rmtree(folder)
-    folder.mkdir()
-    writers = [SplitWriter(folder / name, row_group_rows) for name in SPLITS]
-    for split, requests in sample_pieces(Bucket.load(work / f"sorted-{number:05d}"), number, context):
-        writers[split].write(requests)
-    for writer in writers:
-        writer.close()
-    return writers
 
 
 class Job:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +108,11 @@ def test_ray_and_ranks_are_not_for_one_run(tmp_path: Path, monkeypatch: pytest.M
 
     with pytest.raises(ValueError, match=r"got 'ray' and 2 ranks, expected one process.*leave out --nproc"):
         RayJob(module.PrepareConfig(input=tmp_path, out=tmp_path / "out"), tmp_path, None, Ranks(0, 2))
+
+
+def test_workers_do_not_wait_for_torch() -> None:
+    code = "import sys, placerank.data.preparation.tasks; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_what_to_install_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

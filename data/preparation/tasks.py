@@ -1,0 +1,143 @@
+"""What a worker of an engine is asked to do: a share of the interactions, or a bucket, from files into files.
+
+Nothing here imports torch, which takes longer to start than most tasks take. A task that is tried again writes its
+files anew.
+"""
+
+import pickle
+import shutil
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ..raw.checks import BadRows
+from ..raw.lookup import IdIndex
+from ..raw.schema import iter_interactions
+from .buckets import LZ4, Bucket, bucket_rows, read_rows, sort_rows, times
+from .per_bucket import BucketCounts, Context, count, sample_pieces, time_bins
+from .samples import SPLITS
+from .summary import Seen
+from .writer import SplitWriter
+
+ITEMS_FILE, STOP_FILE = "items", "stop"
+
+
+def write_table(table: pa.Table, file: Path) -> None:
+    with pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def read_table(file: Path, mapped: bool = False) -> pa.Table:
+    """A table in memory; a mapped one is the file, so that the ranks of a machine have it once."""
+    with pa.memory_map(str(file)) if mapped else pa.OSFile(str(file)) as source:
+        return pa.ipc.open_file(source).read_all()
+
+
+def histogram(files: Iterable[Path], first: int, last: int) -> NDArray[np.int64]:
+    """Rows of buckets' files in each of ``per_bucket.time_bins``; ``first`` and ``last``: of all times."""
+    width, size = time_bins(first, last)
+    bins = np.zeros(size, np.int64)
+    for file in files:
+        for moments in times(file):
+            np.add.at(bins, (moments - first) // width, 1)
+    return bins
+
+
+def count_bucket(work: Path, number: int, files: Sequence[Path], context: Context) -> BucketCounts:
+    """Sort a bucket and count it; leaves it, and its users of the vocabulary, as files in ``work``."""
+    found = sort_rows(read_rows(files), each_row_a_request=context.check_ins is not None)
+    counts = count(found, context)
+    write_table(counts.users, work / f"users-{number:05d}")
+    found.bucket.save(work / f"sorted-{number:05d}")
+    return counts
+
+
+def write_samples(work: Path, number: int, context: Context, row_group_rows: int) -> list[SplitWriter]:
+    """Write the samples of a bucket that is sorted into files of its own; returns the writer of each split, closed."""
+    folder = work / f"samples-{number:05d}"
+    if folder.exists():  # of a try that was cut off
+        shutil.rmtree(folder)
+    folder.mkdir()
+    writers = [SplitWriter(folder / name, row_group_rows) for name in SPLITS]
+    for split, requests in sample_pieces(Bucket.load(work / f"sorted-{number:05d}"), number, context):
+        writers[split].write(requests)
+    for writer in writers:
+        writer.close()
+    return writers
+
+
+# --- for engines that have no ranks ------------------------------------------------------------------------------
+
+
+def pickled(call: Callable[[], Any]) -> bytes:
+    """What a call returns, or its error of the data or of a file, for ``value_of``: Ray would wrap that in its own."""
+    try:
+        return pickle.dumps((call(), None))
+    except (ValueError, OSError) as error:
+        return pickle.dumps((None, error))
+
+
+def value_of(told: bytes) -> Any:
+    value, error = pickle.loads(told)
+    if error is not None:
+        raise error
+    return value
+
+
+def told_file(share: int) -> str:
+    return f"told-{share:05d}"
+
+
+def bucket_file(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.arrow"
+
+
+def read_share(
+    at: pa.Table, raw: Path, work: Path, buckets: int, schema: pa.Schema, skip: bool, shares: int
+) -> Iterator[pa.Table]:
+    """Rows of a share of the interactions; what was seen of them is left in ``work``."""
+    if not work.is_dir():
+        raise FileNotFoundError(
+            f"{work} is not there on {socket.gethostname()}; with --engine ray all machines have to see the output's "
+            "folder and the input at the same path: put both on a disk that they share"
+        )
+    yield schema.empty_table()  # Ray can't bring blocks together of which one has no columns
+    share = at["at"][0].as_py()
+    seen = Seen()
+    bad_rows = BadRows("skip", work / f"rejected-{share:05d}") if skip else BadRows("error")
+    try:
+        with bad_rows:
+            for block in iter_interactions(raw, _index(work / ITEMS_FILE), bad_rows, share=(share, shares)):
+                if (work / STOP_FILE).exists():
+                    break
+                seen.add_block(block)
+                yield bucket_rows(block, buckets)
+    except (ValueError, OSError) as error:
+        (work / STOP_FILE).touch()
+        told = pickle.dumps((None, error))
+    else:
+        told = pickle.dumps(((seen, bad_rows), None))
+    (work / told_file(share)).write_bytes(told)
+
+
+@lru_cache(maxsize=1)
+def _index(file: Path) -> IdIndex:
+    """Of the items' ids: one for all shares that a worker reads."""
+    return IdIndex(read_table(file, mapped=True)["item_id"])
+
+
+def keep_bucket(rows: pa.Table, folder: Path, schema: pa.Schema) -> pa.Table:
+    """Write the rows of a bucket as ``buckets.spread`` does; the file has its name when it is whole."""
+    number, rows = rows["bucket"][0].as_py(), rows.cast(schema)
+    whole = bucket_file(folder, number)
+    part = whole.with_suffix(".part")
+    with pa.ipc.new_file(part, rows.schema, options=LZ4) as writer:
+        writer.write_table(rows)
+    part.rename(whole)
+    return pa.table({"bucket": np.array([number])})
