@@ -37,15 +37,18 @@ from ..raw.lookup import IdIndex
 from ..raw.readers import convert
 from ..raw.schema import check_not_all_bad, has_column, inventory, iter_interactions, read_items, read_users
 from ..raw.times import iso
+from ..requests import SEQUENCES, SPLITS
 from .buckets import MOST_FILES, Bucket, Sorted, by_number, part, sharing, sort_bucket, spread, times
 from .negatives import Reach
-from .samples import SPLITS, CheckIns, SplitWriter, check_ins, impressions, mixed, user_blocks
+from .samples import CheckIns, SplitWriter, check_ins, impressions, mixed, user_blocks
+from .sequences import SequenceWriter
 from .summary import Seen, Told, busiest, lines, summarize
 from .tables import write_catalog, write_users
 from .vocabulary import item_vocabularies
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Written = tuple[list[SplitWriter], SequenceWriter]  # of a bucket
 
 Format = Literal["parquet", "csv", "foursquare", "gowalla", "yelp", "places"]
 
@@ -282,6 +285,7 @@ class _Job:
         self.shown = np.zeros(len(self.items), np.int64)
         self.last_positive = np.zeros(len(self.items), np.int64)
         self.writers = [SplitWriter(folder / name, config.row_group_rows) for name in SPLITS]
+        self.sequences = SequenceWriter(folder / SEQUENCES, config.row_group_rows)
         self.counted: dict[int, _Counted] = {}
         self.user_count = self.known_users = 0
         self.how: CheckIns | None = None
@@ -441,12 +445,12 @@ class _Job:
             before[number] = users, requests, known
             users, requests, known = users + c.users, requests + c.requests, known + c.known
 
-        def mine() -> tuple[dict[int, list[SplitWriter]], dict[str, Any]]:
+        def mine() -> tuple[dict[int, Written], dict[str, Any]]:
             with self._progress("samples", self.seen.rows) as progress:
                 made = {n: self._samples(n, *before[n], progress) for n in self._mine(list(self.counted))}
             return made, {name: getattr(self.how, name) for name in tallied}
 
-        written: dict[int, list[SplitWriter]] = {}
+        written: dict[int, Written] = {}
         by_rank = self._each(mine)
         for made, _ in by_rank:
             written |= made
@@ -454,11 +458,13 @@ class _Job:
             setattr(self.how, name, sum(tally[name] for _, tally in by_rank))
         if self.ranks.is_first:
             for number in sorted(written):
-                for whole, piece in zip(self.writers, written[number], strict=True):
+                pieces, sequences = written[number]
+                for whole, piece in zip(self.writers, pieces, strict=True):
                     _take_over(whole, piece)
+                self.sequences.take_over(sequences)
 
-    def _samples(self, number: int, users: int, requests: int, known_users: int, progress: tqdm) -> list[SplitWriter]:
-        """Samples of one bucket, whose users, requests and users of the vocabulary are so many behind the first."""
+    def _samples(self, number: int, users: int, requests: int, known_users: int, progress: tqdm) -> Written:
+        """Samples and sequences of one bucket, whose users, requests and known users are so many behind the first."""
         file = self.work / f"sorted-{number:05d}"
         b = Bucket.load(file)
         known = np.load(self.work / f"known-{number:05d}.npy")
@@ -467,6 +473,7 @@ class _Job:
         writers = [
             SplitWriter(self.work / f"samples-{number:05d}" / name, self.config.row_group_rows) for name in SPLITS
         ]
+        sequences = SequenceWriter(self.work / f"samples-{number:05d}" / SEQUENCES, self.config.row_group_rows)
         split = np.searchsorted(self.starts, b.time, "right")
         weight = np.ones(len(b), np.int64) if self.how is None else 1 + self.how.negatives[split]
         for block, rows in enumerate(user_blocks(b, weight)):
@@ -479,11 +486,12 @@ class _Job:
             for i, writer in enumerate(writers):
                 mine = mixed(samples, np.flatnonzero(of == i), requests_too=i == 0, rng=rng)
                 writer.write(samples, mine, user_row, users, requests)
+            sequences.write(samples.positives, self.starts, user_row, users, requests)
             progress.update(rows.stop - rows.start)
-        for writer in writers:
+        for writer in (*writers, sequences):
             writer.close()
         file.unlink()
-        return writers
+        return writers, sequences
 
     def let_go(self) -> None:
         """Of files that others than the first rank have mapped: network disks can't remove those."""
@@ -509,6 +517,7 @@ class _Job:
         extra: dict[str, Any] = {
             "tables": tables,
             "splits": {name: w.summary() for name, w in zip(SPLITS, self.writers, strict=True) if w.rows},
+            "sequences": self.sequences.summary(),
             "history_length": self.longest,
             "users": self.user_count,
             "user_columns": list(user_tables.values()),
