@@ -137,6 +137,11 @@ class Requests:
     def __len__(self) -> int:
         return len(self.history.offsets) - 1
 
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Candidates of each, [R]."""
+        return np.diff(self.candidates.offsets)
+
     def take(self, rows: NDArray[np.int64], skip: int = 0, count: int | None = None) -> Self:
         """Some requests; of their candidates laid end to end ``count``, after the first ``skip``."""
         flat = {name: x[rows] for name, x in self.flat.items()}

@@ -488,8 +488,8 @@ class _Job:
                 writer.write(samples, mine, user_row, users, requests)
             sequences.write(samples.positives, self.starts, user_row, users, requests)
             progress.update(rows.stop - rows.start)
-        for writer in (*writers, sequences):
-            writer.close()
+        for close in (*(w.close for w in writers), sequences.close):
+            close()
         file.unlink()
         return writers, sequences
 

@@ -1,4 +1,4 @@
-"""Users' whole sequences as files: a row a user, beside the samples, which hold the last visits of each request alone."""
+"""Users' whole sequences as files, a row a user: samples hold the last visits before each request alone."""
 
 import os
 from dataclasses import dataclass, field
