@@ -115,9 +115,9 @@ class Floors:
             parts = self.parts(b, self.km(b))
             own.append(torch.stack([p.gather(1, b.target[:, None]).squeeze(1) for p in parts], 1)[: b.valid])
         p = torch.cat(own)
-        p = p[p.sum(1) > 0]
+        p = p[p.sum(1) > 0]  # of an item that nobody visited in training no share makes anything
         weights = torch.full((p.shape[1],), 1 / p.shape[1], dtype=torch.float64)
-        for _ in range(_STEPS):
+        for _ in range(_STEPS if len(p) else 0):
             share = p * weights
             weights = (share / share.sum(1, keepdim=True)).mean(0)
         self.weights = weights
