@@ -7,8 +7,8 @@ within reach, 99 sampled ones, and semantic IDs (HGIT's of the papers' tables, s
 those share; ``--no-codes`` leaves them out). ``--sasrec`` adds cornac's SASRec, a seed after the other, trained in an
 environment of its own on the same training visits; a seed that is kept is not run again. Prints a table for each
 dataset and way with 95 % intervals (visits drawn anew); ``--save`` writes results/lists.csv, a line for each dataset,
-scorer, way and part of the visits, beside other lines that are there. A minute a dataset, as much for the codes, and
-several for a seed of SASRec.
+scorer, way and part of the visits, beside other lines that are there. A minute of one core a dataset, as much for
+the codes, and many for a seed of SASRec.
 
 A hit is of the one item that was visited, among all that the way names: the user's earlier places are not taken out.
 """
@@ -166,7 +166,8 @@ def markdown(lines: list[Line]) -> str:
             here = [x for x in lines if x["dataset"] == dataset and x["way"] == way]
             if not here:
                 continue
-            asked = ", ".join(f"{x['asked']:,} {x['part'].removeprefix('visit: ')}" for x in here[: len(SHOWN)])
+            parts = [x for x in here if x["scorer"] == here[0]["scorer"]]
+            asked = ", ".join(f"{x['asked']:,} {x['part'].removeprefix('visit: ')}" for x in parts)
             out += [f"\n{dataset}, {way} ({asked})\n", _row(["", *HEAD, "first visits hit@10", "repeats hit@10"])]
             out.append(_row(["---"] * (len(HEAD) + 3)))
             for scorer in dict.fromkeys(x["scorer"] for x in here):
