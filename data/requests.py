@@ -1,7 +1,8 @@
-"""The layout of prepared samples: a Parquet row is a request, its candidates are lists in it.
+"""The layout of prepared data: of samples a Parquet row is a request, of sequences it is a user.
 
-What is of the request, its user, time, place and history, is written once, however many candidates it has. This file
-alone knows the columns: ``prepare`` writes them from here, and all who read samples read them from here.
+What is of the request, its user, time, place and history, is written once, however many candidates it has. A user's
+sequence is all that the user has chosen, once, in the order in which histories have it. This file alone knows the
+columns: ``prepare`` writes them from here, and all who read prepared data read them from here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from .arrays import one_array, ranges
 
 Array = NDArray[Any]
 
+SPLITS = ("train", "valid", "test")
 OF_REQUEST: dict[str, Any] = {
     "request": np.int64,
     "user_row": np.int32,
@@ -37,6 +39,26 @@ ENCODING: dict[str, Any] = {
     },
 }
 """How ``pyarrow.parquet.ParquetWriter`` packs the columns."""
+
+SEQUENCES = "sequences"
+"""Their folder in a prepared one."""
+OF_USER: dict[str, Any] = {"user_row": np.int32, "user_index": np.int64}
+OF_VISITS: dict[str, Any] = {
+    "item_row": np.int32,
+    "time": np.int64,
+    "lat": np.float32,
+    "lon": np.float32,
+    "visits": np.int32,
+    "split": np.int8,
+    "request": np.int64,
+}
+ENCODING_OF_SEQUENCES: dict[str, Any] = {
+    "compression": "zstd",
+    "compression_level": 1,
+    "use_dictionary": ["visits.list.element", "split.list.element"],
+    "column_encoding": {"item_row.list.element": "BYTE_STREAM_SPLIT"}
+    | {f"{name}.list.element": "DELTA_BINARY_PACKED" for name in ("time", "request")},
+}
 
 
 @dataclass
@@ -115,6 +137,11 @@ class Requests:
     def __len__(self) -> int:
         return len(self.history.offsets) - 1
 
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Candidates of each, [R]."""
+        return np.diff(self.candidates.offsets)
+
     def take(self, rows: NDArray[np.int64], skip: int = 0, count: int | None = None) -> Self:
         """Some requests; of their candidates laid end to end ``count``, after the first ``skip``."""
         flat = {name: x[rows] for name, x in self.flat.items()}
@@ -145,6 +172,54 @@ class Requests:
             Lists.of_table(table, [*OF_HISTORY]),
             Lists.of_table(table, candidates),
         )
+
+
+@dataclass
+class Sequences:
+    """Users with all their visits (positives), each user once.
+
+    Attributes:
+        flat: what is of the user, ``OF_USER`` by name, [U].
+        visits: ``OF_VISITS``, in the order of histories: by time, and those of a moment by request and item. Beside
+            item and time of a visit: place of its request in degrees (NaN = unknown), the user's visits of the item
+            strictly before, number of its split in ``SPLITS``, and its request in the samples (-1: it has none there).
+    """
+
+    flat: dict[str, Array]
+    visits: Lists
+
+    def __len__(self) -> int:
+        return len(self.visits.offsets) - 1
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Visits of each, [U]."""
+        return np.diff(self.visits.offsets)
+
+    def take(self, rows: NDArray[np.int64]) -> Self:
+        """Some users."""
+        return type(self)({name: x[rows] for name, x in self.flat.items()}, self.visits.take(rows))
+
+    @classmethod
+    def join(cls, parts: Sequence["Sequences"]) -> "Sequences":
+        """One after the other; a single part is not copied."""
+        if len(parts) == 1:
+            return parts[0]
+        flat = {name: np.concatenate([p.flat[name] for p in parts]) for name in parts[0].flat}
+        return cls(flat, Lists.join([p.visits for p in parts]))
+
+    def table(self) -> pa.Table:
+        """A row a user, as it is written."""
+        return pa.table({**self.flat, **self.visits.columns()})
+
+    @classmethod
+    def of_table(cls, table: pa.Table) -> Self:
+        """What ``table`` made, or read back from Parquet.
+
+        Raises:
+            ValueError: not in this layout.
+        """
+        return cls({name: table[name].to_numpy() for name in OF_USER}, Lists.of_table(table, [*OF_VISITS]))
 
 
 def columns_to_read(there: Sequence[str]) -> list[str]:

@@ -23,7 +23,8 @@ from ..data.batches.batch import RankingBatch, SampleBatch
 from ..data.batches.catalog import Catalog
 from ..data.batches.features import FeatureConfig
 from ..data.batches.host_batch import HostBatch
-from ..data.batches.loader import SampleLoader, read_ahead
+from ..data.batches.line_loader import read_ahead
+from ..data.batches.loader import SampleLoader
 from ..data.leftovers import remove_leftovers
 from ..data.manifest import drop_lines_after, environment, write_json
 from ..data.plain import check_numbers

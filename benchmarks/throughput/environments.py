@@ -55,13 +55,16 @@ PEERS: dict[str, Peer] = {
     "torch-rechub": Peer(script="torch_rechub_din.py", package="torch-rechub==0.9.0"),
 }
 
+LISTS: dict[str, Peer] = {"cornac": Peer(script="cornac_sasrec.py", package="cornac==3.0.1")}
+"""Peers of ``bench_lists.py``, whose scripts are in `../peers/`."""
+
 
 def _pip(python: Path, *arguments: str) -> None:
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
     subprocess.run(command, check=True, stdout=sys.stderr)
 
 
-def environment(name: str, cache: Path) -> Path:
+def environment(name: str, cache: Path, peers: dict[str, Peer] = PEERS) -> Path:
     """Return the Python of the peer's environment, making the environment when it is missing or out of date.
 
     torch is installed first and held by a constraint, so that no peer can replace it.
@@ -69,7 +72,7 @@ def environment(name: str, cache: Path) -> Path:
     Raises:
         subprocess.CalledProcessError: pip could not install a requirement; its own output says which.
     """
-    peer = PEERS[name]
+    peer = peers[name]
     folder = cache / name
     python = folder / "bin" / "python"
     stamp = folder / "requirements.txt"

@@ -6,13 +6,13 @@ Interactions become samples in three steps, of which two look at a bucket at a t
    and so of a request, are in one bucket; which one depends on the user's id alone.
 2. ``bucket_counts`` counts a bucket. From the counts of all of them ``Context.numbered`` knows how users and requests
    are numbered, and the catalog how often each item was shown and chosen.
-3. ``bucket_samples`` makes a bucket's samples.
+3. ``bucket_samples`` makes a bucket's samples, ``bucket_sequences`` its users' whole sequences.
 
-Both take all rows of one bucket, in any order, and the same context for every bucket. They read and write no file and
+They take all rows of one bucket, in any order, and the same context for every bucket. They read and write no file and
 keep nothing; what they return depends on their arguments alone, to the last bit. A bucket is held in memory whole, so
 there should be one for about each million rows.
 
-``prepare`` runs the same steps, streaming: ``count`` and ``sample_pieces`` are what these functions are made of.
+``prepare`` runs the same steps, streaming: ``count`` and ``pieces_of_bucket`` are what these functions are made of.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,9 +23,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..requests import OF_CANDIDATES, OF_HISTORY, OF_REQUEST, PROBABILITY, Requests
+from ..requests import (
+    OF_CANDIDATES,
+    OF_HISTORY,
+    OF_REQUEST,
+    OF_USER,
+    OF_VISITS,
+    PROBABILITY,
+    SPLITS,
+    Requests,
+    Sequences,
+)
 from .buckets import Bucket, Sorted, sort_rows
-from .samples import SPLITS, CheckIns, check_ins, impressions, mixed, pieces, requests_of, user_blocks
+from .samples import CheckIns, check_ins, impressions, mixed, pieces, requests_of, sequences_of, user_blocks
 from .summary import busiest
 
 _TIME_BINS = 1 << 22
@@ -203,21 +213,51 @@ def bucket_samples(table: pa.Table, context: Context) -> pa.Table:
     schema = samples_schema(context.with_probability)
     if len(table) == 0:
         return schema.empty_table()
-    made = [
-        requests.table().add_column(0, schema.field("split"), pa.array(np.full(len(requests), split, np.int8)))
-        for split, requests in sample_pieces(_sorted(table, context).bucket, _number(table), context)
-    ]
+    made = []
+    for piece in pieces_of_bucket(_sorted(table, context).bucket, _number(table), context):
+        if not isinstance(piece, Sequences):
+            split, requests = piece
+            column = pa.array(np.full(len(requests), split, np.int8))
+            made.append(requests.table().add_column(0, schema.field("split"), column))
     return pa.concat_tables([schema.empty_table(), *made])
+
+
+def bucket_sequences(table: pa.Table, context: Context) -> pa.Table:
+    """Make the whole sequences of a bucket's users.
+
+    Args:
+        table, context: as for ``bucket_samples``.
+
+    Returns:
+        A row a user with a positive (``sequences_schema``), in the order of the ids: the columns of
+        ``data/requests.py``. A visit's request is that of the samples, -1 where nothing else was within reach.
+
+    Raises:
+        ValueError, DataError: as ``bucket_samples``.
+    """
+    if len(table) == 0:
+        return sequences_schema().empty_table()
+    every = pieces_of_bucket(_sorted(table, context).bucket, _number(table), context)
+    made = [piece.table() for piece in every if isinstance(piece, Sequences)]
+    return pa.concat_tables([sequences_schema().empty_table(), *made])
 
 
 def samples_schema(with_probability: bool) -> pa.Schema:
     """Of what ``bucket_samples`` returns."""
-    flat = [("split", np.int8), *OF_REQUEST.items()]
     lists = {**OF_HISTORY, **OF_CANDIDATES}
     if not with_probability:
         del lists[PROBABILITY]
+    return _schema({"split": np.int8, **OF_REQUEST}, lists)
+
+
+def sequences_schema() -> pa.Schema:
+    """Of what ``bucket_sequences`` returns."""
+    return _schema(OF_USER, OF_VISITS)
+
+
+def _schema(flat: Mapping[str, Any], lists: Mapping[str, Any]) -> pa.Schema:
     return pa.schema(
-        [(name, pa.from_numpy_dtype(of)) for name, of in flat]
+        [(name, pa.from_numpy_dtype(of)) for name, of in flat.items()]
         + [(name, pa.list_(pa.from_numpy_dtype(of))) for name, of in lists.items()]
     )
 
@@ -297,8 +337,9 @@ def count(found: Sorted, context: Context) -> BucketCounts:
     )
 
 
-def sample_pieces(b: Bucket, number: int, context: Context) -> Iterator[tuple[int, Requests]]:
-    """Samples of a bucket that is sorted: split and some requests, piece by piece, those of a split in their order.
+def pieces_of_bucket(b: Bucket, number: int, context: Context) -> Iterator[tuple[int, Requests] | Sequences]:
+    """What a bucket that is sorted becomes: split and some requests, piece by piece, and the sequences of some users;
+    those of a split, and the users, in their order.
 
     Held in memory are the samples of some users, with about a million candidates together, and one piece.
 
@@ -327,3 +368,4 @@ def sample_pieces(b: Bucket, number: int, context: Context) -> Iterator[tuple[in
             mine = mixed(samples, np.flatnonzero(of == i), requests_too=i == 0, rng=rng)
             for piece in pieces(samples, mine):
                 yield i, requests_of(samples, piece, user_row, users, requests)
+        yield sequences_of(samples.positives, context.starts, user_row, users, requests)

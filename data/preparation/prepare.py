@@ -36,15 +36,15 @@ from ..raw.lookup import IdIndex
 from ..raw.readers import convert
 from ..raw.schema import check_not_all_bad, has_column, inventory, iter_interactions, read_items, read_users
 from ..raw.times import iso
+from ..requests import SEQUENCES, SPLITS
 from .buckets import MOST_FILES, by_number, part, sharing, spread
 from .negatives import Reach
 from .per_bucket import BucketCounts, BucketSize, Context, split_starts
-from .samples import SPLITS, CheckIns
+from .samples import CheckIns
 from .summary import Seen, Told, lines, summarize
 from .tables import write_catalog, write_users
-from .tasks import ITEMS_FILE, STOP_FILE, count_bucket, histogram, read_table, write_samples, write_table
+from .tasks import ITEMS_FILE, STOP_FILE, Written, count_bucket, histogram, read_table, write_samples, write_table
 from .vocabulary import item_vocabularies
-from .writer import SplitWriter
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -281,7 +281,7 @@ class Job:
         self.positives = np.zeros(len(self.items), np.int64)
         self.shown = np.zeros(len(self.items), np.int64)
         self.last_positive = np.zeros(len(self.items), np.int64)
-        self.writers = [SplitWriter(folder / name, config.row_group_rows) for name in SPLITS]
+        self.written = Written.into(folder, config.row_group_rows)
         self.counted: dict[int, BucketSize] = {}
         self.context: Context | None = None
 
@@ -423,7 +423,7 @@ class Job:
     def make_samples(self) -> None:
         """Third pass: samples of each bucket, in files of its own, numbered after those of the buckets before it."""
 
-        def mine() -> dict[int, list[SplitWriter]]:
+        def mine() -> dict[int, Written]:
             made = {}
             with self._progress("samples", self.seen.rows) as progress:
                 for number in self._mine(list(self.counted)):
@@ -433,15 +433,14 @@ class Job:
                     progress.update(self.counted[number].rows)
             return made
 
-        written = {number: writers for made in self._each(mine) for number, writers in made.items()}
+        written = {number: files for made in self._each(mine) for number, files in made.items()}
         if self.ranks.is_first:
             self.take_over(written)
 
-    def take_over(self, written: dict[int, list[SplitWriter]]) -> None:
+    def take_over(self, written: dict[int, Written]) -> None:
         """Let the files of the buckets be those of the splits, in the order of the buckets' numbers."""
         for number in sorted(written):
-            for whole, piece in zip(self.writers, written[number], strict=True):
-                whole.take_over(piece)
+            self.written.take_over(written[number])
 
     def let_go(self) -> None:
         """Of files that others than the first rank have mapped: network disks can't remove those."""
@@ -469,7 +468,8 @@ class Job:
             tables[name] = len(table)
         extra: dict[str, Any] = {
             "tables": tables,
-            "splits": {name: w.summary() for name, w in zip(SPLITS, self.writers, strict=True) if w.rows},
+            "splits": {name: w.summary() for name, w in zip(SPLITS, self.written.splits, strict=True) if w.rows},
+            SEQUENCES: self.written.sequences.summary(),
             "history_length": self.config.history_length,
             "users": users,
             "user_columns": list(user_tables.values()),
@@ -477,7 +477,7 @@ class Job:
         }
         lost = int(skipped.sum())
         if check_ins:
-            kept, placed = sum(w.requests for w in self.writers), sum(w.placed for w in self.writers)
+            kept, placed = (sum(getattr(w, n) for w in self.written.splits) for n in ("requests", "placed"))
             extra["check_ins"] = {"requests": kept, "known_place": placed, "no_negatives": lost}
         source = self.raw.source
         told = Told(
@@ -517,13 +517,14 @@ class Job:
     def _skipped(self) -> NDArray[np.int64]:
         """Visits without samples, since nothing else is within reach, by split."""
         counted = np.sum([c.by_split for c in self.counted.values()], 0)
-        return counted - [w.requests for w in self.writers] if self.seen.negatives == 0 else np.zeros_like(counted)
+        made = [w.requests for w in self.written.splits]
+        return counted - made if self.seen.negatives == 0 else np.zeros_like(counted)
 
     def _check_splits(self, skipped: NDArray[np.int64]) -> None:
-        train = self.writers[0]
+        train = self.written.splits[0]
         span = f"interactions run from {iso(self.seen.first)} to {iso(self.seen.last)} UTC"
         wanted = (True, self.config.valid_fraction > 0, self.config.test_fraction > 0)
-        for i, (name, writer) in enumerate(zip(SPLITS, self.writers, strict=True)):
+        for i, (name, writer) in enumerate(zip(SPLITS, self.written.splits, strict=True)):
             if not wanted[i] or writer.rows:
                 continue
             if lost := int(skipped[i]):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import first_of_run, ranges, sort_order, starts_run
-from ..requests import PROBABILITY, Lists, Requests
+from ..requests import PROBABILITY, Lists, Requests, Sequences
 from .buckets import Bucket
 from .history import earlier_visits, history_ranges
 from .negatives import Reach
@@ -22,8 +22,24 @@ _SHUFFLE_BITS = 40  # beside 20 of the requests of a block; two candidates in 2*
 
 
 @dataclass
+class Positives:
+    """All positives of some users, whether or not they make samples, as columns [P], in the order of histories.
+
+    ``request`` is the number within the bucket, -1 for those without samples; the others are as in ``Samples``.
+    """
+
+    user: NDArray[np.int32]
+    item: NDArray[np.int32]
+    time: NDArray[np.int64]
+    request: NDArray[np.int64]
+    lat: NDArray[np.float32]
+    lon: NDArray[np.float32]
+    visits: NDArray[np.int32]
+
+
+@dataclass
 class Samples:
-    """Candidates of some users as columns [C], and the positives that their histories point into [P]."""
+    """Candidates of some users as columns [C], and the positives that their histories point into."""
 
     user: NDArray[np.int32]
     item: NDArray[np.int32]
@@ -36,8 +52,7 @@ class Samples:
     history_start: NDArray[np.int64]
     history_end: NDArray[np.int64]
     probability: NDArray[np.float32] | None
-    positive_item: NDArray[np.int32]
-    positive_time: NDArray[np.int64]
+    positives: Positives
 
 
 @dataclass
@@ -71,20 +86,21 @@ def impressions(bucket: Bucket, rows: slice, longest: int, with_probability: boo
     user, item, time, label = (getattr(bucket, n)[rows] for n in ("user", "item", "time", "label"))
     positive = label == 1
     start, end = history_ranges(user, time, positive, longest)
+    request, lat, lon = (getattr(bucket, n)[rows] for n in ("request", "lat", "lon"))
+    visits = earlier_visits(user, item, time, positive)
     return Samples(
         user=user,
         item=item,
         label=label,
         time=time,
-        request=bucket.request[rows],
-        lat=bucket.lat[rows],
-        lon=bucket.lon[rows],
-        visits=earlier_visits(user, item, time, positive),
+        request=request,
+        lat=lat,
+        lon=lon,
+        visits=visits,
         history_start=start,
         history_end=end,
         probability=bucket.probability[rows] if with_probability else None,
-        positive_item=item[positive],
-        positive_time=time[positive],
+        positives=Positives(*(x[positive] for x in (user, item, time, request, lat, lon, visits))),
     )
 
 
@@ -111,35 +127,35 @@ def check_ins(
     lat, lon = _places(bucket, rows, how)
     known = ~np.isnan(lat)
     centre_lat, centre_lon = np.where(known, lat, how.lat[item]), np.where(known, lon, how.lon[item])
-    request, candidate, label = [np.arange(len(user))], [item], [np.ones(len(user), np.int8)]
+    of_event, candidate, label = [np.arange(len(user))], [item], [np.ones(len(user), np.int8)]
     for which, k in enumerate(how.negatives):
         of = np.flatnonzero(split[rows] == which)
         drawn = how.reach.draw(centre_lat[of], centre_lon[of], item[of], int(k), rng)
         found = drawn >= 0
-        request.append(np.repeat(of, found.sum(1)))
+        of_event.append(np.repeat(of, found.sum(1)))
         candidate.append(drawn[found].astype(np.int32))
         label.append(np.zeros(len(candidate[-1]), np.int8))
-    event = np.concatenate(request)
+    event = np.concatenate(of_event)
     item_of, label_of = np.concatenate(candidate), np.concatenate(label)
     visits = earlier_visits(user[event], item_of, time[event], label_of == 1)
     alone = np.bincount(event, minlength=len(user)) == 1
     order = np.argsort(event, kind="stable")
     order = order[~alone[event[order]]]
     event = event[order]
+    request = bucket.request[rows]
     return Samples(
         user=user[event],
         item=item_of[order],
         label=label_of[order],
         time=time[event],
-        request=bucket.request[rows][event],
+        request=request[event],
         lat=lat[event],
         lon=lon[event],
         visits=visits[order],
         history_start=start[event],
         history_end=end[event],
         probability=None,
-        positive_item=item,
-        positive_time=time,
+        positives=Positives(user, item, time, np.where(alone, -1, request), lat, lon, visits[: len(user)]),
     )
 
 
@@ -166,7 +182,7 @@ def requests_of(
     of = rows[new]
     start, length = s.history_start[of], s.history_end[of] - s.history_start[of]
     at = ranges(start, length)
-    hours = (np.repeat(s.time[of], length) - s.positive_time[at]) / _HOUR
+    hours = (np.repeat(s.time[of], length) - s.positives.time[at]) / _HOUR
     columns: dict[str, NDArray[Any]] = {
         "item_row": s.item[rows] + np.int32(1),
         "label": s.label[rows],
@@ -185,9 +201,37 @@ def requests_of(
         },
         Lists(
             np.concatenate([[0], np.cumsum(length)]),
-            {"history": s.positive_item[at] + np.int32(1), "history_hours": hours.astype(np.float32)},
+            {"history": s.positives.item[at] + np.int32(1), "history_hours": hours.astype(np.float32)},
         ),
         Lists(np.append(new, len(rows)), columns),
+    )
+
+
+def sequences_of(
+    p: Positives, starts: tuple[int, int], user_row: NDArray[np.int32], users: int, requests: int
+) -> Sequences:
+    """Positives by user.
+
+    Args:
+        p: of whole users, sorted by user and time.
+        starts: first moment of the validation and of the test split.
+        user_row: vocabulary row of each user of the bucket.
+        users, requests: how many came before this bucket.
+    """
+    new = np.flatnonzero(starts_run(p.user))
+    of = p.user[new]
+    columns: dict[str, NDArray[Any]] = {
+        "item_row": p.item + np.int32(1),
+        "time": p.time,
+        "lat": p.lat,
+        "lon": p.lon,
+        "visits": p.visits,
+        "split": np.searchsorted(starts, p.time, "right").astype(np.int8),
+        "request": np.where(p.request < 0, -1, p.request + requests),
+    }
+    return Sequences(
+        {"user_row": user_row[of], "user_index": of.astype(np.int64) + users},
+        Lists(np.append(new, len(p.user)), columns),
     )
 
 

@@ -8,9 +8,10 @@ import pickle
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +20,11 @@ from numpy.typing import NDArray
 from ..raw.checks import BadRows
 from ..raw.lookup import IdIndex
 from ..raw.schema import iter_interactions
+from ..requests import SEQUENCES, SPLITS, Sequences
 from .buckets import LZ4, Bucket, bucket_rows, read_rows, sort_rows, times
-from .per_bucket import BucketCounts, Context, count, sample_pieces, time_bins
-from .samples import SPLITS
+from .per_bucket import BucketCounts, Context, count, pieces_of_bucket, time_bins
 from .summary import Seen
-from .writer import SplitWriter
+from .writer import SequenceWriter, SplitWriter
 
 ITEMS_FILE, STOP_FILE = "items", "stop"
 
@@ -58,18 +59,42 @@ def count_bucket(work: Path, number: int, files: Sequence[Path], context: Contex
     return counts
 
 
-def write_samples(work: Path, number: int, context: Context, row_group_rows: int) -> list[SplitWriter]:
-    """Write the samples of a bucket that is sorted into files of its own; returns the writer of each split, closed."""
+@dataclass
+class Written:
+    """Files of a bucket, or of all: of each split, and users' sequences."""
+
+    splits: list[SplitWriter]
+    sequences: SequenceWriter
+
+    @classmethod
+    def into(cls, folder: Path, row_group_rows: int) -> Self:
+        """Empty ones, in folders of ``folder``."""
+        splits = [SplitWriter(folder / name, row_group_rows) for name in SPLITS]
+        return cls(splits, SequenceWriter(folder / SEQUENCES, row_group_rows))
+
+    def take_over(self, piece: Self) -> None:
+        """Let the files of another one, which is closed, be the next ones."""
+        for whole, own in zip(self.splits, piece.splits, strict=True):
+            whole.take_over(own)
+        self.sequences.take_over(piece.sequences)
+
+
+def write_samples(work: Path, number: int, context: Context, row_group_rows: int) -> Written:
+    """Write what a bucket that is sorted becomes into files of its own; returns them, closed."""
     folder = work / f"samples-{number:05d}"
     if folder.exists():  # of a try that was cut off
         shutil.rmtree(folder)
     folder.mkdir()
-    writers = [SplitWriter(folder / name, row_group_rows) for name in SPLITS]
-    for split, requests in sample_pieces(Bucket.load(work / f"sorted-{number:05d}"), number, context):
-        writers[split].write(requests)
-    for writer in writers:
+    written = Written.into(folder, row_group_rows)
+    for piece in pieces_of_bucket(Bucket.load(work / f"sorted-{number:05d}"), number, context):
+        if isinstance(piece, Sequences):
+            written.sequences.write(piece)
+        else:
+            split, requests = piece
+            written.splits[split].write(requests)
+    for writer in (*written.splits, written.sequences):
         writer.close()
-    return writers
+    return written
 
 
 # --- for engines that have no ranks ------------------------------------------------------------------------------

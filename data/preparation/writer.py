@@ -1,28 +1,32 @@
-"""Files of samples: one split's requests in full row groups, and what is counted of them."""
+"""Files of prepared data: requests of a split, or users' sequences, in full row groups, and what is counted of them."""
 
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..requests import ENCODING, Requests
+from ..requests import ENCODING, ENCODING_OF_SEQUENCES, SPLITS, Requests, Sequences
 
 _GROUPS_PER_FILE = 16
 
+T = TypeVar("T", Requests, Sequences)
+G = TypeVar("G")
 
-def row_groups(candidates: NDArray[np.int64], most: int) -> list[int]:
-    """How many requests each row group takes, in their order: as many as have ``most`` candidates together, at least
-    one; what is left at the end, which more requests may follow, is in none.
+
+def row_groups(sizes: NDArray[np.int64], most: int) -> list[int]:
+    """How many units (requests, users) each row group takes, in their order: as many as have ``most`` rows together, at
+    least one; what is left at the end, which more may follow, is in none.
 
     Args:
-        candidates: of each request, [R].
-        most: at most so many a group, unless one request has more.
+        sizes: rows of each unit, [U].
+        most: at most so many a group, unless one unit has more.
     """
-    upto = np.concatenate([[0], np.cumsum(candidates)])
+    upto = np.concatenate([[0], np.cumsum(sizes)])
     taken, first = [], 0
     while upto[-1] - upto[first] >= most:
         stop = max(int(np.searchsorted(upto, upto[first] + most, "right")) - 1, first + 1)
@@ -32,74 +36,69 @@ def row_groups(candidates: NDArray[np.int64], most: int) -> list[int]:
 
 
 @dataclass
-class SplitWriter:
-    """Writes the shards of one split: full row groups, so many to a file, and counts what it wrote.
+class GroupWriter(ABC, Generic[T, G]):
+    """Writes whole units in row groups of at most ``row_group_rows`` rows, so many groups to a file; a unit with more
+    rows has a group of its own.
 
-    A row group has at most ``row_group_rows`` candidates, and whole requests: one with more than that has its own.
-    ``placed`` are the requests with a known place, ``history`` the visits in the candidates' histories.
+    Attributes:
+        row_groups: by file, what ``_told`` says of each of its row groups.
     """
+
+    encoding: ClassVar[dict[str, Any]]
 
     folder: Path
     row_group_rows: int
-    rows: int = 0
-    requests: int = 0
-    placed: int = 0
-    positives: int = 0
-    history: int = 0
-    first: int | None = None
-    last: int | None = None
-    row_groups: dict[str, list[int]] = field(default_factory=dict)
-    _files: int = 0
-    _groups: int = 0
-    _pending: list[Requests] = field(default_factory=list)
-    _waiting: int = 0  # candidates of those
+    row_groups: dict[str, list[G]] = field(default_factory=dict)
+    _pending: list[T] = field(default_factory=list)
+    _waiting: int = 0  # rows of those
     _writer: pq.ParquetWriter | None = None
 
-    def write(self, more: Requests) -> None:
-        """Append requests, each with at least one candidate."""
+    @abstractmethod
+    def _count(self, more: T) -> None:
+        """Add what will be written to what is counted."""
+
+    @abstractmethod
+    def _told(self, group: T) -> G:
+        """What the manifest says of a row group."""
+
+    @abstractmethod
+    def summary(self) -> dict[str, Any]:
+        """For the manifest."""
+
+    def write(self, more: T) -> None:
+        """Append units, each with at least one row."""
         if len(more) == 0:
             return
-        candidates, history = np.diff(more.candidates.offsets), np.diff(more.history.offsets)
-        time = more.flat["time"]
-        self.rows += int(candidates.sum())
-        self.requests += len(more)
-        self.placed += int((~np.isnan(more.flat["lat"])).sum())
-        self.positives += int(more.candidates.values["label"].sum())
-        self.history += int((candidates * history).sum())
-        self.first = int(time.min()) if self.first is None else min(self.first, int(time.min()))
-        self.last = int(time.max()) if self.last is None else max(self.last, int(time.max()))
+        self._count(more)
         self._pending.append(more)
-        self._waiting += int(candidates.sum())
-        self._flush(last=False)
+        self._waiting += int(more.sizes.sum())
+        if self._waiting >= self.row_group_rows:
+            self._flush(last=False)
 
     def _flush(self, last: bool) -> None:
-        if not self._pending or not (last or self._waiting >= self.row_group_rows):
-            return
-        waiting = Requests.join(self._pending)
-        candidates = np.diff(waiting.candidates.offsets)
-        takes = row_groups(candidates, self.row_group_rows)
-        done = sum(takes)
-        if last and done < len(waiting):
-            takes.append(len(waiting) - done)
+        waiting = type(self._pending[0]).join(self._pending)
+        sizes = waiting.sizes
+        takes = row_groups(sizes, self.row_group_rows)
+        if last and (rest := len(waiting) - sum(takes)):
+            takes.append(rest)
         done = 0
-        for requests in takes:
-            self._write_group(waiting.take(np.arange(done, done + requests)))
-            done += requests
+        for units in takes:
+            self._write_group(waiting.take(np.arange(done, done + units)))
+            done += units
         self._pending = [waiting.take(np.arange(done, len(waiting)))] if done < len(waiting) else []
-        self._waiting = int(candidates[done:].sum())
+        self._waiting = int(sizes[done:].sum())
 
-    def _write_group(self, group: Requests) -> None:
+    def _write_group(self, group: T) -> None:
         table = group.table()
         if self._writer is None:
             self.folder.mkdir(exist_ok=True)
-            name = f"part-{self._files:05d}.parquet"
+            name = f"part-{len(self.row_groups):05d}.parquet"
             self.row_groups[name] = []
-            self._writer = pq.ParquetWriter(self.folder / name, table.schema, **ENCODING)
-            self._files += 1
+            self._writer = pq.ParquetWriter(self.folder / name, table.schema, **self.encoding)
         self._writer.write_table(table, row_group_size=len(table))
-        self.row_groups[f"part-{self._files - 1:05d}.parquet"].append(int(group.candidates.offsets[-1]))
-        self._groups += 1
-        if self._groups % _GROUPS_PER_FILE == 0:
+        groups = next(reversed(self.row_groups.values()))
+        groups.append(self._told(group))
+        if len(groups) == _GROUPS_PER_FILE:
             self._close_file()
 
     def _close_file(self) -> None:
@@ -108,9 +107,48 @@ class SplitWriter:
             self._writer = None
 
     def close(self) -> None:
-        """Write what is left; the split is whole after this."""
-        self._flush(last=True)
+        """Write what is left; all is whole after this."""
+        if self._pending:
+            self._flush(last=True)
         self._close_file()
+
+    def _take_files(self, piece: "GroupWriter[T, G]") -> None:
+        for file, groups in piece.row_groups.items():
+            self.folder.mkdir(exist_ok=True)
+            name = f"part-{len(self.row_groups):05d}.parquet"
+            os.rename(piece.folder / file, self.folder / name)
+            self.row_groups[name] = groups
+
+
+@dataclass
+class SplitWriter(GroupWriter[Requests, int]):
+    """Requests of one split; a row is a candidate.
+
+    ``placed`` are the requests with a known place, ``history`` the visits in the candidates' histories.
+    """
+
+    encoding = ENCODING
+
+    rows: int = 0
+    requests: int = 0
+    placed: int = 0
+    positives: int = 0
+    history: int = 0
+    first: int | None = None
+    last: int | None = None
+
+    def _count(self, more: Requests) -> None:
+        time = more.flat["time"]
+        self.rows += int(more.sizes.sum())
+        self.requests += len(more)
+        self.placed += int((~np.isnan(more.flat["lat"])).sum())
+        self.positives += int(more.candidates.values["label"].sum())
+        self.history += int((more.sizes * np.diff(more.history.offsets)).sum())
+        self.first = int(time.min()) if self.first is None else min(self.first, int(time.min()))
+        self.last = int(time.max()) if self.last is None else max(self.last, int(time.max()))
+
+    def _told(self, group: Requests) -> int:
+        return int(group.candidates.offsets[-1])
 
     def summary(self) -> dict[str, Any]:
         """Of the split, for the manifest: ``rows`` are candidates, and so are the numbers of ``row_groups``."""
@@ -132,8 +170,30 @@ class SplitWriter:
         self.history += piece.history
         times = [t for t in (self.first, self.last, piece.first, piece.last) if t is not None]
         self.first, self.last = min(times, default=None), max(times, default=None)
-        for file, groups in piece.row_groups.items():
-            self.folder.mkdir(exist_ok=True)
-            name = f"part-{len(self.row_groups):05d}.parquet"
-            os.rename(piece.folder / file, self.folder / name)
-            self.row_groups[name] = groups
+        self._take_files(piece)
+
+
+@dataclass
+class SequenceWriter(GroupWriter[Sequences, list[int]]):
+    """Users' sequences; a row is a visit. Of a row group the manifest has the visits in each of ``SPLITS``."""
+
+    encoding = ENCODING_OF_SEQUENCES
+
+    users: int = 0
+
+    def _count(self, more: Sequences) -> None:
+        self.users += len(more)
+
+    def _told(self, group: Sequences) -> list[int]:
+        found: list[int] = np.bincount(group.visits.values["split"], minlength=len(SPLITS)).tolist()
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """For the manifest."""
+        visits = sum(sum(group) for groups in self.row_groups.values() for group in groups)
+        return {"users": self.users, "visits": visits, "row_groups": self.row_groups}
+
+    def take_over(self, piece: "SequenceWriter") -> None:
+        """Let the files of another writer, which is closed, be the next ones."""
+        self.users += piece.users
+        self._take_files(piece)

@@ -21,15 +21,17 @@ from placerank.data.preparation.per_bucket import (
     Context,
     bucket_counts,
     bucket_samples,
+    bucket_sequences,
     counts_schema,
     samples_schema,
+    sequences_schema,
     split_starts,
     time_bins,
 )
 from placerank.data.preparation.prepare import PrepareConfig, context_of
-from placerank.data.preparation.samples import SPLITS
 from placerank.data.raw.columns import DataError
 from placerank.data.raw.schema import iter_interactions, read_items
+from placerank.data.requests import SPLITS
 from placerank.kernels.haversine import EARTH_RADIUS_KM
 
 HOUR = 3600
@@ -266,6 +268,7 @@ def test_an_empty_bucket_has_the_same_columns(check_ins: bool) -> None:
     of = context(check_ins, probability=not check_ins)
     empty = shown()[:0]
     assert bucket_samples(empty, of) == samples_schema(not check_ins).empty_table()
+    assert bucket_sequences(empty, of) == sequences_schema().empty_table()
     assert bucket_counts(empty, of) == counts_schema(pa.string()).empty_table()
     assert bucket_counts(shown(), of).schema == counts_schema(pa.string())
     assert bucket_counts(visited(), of).schema == counts_schema(pa.int64())
@@ -284,6 +287,7 @@ def test_the_same_arguments_give_the_same_and_stay_as_they_are(check_ins: bool) 
     table, of = (visited() if check_ins else shown()), context(check_ins)
     rows, about = text(table), pickle.dumps(of)
     first, counts = text(bucket_samples(table, of)), bucket_counts(table, of)
+    sequences = text(bucket_sequences(table, of))
     np.random.default_rng(0).random()
     assert text(bucket_samples(table, of)) == first and bucket_counts(table, of) == counts
     assert text(table) == rows and pickle.dumps(of) == about
@@ -291,12 +295,13 @@ def test_the_same_arguments_give_the_same_and_stay_as_they_are(check_ins: bool) 
     order = np.random.default_rng(1).permutation(len(table))
     mixed = pa.concat_tables([table.take(pa.array(some)) for some in np.array_split(order, 4)])
     assert text(bucket_samples(mixed, of)) == first and bucket_counts(mixed, of) == counts
+    assert text(bucket_sequences(mixed, of)) == text(bucket_sequences(table, of)) == sequences
     assert text(bucket_samples(table, replace(of, seed=1))) != first
 
 
 def test_what_is_no_bucket_is_told() -> None:
     two = pa.concat_tables([shown(), shown().set_column(0, "bucket", pa.array(np.full(300, 7, np.int32)))])
-    for call in (bucket_samples, bucket_counts):
+    for call in (bucket_samples, bucket_sequences, bucket_counts):
         with pytest.raises(ValueError, match="got rows of buckets 3, 7 and so on, expected those of one"):
             call(two, context())
     with pytest.raises(ValueError, match="bucket 3: got a context without its numbers"):
@@ -352,6 +357,8 @@ def test_all_buckets_make_what_prepare_writes(tmp_path: Path, kind: str, monkeyp
     for i, name in enumerate(SPLITS):
         mine = made.filter(pa.compute.equal(made["split"], i)).drop_columns("split").to_pylist()
         assert str(mine) == str(requests(folder, name))
+    sequences = pa.concat_tables([bucket_sequences(table, of) for table in tables])
+    assert str(sequences.to_pylist()) == str(pq.read_table(folder / "sequences").to_pylist())
     catalog = pq.read_table(folder / "catalog.parquet")
     for column, of_catalog in (("shown", "impressions"), ("positives", "positives")):
         total: Counter[int] = Counter()

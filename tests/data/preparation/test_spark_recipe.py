@@ -15,7 +15,7 @@ from raw_tables import impressions, requests, run, visits, write
 
 from placerank.data.preparation import prepare as module
 from placerank.data.preparation.prepare import PrepareConfig
-from placerank.data.preparation.samples import SPLITS
+from placerank.data.requests import SPLITS
 
 SCALE = Path(__file__).resolve().parents[3] / "docs" / "scale.md"
 CODE = re.search(r"^```python\n(.*?def samples_and_counts\(.*?)^```$", SCALE.read_text(), re.MULTILINE | re.DOTALL)

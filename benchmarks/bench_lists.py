@@ -1,0 +1,223 @@
+"""Ranked lists of places: what needs no model, on real data, by Hit@K, NDCG@K and MRR in four ways.
+
+    python -m placerank.benchmarks.bench_lists --data DATASETS/foursquare_nyc DATASETS/context_trails_pj --save
+
+For each dataset, every floor of ``evaluation/floors.py`` on the same test visits, each asked about all items, those
+within reach, 99 sampled ones, and semantic IDs (HGIT's of the papers' tables, seed 0, made and kept in the folder that
+those share; ``--no-codes`` leaves them out). ``--sasrec`` adds cornac's SASRec, a seed after the other, trained in an
+environment of its own on the same training visits; a seed that is kept is not run again. Prints a table for each
+dataset and way with 95 % intervals (visits drawn anew); ``--save`` writes results/lists.csv, a line for each dataset,
+scorer, way and part of the visits, beside other lines that are there. A minute of one core a dataset, as much for
+the codes, and many for a seed of SASRec.
+
+A hit is of the one item that was visited, among all that the way names: the user's earlier places are not taken out.
+"""
+
+import argparse
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from placerank.benchmarks.papers.cells import Budget, Workplace
+from placerank.benchmarks.papers.grids import HGIT
+from placerank.benchmarks.papers.paired import paired_bootstrap
+from placerank.benchmarks.results_file import keep
+from placerank.benchmarks.throughput.environments import LISTS, environment
+from placerank.data.batches.semantic_features import SemanticFeatures
+from placerank.data.batches.sequences import SequenceBatch, SequenceLoader
+from placerank.evaluation.breakdown import ItemFacts
+from placerank.evaluation.floors import Floors, transitions
+from placerank.evaluation.lists import METRICS, ListMetrics, Ways, chosen
+
+BATCH = 256
+ALL = 1 << 40  # visits: a counter has no window
+SASREC_EPOCHS = 10  # cornac's default
+SHOWN = ("all", "visit: first visit", "visit: repeat")
+HEAD = ("hit@1", "hit@10", "hit@50", "ndcg@10", "mrr")
+_KEY = ("dataset", "targets", "reach_km", "scorer", "way", "part")
+Line = dict[str, Any]
+
+
+@dataclass
+class Kept:
+    """Of one scorer and way: sums by part, and each target's gains, for intervals."""
+
+    metrics: ListMetrics
+    gains: list[Tensor] = field(default_factory=list)
+    repeat: list[Tensor] = field(default_factory=list)
+
+    def add(self, gains: Tensor, batch: SequenceBatch) -> None:
+        self.metrics.add(gains, batch)
+        self.gains.append(gains[: batch.valid])
+        self.repeat.append(batch.visits[: batch.valid] > 0)
+
+    def interval(self, part: str, metric: str) -> tuple[float, float]:
+        """95 % over targets."""
+        value, repeat = torch.cat(self.gains)[:, METRICS.index(metric)], torch.cat(self.repeat)
+        inside = {"visit: first visit": ~repeat, "visit: repeat": repeat}.get(part, repeat | True)
+        found = paired_bootstrap(value[inside & ~value.isnan()].numpy())
+        return found.low, found.high
+
+
+def masked(gains: Tensor, wanted: Tensor) -> Tensor:
+    """Gains of some targets; of the others nothing was asked."""
+    return gains.masked_fill(~wanted[:, None], torch.nan)
+
+
+def measure(
+    prepared: Path, wanted: Tensor, reach_km: float, codes: Tensor | None, peers: dict[str, NDArray[np.float32]]
+) -> dict[tuple[str, str], Kept]:
+    """Every scorer on the wanted test visits, by scorer and way.
+
+    Args:
+        prepared: a prepared folder.
+        wanted: which visits, bool [N].
+        reach_km, codes: see ``Ways``.
+        peers: by name, scores of the wanted visits, [B, I].
+    """
+    items = ItemFacts.load(prepared)
+    floors = Floors(items, transitions(prepared, len(items)))
+    floors.fit(prepared)
+    ways = Ways(items, reach_km, codes)
+    found: dict[tuple[str, str], Kept] = {}
+    done = 0
+    for batch, here in zip(SequenceLoader(prepared, "test", BATCH, history=ALL), wanted.split(BATCH), strict=True):
+        of_peers = []
+        for name, rows in peers.items():
+            whole = torch.zeros(len(batch), len(items))
+            whole[here] = torch.from_numpy(rows[done : done + int(here.sum())])
+            of_peers.append((name, whole))
+        done += int(here.sum())
+        for name, scores in (*floors.scores(batch), *of_peers):
+            for way, standing in ways.standings(scores, batch).items():
+                kept = found.setdefault((name, way), Kept(ListMetrics(items)))
+                kept.add(masked(standing.gains(), here), batch)
+    return found
+
+
+def sasrec(prepared: Path, wanted: Tensor, folder: Path, seeds: int, cache: Path) -> dict[str, NDArray[np.float32]]:
+    """Scores of cornac's SASRec for the wanted test visits, [B, I] by name; trained where they are not kept.
+
+    Args:
+        folder: where they are kept, of these visits alone.
+    """
+    python = environment("cornac", cache, LISTS)
+    folder.mkdir(parents=True, exist_ok=True)
+    seen: dict[str, list[NDArray[np.int64]]] = {"user": [], "item": [], "time": []}
+    for b in SequenceLoader(prepared, "train", 65_536, history=1):
+        for name, column in (("user", b.user_index[b.stretch]), ("item", b.target), ("time", b.target_time)):
+            seen[name].append(column.numpy())
+    items = len(ItemFacts.load(prepared))
+    user, item, time = (np.concatenate(seen[name]) for name in ("user", "item", "time"))
+    np.savez(folder / "train.npz", items=items, user=user, item=item, time=time)
+    histories, lengths = [], []
+    for b, here in zip(SequenceLoader(prepared, "test", BATCH), wanted.split(BATCH), strict=True):
+        offsets, at = b.last(ALL)
+        lengths.append(offsets.diff()[here].numpy())
+        histories.append(b.item[at].numpy()[here.repeat_interleave(offsets.diff()).numpy()])
+    ends = np.cumsum(np.concatenate(lengths))
+    np.savez(folder / "test.npz", offsets=np.append(0, ends), item=np.concatenate(histories))
+    found = {}
+    for seed in range(seeds):
+        scores = folder / f"sasrec-{seed}.npy"
+        if not scores.exists():
+            script = Path(__file__).parent / "peers" / LISTS["cornac"].script
+            command = [python, script, folder, "--epochs", SASREC_EPOCHS, "--seed", seed]
+            subprocess.run([*map(str, command)], check=True)
+        found[f"cornac's SASRec, seed {seed}"] = np.load(scores)
+    return found
+
+
+def codes_of(place: Workplace) -> Tensor:
+    """Of each catalog row, int64 [I, L]."""
+    ids = pq.read_table(place.prepared() / "catalog.parquet", columns=["item_id"])["item_id"]
+    return torch.from_numpy(SemanticFeatures.load(place.tokens(HGIT, seed=0), ids).codes)
+
+
+def lines_of(dataset: str, targets: int, reach_km: float, found: dict[tuple[str, str], Kept]) -> list[Line]:
+    lines = []
+    for (scorer, way), kept in found.items():
+        result = kept.metrics.result()
+        for part in SHOWN:
+            row = result.get(part)
+            if row is None or not row["asked"]:
+                continue
+            low, high = kept.interval(part, "hit@10")
+            about = {"dataset": dataset, "targets": targets, "reach_km": reach_km, "scorer": scorer, "way": way}
+            values = {m: round(float(row[m] or 0.0), 5) for m in METRICS}
+            lines.append(
+                {**about, "part": part, "asked": row["asked"], **values}
+                | {"hit@10_low": round(low, 5), "hit@10_high": round(high, 5)}
+            )
+    return lines
+
+
+def markdown(lines: list[Line]) -> str:
+    out = []
+    for dataset in dict.fromkeys(x["dataset"] for x in lines):
+        for way in dict.fromkeys(x["way"] for x in lines):
+            here = [x for x in lines if x["dataset"] == dataset and x["way"] == way]
+            if not here:
+                continue
+            parts = [x for x in here if x["scorer"] == here[0]["scorer"]]
+            asked = ", ".join(f"{x['asked']:,} {x['part'].removeprefix('visit: ')}" for x in parts)
+            out += [f"\n{dataset}, {way} ({asked})\n", _row(["", *HEAD, "first visits hit@10", "repeats hit@10"])]
+            out.append(_row(["---"] * (len(HEAD) + 3)))
+            for scorer in dict.fromkeys(x["scorer"] for x in here):
+                by_part = {x["part"]: x for x in here if x["scorer"] == scorer}
+                cells = [_with_interval(by_part["all"]) if m == "hit@10" else f"{by_part['all'][m]:.3f}" for m in HEAD]
+                cells += [_with_interval(by_part[p]) if p in by_part else "" for p in SHOWN[1:]]
+                out.append(_row([scorer, *cells]))
+    return "\n".join(out)
+
+
+def _with_interval(line: Line) -> str:
+    return f"{line['hit@10']:.3f} ({line['hit@10_low']:.3f} to {line['hit@10_high']:.3f})"
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m placerank.benchmarks.bench_lists",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders in the schema of docs/data.md")
+    parser.add_argument("--out", type=Path, default=Path("runs/papers"), help="where what is prepared is kept")
+    parser.add_argument("--targets", type=int, default=3000, help="test visits, drawn once (default: %(default)s)")
+    parser.add_argument("--reach", type=float, default=10.0, help="km (default: %(default)s)")
+    parser.add_argument("--no-codes", action="store_true", help="leave semantic IDs out")
+    parser.add_argument("--sasrec", type=int, default=0, metavar="SEEDS", help="seeds of cornac's SASRec (default: 0)")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/peers"), help="for its environment")
+    parser.add_argument("--save", action="store_true", help="write results/lists.csv")
+    args = parser.parse_args()
+
+    lines = []
+    for data in args.data:
+        place = Workplace(data, args.out / data.name, Budget())
+        codes = None if args.no_codes else codes_of(place)
+        loader = SequenceLoader(place.prepared(), "test", BATCH)
+        wanted = torch.from_numpy(chosen(loader.rows, args.targets))
+        peers = {}
+        if args.sasrec:
+            folder = args.out / data.name / f"lists-{args.targets}"
+            peers = sasrec(place.prepared(), wanted, folder, args.sasrec, args.cache)
+        found = measure(place.prepared(), wanted, args.reach, codes, peers)
+        lines += lines_of(data.name, args.targets, args.reach, found)
+    print(markdown(lines))
+    if args.save:
+        print(f"written: {keep('lists.csv', lines, _KEY, torch.device('cpu'))}")
+
+
+if __name__ == "__main__":
+    main()
