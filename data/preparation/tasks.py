@@ -92,8 +92,9 @@ def write_samples(work: Path, number: int, context: Context, row_group_rows: int
         else:
             split, requests = piece
             written.splits[split].write(requests)
-    for writer in (*written.splits, written.sequences):
-        writer.close()
+    for split_writer in written.splits:
+        split_writer.close()
+    written.sequences.close()
     return written
 
 
