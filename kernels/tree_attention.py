@@ -60,10 +60,9 @@ def tree_attention_unchecked(
 ) -> Tensor:
     """``tree_attention`` over rows that are known to be there."""
     floats = {"queries": (queries, "n A D"), "keys": (keys, "N A D"), "values": (values, "N A D")}
-    integers = {"rows": (rows, "n P")}
-    sizes = check_tensors(floats, integers)
     if bias is not None:
-        check_tensors({"queries": (queries, "n A D"), "bias": (bias, "A P")}, integers)
+        floats["bias"] = bias, "A P"
+    sizes = check_tensors(floats, {"rows": (rows, "n P")})
     asked = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (queries, keys, values, bias))
     cpu = queries.device.type == "cpu" and queries.dtype == torch.float32 and not torch.compiler.is_exporting()
     if cpu and not asked:

@@ -80,6 +80,31 @@ class Reach:
             lengths.append(np.where(inside, np.maximum(length, 0), 0))
         return np.concatenate(starts, 1), np.concatenate(lengths, 1)
 
+    def every(self, lat: Floats, lon: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """All items within reach of each place, in the order of their rows.
+
+        Args:
+            lat, lon: places in degrees, [n]; NaN has none.
+
+        Returns:
+            Offsets, int64 [n+1], and item rows, int64 [offsets[n]].
+        """
+        lat, lon = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
+        known = np.isfinite(lat) & np.isfinite(lon)
+        lat, lon = np.where(known, lat, 0), np.where(known, lon, 0)
+        unit, (start, length) = _unit(lat, lon), self._runs(lat, lon)
+        length[~known] = 0
+        counts, parts = np.zeros(len(lat), np.int64), [np.empty(0, np.int64)]
+        cuts = np.flatnonzero(np.diff(np.cumsum(length.sum(1)) // _DRAWS)) + 1
+        for rows in np.split(np.arange(len(lat)), cuts):
+            place = np.repeat(rows, length[rows].sum(1))
+            item = self.order[ranges(start[rows].ravel(), length[rows].ravel())]
+            keep = self._near(unit[place], item)
+            place, item = place[keep], item[keep]
+            parts.append(item[np.lexsort((item, place))])
+            counts += np.bincount(place, minlength=len(lat))
+        return np.concatenate([[0], np.cumsum(counts)]), np.concatenate(parts)
+
     def draw(
         self, lat: Floats, lon: Floats, exclude: NDArray[np.integer], k: int, rng: np.random.Generator
     ) -> NDArray[np.int64]:

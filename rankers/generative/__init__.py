@@ -1,0 +1,7 @@
+"""Generative rankers: semantic IDs decoded over the items that exist and can be reached.
+
+index.py    items sorted by their codes; any set of them as a prefix tree; items come and go
+reach.py    which items a request may be shown: near, open, any mask
+layers.py   transformer blocks that decode a sequence, and the same over a tree
+decoding.py exact log p of every allowed item, and beams
+"""

@@ -1,0 +1,261 @@
+"""Transformer blocks of the generative rankers: T5's, on PyTorch's scaled_dot_product_attention, and over a tree.
+
+Raffel et al., Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer, JMLR 2020: the norm
+before each part is RMSNorm, logits are not divided by sqrt(D) (the start of the weights does that), and where a row
+stands enters by a bias a head and bucket of distances, the same in all layers. They can hold a T5's weights, so what is
+computed here can be held against it.
+
+Shapes: B requests, S rows of a sequence, M rows of memory, d columns, A heads of D columns, n nodes of a tree's level.
+
+A decoder computes the same in two forms. ``forward`` takes whole sequences [B, S, d], as training does. ``step`` takes a
+level of a prefix tree [n, d], whose nodes attend to those on their way to the root: beams and exact scores of many items
+go that way, and a sequence is a tree of one child a node. Where the memory is [B, M, d] in the first, the second has its
+rows alone (``Memory``), without padding, and their keys and values once a request, whatever the number of nodes.
+"""
+
+from math import log
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...kernels.tree_attention import memory_attention_unchecked, tree_attention_unchecked
+
+EPS = 1e-6  # of the norms, T5's
+
+
+class Memory(NamedTuple):
+    """What a decoder looks at, by request.
+
+    Attributes:
+        rows: an encoder's output, [M of all requests, d].
+        offsets: request b's are rows offsets[b] to offsets[b+1], int64 [B+1].
+        first: what the decoder starts from, [B, d].
+    """
+
+    rows: Tensor
+    offsets: Tensor
+    first: Tensor
+
+    @classmethod
+    def of_padded(cls, rows: Tensor, lengths: Tensor, first: Tensor) -> "Memory":
+        """From [B, M, d], of which request b's first lengths[b] rows count, int64 [B]."""
+        there = torch.arange(rows.shape[1], device=rows.device) < lengths[:, None]
+        return cls(rows[there], F.pad(lengths.cumsum(0), (1, 0)), first)
+
+    def some(self, start: int, stop: int) -> "Memory":
+        """Of requests start to stop alone."""
+        offsets = self.offsets[start : stop + 1]
+        a, b = int(offsets[0]), int(offsets[-1])
+        return Memory(self.rows[a:b], offsets - a, self.first[start:stop])
+
+
+class TreeState(NamedTuple):
+    """What a decoder keeps between the levels of a tree: keys and values, by layer.
+
+    Attributes:
+        keys, values: of the nodes so far, [layers, rows, A, D]; a level's are written where ``step`` is told to.
+        memory: of the memory, (keys, values) [M, A, D] by layer.
+        memory_offsets: int [B+1].
+    """
+
+    keys: Tensor
+    values: Tensor
+    memory: list[tuple[Tensor, Tensor]]
+    memory_offsets: list[int]
+
+
+class RelativeBias(nn.Module):
+    """A bias a head and bucket of distances: exact for near rows, by the log up to ``most`` for far ones.
+
+    Args:
+        heads: A.
+        causal: whether only rows before count; else half of the buckets are of rows after.
+        buckets, most: T5's are 32 and 128.
+    """
+
+    def __init__(self, heads: int, causal: bool, buckets: int = 32, most: int = 128) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(buckets, heads))
+        self.causal, self.most = causal, most
+
+    def forward(self, behind: Tensor) -> Tensor:
+        """Bias [A, ...] of keys that lie so many rows behind the query, int64 [...]; below 0: ahead of it."""
+        buckets = self.weight.shape[0] // (1 if self.causal else 2)
+        far = behind.clamp(min=0) if self.causal else behind.abs()
+        exact = buckets // 2
+        by_log = (far.clamp(min=1).float() / exact).log() / log(self.most / exact) * (buckets - exact)
+        bucket = torch.where(far < exact, far, (exact + by_log.long()).clamp(max=buckets - 1))
+        if not self.causal:
+            bucket = bucket + buckets * (behind < 0)
+        return self.weight[bucket].movedim(-1, 0)
+
+
+class Attention(nn.Module):
+    """Heads of attention without biases; queries, keys and values of one product where they are of the same rows."""
+
+    def __init__(self, columns: int, heads: int, head_columns: int) -> None:
+        super().__init__()
+        self.heads, inner = heads, heads * head_columns
+        self.query = nn.Linear(columns, inner, bias=False)
+        self.key_value = nn.Linear(columns, 2 * inner, bias=False)
+        self.out = nn.Linear(inner, columns, bias=False)
+        nn.init.normal_(self.query.weight, std=(columns * head_columns) ** -0.5)  # which is why nothing is divided
+        nn.init.normal_(self.key_value.weight, std=columns**-0.5)
+        nn.init.normal_(self.out.weight, std=inner**-0.5)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """[..., d] to [..., A, D]."""
+        return self.query(x).unflatten(-1, (self.heads, -1))
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., d] to keys and values [..., A, D] each."""
+        keys, values = self.key_value(x).chunk(2, dim=-1)
+        return keys.unflatten(-1, (self.heads, -1)), values.unflatten(-1, (self.heads, -1))
+
+    def forward(self, x: Tensor, memory: Tensor, bias: Tensor | None) -> Tensor:
+        """x [B, S, d] over memory [B, M, d]; bias is added to the logits, [B or 1, A or 1, S, M]."""
+        keys, values = self.keys_values(memory)
+        q, k, v = (y.transpose(1, 2) for y in (self.queries(x), keys, values))
+        return self.out(F.scaled_dot_product_attention(q, k, v, bias, scale=1.0).transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Self-attention, attention to a memory if there is one, and two linear layers with a ReLU between; each after a
+    norm, each added to what it took."""
+
+    def __init__(
+        self, columns: int, heads: int, head_columns: int, hidden: int, dropout: float, memory: bool
+    ) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(columns, EPS)
+        self.attention = Attention(columns, heads, head_columns)
+        self.memory_norm = nn.RMSNorm(columns, EPS) if memory else None
+        self.memory_attention = Attention(columns, heads, head_columns) if memory else None
+        self.hidden_norm = nn.RMSNorm(columns, EPS)
+        self.hidden = nn.Linear(columns, hidden, bias=False)
+        self.out = nn.Linear(hidden, columns, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.normal_(self.hidden.weight, std=columns**-0.5)
+        nn.init.normal_(self.out.weight, std=hidden**-0.5)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """x and its two linear layers."""
+        return x + self.dropout(self.out(self.dropout(self.hidden(self.hidden_norm(x)).relu())))
+
+    def forward(self, x: Tensor, bias: Tensor, memory: Tensor | None, memory_bias: Tensor | None) -> Tensor:
+        """x [B, S, d] to the same."""
+        y = self.norm(x)
+        x = x + self.dropout(self.attention(y, y, bias))
+        if self.memory_attention is not None and self.memory_norm is not None and memory is not None:
+            x = x + self.dropout(self.memory_attention(self.memory_norm(x), memory, memory_bias))
+        return self.feed(x)
+
+
+class Transformer(nn.Module):
+    """Blocks with one relative bias, and a norm at the end: an encoder, or with ``memory`` a decoder.
+
+    Args:
+        columns: d.
+        heads, head_columns: A and D; A D need not be d.
+        hidden: columns between the two linear layers.
+        layers: blocks.
+        dropout: in training.
+        causal: whether a row sees only itself and those before it.
+        memory: whether blocks attend to a memory.
+    """
+
+    def __init__(
+        self,
+        *,
+        columns: int,
+        heads: int,
+        head_columns: int,
+        hidden: int,
+        layers: int,
+        dropout: float = 0.1,
+        causal: bool = False,
+        memory: bool = False,
+    ) -> None:
+        super().__init__()
+        self.bias = RelativeBias(heads, causal)
+        self.blocks = nn.ModuleList(
+            [Block(columns, heads, head_columns, hidden, dropout, memory) for _ in range(layers)]
+        )
+        self.norm = nn.RMSNorm(columns, EPS)
+        self.dropout = nn.Dropout(dropout)
+        self.causal = causal
+
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        memory: Tensor | None = None,
+        memory_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Sequences from the first row on.
+
+        Args:
+            x: [B, S, d].
+            lengths: rows that count, int64 [B]; None for all. What comes after them is seen by no other row.
+            memory: [B, M, d], for a decoder.
+            memory_lengths: as lengths, 1 or more.
+
+        Returns:
+            [B, S, d]; rows past a sequence's length mean nothing.
+        """
+        at = torch.arange(x.shape[1], device=x.device)
+        behind = at[:, None] - at
+        bias = self.bias(behind)[None].to(x.dtype)
+        if self.causal:  # a row sees no later one, so what comes after a sequence is not seen either
+            bias = bias.masked_fill(behind < 0, -torch.inf)
+        elif lengths is not None:
+            bias = bias.masked_fill(at >= lengths.clamp(min=1)[:, None, None, None], -torch.inf)
+        memory_bias = None
+        if memory is not None and memory_lengths is not None:
+            past = torch.arange(memory.shape[1], device=x.device) >= memory_lengths[:, None]
+            memory_bias = torch.zeros(past.shape, dtype=x.dtype, device=x.device).masked_fill(past, -torch.inf)
+            memory_bias = memory_bias[:, None, None]
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, bias, memory, memory_bias)
+        return self.dropout(self.norm(x))
+
+    def start(self, memory: Memory, rows: int) -> TreeState:
+        """Begin trees of up to so many rows (nodes whose keys are kept at once) on a memory."""
+        blocks = list(self.blocks)
+        heads = blocks[0].attention.heads
+        shape = len(blocks), rows, heads, blocks[0].attention.out.in_features // heads
+        keys, values = memory.rows.new_empty(shape), memory.rows.new_empty(shape)
+        of_memory = [block.memory_attention.keys_values(memory.rows) for block in blocks]
+        return TreeState(keys, values, of_memory, memory.offsets.tolist())
+
+    def step(self, x: Tensor, rows: Tensor, offsets: list[int], state: TreeState) -> Tensor:
+        """A level's nodes.
+
+        Args:
+            x: [n, d].
+            rows: of ``state``, of the nodes on the way from the root to each node, itself last, int64 [n, P]; the last
+                column is one run of rows, where the nodes' keys and values are written.
+            offsets: request b's nodes are offsets[b] to offsets[b+1], int [B+1].
+            state: of ``start``; changed in place.
+
+        Returns:
+            [n, d], each row what ``forward`` gives for the last of the sequence of its ancestors and itself.
+        """
+        depth = rows.shape[1]
+        bias = self.bias(torch.arange(depth - 1, -1, -1, device=x.device)).to(x.dtype)
+        at = int(rows[0, -1]) if len(rows) else 0
+        own = slice(at, at + len(rows))
+        x = self.dropout(x)
+        for i, block in enumerate(self.blocks):
+            y = block.norm(x)
+            state.keys[i, own], state.values[i, own] = block.attention.keys_values(y)
+            queries = block.attention.queries(y)
+            found = tree_attention_unchecked(queries, state.keys[i], state.values[i], rows, bias)
+            x = x + block.dropout(block.attention.out(found.flatten(1)))
+            queries = block.memory_attention.queries(block.memory_norm(x))
+            found = memory_attention_unchecked(queries, *state.memory[i], offsets, state.memory_offsets)
+            x = block.feed(x + block.dropout(block.memory_attention.out(found.flatten(1))))
+        return self.dropout(self.norm(x))

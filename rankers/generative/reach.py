@@ -1,0 +1,181 @@
+"""Which items a request may be shown: those near it, open now, in business, not seen yet, or of any mask.
+
+B requests, I catalog rows, T allowed items of all requests. A set of items a request is ``Allowed``; each of the
+functions here makes one or narrows one down.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...data.preparation.negatives import Reach
+
+WEEK = 7 * 24 * 60
+"""Minutes."""
+_THURSDAY = 3 * 24 * 60  # the weekday of 1970-01-01, in minutes from Monday
+
+
+class Allowed(NamedTuple):
+    """The items that each request may be shown.
+
+    Attributes:
+        offsets: request b's are rows offsets[b] to offsets[b+1] of ``items``, int64 [B+1].
+        items: catalog rows, each once in a request, int64 [T].
+    """
+
+    offsets: Tensor
+    items: Tensor
+
+    @property
+    def requests(self) -> Tensor:
+        """The request of each item, int64 [T]."""
+        return torch.repeat_interleave(self.offsets.diff(), output_size=len(self.items))
+
+    def some(self, start: int, stop: int) -> "Allowed":
+        """Of requests start to stop alone."""
+        offsets = self.offsets[start : stop + 1]
+        return Allowed(offsets - offsets[0], self.items[int(offsets[0]) : int(offsets[-1])])
+
+    def keep(self, mask: Tensor) -> "Allowed":
+        """Those whose mask is true, bool [T]."""
+        if mask.shape != self.items.shape or mask.dtype != torch.bool:
+            raise ValueError(f"mask: got {mask.dtype} {list(mask.shape)}, expected bool [{len(self.items)}], one an item")
+        upto = torch.nn.functional.pad(mask.cumsum(0), (1, 0))
+        return Allowed(upto[self.offsets], self.items[mask])
+
+    def among(self, mask: Tensor) -> "Allowed":
+        """Those whose catalog row's mask is true, bool [I]: in business, of one category, anything."""
+        if mask.dim() != 1 or mask.dtype != torch.bool:
+            raise ValueError(f"mask: got {mask.dtype} {list(mask.shape)}, expected bool [I], one a catalog row")
+        return self.keep(mask[self.items])
+
+    def without(self, other: "Allowed") -> "Allowed":
+        """Those that are not among the other's of the same request: what a user has not seen yet.
+
+        Raises:
+            ValueError: another number of requests.
+        """
+        if len(other.offsets) != len(self.offsets):
+            raise ValueError(
+                f"other: got {len(other.offsets) - 1} requests, expected {len(self.offsets) - 1} as here"
+            )
+        rows = int(max(self.items.max(), other.items.max())) + 1 if len(self.items) and len(other.items) else 1
+        own, others = (x.requests * rows + x.items for x in (self, other))
+        return self.keep(~torch.isin(own, others))
+
+
+def everything(items: NDArray[np.integer] | Tensor, requests: int) -> Allowed:
+    """All of ``items`` [N] for each of so many requests."""
+    items = torch.as_tensor(np.asarray(items), dtype=torch.int64)
+    return Allowed(torch.arange(requests + 1) * len(items), items.repeat(requests))
+
+
+class Near:
+    """Items by place, to list those within so many kilometres of requests.
+
+    Args:
+        items: catalog rows [N].
+        lat, lon: their places in degrees, [N]; an item with NaN is near nothing.
+        km: the reach, greater than 0.
+    """
+
+    def __init__(
+        self, items: NDArray[np.integer], lat: NDArray[np.floating], lon: NDArray[np.floating], km: float
+    ) -> None:
+        if not km > 0:
+            raise ValueError(f"km: got {km}, expected a distance above 0")
+        placed = np.isfinite(lat) & np.isfinite(lon)
+        self.items = np.asarray(items, np.int64)[placed]
+        self.reach = Reach(np.asarray(lat)[placed], np.asarray(lon)[placed], km)
+
+    def within(self, lat: NDArray[np.floating], lon: NDArray[np.floating]) -> Allowed:
+        """The items within reach of requests at ``lat``, ``lon`` in degrees, [B]; none where they are NaN."""
+        offsets, rows = self.reach.every(lat, lon)
+        return Allowed(torch.from_numpy(offsets), torch.from_numpy(self.items[rows]))
+
+
+class OpeningHours(NamedTuple):
+    """When items are open, as a column of the catalog: ``list<struct<open: int16, close: int16>>``.
+
+    Times are minutes since Monday 00:00 where the item is; open from ``open`` up to and without ``close``. A close at
+    or before its open is after the week's end. An empty list is closed all week, null is not known, which counts as
+    open: most catalogs know the hours of some places only.
+
+    Attributes:
+        offsets: item i's intervals are rows offsets[i] to offsets[i+1], int64 [I+1].
+        opens, closes: 0 to 10,080, int64 [rows].
+        known: bool [I].
+    """
+
+    offsets: Tensor
+    opens: Tensor
+    closes: Tensor
+    known: Tensor
+
+    @classmethod
+    def of_column(cls, column: pa.Array | pa.ChunkedArray) -> "OpeningHours":
+        """From the catalog's column [I].
+
+        Raises:
+            ValueError: another type, or minutes that a week does not have; names the row.
+        """
+        expected = pa.list_(pa.struct([("open", pa.int16()), ("close", pa.int16())]))
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks()
+        if column.type != expected:
+            raise ValueError(f"opening hours: got a column of {column.type}, expected {expected}")
+        lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        rows = column.flatten()  # without what lies under nulls
+        minutes = []
+        for name in ("open", "close"):
+            values = rows.field(name)
+            found = values.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+            bad = (found < 0) | (found > WEEK)
+            if bad.any():
+                at = int(np.flatnonzero(bad)[0])
+                item = int(np.searchsorted(offsets, at, "right")) - 1
+                raise ValueError(
+                    f"opening hours of row {item}: got {name} {values[at]}, expected minutes since Monday 00:00, 0 to {WEEK}"
+                )
+            minutes.append(torch.from_numpy(found))
+        known = torch.from_numpy(~column.is_null().to_numpy(zero_copy_only=False))
+        return cls(torch.from_numpy(offsets), *minutes, known)
+
+    def open_at(self, items: Tensor, minute: Tensor) -> Tensor:
+        """Whether items are open.
+
+        Args:
+            items: catalog rows, int64 [T].
+            minute: of the week, where the item is, int64 [T]; ``minute_of_week`` makes it.
+
+        Returns:
+            bool [T]; true where hours are not known.
+        """
+        starts, counts = self.offsets[items], self.offsets.diff()[items]
+        of = torch.repeat_interleave(counts)
+        rows = torch.arange(len(of)) - (counts.cumsum(0) - counts)[of] + starts[of]
+        opens, closes = self.opens[rows], self.closes[rows]
+        closes = torch.where(closes <= opens, closes + WEEK, closes)
+        now = minute[of]
+        now = torch.where(now < opens, now + WEEK, now)  # a week later, for what is open past the week's end
+        inside = torch.zeros(len(items), dtype=torch.int64)
+        inside.index_add_(0, of, (now < closes).long())
+        return (inside > 0) | ~self.known[items]
+
+
+def minute_of_week(seconds: Tensor) -> Tensor:
+    """Minutes since Monday 00:00 of local times, seconds since 1970-01-01 00:00 there (UTC plus the offset), int64."""
+    return (torch.div(seconds, 60, rounding_mode="floor") + _THURSDAY) % WEEK
+
+
+def open_now(allowed: Allowed, hours: OpeningHours, seconds: Tensor) -> Allowed:
+    """Of what is allowed, what is open at the requests' local times, int64 [B]."""
+    if len(seconds) != len(allowed.offsets) - 1:
+        raise ValueError(f"seconds: got {len(seconds)}, expected {len(allowed.offsets) - 1}, one a request")
+    minute = minute_of_week(seconds)[allowed.requests]
+    return allowed.keep(hours.open_at(allowed.items, minute))

@@ -1,0 +1,119 @@
+"""The blocks: a T5 of transformers with the same weights, and a sequence against the same as a tree."""
+
+import pytest
+import torch
+from generative import memories
+from torch import Tensor
+
+from placerank.benchmarks.t5 import of_t5, small_t5
+from placerank.rankers.generative.layers import Memory, RelativeBias, Transformer
+
+
+def transformer(**changes: bool) -> Transformer:
+    sizes = {"columns": 16, "heads": 2, "head_columns": 12, "hidden": 32, "layers": 3, "dropout": 0.0}
+    return Transformer(**(sizes | changes)).eval()  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple:
+    model = small_t5(vocabulary=31, columns=24, heads=3, head_columns=16, hidden=40, layers=3, seed=1)
+    return model, *of_t5(model)
+
+
+@pytest.mark.parametrize("lengths", [[1], [70], [3, 9, 5]], ids=str)
+@torch.no_grad()
+def test_encoder_and_decoder_are_t5s(pair: tuple, lengths: list[int]) -> None:
+    model, encoder, decoder = pair
+    B, S = len(lengths), max(lengths)
+    tokens, targets = torch.randint(1, 31, (B, S)), torch.randint(1, 31, (B, 40))
+    mask = torch.arange(S) < torch.tensor(lengths)[:, None]
+    want = model(tokens, attention_mask=mask.long(), decoder_input_ids=targets, output_hidden_states=True)
+    memory = encoder(model.shared(tokens), torch.tensor(lengths))
+    torch.testing.assert_close(memory[mask], want.encoder_last_hidden_state[mask], rtol=1e-4, atol=1e-5)
+    got = decoder(model.shared(targets), memory=memory, memory_lengths=torch.tensor(lengths))
+    torch.testing.assert_close(got, want.decoder_hidden_states[-1], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_tree_is_its_sequences() -> None:
+    """Levels of 1, 3 and 4 nodes a request, in any order of parents, request by request."""
+    decoder = transformer(causal=True, memory=True)
+    lengths = [5, 1, 9]
+    memory = memories(lengths)
+    levels = [[1, 1, 1], [3, 2, 1], [4, 0, 2]]
+    state = decoder.start(memory, sum(map(sum, levels)) + 7)
+    at, paths, requests = 0, [], []
+    rows = torch.zeros(3, 0, dtype=torch.int64)
+    for depth, counts in enumerate(levels):
+        of = torch.repeat_interleave(torch.tensor(counts))
+        x = torch.randn(len(of), 16)
+        if depth:
+            parents = torch.tensor([torch.randint(0, len(requests), (50,)).tolist()]).flatten()
+            parents = torch.cat([parents[torch.tensor(requests)[parents] == b][:n] for b, n in enumerate(counts)])
+            rows, above = rows[parents], [paths[p] for p in parents.tolist()]
+        else:
+            above = [torch.zeros(0, 16)] * 3
+        own = torch.arange(at, at + len(of))
+        rows = torch.cat([rows, own[:, None]], dim=1)
+        offsets = [0, *torch.tensor(counts).cumsum(0).tolist()]
+        got = decoder.step(x, rows, offsets, state)
+        at += len(of)
+        paths, requests = [torch.cat([p, y[None]]) for p, y in zip(above, x, strict=True)], of.tolist()
+        for path, b, row in zip(paths, requests, got, strict=True):
+            one = memory.some(b, b + 1)
+            want = decoder(path[None], memory=one.rows[None])[0, -1]
+            torch.testing.assert_close(row, want, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_padding_and_what_is_later_change_nothing() -> None:
+    lengths = torch.tensor([3, 7])
+    x, y = torch.randn(2, 7, 16), torch.randn(2, 7, 16)
+    there = torch.arange(7) < lengths[:, None]
+    for encoder in (transformer(), transformer(causal=True)):
+        mixed = torch.where(there[..., None], x, y)
+        torch.testing.assert_close(encoder(mixed, lengths)[there], encoder(x, lengths)[there])
+    changed = x.clone()
+    changed[:, 4:] = 0
+    causal = transformer(causal=True)
+    torch.testing.assert_close(causal(changed)[:, :4], causal(x)[:, :4])
+    assert not torch.allclose(transformer()(changed)[:, :4], transformer()(x)[:, :4])
+
+
+def test_padded_memory_as_rows() -> None:
+    x, first = torch.randn(3, 5, 16), torch.randn(3, 16)
+    memory = Memory.of_padded(x, torch.tensor([2, 0, 5]), first)
+    assert memory.offsets.tolist() == [0, 2, 2, 7]
+    assert torch.equal(memory.rows, torch.cat([x[0, :2], x[2]]))
+    assert torch.equal(memory.some(1, 3).rows, x[2]) and memory.some(1, 3).offsets.tolist() == [0, 0, 5]
+
+
+def by_hand(distance: int, causal: bool) -> int:
+    """T5's bucket of a key that lies so many rows behind the query, of 32 up to 128."""
+    from math import log
+
+    buckets, ahead = (32, 0) if causal else (16, 16 * (distance < 0))
+    far = max(distance, 0) if causal else abs(distance)
+    exact = buckets // 2
+    if far < exact:
+        return ahead + far
+    return ahead + min(buckets - 1, exact + int(log(far / exact) / log(128 / exact) * (buckets - exact) + 1e-6))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_buckets(causal: bool) -> None:
+    bias = RelativeBias(1, causal)
+    bias.weight.data[:, 0] = torch.arange(32.0)
+    behind = torch.arange(-300, 300)
+    assert bias(behind)[0].tolist() == [by_hand(int(d), causal) for d in behind]
+
+
+def test_gradients_reach_every_weight() -> None:
+    decoder = transformer(causal=True, memory=True)
+    decoder(torch.randn(2, 4, 16), memory=torch.randn(2, 5, 16)).square().sum().backward()
+    missing: list[str] = [n for n, p in decoder.named_parameters() if p.grad is None or not bool(_any(p.grad))]
+    assert missing == []
+
+
+def _any(x: Tensor) -> Tensor:
+    return (x != 0).any()
