@@ -227,8 +227,13 @@ def test_memory_does_not_grow_with_the_items(monkeypatch: pytest.MonkeyPatch) ->
     """The largest level that a decoder is given is a chunk."""
     monkeypatch.setattr(decoding, "CHUNK", 50)
     rng = np.random.default_rng(9)
-    index, model = Index(np.arange(5000), rng.integers(0, 32, (5000, 3)), 32), SmallModel(3, 32)
+    index, model = Index(np.arange(5000), rng.integers(0, 32, (5000, 3)), 32), SmallModel(3, 32, "own")
     taken, step = [], model.decoder.step
     monkeypatch.setattr(model.decoder, "step", lambda x, *rest: (taken.append(len(x)), step(x, *rest))[1])
     score(model, memories([5]), index)
-    assert max(taken) == 50 and sum(taken) == 1 + 32 + len(index.whole().levels[1].codes)
+    pairs = index.whole().levels[1]
+    assert max(taken) == 50 and sum(taken) == 1 + 32 + len(pairs.codes)
+    taken.clear()
+    model.softmax = "existing"  # what has one ID below needs no model
+    score(model, memories([5]), index)
+    assert sum(taken) == 1 + 32 + int((pairs.children.diff() > 1).sum())
