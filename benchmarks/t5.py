@@ -42,8 +42,7 @@ def of_stack(stack: Any) -> Transformer:
     ).eval()  # fmt: skip
 
     def attention(to: Any, of: Any) -> None:
-        to.query.weight.copy_(of.q.weight)
-        to.key_value.weight.copy_(torch.cat([of.k.weight, of.v.weight]))
+        to.maps.weight.copy_(torch.cat([of.q.weight, of.k.weight, of.v.weight]))
         to.out.weight.copy_(of.o.weight)
 
     ours.bias.weight.copy_(stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight)

@@ -62,7 +62,7 @@ class TreeState(NamedTuple):
 
     keys: Tensor
     values: Tensor
-    memory: list[tuple[Tensor, Tensor]]
+    memory: list[tuple[Tensor, ...]]
     memory_offsets: list[int]
 
 
@@ -93,31 +93,38 @@ class RelativeBias(nn.Module):
 
 
 class Attention(nn.Module):
-    """Heads of attention without biases; queries, keys and values of one product where they are of the same rows."""
+    """Heads of attention without biases; the maps to queries, keys and values lie in one weight, in this order."""
 
     def __init__(self, columns: int, heads: int, head_columns: int) -> None:
         super().__init__()
-        self.heads, inner = heads, heads * head_columns
-        self.query = nn.Linear(columns, inner, bias=False)
-        self.key_value = nn.Linear(columns, 2 * inner, bias=False)
-        self.out = nn.Linear(inner, columns, bias=False)
-        nn.init.normal_(self.query.weight, std=(columns * head_columns) ** -0.5)  # which is why nothing is divided
-        nn.init.normal_(self.key_value.weight, std=columns**-0.5)
-        nn.init.normal_(self.out.weight, std=inner**-0.5)
+        self.heads, self.inner = heads, heads * head_columns
+        self.maps = nn.Linear(columns, 3 * self.inner, bias=False)
+        self.out = nn.Linear(self.inner, columns, bias=False)
+        nn.init.normal_(self.maps.weight, std=columns**-0.5)
+        nn.init.normal_(self.maps.weight[: self.inner], std=(columns * head_columns) ** -0.5)  # so nothing is divided
+        nn.init.normal_(self.out.weight, std=self.inner**-0.5)
+
+    def _heads(self, x: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
+        """Maps start to stop of queries, keys and values, of one product: [..., d] to [..., A, D] each."""
+        y = F.linear(x, self.maps.weight[start * self.inner : stop * self.inner])
+        return y.view(*x.shape[:-1], stop - start, self.heads, -1).unbind(-3)
 
     def queries(self, x: Tensor) -> Tensor:
         """[..., d] to [..., A, D]."""
-        return self.query(x).unflatten(-1, (self.heads, -1))
+        return self._heads(x, 0, 1)[0]
 
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[..., d] to keys and values [..., A, D] each."""
-        keys, values = self.key_value(x).chunk(2, dim=-1)
-        return keys.unflatten(-1, (self.heads, -1)), values.unflatten(-1, (self.heads, -1))
+    def keys_values(self, x: Tensor) -> tuple[Tensor, ...]:
+        """[..., d] to keys and values, [..., A, D] each."""
+        return self._heads(x, 1, 3)
 
-    def forward(self, x: Tensor, memory: Tensor, bias: Tensor | None) -> Tensor:
-        """x [B, S, d] over memory [B, M, d]; bias is added to the logits, [B or 1, A or 1, S, M]."""
-        keys, values = self.keys_values(memory)
-        q, k, v = (y.transpose(1, 2) for y in (self.queries(x), keys, values))
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, ...]:
+        """All three, of the same rows."""
+        return self._heads(x, 0, 3)
+
+    def forward(self, x: Tensor, memory: Tensor | None, bias: Tensor | None) -> Tensor:
+        """x [B, S, d] over memory [B, M, d], or itself; bias is added to the logits, [B or 1, A or 1, S, M]."""
+        parts = self.queries_keys_values(x) if memory is None else (self.queries(x), *self.keys_values(memory))
+        q, k, v = (y.transpose(1, 2) for y in parts)
         return self.out(F.scaled_dot_product_attention(q, k, v, bias, scale=1.0).transpose(1, 2).flatten(2))
 
 
@@ -142,12 +149,11 @@ class Block(nn.Module):
 
     def feed(self, x: Tensor) -> Tensor:
         """x and its two linear layers."""
-        return x + self.dropout(self.out(self.dropout(self.hidden(self.hidden_norm(x)).relu())))
+        return x + self.dropout(self.out(self.dropout(self.hidden(self.hidden_norm(x)).relu_())))
 
     def forward(self, x: Tensor, bias: Tensor, memory: Tensor | None, memory_bias: Tensor | None) -> Tensor:
         """x [B, S, d] to the same."""
-        y = self.norm(x)
-        x = x + self.dropout(self.attention(y, y, bias))
+        x = x + self.dropout(self.attention(self.norm(x), None, bias))
         if self.memory_attention is not None and self.memory_norm is not None and memory is not None:
             x = x + self.dropout(self.memory_attention(self.memory_norm(x), memory, memory_bias))
         return self.feed(x)
@@ -205,9 +211,11 @@ class Transformer(nn.Module):
         Returns:
             [B, S, d]; rows past a sequence's length mean nothing.
         """
-        at = torch.arange(x.shape[1], device=x.device)
+        S = x.shape[1]
+        at = torch.arange(S, device=x.device)
         behind = at[:, None] - at
-        bias = self.bias(behind)[None].to(x.dtype)
+        # a bias a distance, laid out after it is computed
+        bias = self.bias(torch.arange(1 - S, S, device=x.device)).to(x.dtype)[None, :, behind + (S - 1)]
         if self.causal:  # a row sees no later one, so what comes after a sequence is not seen either
             bias = bias.masked_fill(behind < 0, -torch.inf)
         elif lengths is not None:
@@ -224,15 +232,14 @@ class Transformer(nn.Module):
 
     def start(self, memory: Memory, rows: int) -> TreeState:
         """Begin trees of up to so many rows (nodes whose keys are kept at once) on a memory."""
-        blocks = list(self.blocks)
-        heads = blocks[0].attention.heads
-        shape = len(blocks), rows, heads, blocks[0].attention.out.in_features // heads
+        one = self.blocks[0].attention
+        shape = len(self.blocks), rows, one.heads, one.inner // one.heads
         keys, values = memory.rows.new_empty(shape), memory.rows.new_empty(shape)
-        of_memory = [block.memory_attention.keys_values(memory.rows) for block in blocks]
+        of_memory = [block.memory_attention.keys_values(memory.rows) for block in self.blocks]
         return TreeState(keys, values, of_memory, memory.offsets.tolist())
 
     def step(self, x: Tensor, rows: Tensor, offsets: list[int], state: TreeState) -> Tensor:
-        """A level's nodes.
+        """A level's nodes, in evaluation: without dropout.
 
         Args:
             x: [n, d].
@@ -245,17 +252,17 @@ class Transformer(nn.Module):
             [n, d], each row what ``forward`` gives for the last of the sequence of its ancestors and itself.
         """
         depth = rows.shape[1]
-        bias = self.bias(torch.arange(depth - 1, -1, -1, device=x.device)).to(x.dtype)
+        bias = self.bias(torch.arange(depth - 1, -1, -1, device=x.device)).to(x.dtype) if depth > 1 else None
         at = int(rows[0, -1]) if len(rows) else 0
         own = slice(at, at + len(rows))
-        x = self.dropout(x)
-        for i, block in enumerate(self.blocks):
-            y = block.norm(x)
-            state.keys[i, own], state.values[i, own] = block.attention.keys_values(y)
-            queries = block.attention.queries(y)
-            found = tree_attention_unchecked(queries, state.keys[i], state.values[i], rows, bias)
-            x = x + block.dropout(block.attention.out(found.flatten(1)))
+        for block, keys, values, (memory_keys, memory_values) in zip(
+            self.blocks, state.keys, state.values, state.memory, strict=True
+        ):
+            queries, keys[own], values[own] = block.attention.queries_keys_values(block.norm(x))
+            # the root has only itself to look at
+            found = values[own] if bias is None else tree_attention_unchecked(queries, keys, values, rows, bias)
+            x = x + block.attention.out(found.flatten(1))
             queries = block.memory_attention.queries(block.memory_norm(x))
-            found = memory_attention_unchecked(queries, *state.memory[i], offsets, state.memory_offsets)
-            x = block.feed(x + block.dropout(block.memory_attention.out(found.flatten(1))))
-        return self.dropout(self.norm(x))
+            found = memory_attention_unchecked(queries, memory_keys, memory_values, offsets, state.memory_offsets)
+            x = block.feed(x + block.memory_attention.out(found.flatten(1)))
+        return self.norm(x)
