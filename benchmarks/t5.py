@@ -1,5 +1,6 @@
 """A T5 of transformers and its weights in our blocks: what tests and benchmarks hold decoding against."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -108,15 +109,23 @@ class T5Tokens:
         lists = {prefix: sorted(words) for prefix, words in following.items()}
         return lambda _, sequence: lists.get(tuple(sequence[1:].tolist()), [0])
 
+    @torch.no_grad()
+    def encoded(self, tokens: Tensor) -> Any:
+        """What transformers' encoder makes of histories, for ``generate``."""
+        return self.model.encoder(tokens)
+
     def generate(
-        self, tokens: Tensor, codes: NDArray[np.integer], beams: int, prefix: Any = None
+        self, tokens: Tensor, codes: NDArray[np.integer], beams: int, prefix: Any = None, encoded: Any = None
     ) -> list[tuple[tuple[int, ...], float]]:
-        """transformers' beams for one history [1, M], among codes [N, L]: semantic IDs and log p, best first."""
+        """transformers' beams for one history [1, M], among codes [N, L]: semantic IDs and log p, best first.
+
+        Without ``prefix`` it makes the dictionary of prefixes of the codes; with ``encoded`` it leaves out the encoder.
+        """
         out = self.model.generate(
             tokens, attention_mask=torch.ones_like(tokens), num_beams=beams, num_return_sequences=beams,
             max_new_tokens=self.levels, min_new_tokens=self.levels, length_penalty=0.0, do_sample=False,
             prefix_allowed_tokens_fn=prefix or self.prefix_function(codes), return_dict_in_generate=True,
-            output_scores=True,
+            output_scores=True, encoder_outputs=copy.copy(encoded),
         )  # fmt: skip
         own = out.sequences[:, 1:] - 1 - torch.arange(self.levels) * self.K
         pairs = zip(map(tuple, own.tolist()), out.sequences_scores.tolist(), strict=True)
