@@ -7,17 +7,17 @@ One thread; times are the thread's own, both sides in turn in one process, and r
 random weights: what is measured does not hang on what it has learned. TIGER's size: 4 + 4 layers, 128 columns, 6 heads
 of 64, 1,024 hidden.
 
-* ``speed``: transformers' ``generate`` with ``prefix_allowed_tokens_fn`` on the same T5 weights and tokens, one request
-  at a time, its dictionary of prefixes made before the clock starts; with a reach set of the request's own the
-  dictionary is the request's, as our tree is, and both are on the clock. ``whole`` is with the encoder, which is the same
-  work on both sides, ``decoding`` without. Lists and order are compared before anything is timed.
+* ``speed``: transformers' ``generate`` with ``prefix_allowed_tokens_fn`` on the same T5 weights and tokens, its
+  dictionary of prefixes made before the clock starts; with a reach set of the request's own the dictionary is the
+  request's, as our tree is, and both are on the clock. ``whole`` is with the encoder, which is the same work on both
+  sides, ``decoding`` without; ms are a request's. Lists and order are compared before anything is timed.
 * ``cornac``: its TIGER's ``score_all_items`` on its own weights (it has to be installed, it is no dependency), at the
-  batch size that is its default, against ``score`` of all items; scores are compared first. And our exact scores of what
-  is within 2 km against our beams of 50 over all, for 16 requests together, without the encoder.
+  batch size that is its default, against ``score`` of all items; scores are compared first. And our exact scores of
+  what is within 2 km against our beams of 50 over all, for 16 requests together, without the encoder.
 * ``memory``: one user, all items, in a process of its own: the peak beyond what it holds with model, items and tree.
 * ``index``: 2.3 M items, 3 x 512 codes; bytes without the codes themselves (6 an item).
-* ``lists``: for each reach so many lists of 10 at places of the data's visits, looked at again by distances of all items
-  and the hours one by one. The data has no opening hours: they are made up here (one interval a day, a fifth past
+* ``lists``: for each reach so many lists of 10 at places of the data's visits, looked at again by distances of all
+  items and the hours one by one. The data has no opening hours: they are made up here (one interval a day, a fifth past
   midnight, a tenth of the days closed, 5 % not known).
 * ``sums``: the largest distance of the sum of probabilities from 1.
 """
@@ -70,7 +70,9 @@ def seconds(call: Callable[[], object]) -> float:
     return time.thread_time() - start
 
 
-def in_turn(ours: Callable[[], object], theirs: Callable[[], object], rounds: int, times: int = 3) -> tuple[float, float]:
+def in_turn(
+    ours: Callable[[], object], theirs: Callable[[], object], rounds: int, times: int = 3
+) -> tuple[float, float]:
     """Medians in ms of both sides, ours ``times`` times as often; each once before the clock starts."""
     ours(), theirs()
     own: list[float] = []
@@ -90,7 +92,10 @@ def made_up_codes(items: int, codes: int, seed: int) -> NDArray[np.int64]:
 def speed(seeds: int, rounds: int) -> list[Line]:
     lines = []
     K = 256
-    for length, beams, reach, aim in ((80, 20, None, "6"), (200, 50, None, "15"), (200, 50, 1000, "20")):
+    for length, beams, reach, requests, aim in (
+        (80, 20, None, 1, "6"), (200, 50, None, 1, "15"), (200, 50, 1000, 1, "20"), (80, 20, None, 8, ""),
+        (200, 50, None, 8, ""),
+    ):  # fmt: skip
         found: dict[str, list[float]] = {}
         for seed in range(seeds):
             rng = np.random.default_rng(seed)
@@ -98,9 +103,9 @@ def speed(seeds: int, rounds: int) -> list[Line]:
             codes = np.unique(made_up_codes(5_000, K, seed), axis=0)
             index = Index(np.arange(len(codes)), codes, K)
             index.whole()
-            tokens = torch.from_numpy(rng.integers(1, 1 + 3 * K, (1, length)))
+            tokens = torch.from_numpy(rng.integers(1, 1 + 3 * K, (requests, length)))
             rows = np.arange(len(codes)) if reach is None else rng.permutation(len(codes))[:reach]
-            allowed = None if reach is None else everything(rows, 1)
+            allowed = None if reach is None else everything(rows, requests)
             prefix = model.prefix_function(codes) if reach is None else None
             memory, encoded = model.memory(tokens), model.encoded(tokens)
             ours = partial(beam, model, memory, index, allowed, beams=beams, k=beams)
@@ -112,13 +117,21 @@ def speed(seeds: int, rounds: int) -> list[Line]:
                 model.memory(tokens)
                 rest()
 
-            for name, pair in {"whole": (whole, theirs), "decoding": (ours, partial(theirs, encoded=encoded))}.items():
+            sides: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+                "whole": (whole, theirs), "decoding": (ours, partial(theirs, encoded=encoded)),
+            }  # fmt: skip
+            for name, pair in sides.items():
                 own, other = in_turn(*pair, rounds)
                 found.setdefault(f"{name}: times as fast", []).append(other / own)
-                found.setdefault(f"{name}: ms", []).append(own)
-        case = f"{length} tokens, beam {beams}" + ("" if reach is None else f", own reach set of {reach:,}")
+                found.setdefault(f"{name}: ms", []).append(own / requests)
+        case = f"{length} tokens, beam {beams}" + ("" if requests == 1 else f", {requests} requests together")
+        case += "" if reach is None else f", own reach set of {reach:,}"
         for name, values in found.items():
-            lines.append(line("speed", case, name, values, "ms" if name.endswith("ms") else "x", aim if "whole: t" in name else ""))
+            lines.append(
+                line(
+                    "speed", case, name, values, "ms" if name.endswith("ms") else "x", aim if "whole: t" in name else ""
+                )
+            )
     return lines
 
 
@@ -131,10 +144,10 @@ class Cornac:
         self.model, self.encoder, self.decoder = model, of_stack(model.encoder), of_stack(model.decoder)
 
     def embed(self, level: int, codes: Tensor) -> Tensor:
-        return self.model.token_emb(codes.long() + self.model.offsets[level - 1])  # type: ignore[no-any-return]
+        return self.model.token_emb(codes.long() + self.model.offsets[level - 1])
 
     def logits(self, level: int, hidden: Tensor) -> Tensor:
-        return self.model.heads[level - 1](hidden).log_softmax(dim=1)  # type: ignore[no-any-return]
+        return self.model.heads[level - 1](hidden).log_softmax(dim=1)
 
     @torch.no_grad()
     def memory(self, tokens: Tensor) -> Memory:
@@ -178,7 +191,9 @@ def cornac(data: Path, seeds: int, rounds: int) -> list[Line]:
     try:
         from cornac.models.tiger.tiger import TIGERSeq2Seq
     except ImportError as error:
-        raise SystemExit(f"the part cornac needs cornac 3.0.1 and powerlaw, in an environment of your own: {error}") from error
+        raise SystemExit(
+            f"the part cornac needs cornac 3.0.1 and powerlaw, in an environment of your own: {error}"
+        ) from error
     found: dict[str, list[float]] = {}
     for seed in range(seeds):
         torch.manual_seed(seed)
@@ -193,7 +208,7 @@ def cornac(data: Path, seeds: int, rounds: int) -> list[Line]:
             return score(model, model.memory(tokens), index, last_mile=None)  # noqa: B023
 
         def one_by_one() -> NDArray[np.float32]:
-            return theirs.score_all_items(tokens, mask, table, 2048)  # type: ignore[no-any-return]  # noqa: B023
+            return theirs.score_all_items(tokens, mask, table, 2048)  # noqa: B023
 
         whole = index.whole().levels[-1].children.diff()
         shares = torch.repeat_interleave(whole.float().log(), whole.long())
@@ -206,15 +221,25 @@ def cornac(data: Path, seeds: int, rounds: int) -> list[Line]:
         at = places.visits[rng.integers(0, len(places.visits), 16)]
         near = Near(np.arange(len(places.lat)), places.lat, places.lon, 2.0).within(places.lat[at], places.lon[at])
         for softmax in ("own", "allowed"):
-            model.softmax = softmax  # type: ignore[assignment]
+            model.softmax = softmax
             within, beams = in_turn(
-                partial(score, model, memory, index, near), partial(beam, model, memory, index, beams=50, k=50), rounds, 1
+                partial(score, model, memory, index, near),
+                partial(beam, model, memory, index, beams=50, k=50),
+                rounds,
+                1,
             )
             found.setdefault(f"within 2 km / beam 50, softmax {softmax}", []).append(within / beams)
         found.setdefault("items within 2 km", []).append(len(near.items) / 16)
     aims = {"all items: times as fast": "25", "scores: largest difference": "1e-5"}
     return [
-        line("cornac", f"{data.name}, 3 x 64 codes, 60 tokens", name, values, "", aims.get(name, "2.5" if "/" in name else ""))
+        line(
+            "cornac",
+            f"{data.name}, 3 x 64 codes, 60 tokens",
+            name,
+            values,
+            "",
+            aims.get(name, "2.5" if "/" in name else ""),
+        )
         for name, values in found.items()
     ]
 
@@ -250,7 +275,16 @@ def memory(seeds: int) -> list[Line]:
             process.start()
             found.append(out.get(timeout=900))
             process.join()
-        lines.append(line("memory", f"{items:,} items", "peak beyond model and index", found, "MiB", "256" if items == 30_000 else ""))
+        lines.append(
+            line(
+                "memory",
+                f"{items:,} items",
+                "peak beyond model and index",
+                found,
+                "MiB",
+                "256" if items == 30_000 else "",
+            )
+        )
     return lines
 
 
@@ -272,9 +306,16 @@ def index(seeds: int) -> list[Line]:
         sets = [everything(rng.choice(it.items, 3_000, replace=False), 1) for _ in range(40)]
         times = [1e3 * seconds(partial(it.tries, some)) for some in sets]
         found.setdefault("tree of 3,000 items: ms", []).append(statistics.median(times))
-    aims = {"build: s": "3", "bytes an item beside the codes": "20", "10,000 adds: ms": "50", "10,000 removes: ms": "50"}
+    aims = {
+        "build: s": "3",
+        "bytes an item beside the codes": "20",
+        "10,000 adds: ms": "50",
+        "10,000 removes: ms": "50",
+    }
     aims["tree of 3,000 items: ms"] = "0.5"
-    return [line("index", "2,300,000 items, 3 x 512 codes", name, x, "", aims.get(name, "")) for name, x in found.items()]
+    return [
+        line("index", "2,300,000 items, 3 x 512 codes", name, x, "", aims.get(name, "")) for name, x in found.items()
+    ]
 
 
 def sums(seeds: int) -> list[Line]:
@@ -337,7 +378,9 @@ def lists(data: Path, seeds: int, count: int) -> list[Line]:
                     allowed = open_now(allowed, hours, local)
                 memory = model.memory(torch.from_numpy(rng.integers(1, 1 + 3 * 64, (100, 15))))
                 got = beam(model, memory, it, allowed, beams=20, k=10)
-                away = haversine_km(*(torch.from_numpy(x) for x in (lat[:, None], lon[:, None], places.lat, places.lon)))
+                away = haversine_km(
+                    *(torch.from_numpy(x) for x in (lat[:, None], lon[:, None], places.lat, places.lon))
+                )
                 for b in range(100):
                     items = got.items[got.offsets[b] : got.offsets[b + 1]]
                     may = away[b] <= km * (1 + 1e-9)

@@ -21,11 +21,10 @@ def small_t5(
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(seed)
-    config = T5Config(
-        vocab_size=vocabulary, d_model=columns, d_kv=head_columns, d_ff=hidden, num_layers=layers, num_heads=heads,
-        dropout_rate=0.0, pad_token_id=0, eos_token_id=None, decoder_start_token_id=0, feed_forward_proj="relu",
-    )  # fmt: skip
-    model = T5ForConditionalGeneration(config).eval()
+    sizes: dict[str, Any] = {"vocab_size": vocabulary, "d_model": columns, "d_kv": head_columns, "d_ff": hidden}
+    sizes |= {"num_layers": layers, "num_heads": heads, "feed_forward_proj": "relu", "dropout_rate": 0.0}
+    sizes |= {"pad_token_id": 0, "eos_token_id": None, "decoder_start_token_id": 0}
+    model = T5ForConditionalGeneration(T5Config(**sizes)).eval()
     with torch.no_grad():
         model.shared.weight.normal_()
         for stack in (model.encoder, model.decoder):
@@ -47,7 +46,8 @@ def of_stack(stack: Any) -> Transformer:
         to.out.weight.copy_(of.o.weight)
 
     ours.bias.weight.copy_(stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight)
-    for to, of in zip(ours.blocks, stack.block, strict=True):
+    blocks: Any = ours.blocks
+    for to, of in zip(blocks, stack.block, strict=True):
         to.norm.weight.copy_(of.layer[0].layer_norm.weight)
         attention(to.attention, of.layer[0].SelfAttention)
         if memory:
@@ -117,7 +117,8 @@ class T5Tokens:
     def generate(
         self, tokens: Tensor, codes: NDArray[np.integer], beams: int, prefix: Any = None, encoded: Any = None
     ) -> list[tuple[tuple[int, ...], float]]:
-        """transformers' beams for one history [1, M], among codes [N, L]: semantic IDs and log p, best first.
+        """transformers' beams for histories [B, M], among codes [N, L]: semantic IDs and log p, best first, B lists
+        one after the other.
 
         Without ``prefix`` it makes the dictionary of prefixes of the codes; with ``encoded`` it leaves out the encoder.
         """

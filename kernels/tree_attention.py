@@ -84,9 +84,7 @@ def memory_attention_reference(
     return out
 
 
-def memory_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, offsets: Tensor, memory_offsets: Tensor
-) -> Tensor:
+def memory_attention(queries: Tensor, keys: Tensor, values: Tensor, offsets: Tensor, memory_offsets: Tensor) -> Tensor:
     """Softmax attention of each request's nodes over the request's own memory. Nothing is divided by sqrt(D).
 
     Args:

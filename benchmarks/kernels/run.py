@@ -18,7 +18,7 @@ from .plots import draw
 
 KERNELS = (
     "pairwise_within", "hard_negatives", "residual_encode", "residual_lookup", "target_attention", "search_attention",
-    "gru",
+    "gru", "trie_topk", "tree_attention",
 )  # fmt: skip
 RESULTS = "kernels.csv"
 

@@ -101,7 +101,13 @@ class Reach:
             item = self.order[ranges(start[rows].ravel(), length[rows].ravel())]
             keep = self._near(unit[place], item)
             place, item = place[keep], item[keep]
-            parts.append(item[np.lexsort((item, place))])
+            order = np.lexsort((item, place))
+            place, item = place[order], item[order]
+            again = (place[1:] == place[:-1]) & (
+                item[1:] == item[:-1]
+            )  # where two runs meet, on the other side of a pole
+            place, item = (np.delete(x, 1 + np.flatnonzero(again)) for x in (place, item))
+            parts.append(item)
             counts += np.bincount(place, minlength=len(lat))
         return np.concatenate([[0], np.cumsum(counts)]), np.concatenate(parts)
 

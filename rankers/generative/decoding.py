@@ -6,8 +6,8 @@ Both walk the prefix tree of what each request is allowed (``index.Tries``), a l
 a prefix is computed once, however many items share it. A prefix below which only one semantic ID is left needs no model
 where the softmax is over what exists: its items have log p = 0 from there on.
 
-``score`` takes so many nodes at a time, depth first, so its memory does not grow with the number of items. ``beam`` keeps
-the best nodes of a level; with at least as many beams as allowed IDs it finds what ``score`` finds.
+``score`` takes so many nodes at a time, depth first, so its memory does not grow with the number of items. ``beam``
+keeps the best nodes of a level; with at least as many beams as allowed IDs it finds what ``score`` finds.
 
 Nothing is added for length. Ties go to the lower code, then to the lower item row.
 """
@@ -82,7 +82,8 @@ class _Walk:
         self.shared = tries is index.whole()  # one tree for all requests
         # what the softmax is over: tree and, by level, the numbers there of the nodes here, unless they are the same
         own = self.shared or model.softmax == "allowed"
-        self.every, self.in_every = (tries, None) if own else (index.whole(), index.in_whole(tries))
+        self.every = tries if own else index.whole()
+        self.in_every = None if own else index.in_whole(tries)
 
     def in_softmax(self, level: int, nodes: Tensor) -> Tensor:
         """Numbers of nodes of a level in the tree that the softmax is over; level 0: of the requests' roots."""
@@ -174,6 +175,10 @@ def _logsumexp(values: Tensor, of: Tensor, segments: int) -> Tensor:
 def _check(model: Model, memory: Memory, allowed: Allowed | None) -> None:
     if model.softmax not in ("own", "existing", "allowed"):
         raise ValueError(f"softmax: got {model.softmax!r}, expected own, existing or allowed")
+    if memory.rows.device.type != "cpu":
+        raise ValueError(
+            f"memory: got one on {memory.rows.device}, expected the CPU, where the index is; move the model"
+        )
     if model.decoder.training and model.decoder.dropout.p > 0:
         raise ValueError("the model is in training, where dropout makes other numbers each time; call eval() first")
     if allowed is not None and len(allowed.offsets) != len(memory.offsets):
@@ -210,7 +215,7 @@ def score(
         ``index.items``.
 
     Raises:
-        ValueError: an item twice in a request, another number of requests, a model in training.
+        ValueError: an item twice in a request, another number of requests, a model in training or on a GPU.
 
     Beside the result and the trees of ``REQUESTS`` requests (about 40 bytes an item) it holds ``CHUNK`` nodes
     a level, whatever the number of items.
@@ -239,9 +244,7 @@ def _later(last_mile: LastMile | None, start: int) -> LastMile | None:
     return None if last_mile is None else lambda requests, items: last_mile(requests + start, items)
 
 
-def _score(
-    model: Model, memory: Memory, index: Index, tries: Tries, last_mile: LastMile | None, out: Tensor
-) -> None:
+def _score(model: Model, memory: Memory, index: Index, tries: Tries, last_mile: LastMile | None, out: Tensor) -> None:
     """Log p of the trees' items, into out [T]."""
     B, L = len(memory.first), index.levels
     walk = _Walk(model, memory, index, tries, B + CHUNK * (L - 1))

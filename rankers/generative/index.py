@@ -1,9 +1,9 @@
 """Items by their semantic IDs: one sorted array, whose intervals are the nodes of a prefix tree.
 
 N items with codes, L levels, K codes a level. An item's codes are packed into one integer, the first level highest, and
-items lie in the order of (codes, item). So all items with a prefix lie side by side: a node is an interval, and a set of
-items, sorted by where they lie, is a tree of its own in one pass. No node is an object, and no item needs a place in a
-tree when it comes or goes.
+items lie in the order of (codes, item). So all items with a prefix lie side by side: a node is an interval, and a set
+of items, sorted by where they lie, is a tree of its own in one pass. No node is an object. Items come by a merge and go
+by a pass over the array; the whole tree is made anew when it is next asked for.
 """
 
 import logging
@@ -55,7 +55,9 @@ class Tries(NamedTuple):
 
     def below(self, level: int, nodes: Tensor) -> Tensor:
         """How many different semantic IDs lie below nodes of a level (0: a request's root), int64 like ``nodes``."""
-        first, last = (nodes, nodes + 1) if level else (self.levels[0].offsets[nodes], self.levels[0].offsets[nodes + 1])
+        first, last = (
+            (nodes, nodes + 1) if level else (self.levels[0].offsets[nodes], self.levels[0].offsets[nodes + 1])
+        )
         for deeper in self.levels[max(level - 1, 0) : -1]:
             first, last = deeper.children[first].long(), deeper.children[last].long()
         return last - first
@@ -87,7 +89,8 @@ class Index:
         items, codes = np.asarray(items), np.asarray(codes)
         if codes.ndim != 2 or codes.shape[1] < 1 or items.shape != codes.shape[:1]:
             raise ValueError(
-                f"items, codes: got {list(items.shape)} and {list(codes.shape)}, expected [N] and [N, L], L of 1 or more"
+                f"items, codes: got {list(items.shape)} and {list(codes.shape)}, "
+                "expected [N] and [N, L] with L of 1 or more"
             )
         self.levels, self.codes_per_level = codes.shape[1], codes_per_level
         self.bits = max((codes_per_level - 1).bit_length(), 1)
@@ -200,7 +203,9 @@ class Index:
         """
         items, codes = np.asarray(items), np.asarray(codes)
         if codes.shape != (*items.shape, self.levels) or items.ndim != 1:
-            raise ValueError(f"codes: got {list(codes.shape)} for items {list(items.shape)}, expected [n, {self.levels}]")
+            raise ValueError(
+                f"codes: got {list(codes.shape)} for items {list(items.shape)}, expected [n, {self.levels}]"
+            )
         if not (np.issubdtype(items.dtype, np.integer) and np.issubdtype(codes.dtype, np.integer)) and items.size:
             raise ValueError(f"items, codes: got {items.dtype} and {codes.dtype}, expected integers")
         if not len(items):
@@ -222,8 +227,8 @@ class Index:
         once = np.sort(items)
         if (once[1:] == once[:-1]).any():
             raise ValueError(f"items: got {once[1:][once[1:] == once[:-1]][0]} twice, expected each once")
-        merged = _merge(self._keys, self._items, keys, rows)
-        self._set(*merged, np.union1d(self._without, items[~coded]).astype(np.int32))
+        merged_keys, merged_items = _merge(self._keys, self._items, keys, rows)
+        self._set(merged_keys, merged_items, np.union1d(self._without, items[~coded]).astype(np.int32))
 
     def remove(self, items: NDArray[np.integer]) -> None:
         """Take items out, in one pass. Nothing is changed if something is refused.

@@ -7,14 +7,14 @@ computed here can be held against it.
 
 Shapes: B requests, S rows of a sequence, M rows of memory, d columns, A heads of D columns, n nodes of a tree's level.
 
-A decoder computes the same in two forms. ``forward`` takes whole sequences [B, S, d], as training does. ``step`` takes a
-level of a prefix tree [n, d], whose nodes attend to those on their way to the root: beams and exact scores of many items
-go that way, and a sequence is a tree of one child a node. Where the memory is [B, M, d] in the first, the second has its
-rows alone (``Memory``), without padding, and their keys and values once a request, whatever the number of nodes.
+A decoder computes the same in two forms. ``forward`` takes whole sequences [B, S, d], as training does. ``step`` takes
+a level of a prefix tree [n, d], whose nodes attend to those on their way to the root: beams and exact scores of many
+items go that way, and a sequence is a tree of one child a node. Where the memory is [B, M, d] in the first, the second
+has its rows alone (``Memory``), without padding, and their keys and values once a request, whatever the nodes.
 """
 
 from math import log
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -132,9 +132,7 @@ class Block(nn.Module):
     """Self-attention, attention to a memory if there is one, and two linear layers with a ReLU between; each after a
     norm, each added to what it took."""
 
-    def __init__(
-        self, columns: int, heads: int, head_columns: int, hidden: int, dropout: float, memory: bool
-    ) -> None:
+    def __init__(self, columns: int, heads: int, head_columns: int, hidden: int, dropout: float, memory: bool) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(columns, EPS)
         self.attention = Attention(columns, heads, head_columns)
@@ -147,6 +145,16 @@ class Block(nn.Module):
         nn.init.normal_(self.hidden.weight, std=columns**-0.5)
         nn.init.normal_(self.out.weight, std=hidden**-0.5)
 
+    def of_memory(self) -> tuple[nn.RMSNorm, Attention]:
+        """The norm before the attention to a memory, and that attention.
+
+        Raises:
+            ValueError: made without.
+        """
+        if self.memory_norm is None or self.memory_attention is None:
+            raise ValueError("got a memory, but these blocks attend to none: make the Transformer with memory=True")
+        return self.memory_norm, self.memory_attention
+
     def feed(self, x: Tensor) -> Tensor:
         """x and its two linear layers."""
         return x + self.dropout(self.out(self.dropout(self.hidden(self.hidden_norm(x)).relu_())))
@@ -154,8 +162,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor, bias: Tensor, memory: Tensor | None, memory_bias: Tensor | None) -> Tensor:
         """x [B, S, d] to the same."""
         x = x + self.dropout(self.attention(self.norm(x), None, bias))
-        if self.memory_attention is not None and self.memory_norm is not None and memory is not None:
-            x = x + self.dropout(self.memory_attention(self.memory_norm(x), memory, memory_bias))
+        if memory is not None:
+            norm, attention = self.of_memory()
+            x = x + self.dropout(attention(norm(x), memory, memory_bias))
         return self.feed(x)
 
 
@@ -230,12 +239,16 @@ class Transformer(nn.Module):
             x = block(x, bias, memory, memory_bias)
         return self.dropout(self.norm(x))
 
+    def _blocks(self) -> list[Block]:
+        return [cast(Block, block) for block in self.blocks]
+
     def start(self, memory: Memory, rows: int) -> TreeState:
         """Begin trees of up to so many rows (nodes whose keys are kept at once) on a memory."""
-        one = self.blocks[0].attention
-        shape = len(self.blocks), rows, one.heads, one.inner // one.heads
+        blocks = self._blocks()
+        one = blocks[0].attention
+        shape = len(blocks), rows, one.heads, one.inner // one.heads
         keys, values = memory.rows.new_empty(shape), memory.rows.new_empty(shape)
-        of_memory = [block.memory_attention.keys_values(memory.rows) for block in self.blocks]
+        of_memory = [block.of_memory()[1].keys_values(memory.rows) for block in blocks]
         return TreeState(keys, values, of_memory, memory.offsets.tolist())
 
     def step(self, x: Tensor, rows: Tensor, offsets: list[int], state: TreeState) -> Tensor:
@@ -256,13 +269,14 @@ class Transformer(nn.Module):
         at = int(rows[0, -1]) if len(rows) else 0
         own = slice(at, at + len(rows))
         for block, keys, values, (memory_keys, memory_values) in zip(
-            self.blocks, state.keys, state.values, state.memory, strict=True
+            self._blocks(), state.keys, state.values, state.memory, strict=True
         ):
             queries, keys[own], values[own] = block.attention.queries_keys_values(block.norm(x))
             # the root has only itself to look at
             found = values[own] if bias is None else tree_attention_unchecked(queries, keys, values, rows, bias)
             x = x + block.attention.out(found.flatten(1))
-            queries = block.memory_attention.queries(block.memory_norm(x))
+            norm, attention = block.of_memory()
+            queries = attention.queries(norm(x))
             found = memory_attention_unchecked(queries, memory_keys, memory_values, offsets, state.memory_offsets)
-            x = block.feed(x + block.memory_attention.out(found.flatten(1)))
+            x = block.feed(x + attention.out(found.flatten(1)))
         return self.norm(x)

@@ -43,7 +43,9 @@ class Allowed(NamedTuple):
     def keep(self, mask: Tensor) -> "Allowed":
         """Those whose mask is true, bool [T]."""
         if mask.shape != self.items.shape or mask.dtype != torch.bool:
-            raise ValueError(f"mask: got {mask.dtype} {list(mask.shape)}, expected bool [{len(self.items)}], one an item")
+            raise ValueError(
+                f"mask: got {mask.dtype} {list(mask.shape)}, expected bool [{len(self.items)}], one an item"
+            )
         upto = torch.nn.functional.pad(mask.cumsum(0), (1, 0))
         return Allowed(upto[self.offsets], self.items[mask])
 
@@ -60,9 +62,7 @@ class Allowed(NamedTuple):
             ValueError: another number of requests.
         """
         if len(other.offsets) != len(self.offsets):
-            raise ValueError(
-                f"other: got {len(other.offsets) - 1} requests, expected {len(self.offsets) - 1} as here"
-            )
+            raise ValueError(f"other: got {len(other.offsets) - 1} requests, expected {len(self.offsets) - 1} as here")
         rows = int(max(self.items.max(), other.items.max())) + 1 if len(self.items) and len(other.items) else 1
         own, others = (x.requests * rows + x.items for x in (self, other))
         return self.keep(~torch.isin(own, others))
@@ -140,11 +140,12 @@ class OpeningHours(NamedTuple):
                 at = int(np.flatnonzero(bad)[0])
                 item = int(np.searchsorted(offsets, at, "right")) - 1
                 raise ValueError(
-                    f"opening hours of row {item}: got {name} {values[at]}, expected minutes since Monday 00:00, 0 to {WEEK}"
+                    f"opening hours of row {item}: got {name} {values[at]}, "
+                    f"expected minutes since Monday 00:00, 0 to {WEEK}"
                 )
             minutes.append(torch.from_numpy(found))
         known = torch.from_numpy(~column.is_null().to_numpy(zero_copy_only=False))
-        return cls(torch.from_numpy(offsets), *minutes, known)
+        return cls(torch.from_numpy(offsets), minutes[0], minutes[1], known)
 
     def open_at(self, items: Tensor, minute: Tensor) -> Tensor:
         """Whether items are open.

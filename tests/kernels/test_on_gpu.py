@@ -23,7 +23,7 @@ TRITON = {
     "search_attention", "target_attention",
 }  # fmt: skip
 """Those with kernels of their own; the others are PyTorch's operations on a GPU, so float32 is enough to see."""
-CHOICES = {"residual_encode", "residual_quantize", "hard_negatives", "segment_hamming", "segment_topk"}
+CHOICES = {"residual_encode", "residual_quantize", "hard_negatives", "segment_hamming", "segment_topk", "trie_topk"}
 """Whose answer jumps where two candidates are as good: float32 of the same numbers decides as the GPU does."""
 NO_GRADIENT = {"tile_bounds"}  # for floats nobody trains; it writes where autograd still wants to look
 

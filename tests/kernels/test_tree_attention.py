@@ -66,7 +66,10 @@ def test_large_logits_and_gradients() -> None:
     queries, keys, values, rows, bias = make(5, 3, 2, 7)
     big = 1000 * queries  # known to 1e-4, and so are their weights
     torch.testing.assert_close(
-        tree_attention(big, keys, values, rows, bias), tree_attention_reference(big, keys, values, rows, bias), rtol=1e-3, atol=1e-3
+        tree_attention(big, keys, values, rows, bias),
+        tree_attention_reference(big, keys, values, rows, bias),
+        rtol=1e-3,
+        atol=1e-3,
     )
     leaves = [x.double().requires_grad_() for x in (queries, keys, values, bias)]
     assert torch.autograd.gradcheck(lambda q, k, v, b: tree_attention(q, k, v, rows, b), leaves)

@@ -1,6 +1,7 @@
 """Children of prefix trees: loops from the definition, the reference, the compiled loops."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from math import exp, inf, isnan, log, nan
 
 import pytest
@@ -52,7 +53,7 @@ def as_lists(answer: tuple[Tensor, Tensor, Tensor, Tensor]) -> Found:
     parents, children, totals, offsets = (x.tolist() for x in answer)
     rows = list(zip(parents, children, totals, strict=True))
     assert offsets[-1] == len(rows)
-    return [rows[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [rows[a:b] for a, b in pairwise(offsets)]
 
 
 @pytest.mark.parametrize("search", [trie_topk, trie_topk_reference])
@@ -70,7 +71,11 @@ def test_best_children(search: Callable[..., tuple[Tensor, ...]], beams: list[in
 def test_ties_no_numbers_and_the_impossible(search: Callable[..., tuple[Tensor, ...]]) -> None:
     """Of equal totals the lower child, whichever beam it is of; NaN never; -inf exists, and comes last."""
     x = make(0, [2, 1])
-    x |= {"starts": torch.tensor([0, 3, 4]), "stops": torch.tensor([3, 4, 6]), "codes": torch.tensor([0, 2, 5, 1, 3, 4])}
+    x |= {
+        "starts": torch.tensor([0, 3, 4]),
+        "stops": torch.tensor([3, 4, 6]),
+        "codes": torch.tensor([0, 2, 5, 1, 3, 4]),
+    }
     x["totals"] = torch.zeros(3)
     x["logits"] = torch.tensor([[1.0, nan, 2, nan, nan, nan, 9], [9, 2, 9, 9, 9, 9, 9], [9, 9, 9, nan, -inf, 9, 9]])
     assert as_lists(search(**x, k=3)) == [[(0, 1, 2.0), (1, 3, 2.0), (0, 0, 1.0)], [(2, 5, -inf)]]
@@ -109,7 +114,11 @@ def test_gradients_are_those_of_the_reference() -> None:
 
 def test_children_that_are_not_there_are_told() -> None:
     x = make(1, [2, 1])
-    x |= {"starts": torch.tensor([0, 3, 4]), "stops": torch.tensor([3, 4, 6]), "codes": torch.tensor([0, 2, 5, 1, 3, 4])}
+    x |= {
+        "starts": torch.tensor([0, 3, 4]),
+        "stops": torch.tensor([3, 4, 6]),
+        "codes": torch.tensor([0, 2, 5, 1, 3, 4]),
+    }
     with pytest.raises(IndexError, match="stops: expected rows 0 to 6, got 3 to 7"):
         trie_topk(**x | {"stops": torch.tensor([3, 4, 7])}, k=2)
     with pytest.raises(IndexError, match="codes: expected rows 0 to 6"):

@@ -35,6 +35,8 @@ from placerank.kernels import (
     target_attention,
     target_attention_triton,
     tiles,
+    tree_attention,
+    trie_topk,
 )
 from placerank.kernels.gru import gru
 from placerank.kernels.hard_negatives import hard_negatives
@@ -212,6 +214,23 @@ def calls(lengths: list[int] | None = None, dtype: torch.dtype = torch.float32) 
     km = Argument(
         10.0, lambda data: Bad("km", data.draw(st.sampled_from([-1.0, float("nan"), "1", None, torch.ones(5)])))
     )
+    kids = [n for n in lengths if n]  # nodes with children
+    upto, most_codes = torch.tensor([0, *kids]).cumsum(0), max([7, *kids])
+    last, first = upto[1:].tolist(), upto[:-1].tolist()
+    requests = [torch.tensor(x) for x in ([0, len(kids) + 1], [1, len(kids)], [0, 3, len(kids)], [0])]
+    children = {
+        "logits": floats(some(len(kids), most_codes), 0),
+        "starts": integers(
+            upto[:-1], 0, numbers=lambda x: any(not 0 <= a <= b for a, b in zip(x, last, strict=True)), near=T
+        ),
+        "stops": integers(
+            upto[1:], 0, numbers=lambda x: any(not a <= b <= T for a, b in zip(first, x, strict=True)), near=T
+        ),
+        "codes": integers(
+            torch.tensor([i for n in kids for i in range(n)], dtype=torch.int64),
+            numbers=lambda x: min(x) < 0 or max(x) >= most_codes, near=most_codes,
+        ),
+    }  # fmt: skip
     encoded = {
         "x": floats(x, 1),
         "codebooks": floats(half_books, 2),
@@ -268,6 +287,42 @@ def calls(lengths: list[int] | None = None, dtype: torch.dtype = torch.float32) 
                 "keys": floats(some(T, dim), 0),
                 "gaps": floats(some(T, gaps_), 0),
                 "rows": integers(chosen, 0, numbers=bad_rows, near=T) if B else Argument(chosen, lambda _: Bad("-", 0)),
+            },
+        ),
+        "trie_topk": Call(
+            trie_topk.trie_topk,
+            children
+            | {
+                "logits": floats(some(len(kids), most_codes), 0, same=True),
+                "totals": floats(some(len(kids)), 0, same=True),
+                "offsets": Argument(
+                    torch.tensor([0, len(kids)]),
+                    lambda data: Bad("numbers", data.draw(st.sampled_from(requests)), seen=False),
+                ),
+                "k": number(3, 1, whole=True),
+            },
+        ),
+        "trie_logsumexp": Call(trie_topk.trie_logsumexp, children),
+        "tree_attention": Call(
+            tree_attention.tree_attention,
+            {
+                "queries": floats(some(B, 2, 8), 0, 1, 2, same=True),
+                "keys": floats(some(T, 2, 8), 0, 1, 2, same=True),
+                "values": floats(some(T, 2, 8), 0, 1, 2, same=True),
+                "rows": integers(chosen, 0, 1, numbers=lambda x: min(x) < -1 or max(x) >= T, near=T),
+                "bias": floats(some(2, k), 0, 1, same=True),
+            },
+        ),
+        "memory_attention": Call(
+            tree_attention.memory_attention,
+            {
+                "queries": floats(some(B, 2, 8), 1, 2, same=True),
+                "keys": floats(some(T, 2, 8), 0, 1, 2, same=True),
+                "values": floats(some(T, 2, 8), 0, 1, 2, same=True),
+                "offsets": integers(
+                    torch.arange(B + 1), 0, numbers=lambda x: x[0] != 0 or x[-1] != B or x != sorted(x), near=B
+                ),
+                "memory_offsets": offsets,
             },
         ),
         "hats": Call(search_attention.hats, {"gaps": broadcast(some(T, gaps_)), "knots": number(knots, 1, whole=True)}),

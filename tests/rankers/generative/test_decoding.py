@@ -92,9 +92,7 @@ def test_scores_are_those_of_each_item_alone(softmax: Softmax, levels: int, monk
         for got, exact in zip(table(model, index, allowed, memory), want, strict=True):
             assert got == pytest.approx(exact, abs=1e-5)
         flat = [with_mile[int(b)].get(int(i), -torch.inf) for b, i in zip(allowed.requests, allowed.items, strict=True)]
-        torch.testing.assert_close(
-            score(model, memory, index, allowed, mile), torch.tensor(flat), rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(score(model, memory, index, allowed, mile), torch.tensor(flat), rtol=1e-5, atol=1e-5)
         lists = beam(model, memory, index, allowed, beams=40, k=40, last_mile=mile)
         for b, exact in enumerate(with_mile):
             best = sorted(exact.values(), reverse=True)
