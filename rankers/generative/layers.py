@@ -107,7 +107,7 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
         """Maps start to stop of queries, keys and values, of one product: [..., d] to [..., A, D] each."""
         y = F.linear(x, self.maps.weight[start * self.inner : stop * self.inner])
-        return y.view(*x.shape[:-1], stop - start, self.heads, -1).unbind(-3)
+        return y.view(*x.shape[:-1], stop - start, self.heads, self.inner // self.heads).unbind(-3)
 
     def queries(self, x: Tensor) -> Tensor:
         """[..., d] to [..., A, D]."""

@@ -235,3 +235,33 @@ def test_memory_does_not_grow_with_the_items(monkeypatch: pytest.MonkeyPatch) ->
     model.softmax = "existing"  # what has one ID below needs no model
     score(model, memories([5]), index)
     assert sum(taken) == 1 + 32 + int((pairs.children.diff() > 1).sum())
+
+
+@pytest.mark.parametrize("softmax", SOFTMAX)
+def test_nobody_and_nothing(softmax: Softmax) -> None:
+    """No requests, no items, requests whose memory is empty."""
+    index, model = Index(np.arange(3), np.array([[0, 1], [0, 1], [3, 2]]), 4), SmallModel(2, 4, softmax)
+    nobody, none = memories([]), Index(np.empty(0, np.int64), np.empty((0, 2), np.int64), 4)
+    assert score(model, nobody, index).shape == (0, 3)
+    assert score(model, nobody, index, everything([1], 0)).shape == (0,)
+    assert beam(model, nobody, index, beams=2, k=2).offsets.tolist() == [0]
+    memory = memories([0, 2, 0])
+    assert score(model, memory, none).shape == (3, 0)
+    assert beam(model, memory, none, beams=2, k=2).offsets.tolist() == [0, 0, 0, 0]
+    assert score(model, memory, index, everything([7, 8], 3)).tolist() == [-torch.inf] * 6
+    lists = beam(model, memory, index, beams=3, k=3)
+    assert lists.offsets.tolist() == [0, 3, 6, 9] and bool(lists.log_p.isfinite().all())
+    exact = by_hand_without_memory(model, memory, index)
+    torch.testing.assert_close(score(model, memory, index)[0], exact, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def by_hand_without_memory(model: SmallModel, memory: Memory, index: Index) -> Tensor:
+    """Request 0 with a memory of one row whose values are 0, which is what none gives."""
+    keep = [p.clone() for b in model.decoder.blocks for p in [b.memory_attention.out.weight]]  # type: ignore[union-attr]
+    for block in model.decoder.blocks:
+        block.memory_attention.out.weight.zero_()  # type: ignore[union-attr,operator]
+    found = by_hand(model, memories([1])._replace(first=memory.first[:1]), index, everything(index.items, 1))[0]
+    for block, weight in zip(model.decoder.blocks, keep, strict=True):
+        block.memory_attention.out.weight.copy_(weight)  # type: ignore[union-attr,operator]
+    return torch.tensor([found[item] for item in index.items.tolist()])
