@@ -369,7 +369,7 @@ def lists(data: Path, seeds: int, count: int) -> list[Line]:
             near = Near(np.arange(len(places.lat)), places.lat, places.lon, km)
             column = made_up_hours(len(places.lat), seed)
             hours, by_hand = OpeningHours.of_column(column), column.to_pylist()
-            for _ in range(count // seeds // 100):
+            for _ in range(-(-count // (100 * seeds))):
                 at = places.visits[rng.integers(0, len(places.visits), 100)]
                 lat, lon = places.lat[at] + rng.normal(0, 0.003, 100), places.lon[at] + rng.normal(0, 0.004, 100)
                 allowed: Allowed = near.within(lat, lon)
