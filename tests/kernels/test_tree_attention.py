@@ -93,8 +93,10 @@ def test_what_does_not_fit_is_told() -> None:
     queries, keys, values, rows, bias = make(5, 3, 2, 7)
     with pytest.raises(IndexError, match="rows: expected rows -1 to 15, got -1 to 16"):
         tree_attention(queries, keys, values, rows.clone().index_fill_(0, torch.tensor([2]), 16))
-    with pytest.raises(ValueError, match=r"bias: got \[3, 2\], expected \[A, P\] = \[2, P\]"):
-        tree_attention(queries, keys, values, rows, bias.T)
+    with pytest.raises(ValueError, match=r"bias: got \[1, 3\], expected \[A, P\] = \[2, 3\]"):
+        tree_attention(queries, keys, values, rows, bias[:1])
+    with pytest.raises(ValueError, match=r"rows: got \[5, 3\], expected \[n, P\] = \[5, 2\]"):
+        tree_attention(queries, keys, values, rows, bias[:, :2])
     with pytest.raises(ValueError, match="offsets: got 0 first, 4 last"):
         memory_attention(queries, keys, values, torch.tensor([0, 4]), torch.tensor([0, 16]))
     with pytest.raises(ValueError, match=r"memory_offsets: got \[3\], expected \[B\+1\] = \[2\]"):
