@@ -54,8 +54,15 @@ class Model(Protocol):
         """What the decoder takes for codes of a level (1 to L - 1), int [n] to [n, d]."""
         ...
 
-    def logits(self, level: int, hidden: Tensor) -> Tensor:
-        """Logits of the codes of a level (1 to L), of what the decoder gives for the one before, [n, d] to [n, K]."""
+    def logits(self, level: int, hidden: Tensor, nodes: Tensor, about: Tensor | None) -> Tensor:
+        """Logits of the codes of a level (1 to L), [n, K].
+
+        Args:
+            level: 1 to L.
+            hidden: what the decoder gives for the level before, [n, d].
+            nodes: their numbers in the tree that the softmax is over, int64 [n]; at level 1 zeros.
+            about: ``Memory.about`` of their requests, [n, C].
+        """
         ...
 
 
@@ -127,7 +134,9 @@ class _Walk:
                 x = self.memory.first[of]
             else:
                 x = model.embed(level, self.tries.levels[level - 1].codes[nodes[some]])
-            found = model.logits(level + 1, model.decoder.step(x, rows[some], offsets, self.state))
+            about = None if self.memory.about is None else self.memory.about[of]
+            hidden = model.decoder.step(x, rows[some], offsets, self.state)
+            found = model.logits(level + 1, hidden, of_softmax[some] if level else torch.zeros_like(of), about)
             logits = found if len(some) == len(nodes) else logits.index_copy_(0, some, found)
         if model.softmax == "own":
             return logits, logits.new_zeros(len(nodes)), rows

@@ -32,11 +32,13 @@ class Memory(NamedTuple):
         rows: an encoder's output, [M of all requests, d].
         offsets: request b's are rows offsets[b] to offsets[b+1], int64 [B+1].
         first: what the decoder starts from, [B, d].
+        about: what else the model's logits ask of a request, [B, C]; None: nothing.
     """
 
     rows: Tensor
     offsets: Tensor
     first: Tensor
+    about: Tensor | None = None
 
     @classmethod
     def of_padded(cls, rows: Tensor, lengths: Tensor, first: Tensor) -> "Memory":
@@ -48,7 +50,8 @@ class Memory(NamedTuple):
         """Of requests start to stop alone."""
         offsets = self.offsets[start : stop + 1]
         a, b = int(offsets[0]), int(offsets[-1])
-        return Memory(self.rows[a:b], offsets - a, self.first[start:stop])
+        about = None if self.about is None else self.about[start:stop]
+        return Memory(self.rows[a:b], offsets - a, self.first[start:stop], about)
 
 
 class TreeState(NamedTuple):

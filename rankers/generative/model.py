@@ -1,0 +1,455 @@
+"""The default generative ranker: where a user goes next, as a distribution over all places.
+
+    p(item) = g p_copy(item) + (1 - g) p_gen(item)
+    p_gen(item) = product over levels of p(code | codes before it, request) * p(item | code, request)
+
+A visit is one token: its semantic ID's codes, its item's row, the hour, and the gaps in hours and km to the visit before.
+A causal encoder reads the visits, so one pass over a user serves all targets; a decoder that starts from the request
+(place, hour, user, time since the last visit) walks the prefix tree of semantic IDs. Three things a place needs, and
+models of semantic IDs for shops on the net have not:
+
+- **What exists.** A softmax is over the codes that lead to an item. The sum over all items is 1.
+- **Where it is.** A node of the tree has a centre, a radius and a popularity, and so has an item. What distance and
+  popularity are worth is asked of the request, a weight a feature; it is added to the decoder's logits. It starts as the
+  floor popularity / (1 + km), and the decoder learns what that floor doesn't know. New items have all of it too.
+- **Habit.** Three visits in four may be to a place where the user has been. p_copy points at past visits: at the items,
+  not at their codes, which others share.
+
+Shapes: S stretches of visits, T visits in all, B targets, U distinct items, d columns, L levels, K codes a level, D
+columns of an item's row, P of a user's.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...data.batches.features import HOURS_PER_WEEK
+from ...data.plain import check_numbers
+from ...kernels.haversine import unit_vectors_km
+from ...kernels.jagged import ranges_unchecked
+from ...kernels.trie_topk import trie_logsumexp_unchecked
+from .decoding import Softmax, score
+from .index import Index
+from .layers import Memory, Transformer
+from .reach import Allowed
+
+_STEP = 0.5
+KM_KNOTS, HOUR_KNOTS = 21, 25
+"""Knots half a unit of log(1 + x) apart: up to 22,000 km, and to 18 years in hours."""
+
+
+@dataclass(kw_only=True)
+class GeneratorConfig:
+    """Sizes of the default generative ranker."""
+
+    columns: int = 64
+    """d: columns of tokens and layers."""
+    heads: int = 4
+    """Attention heads, of columns / heads each."""
+    layers: int = 2
+    """Blocks of the encoder, and of the decoder."""
+    hidden: int = 256
+    """Columns between the two linear layers of a block."""
+    dropout: float = 0.1
+    """In training, in blocks and on tokens."""
+    item_dropout: float = 0.2
+    """Share of the visits whose item's row is left out in training, so that codes are learned that new items have."""
+    memory: int = 50
+    """Visits that the decoder looks back on."""
+    copied: int = 100
+    """Visits that may be copied."""
+
+    def __post_init__(self) -> None:
+        check_numbers(
+            self, "ranker", least=dict.fromkeys(("columns", "heads", "layers", "hidden", "memory", "copied"), 1)
+        )
+        if self.columns % self.heads:
+            raise ValueError(f"ranker.columns={self.columns}: expected a multiple of ranker.heads={self.heads}")
+        for name in ("dropout", "item_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"ranker.{name}={getattr(self, name)}: expected a share in [0, 1)")
+
+
+def hats(x: Tensor, knots: int) -> Tensor:
+    """Values [...] as shares of the knots around them, [..., knots]; beyond the last they are the last; NaN is none."""
+    at = (x / _STEP).clamp(0, knots - 1)
+    found = 1 - (at[..., None] - torch.arange(knots, device=x.device)).abs()
+    return found.clamp(min=0).nan_to_num(0.0)
+
+
+def curve(x: Tensor, heights: Tensor, of: Tensor) -> Tensor:
+    """``(hats(x) * heights[of]).sum(-1)`` without laying hats out: x [N], heights [B, knots], of int64 [N] to [N]."""
+    knots = heights.shape[1]
+    at = (x / _STEP).clamp(0, knots - 1)
+    there = ~at.isnan()
+    low = at.nan_to_num(0.0).floor().clamp(max=knots - 2)
+    above, row = (at - low).nan_to_num(0.0), of * knots + low.long()
+    flat = heights.flatten()
+    return (flat.index_select(0, row) * (1 - above) + flat.index_select(0, row + 1) * above) * there
+
+
+class ItemFacts(NamedTuple):
+    """What is known of all items, by catalog row; row 0 is none.
+
+    Attributes:
+        codes: int64 [I, L], -1 where an item has none.
+        place: unit vectors, NaN where unknown, float32 [I, 3].
+        popularity: log(1 + training visits); fewer than ``COLD`` look alike, float32 [I].
+        shift: seconds to add to UTC, see ``FoundItems.shift``, int64 [I].
+    """
+
+    codes: Tensor
+    place: Tensor
+    popularity: Tensor
+    shift: Tensor
+
+
+class Tree:
+    """The prefix tree of all items, with what is known of its nodes, for training and for scores.
+
+    Attributes:
+        starts, codes: by level 1 to L: first child of each node of the level above, and past the last one, int64
+            [n + 1]; and the nodes' codes, int64 [n]. ``starts`` has one more: the items below the last level's nodes.
+        items: catalog rows in the order of the tree, int64 [N].
+        node: of each catalog row its node on each level, -1 without codes, int64 [I, L].
+        facts: by level, and last of the catalog's rows: popularity, log(1 + radius in km), centre, [n, 2 + 3].
+    """
+
+    def __init__(self, index: Index, facts: ItemFacts) -> None:
+        whole = index.whole()
+        self.starts = [whole.levels[0].offsets.long(), *(level.children.long() for level in whole.levels)]
+        self.codes = [level.codes.long() for level in whole.levels]
+        self.items = whole.items.long()
+        self.node = torch.full((len(facts.codes), index.levels), -1)
+        upto, numbers = self.items, torch.arange(len(self.items))
+        for level in range(index.levels, 0, -1):
+            numbers = torch.repeat_interleave(self.starts[level].diff())[numbers]
+            self.node[upto, level - 1] = numbers
+        self.facts = [_node_facts(facts, self.items, self.node[self.items, i]) for i in range(index.levels)]
+        self.facts.append(torch.cat([facts.popularity[:, None], torch.zeros(len(facts.place), 1), facts.place], dim=1))
+
+
+def _node_facts(facts: ItemFacts, items: Tensor, node: Tensor) -> Tensor:
+    nodes = int(node.max()) + 1 if len(node) else 0
+    visits = facts.popularity[items].expm1()
+    place = facts.place[items]
+    known = ~place.isnan().any(1)
+    sums = torch.zeros(nodes, 3).index_add(0, node[known], place[known])
+    centre = F.normalize(sums, dim=1).masked_fill((sums == 0).all(1, keepdim=True), torch.nan)
+    km = unit_vectors_km(place[known], centre[node[known]])
+    count = torch.zeros(nodes).index_add(0, node[known], torch.ones(int(known.sum())))
+    radius = torch.zeros(nodes).index_add(0, node[known], km.square()) / count.clamp(min=1)
+    popularity = torch.zeros(nodes).index_add(0, node, visits).log1p()
+    return torch.cat([torch.stack([popularity, radius.sqrt().log1p()], 1), centre], dim=1)
+
+
+FEATURES = KM_KNOTS + 3
+"""Of a node or an item as a request sees it: km in hats, popularity, radius, place unknown."""
+
+
+def worth(place: Tensor, weights: Tensor, of: Tensor, facts: Tensor) -> Tensor:
+    """What nodes or items are worth to requests.
+
+    Args:
+        place: of the requests, unit vectors, NaN where unknown, [B, 3].
+        weights: of the requests, a number a feature, [B, FEATURES].
+        of: the request of each node, int64 [n].
+        facts: a row of ``Tree.facts`` each, [n, 5].
+
+    Returns:
+        [n].
+    """
+    km = unit_vectors_km(place[of], facts[:, 2:])
+    plain = torch.cat([facts[:, :2], km.isnan()[:, None].to(facts.dtype)], dim=1)
+    return curve(km.log1p(), weights[:, :KM_KNOTS], of) + (plain * weights[of, KM_KNOTS:]).sum(1)
+
+
+@dataclass
+class Questions:
+    """Targets and the visits they look back on, as the model takes them; all but item rows' vectors.
+
+    Attributes:
+        items: catalog rows of the distinct visited items, int64 [U].
+        visits: which of them each visit is of, int64 [T].
+        offsets: visits of each stretch, int64 [S+1].
+        time: of the visits, unix seconds, int64 [T].
+        stretch, seen: of the targets, see ``SequenceBatch``, int64 [B].
+        asked: of the targets, unix seconds, int64 [B].
+        place: of the requests, unit vectors, NaN where unknown, float32 [B, 3].
+        target: catalog rows, int64 [B]; None where nobody knows.
+    """
+
+    items: Tensor
+    visits: Tensor
+    offsets: Tensor
+    time: Tensor
+    stretch: Tensor
+    seen: Tensor
+    asked: Tensor
+    place: Tensor
+    target: Tensor | None = None
+
+
+class Encoded(NamedTuple):
+    """What visits and requests give.
+
+    Attributes:
+        visits: the encoder's output, before it a row that stands for nothing, [S, 1 + longest, d].
+        state: of the requests, what the decoder starts from, [B, d].
+        place: of the requests, or else of the last visit, unit vectors, NaN where unknown, [B, 3].
+        copied: p of each seen visit that it is copied, [B, M].
+        copied_items: catalog rows of those, 0 for none, int64 [B, M].
+        gate: log g and log (1 - g), [B, 2].
+    """
+
+    visits: Tensor
+    state: Tensor
+    place: Tensor
+    copied: Tensor
+    copied_items: Tensor
+    gate: Tensor
+
+
+class Generator(nn.Module):
+    """See the top of this file.
+
+    Args:
+        config: sizes.
+        facts: of all items.
+        index: of all items.
+        item_columns, user_columns: D and P, of the rows that ``forward`` is given.
+    """
+
+    softmax: Softmax = "existing"
+
+    def __init__(
+        self, config: GeneratorConfig, facts: ItemFacts, index: Index, item_columns: int, user_columns: int
+    ) -> None:
+        super().__init__()
+        d = config.columns
+        sizes = {"columns": d, "heads": config.heads, "head_columns": d // config.heads, "hidden": config.hidden}
+        self.config, self.levels, self.codes_per_level = config, index.levels, index.codes_per_level
+        self.set_items(facts, index)
+        self.encoder = Transformer(**sizes, layers=config.layers, dropout=config.dropout, causal=True)
+        self.decoder = Transformer(**sizes, layers=config.layers, dropout=config.dropout, causal=True, memory=True)
+        self.code = nn.ModuleList([nn.Embedding(self.codes_per_level + 1, d) for _ in range(self.levels)])
+        self.head = nn.ModuleList([nn.Linear(d, self.codes_per_level) for _ in range(self.levels)])
+        self.of_item = nn.Linear(item_columns, d, bias=False)
+        self.hour = nn.Embedding(HOURS_PER_WEEK, d)
+        self.gaps = nn.Linear(HOUR_KNOTS + KM_KNOTS, d)
+        self.nobody = nn.Parameter(torch.randn(1, d) * 0.1)  # the memory's first row: a user without visits has one too
+        self.asked_hour = nn.Embedding(HOURS_PER_WEEK, d)
+        width = 2 * d + user_columns + HOUR_KNOTS + KM_KNOTS + 1
+        self.request = nn.Sequential(nn.Linear(width, 2 * d), nn.ReLU(), nn.Linear(2 * d, d))
+        self.worth = nn.Linear(d, (self.levels + 1) * FEATURES)
+        self.copy_query, self.copy_key = nn.Linear(d, d), nn.Linear(d, d, bias=False)
+        self.copy_curves = nn.Linear(d, HOUR_KNOTS + KM_KNOTS)
+        self.gate = nn.Sequential(nn.Linear(d + HOUR_KNOTS, d), nn.ReLU(), nn.Linear(d, 1))
+        self.register_buffer("never", torch.tensor([-torch.inf, 0.0]), persistent=False)  # gate of who was nowhere
+        for table in (*self.code, self.hour, self.asked_hour):
+            nn.init.normal_(table.weight, std=0.1)
+        for head in self.head:
+            nn.init.normal_(head.weight, std=0.01)
+            nn.init.zeros_(head.bias)
+        with torch.no_grad():  # popularity / (1 + km), whatever the request
+            nn.init.normal_(self.worth.weight, std=0.01)
+            weights = self.worth.bias.zero_().view(self.levels + 1, FEATURES)
+            weights[:, :KM_KNOTS] = -_STEP * torch.arange(KM_KNOTS)
+            weights[:, KM_KNOTS] = 1.0
+            nn.init.normal_(self.copy_curves.weight, std=0.01)
+            self.copy_curves.bias.zero_()
+
+    def set_items(self, facts: ItemFacts, index: Index) -> None:
+        """Take other items, as after ``tokenize --add``: no weight depends on how many there are."""
+        self.facts, self.tree = facts, Tree(index, facts)
+
+    # --- what has been ----------------------------------------------------------------------------------------------
+
+    def encode(self, q: Questions, rows: Tensor, users: Tensor) -> Encoded:
+        """Read visits and requests.
+
+        Args:
+            q: what is asked.
+            rows: of the distinct items, [U, D].
+            users: of the targets' users, [B, P].
+        """
+        tokens, lengths = self._tokens(q, rows), q.offsets.diff()
+        inside = torch.arange(int(lengths.max())) < lengths[:, None]
+        padded = tokens.new_zeros(*inside.shape, tokens.shape[1]).index_put((inside,), tokens)
+        nothing = self.nobody.expand(len(lengths), 1, -1)
+        visits = torch.cat([nothing, self.encoder(padded, lengths) if inside.shape[1] else padded], dim=1)
+
+        # what each target sees, the oldest first, and the last of it
+        M = max(min(self.config.copied, int(q.seen.max())), 1)
+        behind = torch.arange(M - 1, -1, -1)
+        there, row = behind < q.seen[:, None], (q.seen[:, None] - behind).clamp(min=0)
+        visit = (q.offsets[q.stretch][:, None] + row - 1).clamp(0, max(len(q.visits) - 1, 0))
+        item, time = q.items[q.visits], q.time
+        if not len(item):
+            item = time = q.seen.new_zeros(1)
+        item, time = item[visit].masked_fill(~there, 0), time[visit]
+        last = self.facts.place[item[:, -1]]
+        place = torch.where(q.place.isnan(), last, q.place)
+        hours = ((q.asked[:, None] - time) / 3600).float().clamp(min=0).masked_fill(~there, torch.nan).log1p()
+
+        hour = self.asked_hour((q.asked + self.facts.shift[item[:, -1]]) // 3600 % HOURS_PER_WEEK)
+        gaps = [hats(hours[:, -1], HOUR_KNOTS), hats(unit_vectors_km(q.place, last).log1p(), KM_KNOTS)]
+        known = (~q.place.isnan().any(1, keepdim=True)).float()
+        state = self.request(torch.cat([hour, visits[q.stretch, row[:, -1]], users, *gaps, known], dim=1))
+
+        of = torch.arange(len(q.seen))[:, None].expand_as(row)
+        keys = self.copy_key(visits)[q.stretch[:, None], row]
+        logits = torch.einsum("bd,bmd->bm", self.copy_query(state), keys) * keys.shape[2] ** -0.5
+        km = unit_vectors_km(place[:, None], self.facts.place[item]).log1p()
+        of_hours, of_km = self.copy_curves(state).split([HOUR_KNOTS, KM_KNOTS], dim=1)
+        for x, heights in ((hours, of_hours), (km, of_km)):
+            logits = logits + curve(x.flatten(), heights, of.flatten()).view_as(row)
+        seen = there[:, -1:]
+        copied = logits.masked_fill(~there & seen, -torch.inf).softmax(dim=1) * there
+        gate = self.gate(torch.cat([state, hats(q.seen.float().log1p(), HOUR_KNOTS)], dim=1))
+        gate = torch.where(seen, torch.cat([F.logsigmoid(gate), F.logsigmoid(-gate)], dim=1), self.never)
+        return Encoded(visits, state, place, copied, item, gate)
+
+    def _tokens(self, q: Questions, rows: Tensor) -> Tensor:
+        """[T, d]."""
+        codes = self.facts.codes[q.items] + 1
+        of_items = self.of_item(rows)
+        tokens = sum((table(codes[:, i]) for i, table in enumerate(self.code)), torch.zeros_like(of_items))[q.visits]
+        of_visits = of_items[q.visits]
+        if self.training and self.config.item_dropout:
+            of_visits = of_visits * (torch.rand(len(of_visits), 1) >= self.config.item_dropout)
+        item = q.items[q.visits]
+        hour = (q.time + self.facts.shift[item]) // 3600 % HOURS_PER_WEEK
+        first = torch.zeros(len(q.visits), dtype=torch.bool)
+        first[q.offsets[:-1][q.offsets.diff() > 0]] = True
+        hours = F.pad(q.time.diff(), (1, 0)) / 3600 if len(q.time) else q.time.float()
+        place = self.facts.place[item]
+        km = unit_vectors_km(place, place.roll(1, 0))
+        hours, km = (x.float().masked_fill(first, torch.nan) for x in (hours, km))
+        gaps = torch.cat([hats(hours.log1p(), HOUR_KNOTS), hats(km.log1p(), KM_KNOTS)], dim=1)
+        return tokens + of_visits + self.hour(hour) + self.gaps(gaps)
+
+    # --- what comes -------------------------------------------------------------------------------------------------
+
+    def forward(self, q: Questions, rows: Tensor, users: Tensor) -> Tensor:
+        """Log p of the targets, [B]; -inf for those without codes that were not visited before. As for ``encode``."""
+        assert q.target is not None
+        e = self.encode(q, rows, users)
+        copied = (e.copied * (e.copied_items == q.target[:, None])).sum(1)
+        return _mixed(e.gate, copied, self.generated(e, q, q.target))
+
+    def generated(self, e: Encoded, q: Questions, target: Tensor) -> Tensor:
+        """Log p_gen of one item a request, [B], by teacher forcing; -inf for an item without codes."""
+        tree, node = self.tree, self.tree.node[target]
+        codes = self.facts.codes[target].clamp(min=0)
+        x = torch.stack([e.state, *(self.embed(i + 1, codes[:, i]) for i in range(self.levels - 1))], dim=1)
+        hidden = self._decoded(x, e.visits, q)
+        total, above = e.state.new_zeros(len(target)), torch.zeros_like(target)
+        for level in range(1, self.levels + 1):
+            logits = self.logits(level, hidden[:, level - 1], above, torch.cat([e.state, e.place], dim=1))
+            starts, stops = tree.starts[level - 1][above], tree.starts[level - 1][above + 1]
+            own = logits.gather(1, codes[:, level - 1 : level]).squeeze(1)
+            total = total + own - trie_logsumexp_unchecked(logits, starts, stops, tree.codes[level - 1])
+            above = node[:, level - 1].clamp(min=0)
+        of, at = _ranges(tree.starts[-1][above], tree.starts[-1][above + 1])
+        items = tree.items[at]
+        logits = self._last_mile(of, items, e.state, e.place)
+        top = logits.detach().max()
+        sums = torch.zeros_like(total).index_add(0, of, (logits - top).exp())
+        own = torch.zeros_like(total).index_add(0, of, (logits - top) * (items == target[of]))
+        return (total + own - sums.log()).masked_fill(node[:, 0] < 0, -torch.inf)
+
+    def _decoded(self, x: Tensor, visits: Tensor, q: Questions) -> Tensor:
+        """What the decoder makes of [B, L, d]: targets of a stretch look at the same rows, which are mapped once."""
+        L, S = x.shape[1], len(visits)
+        number = torch.arange(len(x)) - torch.searchsorted(q.stretch, q.stretch)  # of the target within its stretch
+        many = int(number.max()) + 1
+        row = torch.arange(visits.shape[1])
+        sees = (row == 0) | ((row <= q.seen[:, None]) & (row > q.seen[:, None] - self.config.memory))
+        mask = x.new_zeros(S, many, len(row)).index_put(
+            (q.stretch, number), torch.zeros_like(sees, dtype=x.dtype).masked_fill(~sees, -torch.inf)
+        )
+        mask = mask.repeat_interleave(L, dim=1)[:, None]
+        at = torch.arange(L)
+        behind = at[:, None] - at
+        bias = self.decoder.bias(behind).masked_fill(behind < 0, -torch.inf)[None]
+        for block in self.decoder.blocks:
+            y = block.norm(x)
+            x = x + block.dropout(block.attention(y, y, bias))
+            y = x.new_zeros(S, many, L, x.shape[2]).index_put((q.stretch, number), block.memory_norm(x))
+            y = block.memory_attention(y.flatten(1, 2), visits, mask).unflatten(1, (many, L))
+            x = block.feed(x + block.dropout(y[q.stretch, number]))
+        return self.decoder.dropout(self.decoder.norm(x))
+
+    def logits(self, level: int, hidden: Tensor, nodes: Tensor, about: Tensor | None) -> Tensor:
+        """Of the codes of a level: the decoder's, and what place and popularity of the nodes they lead to are worth.
+
+        Args:
+            level: 1 to L.
+            hidden: [n, d].
+            nodes: of the level above, in the whole tree, int64 [n]; at level 1 zeros.
+            about: state and place of the nodes' requests, [n, d + 3].
+        """
+        assert about is not None
+        logits: Tensor = self.head[level - 1](hidden)
+        of, at = _ranges(self.tree.starts[level - 1][nodes], self.tree.starts[level - 1][nodes + 1])
+        more = worth(about[:, -3:], self._weights(level - 1, about[:, :-3]), of, self.tree.facts[level - 1][at])
+        return logits.index_put((of, self.tree.codes[level - 1][at]), more, accumulate=True)
+
+    def _last_mile(self, of: Tensor, items: Tensor, state: Tensor, place: Tensor) -> Tensor:
+        """Logits [n] of catalog rows [n] among those that share their codes, of requests ``of`` [n] of [B]."""
+        return worth(place, self._weights(self.levels, state), of, self.tree.facts[-1][items])
+
+    def _weights(self, level: int, state: Tensor) -> Tensor:
+        own = slice(level * FEATURES, (level + 1) * FEATURES)
+        return F.linear(state, self.worth.weight[own], self.worth.bias[own])
+
+    def embed(self, level: int, codes: Tensor) -> Tensor:
+        """What the decoder takes for codes of a level, int [n] to [n, d]."""
+        found: Tensor = self.code[level - 1](codes.long() + 1)
+        return found
+
+    # --- lists ------------------------------------------------------------------------------------------------------
+
+    def memory(self, e: Encoded, q: Questions) -> Memory:
+        """For ``decoding.score`` and ``beam``: what the decoder looks back on, newest last, after what stands for nothing."""
+        row = torch.arange(e.visits.shape[1])
+        sees = (row == 0) | ((row <= q.seen[:, None]) & (row > q.seen[:, None] - self.config.memory))
+        offsets = F.pad(sees.sum(1).cumsum(0), (1, 0))
+        return Memory(e.visits[q.stretch][sees], offsets, e.state, torch.cat([e.state, e.place], dim=1))
+
+    @torch.no_grad()
+    def score(self, q: Questions, rows: Tensor, users: Tensor, index: Index, allowed: Allowed | None = None) -> Tensor:
+        """Exact log p of every allowed item, as ``decoding.score`` returns them; as for ``encode``."""
+        e = self.encode(q, rows, users)
+
+        def last_mile(of: Tensor, items: Tensor) -> Tensor:
+            return self._last_mile(of, items, e.state, e.place)
+
+        generated = score(self, self.memory(e, q), index, allowed, last_mile)
+        rows_of = torch.arange(len(q.seen))
+        copied = e.state.new_zeros(len(q.seen), len(self.facts.codes))
+        copied.scatter_add_(1, e.copied_items, e.copied)
+        if allowed is None:
+            of, items = rows_of.repeat_interleave(len(index)), torch.from_numpy(index.items).long().repeat(len(rows_of))
+            return _mixed(e.gate[of], copied[of, items], generated.flatten()).view_as(generated)
+        return _mixed(e.gate[allowed.requests], copied[allowed.requests, allowed.items], generated)
+
+
+def _ranges(starts: Tensor, stops: Tensor) -> tuple[Tensor, Tensor]:
+    """Of segments starts[i] to stops[i]: the segment and the number of each row, int64 [rows]."""
+    counts = stops - starts
+    of = torch.repeat_interleave(counts)
+    return of, ranges_unchecked(stops, counts, len(of))
+
+
+def _mixed(gate: Tensor, copied: Tensor, generated: Tensor) -> Tensor:
+    """log(g p_copy + (1 - g) p_gen) of the gate's logs [B, 2], p_copy [B] and log p_gen [B]."""
+    generated = gate[:, 1] + generated
+    top = generated.detach().clamp(min=-60.0)  # e^-60 of 1 is nothing, and its inverse is a float32 still
+    p = gate[:, 0].exp() * copied * (-top).exp() + (generated - top).exp()
+    dead = p == 0
+    return (top + p.masked_fill(dead, 1.0).log()).masked_fill(dead, -torch.inf)
