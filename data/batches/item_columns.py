@@ -28,6 +28,19 @@ MOST_COMBINATIONS = 65_536
 """The most frequent combinations of attributes that are kept."""
 
 
+def solar_shift(lon: Tensor) -> Tensor:
+    """``FoundItems.shift`` of items by their longitude in degrees, 0 where it is NaN: int64 [N]."""
+    return _shift(_solar_hours(lon))
+
+
+def _solar_hours(lon: Tensor) -> Tensor:
+    return lon.nan_to_num(0).div(15).round()
+
+
+def _shift(hours: Tensor) -> Tensor:
+    return hours.long() * HOUR - _MONDAY
+
+
 class Layout:
     """Where each column stands among an item's words; follows from the features alone, so all ranks agree on it.
 
@@ -67,7 +80,7 @@ class Layout:
             some = slice(start, start + _BLOCK)
             at = unit_vectors(torch.from_numpy(lat[some]), torch.from_numpy(lon[some]))
             words[some, self.place] = at.float().numpy().view(np.int32)
-            small[some, 0] = torch.from_numpy(lon[some]).nan_to_num(0).div(15).round().to(torch.int8).numpy()
+            small[some, 0] = _solar_hours(torch.from_numpy(lon[some])).to(torch.int8).numpy()
         if self.has_activity:
             count, last = (_numbers(items[c], np.int64) for c in ("positives", "last_positive"))
             days = (max(int(last.max(initial=0)), 0) - last) / (24 * HOUR)
@@ -111,7 +124,7 @@ class FoundItems:
     @property
     def shift(self) -> Tensor:
         """Seconds to add to UTC, so that an hour of the solar week starts at multiples of 3,600, int64 [U]."""
-        return self._small[:, 0].long() * HOUR - _MONDAY
+        return _shift(self._small[:, 0])
 
     @property
     def activity(self) -> Tensor:

@@ -19,16 +19,22 @@ Shapes: S stretches of visits, T visits in all, B targets, U distinct items, d c
 columns of an item's row, P of a user's.
 """
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...data.batches.activity import COLD
 from ...data.batches.features import HOURS_PER_WEEK
+from ...data.batches.item_columns import HOUR, solar_shift
+from ...data.batches.semantic_features import SemanticFeatures
+from ...data.batches.sequences import SequenceBatch
 from ...data.plain import check_numbers
-from ...kernels.haversine import unit_vectors_km
+from ...kernels.haversine import unit_vectors, unit_vectors_km
 from ...kernels.jagged import ranges_unchecked
 from ...kernels.trie_topk import trie_logsumexp_unchecked
 from .decoding import Softmax, score
@@ -91,20 +97,34 @@ def curve(x: Tensor, heights: Tensor, of: Tensor) -> Tensor:
     return (flat.index_select(0, row) * (1 - above) + flat.index_select(0, row + 1) * above) * there
 
 
-class ItemFacts(NamedTuple):
+class PlaceFacts(NamedTuple):
     """What is known of all items, by catalog row; row 0 is none.
 
     Attributes:
         codes: int64 [I, L], -1 where an item has none.
         place: unit vectors, NaN where unknown, float32 [I, 3].
-        popularity: log(1 + training visits); fewer than ``COLD`` look alike, float32 [I].
-        shift: seconds to add to UTC, see ``FoundItems.shift``, int64 [I].
+        popularity: log(1 + training visits); fewer than ``COLD`` look alike, as a place without any is no target in
+            training, float32 [I].
+        shift: seconds to add to UTC, so that an hour of the solar week starts at multiples of 3,600, int64 [I].
     """
 
     codes: Tensor
     place: Tensor
     popularity: Tensor
     shift: Tensor
+
+    @classmethod
+    def of(cls, catalog: pa.Table, tokens: SemanticFeatures) -> Self:
+        """Of a prepared folder's ``catalog.parquet`` and the semantic IDs of its items."""
+        lat, lon, positives = (
+            torch.from_numpy(catalog[name].to_numpy().astype(np.float64)) for name in ("lat", "lon", "positives")
+        )
+        return cls(
+            torch.from_numpy(tokens.codes),
+            unit_vectors(lat, lon).float(),
+            positives.clamp(min=COLD - 1).log1p().float(),
+            solar_shift(lon),
+        )
 
 
 class Tree:
@@ -118,7 +138,7 @@ class Tree:
         facts: by level, and last of the catalog's rows: popularity, log(1 + radius in km), centre, [n, 2 + 3].
     """
 
-    def __init__(self, index: Index, facts: ItemFacts) -> None:
+    def __init__(self, index: Index, facts: PlaceFacts) -> None:
         whole = index.whole()
         self.starts = [whole.levels[0].offsets.long(), *(level.children.long() for level in whole.levels)]
         self.codes = [level.codes.long() for level in whole.levels]
@@ -132,7 +152,7 @@ class Tree:
         self.facts.append(torch.cat([facts.popularity[:, None], torch.zeros(len(facts.place), 1), facts.place], dim=1))
 
 
-def _node_facts(facts: ItemFacts, items: Tensor, node: Tensor) -> Tensor:
+def _node_facts(facts: PlaceFacts, items: Tensor, node: Tensor) -> Tensor:
     nodes = int(node.max()) + 1 if len(node) else 0
     visits = facts.popularity[items].expm1()
     place = facts.place[items]
@@ -192,6 +212,21 @@ class Questions:
     place: Tensor
     target: Tensor | None = None
 
+    @classmethod
+    def of(cls, batch: SequenceBatch) -> Self:
+        """Of a batch of ``SequenceLoader``: all its targets, those too that don't count."""
+        items, visits = batch.item.unique(return_inverse=True)
+        place = unit_vectors(batch.lat.double(), batch.lon.double()).float()
+        return cls(
+            items, visits, batch.offsets, batch.time, batch.stretch, batch.seen, batch.target_time, place, batch.target
+        )
+
+    def some(self, targets: Tensor) -> Self:
+        """Some of the targets, bool [B], on the same visits."""
+        own = (x[targets] for x in (self.stretch, self.seen, self.asked, self.place))
+        target = None if self.target is None else self.target[targets]
+        return type(self)(self.items, self.visits, self.offsets, self.time, *own, target)
+
 
 class Encoded(NamedTuple):
     """What visits and requests give.
@@ -226,7 +261,7 @@ class Generator(nn.Module):
     softmax: Softmax = "existing"
 
     def __init__(
-        self, config: GeneratorConfig, facts: ItemFacts, index: Index, item_columns: int, user_columns: int
+        self, config: GeneratorConfig, facts: PlaceFacts, index: Index, item_columns: int, user_columns: int
     ) -> None:
         super().__init__()
         d = config.columns
@@ -262,7 +297,7 @@ class Generator(nn.Module):
             nn.init.normal_(self.copy_curves.weight, std=0.01)
             self.copy_curves.bias.zero_()
 
-    def set_items(self, facts: ItemFacts, index: Index) -> None:
+    def set_items(self, facts: PlaceFacts, index: Index) -> None:
         """Take other items, as after ``tokenize --add``: no weight depends on how many there are."""
         self.facts, self.tree = facts, Tree(index, facts)
 
@@ -293,9 +328,9 @@ class Generator(nn.Module):
         item, time = item[visit].masked_fill(~there, 0), time[visit]
         last = self.facts.place[item[:, -1]]
         place = torch.where(q.place.isnan(), last, q.place)
-        hours = ((q.asked[:, None] - time) / 3600).float().clamp(min=0).masked_fill(~there, torch.nan).log1p()
+        hours = ((q.asked[:, None] - time) / HOUR).float().clamp(min=0).masked_fill(~there, torch.nan).log1p()
 
-        hour = self.asked_hour((q.asked + self.facts.shift[item[:, -1]]) // 3600 % HOURS_PER_WEEK)
+        hour = self.asked_hour((q.asked + self.facts.shift[item[:, -1]]) // HOUR % HOURS_PER_WEEK)
         gaps = [hats(hours[:, -1], HOUR_KNOTS), hats(unit_vectors_km(q.place, last).log1p(), KM_KNOTS)]
         known = (~q.place.isnan().any(1, keepdim=True)).float()
         state = self.request(torch.cat([hour, visits[q.stretch, row[:, -1]], users, *gaps, known], dim=1))
@@ -322,10 +357,10 @@ class Generator(nn.Module):
         if self.training and self.config.item_dropout:
             of_visits = of_visits * (torch.rand(len(of_visits), 1) >= self.config.item_dropout)
         item = q.items[q.visits]
-        hour = (q.time + self.facts.shift[item]) // 3600 % HOURS_PER_WEEK
+        hour = (q.time + self.facts.shift[item]) // HOUR % HOURS_PER_WEEK
         first = torch.zeros(len(q.visits), dtype=torch.bool)
         first[q.offsets[:-1][q.offsets.diff() > 0]] = True
-        hours = F.pad(q.time.diff(), (1, 0)) / 3600 if len(q.time) else q.time.float()
+        hours = F.pad(q.time.diff(), (1, 0)) / HOUR if len(q.time) else q.time.float()
         place = self.facts.place[item]
         km = unit_vectors_km(place, place.roll(1, 0))
         hours, km = (x.float().masked_fill(first, torch.nan) for x in (hours, km))

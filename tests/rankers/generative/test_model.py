@@ -15,7 +15,7 @@ from placerank.rankers.generative.model import (
     KM_KNOTS,
     Generator,
     GeneratorConfig,
-    ItemFacts,
+    PlaceFacts,
     Questions,
     curve,
     hats,
@@ -27,7 +27,7 @@ ITEMS, CODES, LEVELS, COLUMNS = 40, 4, 3, 5
 NOW = 1_700_000_000
 
 
-def facts(seed: int = 0) -> ItemFacts:
+def facts(seed: int = 0) -> PlaceFacts:
     """Row 0 is none; row 7 has no codes, row 9 no place; many items share their codes."""
     g = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, CODES, (ITEMS, LEVELS), generator=g)
@@ -36,10 +36,10 @@ def facts(seed: int = 0) -> ItemFacts:
     lat, lon = 52 + torch.rand(2, ITEMS, generator=g, dtype=torch.float64)
     lat[[0, 9]] = torch.nan
     positives = torch.randint(2, 50, (ITEMS,), generator=g)
-    return ItemFacts(codes, unit_vectors(lat, lon).float(), positives.float().log1p(), torch.zeros(ITEMS).long())
+    return PlaceFacts(codes, unit_vectors(lat, lon).float(), positives.float().log1p(), torch.zeros(ITEMS).long())
 
 
-def index_of(known: ItemFacts) -> Index:
+def index_of(known: PlaceFacts) -> Index:
     return Index(np.arange(1, ITEMS), known.codes[1:].numpy(), CODES)
 
 
@@ -165,7 +165,7 @@ def test_new_items_are_generated_without_training() -> None:
     known = model.facts
     index.add(np.array([ITEMS]), np.array([[1, 1, 0]]))
     model.set_items(
-        ItemFacts(
+        PlaceFacts(
             torch.cat([known.codes, torch.tensor([[1, 1, 0]])]),
             torch.cat([known.place, known.place[3:4]]),
             torch.cat([known.popularity, torch.tensor([3.0]).log()]),
