@@ -146,7 +146,7 @@ class Cornac:
     def embed(self, level: int, codes: Tensor) -> Tensor:
         return self.model.token_emb(codes.long() + self.model.offsets[level - 1])
 
-    def logits(self, level: int, hidden: Tensor) -> Tensor:
+    def logits(self, level: int, hidden: Tensor, nodes: Tensor, about: Tensor | None) -> Tensor:
         return self.model.heads[level - 1](hidden).log_softmax(dim=1)
 
     @torch.no_grad()

@@ -84,7 +84,7 @@ def train(prepared: Path, tokens: Path, seed: int, file: Path) -> Trainee:
             own = trainee.model(*trainee.inputs(batch))
             loss = -own[own.isfinite()].mean()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
             optimizer.step()
             rate.step()

@@ -83,7 +83,7 @@ class T5Tokens:
         """Input of codes of a level."""
         return F.embedding(codes.long() + (1 + (level - 1) * self.K), self.model.shared.weight)
 
-    def logits(self, level: int, hidden: Tensor) -> Tensor:
+    def logits(self, level: int, hidden: Tensor, nodes: Tensor, about: Tensor | None) -> Tensor:
         """Log p of a level's codes among all words: tied embeddings, scaled as T5's are."""
         log_p = F.linear(hidden * hidden.shape[1] ** -0.5, self.model.lm_head.weight).log_softmax(dim=1)
         first = 1 + (level - 1) * self.K

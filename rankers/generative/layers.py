@@ -242,6 +242,37 @@ class Transformer(nn.Module):
             x = block(x, bias, memory, memory_bias)
         return self.dropout(self.norm(x))
 
+    def together(self, x: Tensor, memory: Tensor, group: Tensor, number: Tensor, sees: Tensor) -> Tensor:
+        """Sequences of which several look at the same memory, whose keys and values are made once for all of them.
+
+        Args:
+            x: [B, S, d].
+            memory: [G, M, d].
+            group: which of the memories each sequence looks at, int64 [B].
+            number: of the sequence among those of its group, int64 [B].
+            sees: which rows of it, one or more, bool [B, M].
+
+        Returns:
+            [B, S, d], as ``forward`` gives for each sequence with the rows that it sees.
+        """
+        S, many = x.shape[1], int(number.max()) + 1
+        mask = x.new_zeros(len(memory), many, memory.shape[1])
+        mask[group, number] = torch.zeros_like(sees, dtype=x.dtype).masked_fill(~sees, -torch.inf)
+        mask = mask.repeat_interleave(S, dim=1)[:, None]
+        at = torch.arange(S, device=x.device)
+        behind = at[:, None] - at
+        bias = self.bias(behind).to(x.dtype)[None]
+        if self.causal:
+            bias = bias.masked_fill(behind < 0, -torch.inf)
+        x = self.dropout(x)
+        for block in self._blocks():
+            x = x + block.dropout(block.attention(block.norm(x), None, bias))
+            norm, attention = block.of_memory()
+            y = x.new_zeros(len(memory), many, S, x.shape[2]).index_put((group, number), norm(x))
+            y = attention(y.flatten(1, 2), memory, mask).unflatten(1, (many, S))
+            x = block.feed(x + block.dropout(y[group, number]))
+        return self.dropout(self.norm(x))
+
     def _blocks(self) -> list[Block]:
         return [cast(Block, block) for block in self.blocks]
 

@@ -3,15 +3,15 @@
     p(item) = g p_copy(item) + (1 - g) p_gen(item)
     p_gen(item) = product over levels of p(code | codes before it, request) * p(item | code, request)
 
-A visit is one token: its semantic ID's codes, its item's row, the hour, and the gaps in hours and km to the visit before.
-A causal encoder reads the visits, so one pass over a user serves all targets; a decoder that starts from the request
-(place, hour, user, time since the last visit) walks the prefix tree of semantic IDs. Three things a place needs, and
+A visit is one token: its semantic ID's codes, its item's row, the hour, and hours and km since the visit before. A
+causal encoder reads the visits, so one pass over a user serves all targets; a decoder that starts from the request
+(place, hour, user, time since the last visit) walks the prefix tree of semantic IDs. Three things a place needs and
 models of semantic IDs for shops on the net have not:
 
 - **What exists.** A softmax is over the codes that lead to an item. The sum over all items is 1.
 - **Where it is.** A node of the tree has a centre, a radius and a popularity, and so has an item. What distance and
-  popularity are worth is asked of the request, a weight a feature; it is added to the decoder's logits. It starts as the
-  floor popularity / (1 + km), and the decoder learns what that floor doesn't know. New items have all of it too.
+  popularity are worth is asked of the request, a weight a feature, and added to the decoder's logits. It starts as the
+  floor popularity / (1 + km); the decoder learns what that floor doesn't know. New items have all of it too.
 - **Habit.** Three visits in four may be to a place where the user has been. p_copy points at past visits: at the items,
   not at their codes, which others share.
 
@@ -19,7 +19,8 @@ Shapes: S stretches of visits, T visits in all, B targets, U distinct items, d c
 columns of an item's row, P of a user's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -223,9 +224,14 @@ class Questions:
 
     def some(self, targets: Tensor) -> Self:
         """Some of the targets, bool [B], on the same visits."""
-        own = (x[targets] for x in (self.stretch, self.seen, self.asked, self.place))
-        target = None if self.target is None else self.target[targets]
-        return type(self)(self.items, self.visits, self.offsets, self.time, *own, target)
+        return replace(
+            self,
+            stretch=self.stretch[targets],
+            seen=self.seen[targets],
+            asked=self.asked[targets],
+            place=self.place[targets],
+            target=None if self.target is None else self.target[targets],
+        )
 
 
 class Encoded(NamedTuple):
@@ -265,13 +271,22 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         d = config.columns
-        sizes = {"columns": d, "heads": config.heads, "head_columns": d // config.heads, "hidden": config.hidden}
+        transformer = partial(
+            Transformer,
+            columns=d,
+            heads=config.heads,
+            head_columns=d // config.heads,
+            hidden=config.hidden,
+            layers=config.layers,
+            dropout=config.dropout,
+            causal=True,
+        )
         self.config, self.levels, self.codes_per_level = config, index.levels, index.codes_per_level
         self.set_items(facts, index)
-        self.encoder = Transformer(**sizes, layers=config.layers, dropout=config.dropout, causal=True)
-        self.decoder = Transformer(**sizes, layers=config.layers, dropout=config.dropout, causal=True, memory=True)
-        self.code = nn.ModuleList([nn.Embedding(self.codes_per_level + 1, d) for _ in range(self.levels)])
-        self.head = nn.ModuleList([nn.Linear(d, self.codes_per_level) for _ in range(self.levels)])
+        self.encoder, self.decoder = transformer(), transformer(memory=True)
+        codes = [nn.Embedding(self.codes_per_level + 1, d) for _ in range(self.levels)]
+        heads = [nn.Linear(d, self.codes_per_level) for _ in range(self.levels)]
+        self.code, self.head = nn.ModuleList(codes), nn.ModuleList(heads)
         self.of_item = nn.Linear(item_columns, d, bias=False)
         self.hour = nn.Embedding(HOURS_PER_WEEK, d)
         self.gaps = nn.Linear(HOUR_KNOTS + KM_KNOTS, d)
@@ -283,10 +298,11 @@ class Generator(nn.Module):
         self.copy_query, self.copy_key = nn.Linear(d, d), nn.Linear(d, d, bias=False)
         self.copy_curves = nn.Linear(d, HOUR_KNOTS + KM_KNOTS)
         self.gate = nn.Sequential(nn.Linear(d + HOUR_KNOTS, d), nn.ReLU(), nn.Linear(d, 1))
-        self.register_buffer("never", torch.tensor([-torch.inf, 0.0]), persistent=False)  # gate of who was nowhere
-        for table in (*self.code, self.hour, self.asked_hour):
+        self.never: Tensor  # the gate of who was nowhere
+        self.register_buffer("never", torch.tensor([-torch.inf, 0.0]), persistent=False)
+        for table in (*codes, self.hour, self.asked_hour):
             nn.init.normal_(table.weight, std=0.1)
-        for head in self.head:
+        for head in heads:
             nn.init.normal_(head.weight, std=0.01)
             nn.init.zeros_(head.bias)
         with torch.no_grad():  # popularity / (1 + km), whatever the request
@@ -381,7 +397,8 @@ class Generator(nn.Module):
         tree, node = self.tree, self.tree.node[target]
         codes = self.facts.codes[target].clamp(min=0)
         x = torch.stack([e.state, *(self.embed(i + 1, codes[:, i]) for i in range(self.levels - 1))], dim=1)
-        hidden = self._decoded(x, e.visits, q)
+        number = torch.arange(len(x)) - torch.searchsorted(q.stretch, q.stretch)
+        hidden = self.decoder.together(x, e.visits, q.stretch, number, self._sees(e, q))
         total, above = e.state.new_zeros(len(target)), torch.zeros_like(target)
         for level in range(1, self.levels + 1):
             logits = self.logits(level, hidden[:, level - 1], above, torch.cat([e.state, e.place], dim=1))
@@ -397,27 +414,10 @@ class Generator(nn.Module):
         own = torch.zeros_like(total).index_add(0, of, (logits - top) * (items == target[of]))
         return (total + own - sums.log()).masked_fill(node[:, 0] < 0, -torch.inf)
 
-    def _decoded(self, x: Tensor, visits: Tensor, q: Questions) -> Tensor:
-        """What the decoder makes of [B, L, d]: targets of a stretch look at the same rows, which are mapped once."""
-        L, S = x.shape[1], len(visits)
-        number = torch.arange(len(x)) - torch.searchsorted(q.stretch, q.stretch)  # of the target within its stretch
-        many = int(number.max()) + 1
-        row = torch.arange(visits.shape[1])
-        sees = (row == 0) | ((row <= q.seen[:, None]) & (row > q.seen[:, None] - self.config.memory))
-        mask = x.new_zeros(S, many, len(row)).index_put(
-            (q.stretch, number), torch.zeros_like(sees, dtype=x.dtype).masked_fill(~sees, -torch.inf)
-        )
-        mask = mask.repeat_interleave(L, dim=1)[:, None]
-        at = torch.arange(L)
-        behind = at[:, None] - at
-        bias = self.decoder.bias(behind).masked_fill(behind < 0, -torch.inf)[None]
-        for block in self.decoder.blocks:
-            y = block.norm(x)
-            x = x + block.dropout(block.attention(y, y, bias))
-            y = x.new_zeros(S, many, L, x.shape[2]).index_put((q.stretch, number), block.memory_norm(x))
-            y = block.memory_attention(y.flatten(1, 2), visits, mask).unflatten(1, (many, L))
-            x = block.feed(x + block.dropout(y[q.stretch, number]))
-        return self.decoder.dropout(self.decoder.norm(x))
+    def _sees(self, e: Encoded, q: Questions) -> Tensor:
+        """Which rows of the visits each target's decoder looks at: that for nothing, and the last ones, bool [B, M]."""
+        row = torch.arange(e.visits.shape[1])
+        return (row == 0) | ((row <= q.seen[:, None]) & (row > q.seen[:, None] - self.config.memory))
 
     def logits(self, level: int, hidden: Tensor, nodes: Tensor, about: Tensor | None) -> Tensor:
         """Of the codes of a level: the decoder's, and what place and popularity of the nodes they lead to are worth.
@@ -450,9 +450,8 @@ class Generator(nn.Module):
     # --- lists ------------------------------------------------------------------------------------------------------
 
     def memory(self, e: Encoded, q: Questions) -> Memory:
-        """For ``decoding.score`` and ``beam``: what the decoder looks back on, newest last, after what stands for nothing."""
-        row = torch.arange(e.visits.shape[1])
-        sees = (row == 0) | ((row <= q.seen[:, None]) & (row > q.seen[:, None] - self.config.memory))
+        """For ``decoding.score`` and ``beam``: a row that stands for nothing, then the visits, the newest last."""
+        sees = self._sees(e, q)
         offsets = F.pad(sees.sum(1).cumsum(0), (1, 0))
         return Memory(e.visits[q.stretch][sees], offsets, e.state, torch.cat([e.state, e.place], dim=1))
 

@@ -24,7 +24,7 @@ class SmallModel(nn.Module):
     def embed(self, level: int, codes: Tensor) -> Tensor:
         return self.codes[level - 1](codes)
 
-    def logits(self, level: int, hidden: Tensor, *_: Any) -> Tensor:
+    def logits(self, level: int, hidden: Tensor, nodes: Tensor, about: Tensor | None) -> Tensor:
         logits = self.heads[level - 1](hidden)
         return logits.log_softmax(dim=-1) if self.softmax == "own" else logits
 

@@ -117,3 +117,20 @@ def test_gradients_reach_every_weight() -> None:
 
 def _any(x: Tensor) -> Tensor:
     return (x != 0).any()
+
+
+def test_sequences_that_share_a_memory_are_those_that_have_their_own() -> None:
+    torch.manual_seed(0)
+    decoder = Transformer(
+        columns=8, heads=2, head_columns=4, hidden=16, layers=2, dropout=0.0, causal=True, memory=True
+    ).eval()
+    with torch.no_grad():
+        decoder.bias.weight.normal_()
+        x, memory = torch.randn(4, 3, 8), torch.randn(2, 5, 8)
+        group, number = torch.tensor([0, 1, 0, 0]), torch.tensor([0, 0, 2, 1])
+        sees = torch.rand(4, 5) < 0.5
+        sees[:, 0] = True
+        found = decoder.together(x, memory, group, number, sees)
+        for i in range(4):
+            alone = decoder(x[i : i + 1], memory=memory[group[i]][sees[i]][None])
+            torch.testing.assert_close(found[i : i + 1], alone, atol=1e-5, rtol=1e-5)

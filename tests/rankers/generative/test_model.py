@@ -181,7 +181,7 @@ def test_new_items_are_generated_without_training() -> None:
 
 
 def test_an_untrained_model_knows_popularity_and_distance() -> None:
-    """Before training it is the floor popularity / (1 + km) of items that share their codes, to the width of the hats."""
+    """Before training it is the floor popularity / (1 + km) among items that share their codes."""
     torch.manual_seed(0)
     known = facts()
     model = Generator(GeneratorConfig(), known, index_of(known), COLUMNS, COLUMNS)
