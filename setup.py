@@ -97,6 +97,7 @@ setup(
             "pytest-xdist>=3.8",
             "hypothesis>=6.100",
             "mpmath>=1.3",
+            "localbucket>=1.2",  # an S3 server in one file, without needs of its own
         ],
     },
 )

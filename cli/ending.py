@@ -21,6 +21,8 @@ from types import FrameType
 from .settings import SettingsError
 
 ERRORS = "PLACERANK_ERRORS"
+LAUNCHER = "PLACERANK_LAUNCHER"
+"""Environment variable: the process id of the launcher."""
 _PR_SET_PDEATHSIG = 1
 _NO_MEMORY = re.compile(
     r"(can't|unable to) allocate|out of memory|invalid buffer size|size calculation overflow|multiplication overflow",
@@ -41,6 +43,8 @@ def ended_by_signals() -> Iterator[None]:
     rank = "TORCHELASTIC_RUN_ID" in os.environ
     if rank and sys.platform == "linux":  # a launcher that is killed can't end its ranks
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):
+            raise SystemExit(1)  # it was killed before we asked to be told, and the others would wait for it
 
     def end(number: int, frame: FrameType | None) -> None:
         if rank:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from .ending import ERRORS, complain, rank_errors
+from .ending import ERRORS, LAUNCHER, complain, rank_errors
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -40,7 +40,7 @@ def launch(command: list[str], nproc: int) -> int:
     args = torchrun.parse_args(["--standalone", f"--nproc-per-node={nproc}", "--module", "placerank.cli"])
     args.training_script_args = command  # not parsed with the rest: it would take our --run for its --run-path
     with TemporaryDirectory(prefix="placerank-") as errors:
-        os.environ[ERRORS] = errors
+        os.environ |= {ERRORS: errors, LAUNCHER: str(os.getpid())}
         try:
             torchrun.run(args)
         except ChildFailedError as error:
@@ -49,7 +49,7 @@ def launch(command: list[str], nproc: int) -> int:
             complain("interrupted" if error.sigval == signal.SIGINT else "terminated")
             return 128 + error.sigval
         finally:
-            del os.environ[ERRORS]
+            del os.environ[ERRORS], os.environ[LAUNCHER]
     return 0
 
 

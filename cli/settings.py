@@ -15,9 +15,29 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from ..data.urls import place
 
 C = TypeVar("C")
 O = TypeVar("O", bound="Options")  # noqa: E741
+
+
+_RULES = ConstructorRegistry()
+
+
+@_RULES.primitive_rule
+def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    """Paths may be URLs, whose slashes ``Path`` would fold."""
+    if info.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda args: place(args[0]),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 class SettingsError(ValueError):
@@ -68,7 +88,8 @@ def parse(prog: str, config_type: type[C], options_type: type[O], argv: list[str
     try:
         path = config_path(argv)
         from_file = file_flags(path, config_type) if path else []
-        parsed: Any = tyro.cli(both, prog=prog, description=description, args=[*from_file, *argv])
+        with _RULES:
+            parsed: Any = tyro.cli(both, prog=prog, description=description, args=[*from_file, *argv])
     except (ValueError, OSError) as error:
         raise SettingsError(str(error)) from error
     return parsed.settings, parsed.options
@@ -78,9 +99,9 @@ def config_path(argv: list[str]) -> Path | None:
     """What follows ``--config``, before the flags are parsed; None without."""
     for flag, value in zip(argv, [*argv[1:], None], strict=True):
         if flag.startswith("--config="):
-            return Path(flag.removeprefix("--config="))
+            return place(flag.removeprefix("--config="))
         if flag == "--config" and value is not None:
-            return Path(value)
+            return place(value)
     return None
 
 

@@ -2,7 +2,8 @@
 
 Every file set that placerank writes is a folder with a ``manifest.json``. A folder is written under a
 temporary name beside its place and renamed when whole, so a folder that has its name is complete. What a killed process
-left under such a name is removed when the next one writes there (see ``leftovers``).
+left under such a name is removed when the next one writes there (see ``leftovers``). Behind a URL nothing is renamed:
+there the manifest comes last, and a folder without one is not there (see ``urls``).
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from typing import Annotated, Any, Literal
 
 from .leftovers import remove_leftovers, unfinished
 from .plain import Count, Each, fault, read_json
+from .urls import Url, at_work, place, put_folder, sizes, was_begun
 
 MANIFEST = "manifest.json"
 _PACKAGES = ("placerank", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "triton", "numba", "numpy", "pyarrow")
@@ -269,9 +271,9 @@ def read_manifest(folder: Path, kind: str, verify: bool = False) -> dict[str, An
         )
     if found := fault(manifest, {"format": Count, **_COMMON, **known.fields}):
         raise ValueError(f"{path}: {found}; it is damaged, or another version of placerank wrote it: {again}")
+    there = sizes(folder, manifest["files"])
     for name, want in manifest["files"].items():
-        file = folder / name
-        size = file.stat().st_size if file.is_file() else None
+        file, size = folder / name, there[name]
         if size != want["bytes"]:
             got = "missing" if size is None else f"{size} bytes"
             raise ValueError(f"{file}: {got}, the manifest says {want['bytes']} bytes; make the folder again")
@@ -291,16 +293,22 @@ def content_hash(folder: Path) -> str | None:
 
 def check_replaceable(path: Path, overwrite: bool) -> None:
     """Raises FileExistsError if ``path`` exists and ``overwrite`` is False, or is no folder that placerank wrote."""
-    if path.exists() and not overwrite:
+    if not path.exists() or was_begun(path, MANIFEST):
+        return
+    if not overwrite:
         raise FileExistsError(f"{path} exists; choose another folder, or pass --overwrite to replace it")
-    if path.exists() and not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
+    if not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(
             f"{path} was not written by placerank (no {MANIFEST}), so it is not replaced; choose another"
         )
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Give ``new`` the name ``path``; what had it is removed after."""
+    """Give ``new`` the name ``path``, or put it there where that is a URL; what had it is removed after, or before."""
+    if isinstance(path, Url):
+        put_folder(new, path, MANIFEST)
+        shutil.rmtree(new, ignore_errors=True)
+        return
     old = unfinished(path, "old")
     try:
         if path.exists():
@@ -318,15 +326,17 @@ def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside ``path`` that takes its name when the block ends without an error.
 
     On an error it is removed and ``path`` is as it was. What dead processes left beside ``path`` is removed first.
+    For a URL the temporary folder is a local one all the same, under ``TMPDIR``.
 
     Raises:
         FileExistsError: ``path`` exists and ``overwrite`` is False, or is no folder that placerank wrote.
     """
-    path = Path(path)
-    remove_leftovers(path.parent)
+    path = place(path)
+    here = at_work(path)
+    remove_leftovers(here.parent)
     check_replaceable(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = unfinished(path, "partial")
+    here.parent.mkdir(parents=True, exist_ok=True)
+    tmp = unfinished(here, "partial")
     shutil.rmtree(tmp, ignore_errors=True)
     try:
         tmp.mkdir()

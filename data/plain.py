@@ -16,6 +16,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from .urls import place
+
 log = logging.getLogger(__name__)
 
 C = TypeVar("C")
@@ -159,7 +161,7 @@ def _made(cls: Any, plain: Any, where: str, at: str, lacking: list[str]) -> Any:
         elif found := fault(value, hint, at + name):
             raise ValueError(f"{where}: {found}")
         elif value is not None and Path in (hint, *get_args(hint)):
-            value = Path(value)
+            value = place(value)
         elif isinstance(value, list) and get_origin(hint) is tuple:
             value = tuple(value)
         values[name] = value
@@ -167,6 +169,23 @@ def _made(cls: Any, plain: Any, where: str, at: str, lacking: list[str]) -> Any:
         return cls(**values)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def set_places(config: Any) -> None:
+    """Let every path of a config be a local one or a ``Url``, also where it was given as text or as a ``Path``.
+
+    For ``__post_init__``.
+
+    Raises:
+        ValueError: a URL that placerank can't read; names the setting.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if value is not None and Path in (hint, *get_args(hint)):
+            try:
+                setattr(config, name, place(value))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
 
 
 def check_numbers(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..data.arrays import hash_ids, starts_run
 from ..data.manifest import read_manifest, verify_files
+from ..data.urls import fetched, place
 from .export import IDS, OOV
 from .quantize import packed_layout, unpack
 
@@ -125,7 +126,7 @@ def load_table(folder: Path, name: str, verify: bool = True) -> EmbeddingTable:
     """A table of an export folder. Memory-mapped in npy and safetensors; Parquet and FAISS are read into memory.
 
     Args:
-        folder: what ``placerank export`` wrote.
+        folder: what ``placerank export`` wrote; one behind a URL is fetched.
         name: of the table.
         verify: compare the hash of the table's files with the manifest's first. That reads them once from end to end,
             0.7 s a GB on a core of its own where they are in the page cache, else at the disk's speed. Without
@@ -135,7 +136,7 @@ def load_table(folder: Path, name: str, verify: bool = True) -> EmbeddingTable:
     Raises:
         FileNotFoundError, ValueError: not a whole export folder, a damaged one, or a table that it does not have.
     """
-    folder = Path(folder)
+    folder = fetched(place(folder))
     manifest = read_manifest(folder, "export")
     tables: dict[str, Any] = manifest["tables"]
     if name not in tables:

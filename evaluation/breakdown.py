@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from ..data.urls import fetched
 from ..kernels.haversine import haversine_km
 from ..training.metrics import (
     PROBABILITY_METRICS,
@@ -68,7 +69,7 @@ class ItemFacts:
     def load(cls, prepared: Path) -> "ItemFacts":
         """Read ``catalog.parquet`` of a prepared folder."""
         columns = ["name", "positives", "popularity_bucket", "lat", "lon", "city", "province"]
-        table = pq.read_table(prepared / "catalog.parquet", columns=columns).combine_chunks()
+        table = pq.read_table(fetched(prepared / "catalog.parquet"), columns=columns).combine_chunks()
         province = pc.fill_null(table["province"].cast("string"), "")
         of_province = pc.binary_join_element_wise(table["city"].cast("string"), province, "\0")
         city = pc.dictionary_encode(of_province.combine_chunks())

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data.batches.loader import SampleLoader
-from ..data.manifest import read_manifest, whole_folder, write_json, write_manifest
-from ..data.plain import check_numbers
+from ..data.manifest import MANIFEST, read_manifest, whole_folder, write_json, write_manifest
+from ..data.plain import check_numbers, set_places
+from ..data.urls import at_work, was_begun
 from ..training.inference import load_scorer, read_config
 from ..training.metrics import nan_to_none, reliability, summarize
 from ..training.predictions import Predictions, gather, predict, sampling_shift
@@ -47,6 +48,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "", least={"batch_size": 1}, batch_size=10_000_000)
+        set_places(self)
         if self.split not in SPLITS:
             raise ValueError(f"split={self.split!r}: expected one of {', '.join(SPLITS)}")
         if self.checkpoint not in ("best", "latest") and not self.checkpoint.isdecimal():
@@ -65,9 +67,9 @@ def evaluate(config: EvaluateConfig) -> Path:
         ValueError: the split is empty, or the model's scores are not finite.
     """
     out = config.out or config.run / "evaluation"
-    if out.exists() and not config.overwrite:
+    if out.exists() and not config.overwrite and not was_begun(out, MANIFEST):
         raise FileExistsError(f"{out} exists; choose another folder with --out, or pass --overwrite to replace it")
-    scratch = out.with_name(f".{out.name}.parts")
+    scratch = at_work(out).with_name(f".{at_work(out).name}.parts")
     with runtime(seed=0) as rt:
         on_first_rank(lambda: _check_run(config.run))
         data = config.data or on_first_rank(lambda: read_config(config.run)).data

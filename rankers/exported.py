@@ -47,6 +47,7 @@ from ..data.batches.batch import SampleBatch
 from ..data.batches.catalog import Catalog
 from ..data.batches.features import HISTORY_GAPS, Features, Table
 from ..data.manifest import read_manifest, write_json
+from ..data.urls import fetched, place
 from ..embeddings.reader import TABLES, EmbeddingTable, open_table
 from ..kernels.jagged import shared_rows_unchecked
 from .dense import Scorer
@@ -188,14 +189,14 @@ class ExportedRanker:
         """Read an export folder.
 
         Args:
-            folder: what ``placerank export`` wrote.
+            folder: what ``placerank export`` wrote; one behind a URL is fetched.
             verify: compare the hash of every file with the manifest's first: 0.7 s a GB, see ``load_table``. Without
                 it sizes alone are compared.
 
         Raises:
             FileNotFoundError, ValueError: not an export folder, not a whole one, or a damaged one.
         """
-        folder = Path(folder)
+        folder = fetched(place(folder))
         exported: dict[str, Any] = read_manifest(folder, "export", verify)["tables"]
         features = load_features(folder / FEATURES)
         needed = {t.name for t in features.tables}

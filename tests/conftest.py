@@ -6,7 +6,7 @@ import runpy
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,6 +51,16 @@ def fabricated(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     from made_up import fabricate
 
     return fabricate(tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The URL of a bucket on an S3 server of this machine."""
+    pytest.importorskip("localbucket", reason="needs localbucket, an S3 server: make setup installs it")
+    from placerank.benchmarks.s3_server import s3_server
+
+    with s3_server() as url:
+        yield url
 
 
 _RUNNER = str(Path(__file__).with_name("rank_main.py"))

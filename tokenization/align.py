@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data.manifest import MANIFEST, read_manifest, sha256_file, verify_files, write_json, write_manifest
-from ..data.plain import check_numbers, from_plain, read_json
+from ..data.plain import check_numbers, from_plain, read_json, set_places
 from ..data.raw.schema import read_items
+from ..data.urls import fetched, place
 from .alignment import behaviour as visits
 from .alignment.behaviour import BehaviourConfig, VisitPairs, align_behaviour
 from .alignment.finetune import METRICS, read_metrics
@@ -100,9 +101,7 @@ class AlignConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "", least={"shard_rows": 1, "queries": 0, "seed": 0})
-        self.data, self.out = Path(self.data), Path(self.out)
-        self.items = None if self.items is None else Path(self.items)
-        self.adapter = None if self.adapter is None else Path(self.adapter)
+        set_places(self)
         if self.rung != "none" and self.rung not in LADDER:
             raise ValueError(f"rung={self.rung!r}: expected none, {', '.join(LADDER)}")
         if self.resume and self.overwrite:
@@ -150,11 +149,11 @@ def read_catalog(data: Path, raw: Path | None = None) -> tuple[pa.Table, str]:
     """
     if (data / "catalog.parquet").is_file():
         content_hash = str(read_manifest(data, "prepared")["content_hash"])
-        table = pq.read_table(data / "catalog.parquet").slice(1)  # row 0 stands for items that are not in it
+        table = pq.read_table(fetched(data / "catalog.parquet")).slice(1)  # row 0 stands for items that are not in it
     else:
         table = read_items(data)
         file = data / "items.parquet" if data.is_dir() else data
-        content_hash = sha256_file(file)
+        content_hash = sha256_file(fetched(file))
     if raw is not None:
         more = read_items(raw)
         at = pc.index_in(table["item_id"].combine_chunks(), value_set=more["item_id"].combine_chunks())
@@ -170,11 +169,12 @@ class _Job:
     def __init__(self, config: AlignConfig, items: pa.Table, folder: Path, ranks: Ranks) -> None:
         self.config, self.folder, self.ranks = config, folder, ranks
         self.steps = folder / "steps"  # what is not kept: vectors of training prompts, checkpoints
-        self.parts = _parts_of(config.adapter) if config.adapter else (config.encoder, config.prompts)
-        if config.adapter is None:
+        self.adapter = None if config.adapter is None else fetched(config.adapter)
+        self.parts = _parts_of(self.adapter) if self.adapter else (config.encoder, config.prompts)
+        if self.adapter is None:
             self.items, self.districts = with_districts(items, config.districts)
         else:
-            self.items, self.districts = _placed(items, config.adapter)
+            self.items, self.districts = _placed(items, self.adapter)
         self.prompts: Prompts = build_prompts(self.items, self.parts[1])
         self.encoder: Encoder = load_encoder(self.parts[0], rank_device(config.device))
         self.images: Callable[[slice], Sequence[str | None]] | None = None
@@ -220,7 +220,7 @@ class _Job:
 
     def encode_only(self) -> dict[str, Any]:
         """Encode with the encoder as it is, or with that and the adapter of an earlier run; nothing is trained."""
-        report, earlier = self._begun("none"), self.config.adapter
+        report, earlier = self._begun("none"), self.adapter
         if earlier is None:
             self._encode_items("embeddings", None)
             return report
@@ -229,7 +229,7 @@ class _Job:
             if self.ranks.is_first:
                 shutil.copytree(earlier / "adapter", self.folder / "adapter", dirs_exist_ok=True)
         self._encode_items("embeddings", EmbeddingStore.open(earlier).made_from.get("adapter"))
-        return report | {"encoded_with": str(earlier)}
+        return report | {"encoded_with": str(self.config.adapter)}
 
     def _begun(self, rung: str) -> dict[str, Any]:
         """The report's first numbers. What the encoder can't read is told before hours of encoding."""
@@ -326,7 +326,9 @@ class _Job:
         """Vectors of the users of users.parquet, in its order, made as the anchors were in training: a shard at a
         time, and the visits of its users."""
         config, data = self.config.behaviour, self.config.data
-        ids = pq.read_table(data / "users.parquet", columns=["user_id"])["user_id"].slice(1)  # row 0: everybody else
+        ids = pq.read_table(fetched(data / "users.parquet"), columns=["user_id"])["user_id"].slice(
+            1
+        )  # row 0: everybody else
         visits_of = UserVisits(data, len(self.items)).of
         writer = EmbeddingWriter(self.folder / "users", ids, self.encoder.dim, self.config.shard_rows, of=USER)
         for shard in writer.missing()[self.ranks.rank :: self.ranks.world]:
@@ -390,11 +392,13 @@ def load_aligned(folder: Path, device: torch.device | str = "cpu") -> Encoder:
     Raises:
         FileNotFoundError, ValueError: no finished align run in ``folder``.
     """
+    folder = fetched(place(folder))
     return _load(folder, _parts_of(folder)[0], device)
 
 
 def encode_items(folder: Path, items: pa.Table, device: torch.device | str = "cpu") -> Tensor:
     """Vectors [n, D] of items in placerank's schema by an align run: its prompts, districts, encoder and adapter."""
+    folder = fetched(place(folder))
     encoder, prompts = _parts_of(folder)
     placed, _ = _placed(items, folder)
     images = items["image"].to_pylist() if "image" in items.column_names and encoder.images else None

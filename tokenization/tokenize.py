@@ -39,7 +39,8 @@ from ..data.manifest import (
     write_json,
     write_manifest,
 )
-from ..data.plain import check_numbers, read_json
+from ..data.plain import check_numbers, read_json, set_places
+from ..data.urls import fetched
 from .codes.semantic_ids import FILE, KIND, SemanticIds
 from .codes.tokenizers import (
     HGITOptions,
@@ -100,7 +101,7 @@ class TokenizeConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "", least={"block_rows": 1})
-        self.data, self.embeddings, self.out = Path(self.data), Path(self.embeddings), Path(self.out)
+        set_places(self)
         tokenizer_type(self.tokenizer)
 
     def options(self) -> Any:
@@ -177,7 +178,8 @@ class _Job:
     def __init__(self, config: TokenizeConfig, ranks: Ranks) -> None:
         self.config, self.ranks, self.device = config, ranks, rank_device(config.device)
         self.store = EmbeddingStore.open(config.embeddings)
-        self.before = SemanticIds.read(config.add) if config.add else None
+        self.add = None if config.add is None else fetched(config.add)
+        self.before = SemanticIds.read(self.add) if self.add else None
         if ranks.is_first:
             _ = self.store.ids  # needed at the end, so too much of them is told now
         self.rows = self._rows()
@@ -226,8 +228,8 @@ class _Job:
         if not every.is_file():
             in_order(every, item_blocks(config.data, _COLUMNS), self.rows)
         items, known = read_mapped(every), None
-        if config.add is not None:
-            known = config.add / _DISTRICTS
+        if self.add is not None:
+            known = self.add / _DISTRICTS
         elif config.districts.derive == "auto":
             known = self.store.folder.parent / _DISTRICTS
         if known is not None and known.is_file():
@@ -244,8 +246,8 @@ class _Job:
     def fit(self) -> Tokenizer:
         """The tokenizer: of the tokens to go on from, or fitted; also if it was fitted before the run was killed."""
         config, folder = self.config, self.folder / _TOKENIZER
-        if config.add is not None:
-            return self._loaded(config.add / _TOKENIZER)
+        if self.add is not None:
+            return self._loaded(self.add / _TOKENIZER)
         if not (folder / MANIFEST).is_file():
             tokenizer = tokenizer_type(config.tokenizer)(config.codebook, config.options())
             tokenizer.fit(
@@ -320,8 +322,8 @@ class _Job:
             ids = SemanticIds.first(self.store.ids, codes, tokenizer.config.codes, tokenizer_hash)
             shown = ids.codes, ids.suffixes
         else:
-            assert config.add is not None and self.new is not None
-            shutil.copytree(config.add / _TOKENIZER, self.folder / _TOKENIZER, dirs_exist_ok=True)
+            assert self.add is not None and self.new is not None
+            shutil.copytree(self.add / _TOKENIZER, self.folder / _TOKENIZER, dirs_exist_ok=True)
             ids = self.before.added(self.store.ids.take(pa.array(self.new)), codes)
             rows = pc.index_in(self.store.ids, value_set=ids.ids).to_numpy(zero_copy_only=False)
             shown = ids.codes[rows], ids.suffixes[rows]

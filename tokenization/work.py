@@ -11,6 +11,7 @@ from typing import Any
 from ..data.leftovers import remove_leftovers
 from ..data.manifest import check_replaceable, replace_folder, write_json
 from ..data.plain import read_json
+from ..data.urls import at_work, check_seen
 from .ranks import Ranks
 
 _IDENTITY, _WHOLE = "identity.json", "whole"
@@ -18,7 +19,8 @@ _IDENTITY, _WHOLE = "identity.json", "whole"
 
 def partial_of(out: Path) -> Path:
     """Where an unfinished folder lies, with what identifies it: both go when it is whole."""
-    return out.with_name(f".{out.name}.partial")
+    here = at_work(out)
+    return here.with_name(f".{here.name}.partial")
 
 
 @contextmanager
@@ -39,9 +41,9 @@ def resumable_folder(
         FileExistsError: ``out`` exists, or was begun, and neither flag says what to do; or is none of placerank's.
         ValueError: the unfinished folder was begun with other settings.
     """
-    out, partial = Path(out), partial_of(Path(out))
+    partial = partial_of(out)
     if ranks.is_first:
-        _clear(out.parent, partial)
+        _clear(partial.parent, partial)
     ranks.barrier()
     check_replaceable(out, overwrite)
     if partial.exists() and not resume and not overwrite:
@@ -64,12 +66,15 @@ def resumable_folder(
         (partial / _WHOLE).mkdir(parents=True, exist_ok=True)
         write_json(partial / _IDENTITY, identity)
     ranks.barrier()
+    ranks.each(lambda: check_seen(partial))
     yield partial / _WHOLE
     ranks.barrier()
-    if ranks.is_first:
+
+    def finish() -> None:
         replace_folder(partial / _WHOLE, out)
         shutil.rmtree(partial, ignore_errors=True)
-    ranks.barrier()
+
+    ranks.first(finish)
 
 
 def _clear(parent: Path, partial: Path) -> None:

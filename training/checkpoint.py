@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import traceback
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,6 +38,7 @@ from torch.distributed.remote_device import _remote_device
 from torch.distributed.tensor import DTensor
 
 from ..data.manifest import MANIFEST, describe_file, environment, write_json
+from ..data.urls import Url, listed
 from .runtime import on_first_rank
 
 log = logging.getLogger(__name__)
@@ -62,9 +64,12 @@ def remove_partial(folder: Path) -> None:
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Steps of all whole checkpoints, oldest first."""
-    names = [_NAME.fullmatch(p.name) for p in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(m[1]) for m in names if m)
+    """Steps of all whole checkpoints, oldest first. Behind a URL those are the ones with a manifest."""
+    if isinstance(folder, Url):
+        found = [name.split("/")[0] for name in listed(folder) if name.endswith(f"/{MANIFEST}")]
+    else:
+        found = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(m[1]) for m in map(_NAME.fullmatch, found) if m)
 
 
 class _GivenUp(RuntimeError):
@@ -173,9 +178,19 @@ class Checkpointer:
         folder: holds all checkpoints; on a file system that all ranks share.
         keep: how many of the newest are kept; a step in ``protected`` stays besides.
         group: a gloo group that nobody else uses: saving goes on while training communicates.
+        before_prune, after_prune: called on the first rank before checkpoints that are no longer kept are removed, and
+            when what was started is whole and they are.
     """
 
-    def __init__(self, folder: Path, keep: int, group: dist.ProcessGroup) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        group: dist.ProcessGroup,
+        before_prune: Callable[[], None] = lambda: None,
+        after_prune: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.before_prune, self.after_prune = before_prune, after_prune
         self.folder = folder
         self.keep = keep
         self.group = group
@@ -244,11 +259,13 @@ class Checkpointer:
             ) from error
         self._pending = None
         if dist.get_rank() == 0:
+            self.before_prune()
             for step in saved_steps(self.folder)[: -self.keep]:
                 if step not in self.protected:
                     path = checkpoint_path(self.folder, step)
                     os.rename(path, _partial_path(path))  # at once: half of one must not bear the name of a whole
                     shutil.rmtree(_partial_path(path))
+            self.after_prune()
 
     def _give_up(self) -> None:
         """Let what is being written not become a checkpoint, and remove it."""

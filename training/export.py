@@ -9,7 +9,8 @@ import torch
 
 from ..data.batches.features import CLUSTER, HOURS_PER_WEEK, LEVEL, NGRAM, USER_CLUSTER, Features
 from ..data.manifest import MANIFEST, sha256_file, whole_folder, write_manifest
-from ..data.plain import check_numbers
+from ..data.plain import check_numbers, set_places
+from ..data.urls import fetched
 from ..embeddings.export import RawIds, check_format, export_tables, for_pandas
 from ..embeddings.reader import TABLES
 from ..embeddings.shards import CheckpointTables
@@ -52,7 +53,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "", least={"block_rows": 1})
-        self.run, self.out = Path(self.run), Path(self.out)
+        set_places(self)
         check_format(self.format, self.dtype)
         if self.tables is not None and (not self.tables or len(set(self.tables)) != len(self.tables)):
             raise ValueError(f"tables={self.tables}: expected one or more names, each once")
@@ -110,13 +111,13 @@ def raw_ids(data: Path, features: Features, table: str) -> RawIds:
     if table == "hour":
         return RawIds(HOURS_PER_WEEK)
     if table in ("item", ITEM_FINAL):
-        return RawIds.read(data / "catalog.parquet", "item_id")
+        return RawIds.read(fetched(data / "catalog.parquet"), "item_id")
     if table in ("user", USER_FINAL):
-        return RawIds.read(data / "users.parquet", "user_id")
+        return RawIds.read(fetched(data / "users.parquet"), "user_id")
     if table in (CLUSTER, USER_CLUSTER) or table.startswith((LEVEL, NGRAM)):
         return RawIds(next(t.rows for t in features.tables if t.name == table))  # the row is 1 + the code, or a hash
     vocabulary = "category" if table == "category_path" else table
-    return RawIds.read(data / "vocab" / f"{vocabulary}.parquet")
+    return RawIds.read(fetched(data / "vocab" / f"{vocabulary}.parquet"))
 
 
 def load_dense(checkpoint: Path, features: Features, config: RankerConfig) -> Scorer:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..data.batches.features import Features
+from ..data.urls import fetched
 from ..rankers.dense import RankerConfig
 from .inputs import Inputs
 from .runtime import on_first_rank
@@ -78,7 +79,7 @@ def vocabularies(inputs: Inputs) -> dict[str, dict[str, Any]]:
     found = {}
     for name in sorted(names & inputs.manifest["tables"].keys()):  # the others' rows are numbers by themselves: hours
         file, column = where.get(name, (f"vocab/{name}", "value"))
-        ids = pq.read_table(inputs.folder / f"{file}.parquet", columns=[column])[column]
+        ids = pq.read_table(fetched(inputs.folder / f"{file}.parquet"), columns=[column])[column]
         found[name] = {"ids": len(ids) - 1, "sha256": hash_in_order(ids)}
     return found
 

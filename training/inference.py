@@ -8,6 +8,7 @@ from typing import Any
 from ..data.batches.catalog import Catalog
 from ..data.manifest import MANIFEST
 from ..data.plain import from_plain
+from ..data.urls import Url, fetched
 from .checkpoint import checkpoint_path, load, saved_steps, verify
 from .identity import Identity
 from .inputs import read_inputs
@@ -47,7 +48,9 @@ def read_config(run: Path, data: Path | None = None, semantic_ids: Path | None =
 
 def _found(folder: Path, run: Path, run_then: Path, flag: str) -> Path:
     """A folder that a run was made of."""
-    moved = Path(os.path.normpath(run.absolute() / os.path.relpath(folder, run_then)))
+    moved = folder
+    if not any(isinstance(path, Url) for path in (folder, run, run_then)):
+        moved = Path(os.path.normpath(run.absolute() / os.path.relpath(folder, run_then)))
     for path in (folder, moved):
         if (path / MANIFEST).is_file():
             return path
@@ -88,7 +91,7 @@ def open_checkpoint(run: Path, which: str, identity: Identity) -> tuple[Path, di
         identity: of the data and the config that it is to be used with.
 
     Returns:
-        Its folder and its manifest.
+        Its folder on this disk, and its manifest.
 
     Raises:
         FileNotFoundError: there is none such.
@@ -96,13 +99,13 @@ def open_checkpoint(run: Path, which: str, identity: Identity) -> tuple[Path, di
     """
     path = find_checkpoint(run, which)
     try:
-        saved = verify(path)
+        saved = verify(copy := fetched(path))
     except ValueError as error:
         steps = [str(step) for step in saved_steps(path.parent) if checkpoint_path(path.parent, step) != path]
         others = f"choose another with --checkpoint: {', '.join(steps)}" if steps else "there is no other: train again"
         raise ValueError(f"checkpoint {path} can't be used: {error}; {others}") from error
     identity.check(saved, f"checkpoint {path}")
-    return path, saved
+    return copy, saved
 
 
 def load_scorer(
@@ -134,6 +137,8 @@ def load_scorer(
     inputs = read_inputs(config.data, config.features, config.ranker)
     identity = Identity.of(inputs, config.ranker)
     path, saved = on_first_rank(lambda: open_checkpoint(run, checkpoint, identity))
+    if isinstance(run, Url):  # on this machine, too
+        path = fetched(checkpoint_path(run / CHECKPOINTS, saved["step"]))
     catalog = inputs.catalog(rt.device, cut=config.sharding.catalog == "sharded")
     trainee = assemble(
         inputs.features,

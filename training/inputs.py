@@ -17,6 +17,7 @@ from ..data.batches.semantic_features import SemanticFeatures
 from ..data.batches.sharded_catalog import ShardedCatalog
 from ..data.manifest import MANIFEST, read_manifest
 from ..data.one_copy import one_copy
+from ..data.urls import fetched
 from ..rankers.dense import RankerConfig
 from ..rankers.plugins.akt import AktConfig
 
@@ -57,16 +58,16 @@ class Inputs:
         Raises:
             FileNotFoundError, ValueError: the semantic IDs are damaged, or of other items.
         """
-        items = pq.read_table(self.folder / _ITEMS, columns=columns and [*columns])
+        items = pq.read_table(fetched(self.folder / _ITEMS), columns=columns and [*columns])
         if self.tokens is None:
             return items
-        ids = pq.read_table(self.folder / _ITEMS, columns=["item_id"])["item_id"]
+        ids = pq.read_table(fetched(self.folder / _ITEMS), columns=["item_id"])["item_id"]
         tables = _tables(SemanticFeatures.load(self.tokens, ids), self.ngram_rows, self.akt)
         return with_columns(items, {name: rows for name, (rows, _) in tables.items()})
 
     def read_users(self) -> pa.Table:
         """The prepared ``users.parquet``."""
-        return pq.read_table(self.folder / "users.parquet")
+        return pq.read_table(fetched(self.folder / "users.parquet"))
 
     def catalog(self, device: torch.device, cut: bool = False) -> Catalog:
         """The catalog, of which each machine's host holds one copy. All ranks call it.
@@ -85,7 +86,7 @@ class Inputs:
         return ShardedCatalog(columns, self.features, device, dist.new_group())
 
     def _columns(self) -> dict[str, torch.Tensor]:
-        needed = columns_to_read(self.features, pq.read_schema(self.folder / _ITEMS).names)
+        needed = columns_to_read(self.features, pq.read_schema(fetched(self.folder / _ITEMS)).names)
         return catalog_columns(self.read_items(needed), self.read_users(), self.features)
 
     def check_semantic_ids(self, trained_with: str | None, where: str) -> None:
@@ -126,7 +127,7 @@ def read_inputs(data: Path, features: FeatureConfig, ranker: RankerConfig) -> In
         adaptive=ranker.rest.enabled and ranker.rest.density_adaptive,
     )
     if ranker.rest.enabled and ranker.rest.contrast:
-        lat = pq.read_table(data / _ITEMS, columns=["lat"])["lat"]
+        lat = pq.read_table(fetched(data / _ITEMS), columns=["lat"])["lat"]
         if lat.null_count == len(lat):
             raise ValueError(
                 f"{data}: rest contrasts items by where they are, and none has coordinates; leave rest out"

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,16 @@ from ..data.batches.line_loader import read_ahead
 from ..data.batches.loader import SampleLoader
 from ..data.leftovers import remove_leftovers
 from ..data.manifest import drop_lines_after, environment, write_json
-from ..data.plain import check_numbers
+from ..data.plain import check_numbers, set_places
+from ..data.ranks import Ranks
+from ..data.urls import Url, at_work, check_seen
 from ..rankers.dense import RankerConfig, Scores
 from .checkpoint import Checkpointer, load, newest_whole, remove_partial
 from .identity import Identity
 from .inputs import read_inputs
 from .model import OptimizerConfig, Trainee, assemble, average_buffers, table_rows
 from .predictions import sampling_shift, validate
+from .run_at_url import RunAtUrl
 from .run_files import BEST, CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS
 from .run_lock import LOCK, run_lock
 from .runtime import Runtime, on_first_rank, runtime
@@ -52,7 +56,7 @@ class TrainConfig:
     data: Path
     """Folder that `placerank prepare` made."""
     run: Path
-    """Folder of this run: config, metrics, checkpoints."""
+    """Folder of this run: config, metrics, checkpoints. Behind a URL it is kept as far as checkpoints are whole."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
     """Which features the ranker sees."""
     ranker: RankerConfig = field(default_factory=RankerConfig)
@@ -93,6 +97,7 @@ class TrainConfig:
             least=dict.fromkeys(("batch_size", "epochs", "keep_checkpoints", "log_every"), 1),
             batch_size=10_000_000,
         )
+        set_places(self)
         for name in ("validate_every", "patience", "checkpoint_every", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
@@ -116,8 +121,13 @@ def train(config: TrainConfig) -> Path:
     """
     inputs = read_inputs(config.data, config.features, config.ranker)
     features, manifest = inputs.features, inputs.manifest
+    there, config = config.run, replace(config, run=at_work(config.run))
+    elsewhere = RunAtUrl(there, config.run) if isinstance(there, Url) else None
     with runtime(config.seed) as rt, ExitStack() as stack:
         on_first_rank(lambda: stack.enter_context(run_lock(config.run)))
+        if elsewhere is not None:
+            on_first_rank(partial(elsewhere.open, config.resume, config.overwrite))
+        Ranks.current().each(lambda: check_seen(config.run))
         on_first_rank(lambda: _check_run_folder(config))
         catalog = inputs.catalog(rt.device, cut=config.sharding.catalog == "sharded")
         history = manifest["splits"]["train"]["mean_history"]
@@ -133,17 +143,31 @@ def train(config: TrainConfig) -> Path:
         )
         identity = Identity.of(inputs, config.ranker)
         on_first_rank(lambda: _open_run_folder(config))  # not before: settings that don't fit must not cost a run
-        loop = _Loop(config, rt, catalog, trainee, identity)
+        if elsewhere is not None and config.overwrite:
+            on_first_rank(elsewhere.clear)
+        loop = _Loop(config, rt, catalog, trainee, identity, elsewhere)
         if config.resume:
             loop.resume()
         if rt.is_first:  # not before: a config that doesn't fit must not replace the run's own
-            write_json(config.run / CONFIG, _with_whole_paths(config))
+            write_json(config.run / CONFIG, _with_whole_paths(replace(config, run=there)))
             if damaged := drop_lines_after(config.run / METRICS, loop.step):
                 log.warning("%s: %d damaged lines are dropped", config.run / METRICS, damaged)
             write_json(config.run / ENVIRONMENT, {**environment(), "world_size": rt.world_size})
             (config.run / "plan.txt").write_text(str(trainee.plan))
+        if elsewhere is not None:
+            on_first_rank(elsewhere.put)
         loop.run()
-    return config.run
+        if elsewhere is not None:
+            on_first_rank(elsewhere.close)
+            on_first_rank(lambda: _empty(config.run))
+    return there
+
+
+def _empty(run: Path) -> None:
+    """What a run leaves on this disk that has its folder behind a URL: nothing."""
+    for path in run.iterdir():
+        if path.name != LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _check_run_folder(config: TrainConfig) -> None:
@@ -184,6 +208,7 @@ class _Loop:
         catalog: Catalog,
         trainee: Trainee,
         identity: Identity,
+        elsewhere: RunAtUrl | None,
     ) -> None:
         if config.precision == "bf16" and rt.device.type != "cuda":
             raise ValueError(f"precision=bf16 needs CUDA, this rank runs on {rt.device}; use fp32")
@@ -201,7 +226,8 @@ class _Loop:
             for split in ("train", "valid")
         )
         self.shift = sampling_shift(identity.inputs.manifest, "valid")
-        self.checkpoints = Checkpointer(config.run / CHECKPOINTS, config.keep_checkpoints, rt.background)
+        hooks = () if elsewhere is None else (elsewhere.wait, elsewhere.start)
+        self.checkpoints = Checkpointer(config.run / CHECKPOINTS, config.keep_checkpoints, rt.background, *hooks)
         self.step = 0
         self.pipelined = rt.device.type == "cuda" if config.pipelined is None else config.pipelined
         self.position = self.loader.state_dict()

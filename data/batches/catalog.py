@@ -12,6 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ...kernels.haversine import unit_vectors, unit_vectors_km
 from ...kernels.jagged import ranges_unchecked, segment_ids_unchecked, shared_rows_unchecked
+from ..urls import fetched
 from .activity import activity_features
 from .batch import RankingBatch, SampleBatch
 from .dense_batch import Context, DenseBatch, LossInputs, Traits
@@ -67,8 +68,8 @@ class Catalog:
             device: where the items lie.
             semantic: rows of the tables that are made of semantic IDs, [I] by name; an export's catalog has them.
         """
-        items = with_columns(pq.read_table(prepared / "catalog.parquet"), semantic or {})
-        return cls.of(items, pq.read_table(prepared / "users.parquet"), features, torch.device(device))
+        items = with_columns(pq.read_table(fetched(prepared / "catalog.parquet")), semantic or {})
+        return cls.of(items, pq.read_table(fetched(prepared / "users.parquet")), features, torch.device(device))
 
     def _own_words(self, words: Tensor) -> Tensor:
         """The rows of ``words`` that lie on this device."""

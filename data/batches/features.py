@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ..plain import check_numbers
+from ..plain import check_numbers, set_places
 from .activity import ACTIVITY_DIM
 
 HOURS_PER_WEEK = 168
@@ -56,6 +56,7 @@ class FeatureConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "features", least={"ngram_rows": 1}, embedding_dim=4_096, pooled_dim=4_096)
+        set_places(self)
         for name in ("embedding_dim", "pooled_dim"):
             value = getattr(self, name)
             if value < 4 or value % 4:

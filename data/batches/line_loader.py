@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ..urls import UrlError, open_parquet, told
 from .epoch import Intervals, Line, after, cut, share, total
 
 _WINDOW = 4  # row groups that are shuffled together
@@ -225,7 +226,7 @@ class RowGroups:
         for group in groups:
             path, index = self._at[group]
             try:
-                with pq.ParquetFile(path, metadata=self._footers.get(path)) as source:
+                with told(path), open_parquet(path, metadata=self._footers.get(path)) as source:
                     footer = self._footers[path] = source.metadata
                     if index >= footer.num_row_groups:
                         raise ValueError(
@@ -233,6 +234,8 @@ class RowGroups:
                             "the data again"
                         )
                     table = source.read_row_group(index, columns=columns(source.schema_arrow.names))
+            except UrlError:
+                raise
             except (pa.ArrowInvalid, OSError) as error:
                 raise ValueError(
                     f"{path}: not a whole Parquet file of samples ({error}); prepare the data again"

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ..manifest import read_manifest
 from ..requests import PROBABILITY, Requests, columns_to_read
+from ..urls import place
 from .batch import SampleBatch
 from .line_loader import LineLoader, RowGroups
 
@@ -19,7 +20,7 @@ class SampleLoader(LineLoader[Requests, SampleBatch]):
     A sample is a candidate, the unit that stays together is a request.
 
     Args:
-        folder: a prepared folder.
+        folder: a prepared folder; one behind a URL is read from where it lies, row group by row group.
         split: "train", "valid" or "test".
         batch_size: samples a batch, on each rank, however many requests they belong to.
         rank, world_size: this rank and how many there are.
@@ -43,9 +44,10 @@ class SampleLoader(LineLoader[Requests, SampleBatch]):
         shuffle: bool = False,
         prefetch: int = 8,
     ) -> None:
-        manifest = read_manifest(Path(folder), "prepared")
+        folder = place(folder)
+        manifest = read_manifest(folder, "prepared")
         self._longest = manifest["history_length"]
-        self._groups = _row_groups(Path(folder), split, manifest)
+        self._groups = _row_groups(folder, split, manifest)
         super().__init__(
             f"{folder}: the {split} split", self._groups.sizes, batch_size,
             rank=rank, world_size=world_size, seed=seed, shuffle=shuffle, prefetch=prefetch,

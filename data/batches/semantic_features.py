@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..arrays import hash_ids
 from ..manifest import read_manifest
+from ..urls import fetched
 from .features import LEVEL, NGRAM
 
 log = logging.getLogger(__name__)
@@ -64,8 +65,9 @@ class SemanticFeatures:
             FileNotFoundError: no finished folder of tokens.
             ValueError: another kind of folder, a damaged one, or one of other items.
         """
-        manifest = read_manifest(tokens, _KIND, verify=True)
-        table = pq.read_table(tokens / _FILE)
+        here = fetched(tokens)
+        manifest = read_manifest(here, _KIND, verify=True)
+        table = pq.read_table(here / _FILE)
         ids, levels, width = table["item_id"], manifest["levels"], table.schema.field("codes").type.list_size
         if (len(table), width) != (manifest["items"], levels):
             raise ValueError(

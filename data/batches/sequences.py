@@ -25,6 +25,7 @@ from ..arrays import first_of_run, ranges, starts_run
 from ..manifest import read_manifest
 from ..plain import Count, fault
 from ..requests import OF_USER, OF_VISITS, SEQUENCES, SPLITS, Lists, Sequences
+from ..urls import place
 from .line_loader import LineLoader, RowGroups
 
 Ints = NDArray[np.int64]
@@ -202,9 +203,9 @@ class SequenceLoader(LineLoader[Stretches, SequenceBatch]):
             if value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
         self.split, self.history, self.together = SPLITS.index(split), history, together
-        known = _row_groups(Path(folder))
+        known = _row_groups(place(folder))
         of_split = {file: [group[self.split] for group in groups] for file, groups in known.items()}
-        self._groups = RowGroups(Path(folder) / SEQUENCES, of_split)
+        self._groups = RowGroups(place(folder) / SEQUENCES, of_split)
         about = f"{folder}: the {split} split"
         if not self._groups.sizes:
             raise ValueError(f"{about} has no visits; prepare with a fraction for it")

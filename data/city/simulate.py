@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ..manifest import whole_folder, write_manifest
-from ..plain import check_numbers
+from ..plain import check_numbers, set_places
 from .words import COARSE, FINE_PER_COARSE, LEAVES
 from .world import (
     FAVOURITES,
@@ -79,7 +79,7 @@ class SimulateConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "", candidates=100_000, days=36_500)
-        self.out = Path(self.out)
+        set_places(self)
         for name in ("cities", "items", "users", "requests", "candidates", "days"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..manifest import content_hash, joint_hash, read_manifest, sha256_file, whole_folder, write_manifest
-from ..plain import check_numbers
+from ..plain import check_numbers, set_places
 from ..ranks import Ranks, joined
 from ..raw.checks import BadRows, OnBadRows, merge_rejected
 from ..raw.columns import DataError
@@ -37,6 +37,7 @@ from ..raw.readers import convert
 from ..raw.schema import check_not_all_bad, has_column, inventory, iter_interactions, read_items, read_users
 from ..raw.times import iso
 from ..requests import SEQUENCES, SPLITS
+from ..urls import Url, check_seen, fetched, fingerprints
 from .buckets import MOST_FILES, by_number, part, sharing, spread
 from .negatives import Reach
 from .per_bucket import BucketCounts, BucketSize, Context, split_starts
@@ -115,7 +116,7 @@ class PrepareConfig:
             },
             **many,
         )
-        self.input, self.out = Path(self.input), Path(self.out)
+        set_places(self)
         for name in ("valid_fraction", "test_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"prepare.{name}={getattr(self, name)}: expected a share in [0, 1)")
@@ -174,11 +175,10 @@ def prepare(config: PrepareConfig) -> Path:
         kind = RayJob
     if not config.input.exists():
         raise FileNotFoundError(f"prepare.input={config.input} not found; check the path")
-    with joined(_PATIENCE) as ranks:
-        with ExitStack() as stack:
-            folder = ranks.first(lambda: stack.enter_context(whole_folder(config.out, config.overwrite)))
-            summary = _prepare(config, folder, ranks, kind)
-        ranks.barrier()  # the folder has its name
+    with joined(_PATIENCE) as ranks, ExitStack() as stack:
+        folder = ranks.first(lambda: stack.enter_context(whole_folder(config.out, config.overwrite)))
+        summary = _prepare(config, folder, ranks, kind)
+        ranks.first(stack.close)  # the folder gets its name
     if ranks.is_first:
         log.info("%s\n%s", config.out, "\n".join(lines(summary)))
         for warning in summary["warnings"]:
@@ -189,6 +189,7 @@ def prepare(config: PrepareConfig) -> Path:
 def _prepare(config: PrepareConfig, folder: Path, ranks: Ranks, kind: type["Job"]) -> dict[str, Any]:
     """Fill the folder; returns the summary."""
     raw = ranks.first(lambda: _read_tables(config, folder))
+    ranks.each(lambda: check_seen(folder))
     job = kind(config, folder, raw, ranks)
     job.run()
     ranks.each(job.let_go)
@@ -223,7 +224,7 @@ def _read_tables(config: PrepareConfig, folder: Path) -> Raw:
     with BadRows(config.on_bad_rows, folder / "rejected" if config.on_bad_rows == "skip" else None) as bad_rows:
         raw, source = config.input, {}
         if config.format != "parquet":
-            raw = convert(config.input, config.format, config.columns, work / "raw", bad_rows)
+            raw = convert(fetched(config.input), config.format, config.columns, work / "raw", bad_rows)
             source = read_manifest(raw, "raw")
         write_table(read_items(raw, bad_rows).sort_by("item_id"), work / ITEMS_FILE)
         if (users := read_users(raw, bad_rows)) is not None:
@@ -233,9 +234,11 @@ def _read_tables(config: PrepareConfig, folder: Path) -> Raw:
 
 
 def _fingerprint(path: Path) -> str:
-    """The input's content hash: from its manifest, or of its files."""
+    """The input's content hash: from its manifest, or of its files; behind a URL of their sizes and times of change."""
     if known := content_hash(path):
         return known
+    if isinstance(path, Url):
+        return joint_hash(fingerprints(path))
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     return joint_hash((p.name, sha256_file(p)) for p in files)
 

@@ -6,6 +6,7 @@ macOS's ``._part``) are nobody's data.
 """
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -13,10 +14,13 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..urls import UrlError, size
+from ..urls import open_parquet as opened
 from .columns import INTERACTIONS, ITEMS, DataError
 
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _TEXT = {c.name for c in (*ITEMS, *INTERACTIONS) if c.kind in ("text", "path")}
+_AT_ONCE = 8  # files
 _TYPED = {c.name for c in (*ITEMS, *INTERACTIONS)} | {"user_id"}
 
 
@@ -26,7 +30,7 @@ class Part:
 
     Attributes:
         label: name for what is written about it: the table's, and its own place among the parts.
-        rows: how many it has.
+        groups: rows of its row groups.
         stored: names of the columns in the file.
         values: of columns that only the names of its folders give.
         schema: of the file, then of ``values``.
@@ -34,10 +38,14 @@ class Part:
 
     file: Path
     label: str
-    rows: int
+    groups: list[int]
     stored: list[str]
     values: dict[str, pa.Scalar]
     schema: pa.Schema
+
+    @property
+    def rows(self) -> int:
+        return sum(self.groups)
 
     def with_values(self, table: pa.Table) -> pa.Table:
         """A table read from the file, with the columns that its folders' names give."""
@@ -64,7 +72,8 @@ def parts(path: Path, name: str) -> list[Part]:
             f"{path / name}.parquet not found; expected a Parquet file, or a folder of them; {path} holds "
             f"{beside or 'nothing'}"
         )
-    return [_described(path, name, file, len(files) > 1) for file in files]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # behind URLs a footer takes some requests
+        return list(pool.map(lambda file: _described(path, name, file, len(files) > 1), files))
 
 
 def table_files(path: Path, name: str) -> list[Path]:
@@ -116,14 +125,15 @@ def _described(path: Path, name: str, file: Path, several: bool) -> Part:
         inside = inside[1:]
     label = "-".join((name, *inside)) if several else name if path.is_dir() else file.stem
     with open_parquet(file) as parquet:
-        schema, rows = parquet.schema_arrow, int(parquet.metadata.num_rows)
+        schema, footer = parquet.schema_arrow, parquet.metadata
+    groups = [int(footer.row_group(i).num_rows) for i in range(footer.num_row_groups)]
     stored, values = schema.names, {}
     for folder in inside[:-1]:
         key, equals, text = folder.partition("=")
         if equals and key not in schema.names:
             values[key] = _scalar(key, unquote(text))
             schema = schema.append(pa.field(key, values[key].type))
-    return Part(file, label, rows, stored, values, schema)
+    return Part(file, label, groups, stored, values, schema)
 
 
 def _scalar(key: str, text: str) -> pa.Scalar:
@@ -136,13 +146,16 @@ def _scalar(key: str, text: str) -> pa.Scalar:
 
 def open_parquet(file: Path) -> pq.ParquetFile:
     """A Parquet file that can be read, or an error that says what is wrong with it."""
-    if not file.is_file():
+    held = size(file)
+    if held is None:
         beside = sorted(p.name for p in file.parent.iterdir())[:20] if file.parent.is_dir() else []
         raise FileNotFoundError(f"{file} not found; expected a Parquet file; {file.parent} holds {beside or 'nothing'}")
-    if file.stat().st_size == 0:
+    if held == 0:
         raise DataError(f"{file}: the file is empty (0 bytes), expected Parquet; write it again")
     try:
-        parquet = pq.ParquetFile(file)
+        parquet = opened(file)
+    except UrlError:
+        raise
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(unreadable(file, error)) from error
     twice = [name for name, n in Counter(parquet.schema_arrow.names).items() if n > 1]
@@ -155,6 +168,6 @@ def open_parquet(file: Path) -> pq.ParquetFile:
 
 def unreadable(file: Path, error: Exception) -> str:
     return (
-        f"{file}: not a whole Parquet file ({file.stat().st_size:,} bytes; Arrow says: {error}); "
+        f"{file}: not a whole Parquet file ({size(file) or 0:,} bytes; Arrow says: {error}); "
         "it is truncated or of another format; write or copy it again"
     )

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from ..urls import UrlError, told
 from .checks import BadRows, Block, OnBadRows, as_mask, blank_to_null, check_type, is_text
 from .columns import INTERACTIONS, ITEMS, Column, DataError, key_column, text_column
 from .lookup import IdIndex
@@ -75,8 +76,10 @@ def _with_rows(path: Path, name: str) -> list[Part]:
 def _read_whole(part: Part, columns: Sequence[Column], wanted: list[str] | None) -> Block:
     _check_columns(part, columns)
     try:
-        with open_parquet(part.file) as source:
+        with open_parquet(part.file) as source, told(part.file):
             table = source.read(columns=wanted)
+    except UrlError:
+        raise
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(unreadable(part.file, error)) from error
     return Block(part.file, part.with_values(table), np.arange(part.rows), columns)
@@ -263,8 +266,7 @@ def _shared(found: list[Part], which: int, shares: int) -> Iterator[tuple[Part, 
     """The parts that have row groups of a share, with those, and the row at which they begin."""
     total, before = sum(part.rows for part in found), 0
     for part in found:
-        with open_parquet(part.file) as source:
-            rows = np.array([source.metadata.row_group(i).num_rows for i in range(source.num_row_groups)])
+        rows = np.array(part.groups, np.int64)
         starts = np.cumsum(rows) - rows
         of = (before + starts + rows // 2) * shares // total
         groups = np.flatnonzero(of == which).tolist()
@@ -278,7 +280,10 @@ def _batches(part: Part, rows: int, columns: list[str] | None, groups: list[int]
         batches = source.iter_batches(batch_size=rows, row_groups=groups, columns=columns)
         while True:
             try:
-                batch = next(batches, None)
+                with told(part.file):
+                    batch = next(batches, None)
+            except UrlError:
+                raise
             except (pa.ArrowInvalid, OSError) as error:
                 raise DataError(unreadable(part.file, error)) from error
             if batch is None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from placerank.cli import main as command
-from placerank.cli.ending import ERRORS, RankError, Terminated, end, ended_by_signals, one_line, rank_errors
+from placerank.cli.ending import ERRORS, LAUNCHER, RankError, Terminated, end, ended_by_signals, one_line, rank_errors
 from placerank.cli.launch import _tell
 from placerank.cli.settings import SettingsError
 
@@ -125,3 +125,15 @@ def test_the_command_ends_with_the_code_of_the_signal(
     monkeypatch.setattr(command.importlib, "import_module", lambda *_: Module)
     assert command.main(["simulate"]) == 143
     assert capsys.readouterr().err == "placerank: error: terminated\n"
+
+
+def test_a_rank_whose_launcher_is_gone_already_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks to be told of the launcher's death, and is not told of one that was before."""
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(prctl=lambda *_: 0))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv(LAUNCHER, str(os.getppid()))
+    with ended_by_signals():
+        pass
+    monkeypatch.setenv(LAUNCHER, "1" if os.getppid() != 1 else "2")
+    with pytest.raises(SystemExit), ended_by_signals():
+        pass

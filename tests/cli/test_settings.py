@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from placerank.cli.settings import Options, RankOptions, SettingsError, file_flags, parse, to_toml
+from placerank.data.urls import Url
 
 
 @dataclass(kw_only=True)
@@ -46,6 +47,21 @@ class Config:
     def __post_init__(self) -> None:
         if self.rows < 1:
             raise ValueError(f"rows: got {self.rows}, expected at least 1")
+
+
+def test_paths_may_be_urls(tmp_path: Path) -> None:
+    settings, _ = parse("x", Config, Options, ["--out", "s3://bucket/a"])
+    assert isinstance(settings.out, Url) and str(settings.out) == "s3://bucket/a"
+    (tmp_path / "x.toml").write_text(to_toml(settings))
+    again, _ = parse("x", Config, Options, ["--config", str(tmp_path / "x.toml")])
+    assert again == settings and isinstance(again.out, Url)
+    assert parse("x", Config, Options, ["--out", "file:///a/b"])[0].out == Path("/a/b")
+
+
+def test_other_urls_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("x", Config, Options, ["--out", "ftp://a/b"])
+    assert "ftp://a/b: got the scheme ftp" in capsys.readouterr().err
 
 
 FILE = """

@@ -21,11 +21,11 @@ from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from ...data.requests import by_candidate
+from ...data.urls import open_parquet, told
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class UserVisits:
         self.items = items
         self._found: list[tuple[Path, int, int, int]] = []
         for path, of_file in groupby(_groups(prepared), key=itemgetter(0)):
-            with pq.ParquetFile(path) as file:
+            with told(path), open_parquet(path) as file:
                 for _, group in of_file:
                     row = file.read_row_group(group, columns=["user_row"])["user_row"].to_numpy()
                     row = row[row > 0]  # 0: one of those who share it
@@ -124,11 +124,12 @@ class UserVisits:
 
 
 def _groups(prepared: Path) -> Iterator[tuple[Path, int]]:
-    files = sorted((prepared / "train").glob("*.parquet"))
+    train = prepared / "train"
+    files = sorted(p for p in train.iterdir() if p.suffix == ".parquet") if train.is_dir() else []
     if not files:
         raise FileNotFoundError(f"{prepared / 'train'} holds no samples; make them with placerank prepare")
     for path in files:
-        with pq.ParquetFile(path) as file:
+        with told(path), open_parquet(path) as file:
             groups = file.num_row_groups
         yield from ((path, group) for group in range(groups))
 
@@ -139,7 +140,7 @@ def _positives(groups: Iterable[tuple[Path, int]]) -> Iterator[tuple[NDArray[np.
     The one place here that knows how ``prepare`` lays out samples.
     """
     for path, of_file in groupby(groups, key=itemgetter(0)):
-        with pq.ParquetFile(path) as file:
+        with told(path), open_parquet(path) as file:
             for _, group in of_file:
                 table = file.read_row_group(group, columns=[*_OF_REQUEST, *_OF_CANDIDATES])
                 samples = by_candidate(table, _OF_REQUEST, _OF_CANDIDATES)

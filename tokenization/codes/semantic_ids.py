@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ...data.manifest import read_manifest
+from ...data.urls import fetched
 from .collisions import assign_suffixes
 
 FILE = "semantic_ids.parquet"
@@ -110,6 +111,7 @@ class SemanticIds:
         Raises:
             FileNotFoundError, ValueError: no whole folder of tokens, or a damaged file.
         """
+        folder = fetched(folder)
         manifest = read_manifest(folder, KIND, verify=True)
         table = pq.read_table(folder / FILE).combine_chunks()
         flat = table["codes"].combine_chunks().flatten().to_numpy(zero_copy_only=False)

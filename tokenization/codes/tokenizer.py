@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ...data.manifest import MANIFEST, read_manifest, whole_file, write_manifest
 from ...data.plain import check_numbers, from_plain
+from ...data.urls import fetched, place
 from ...kernels.codebook import Metric, residual_encode, residual_lookup
 from ..ranks import Ranks
 from ..text.vectors import Sample, Vectors, ahead, block, check_vectors, dim_of, draw_sample
@@ -363,13 +364,14 @@ def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenize
     Raises:
         FileNotFoundError, ValueError: no whole folder of a tokenizer, or a damaged file.
     """
-    manifest = read_manifest(Path(folder), "tokenizer", verify=True)
-    where, name = f"{Path(folder) / MANIFEST}", manifest["tokenizer"]
+    folder = fetched(place(folder))
+    manifest = read_manifest(folder, "tokenizer", verify=True)
+    where, name = f"{folder / MANIFEST}", manifest["tokenizer"]
     if name not in TOKENIZERS:
         raise ValueError(f"{where}: got tokenizer {name!r}, this placerank has {', '.join(sorted(TOKENIZERS))}")
     kind = TOKENIZERS[name]
     options: Any = from_plain(kind.options_type, manifest["options"], where)
     tokenizer = kind(from_plain(TokenizerConfig, manifest["config"], where), options)
     tokenizer.dim = manifest["dim"]
-    tokenizer.state = load_file(Path(folder) / CODEBOOKS)
+    tokenizer.state = load_file(folder / CODEBOOKS)
     return tokenizer.to(device)

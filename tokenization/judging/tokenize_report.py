@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ...data.plain import check_numbers
+from ...data.plain import check_numbers, set_places
 from ...reports import figures, page
 from ..codes.collisions import collisions
 from ..codes.tokenizer import Tokenizer
@@ -47,6 +47,7 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "report", least={"rows": 1, "points": 1})
+        set_places(self)
         if self.queries < 0:
             raise ValueError(f"report.queries={self.queries}: expected 0 or more")
         if self.picture not in ("pca", "tsne"):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ...data.manifest import whole_file
 from ...data.raw.schema import read_items
+from ...data.urls import fetched
 
 BLOCK_ROWS = 65_536
 
@@ -31,7 +32,7 @@ def item_blocks(data: Path, columns: tuple[str, ...]) -> Iterator[pa.Table]:
         yield from (table.slice(start, BLOCK_ROWS) for start in range(0, len(table), BLOCK_ROWS))
         return
     skipped = 1  # row 0 stands for unknown items
-    with pq.ParquetFile(catalog) as file:
+    with pq.ParquetFile(fetched(catalog)) as file:
         there = [name for name in columns if name in file.schema_arrow.names]
         for batch in file.iter_batches(BLOCK_ROWS, columns=there):
             yield pa.Table.from_batches([batch]).select(there).slice(skipped)

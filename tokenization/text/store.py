@@ -28,6 +28,7 @@ from torch import Tensor
 from ...data.leftovers import remove_leftovers
 from ...data.manifest import whole_file, write_json
 from ...data.plain import read_json
+from ...data.urls import fetched, place
 
 INFO = "store.json"
 ITEM, USER, PROMPT = "item", "user", "prompt"  # whose vectors a store holds
@@ -70,7 +71,7 @@ class EmbeddingWriter:
             raise ValueError(f"{folder}: got no item ids, expected at least one")
         if dim < 1 or shard_rows < 1:
             raise ValueError(f"{folder}: got dim={dim} and shard_rows={shard_rows}, expected at least 1 of each")
-        self.folder, self.dim = Path(folder), dim
+        self.folder, self.dim = place(folder), dim
         self.ids = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
         self.shard_rows, self.of = shard_rows, of
         facts = {"of": of, "ids": str(self.ids.type), "rows": len(ids), "dim": dim, "shard_rows": shard_rows}
@@ -167,7 +168,7 @@ class EmbeddingStore:
             FileNotFoundError: no store there.
             ValueError: vectors of something else, a damaged ``store.json``, or shards that are not there (yet).
         """
-        folder = Path(folder)
+        folder = fetched(place(folder))
         if not (folder / INFO).is_file() and (folder / "embeddings" / INFO).is_file():
             folder = folder / "embeddings"
         if not (folder / INFO).is_file():
