@@ -5,10 +5,11 @@
 For each dataset, every floor of ``evaluation/floors.py`` on the same test visits, each asked about all items, those
 within reach, 99 sampled ones, and semantic IDs (HGIT's of the papers' tables, seed 0, made and kept in the folder that
 those share; ``--no-codes`` leaves them out). ``--sasrec`` adds cornac's SASRec, a seed after the other, trained in an
-environment of its own on the same training visits; a seed that is kept is not run again. Prints a table for each
+environment of its own on the same training visits; ``--generative`` adds the default generative ranker
+(``rankers/generative/model.py``) on the same semantic IDs. A seed that is kept is not run again. Prints a table for each
 dataset and way with 95 % intervals (visits drawn anew); ``--save`` writes results/lists.csv, a line for each dataset,
 scorer, way and part of the visits, beside other lines that are there. A minute of one core a dataset, as much for
-the codes, and many for a seed of SASRec.
+the codes, five for a seed of the generative ranker and many for one of SASRec.
 
 A hit is of the one item that was visited, among all that the way names: the user's earlier places are not taken out.
 """
@@ -25,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from placerank.benchmarks import generator
 from placerank.benchmarks.papers.cells import Budget, Workplace
 from placerank.benchmarks.papers.grids import HGIT
 from placerank.benchmarks.papers.paired import paired_bootstrap
@@ -135,6 +137,16 @@ def sasrec(prepared: Path, wanted: Tensor, folder: Path, seeds: int, cache: Path
     return found
 
 
+def generative(place: Workplace, wanted: Tensor, folder: Path, seeds: int) -> dict[str, NDArray[np.float32]]:
+    """Log p of the generative ranker for the wanted test visits, [B, I] by name; trained where it is not kept."""
+    found = {}
+    for seed in range(seeds):
+        prepared, tokens = place.prepared(), place.tokens(HGIT, seed=0)
+        trainee = generator.train(prepared, tokens, seed, folder / f"generative-{seed}.pt")
+        found[f"generative, seed {seed}"] = generator.scores(trainee, prepared, wanted)
+    return found
+
+
 def codes_of(place: Workplace) -> Tensor:
     """Of each catalog row, int64 [I, L]."""
     ids = pq.read_table(place.prepared() / "catalog.parquet", columns=["item_id"])["item_id"]
@@ -198,6 +210,9 @@ def main() -> None:
     parser.add_argument("--reach", type=float, default=10.0, help="km (default: %(default)s)")
     parser.add_argument("--no-codes", action="store_true", help="leave semantic IDs out")
     parser.add_argument("--sasrec", type=int, default=0, metavar="SEEDS", help="seeds of cornac's SASRec (default: 0)")
+    parser.add_argument(
+        "--generative", type=int, default=0, metavar="SEEDS", help="seeds of the generative ranker (default: 0)"
+    )
     parser.add_argument("--cache", type=Path, default=Path(".cache/peers"), help="for its environment")
     parser.add_argument("--save", action="store_true", help="write results/lists.csv")
     args = parser.parse_args()
@@ -212,6 +227,7 @@ def main() -> None:
         if args.sasrec:
             folder = args.out / data.name / f"lists-{args.targets}"
             peers = sasrec(place.prepared(), wanted, folder, args.sasrec, args.cache)
+        peers |= generative(place, wanted, args.out / data.name, args.generative)
         found = measure(place.prepared(), wanted, args.reach, codes, peers)
         lines += lines_of(data.name, args.targets, args.reach, found)
     print(markdown(lines))
