@@ -6,10 +6,10 @@ For each dataset, every floor of ``evaluation/floors.py`` on the same test visit
 within reach, 99 sampled ones, and semantic IDs (HGIT's of the papers' tables, seed 0, made and kept in the folder that
 those share; ``--no-codes`` leaves them out). ``--sasrec`` adds cornac's SASRec, a seed after the other, trained in an
 environment of its own on the same training visits; ``--generative`` adds the default generative ranker
-(``rankers/generative/model.py``) on the same semantic IDs. A seed that is kept is not run again. Prints a table for each
-dataset and way with 95 % intervals (visits drawn anew); ``--save`` writes results/lists.csv, a line for each dataset,
-scorer, way and part of the visits, beside other lines that are there. A minute of one core a dataset, as much for
-the codes, five for a seed of the generative ranker and many for one of SASRec.
+(``rankers/generative/model.py``) on the same semantic IDs. A seed that is kept is not run again. Prints a table for
+each dataset and way with 95 % intervals (visits drawn anew); ``--save`` writes results/lists.csv, a line for each
+dataset, scorer, way and part of the visits, beside other lines that are there. A minute of one core a dataset, as much
+for the codes, five for a seed of the generative ranker, and many for one of SASRec.
 
 A hit is of the one item that was visited, among all that the way names: the user's earlier places are not taken out.
 """
