@@ -25,11 +25,12 @@ OF_REQUEST: dict[str, Any] = {
     "time": np.int64,
     "lat": np.float32,
     "lon": np.float32,
+    "utc_offset": np.float32,
 }
 OF_HISTORY: dict[str, Any] = {"history": np.int32, "history_hours": np.float32}
 OF_CANDIDATES: dict[str, Any] = {"item_row": np.int32, "label": np.int8, "visits": np.int32, "probability": np.float32}
-PROBABILITY = "probability"
-"""The one column that may be missing."""
+PROBABILITY, OFFSET = EXTRA = "probability", "utc_offset"
+"""Columns of samples that not every source has."""
 ENCODING: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 1,
@@ -125,7 +126,8 @@ class Requests:
     """Requests as arrays.
 
     Attributes:
-        flat: what is of the request, ``OF_REQUEST`` by name, [R].
+        flat: what is of the request, ``OF_REQUEST`` by name, [R]; the offset (minutes east of UTC, NaN = unknown) where
+            the source has it.
         history: ``OF_HISTORY``, oldest first.
         candidates: ``OF_CANDIDATES``, probability where the source knows it.
     """
@@ -168,7 +170,7 @@ class Requests:
         """
         candidates = [name for name in OF_CANDIDATES if name in table.column_names]
         return cls(
-            {name: table[name].to_numpy() for name in OF_REQUEST},
+            {name: table[name].to_numpy() for name in OF_REQUEST if name in table.column_names},
             Lists.of_table(table, [*OF_HISTORY]),
             Lists.of_table(table, candidates),
         )
@@ -223,8 +225,8 @@ class Sequences:
 
 
 def columns_to_read(there: Sequence[str]) -> list[str]:
-    """All columns of samples, of those that a file has; the probability may be missing."""
-    return [n for n in (*OF_REQUEST, *OF_HISTORY, *OF_CANDIDATES) if n != PROBABILITY or n in there]
+    """All columns of samples, of those that a file has; some may be missing."""
+    return [n for n in (*OF_REQUEST, *OF_HISTORY, *OF_CANDIDATES) if n not in EXTRA or n in there]
 
 
 def by_candidate(table: pa.Table, of_request: Sequence[str], of_candidates: Sequence[str]) -> Mapping[str, Array]:

@@ -39,6 +39,8 @@ class SampleBatch:
         visits: earlier positives of the user on this item, int32 [B].
         probability: the true click probability where the source knows it, float32 [B].
         valid: candidates before this index are real; the others repeat one so that all ranks have equal batches.
+        utc_offset: of the request, minutes east of UTC, NaN where unknown, float32 [R]; None: unknown for all. Where it
+            is unknown hours are in the item's solar time.
     """
 
     request_id: Tensor
@@ -56,6 +58,7 @@ class SampleBatch:
     visits: Tensor
     probability: Tensor | None
     valid: int
+    utc_offset: Tensor | None = None
 
     def __len__(self) -> int:
         return self.label.numel()

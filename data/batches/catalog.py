@@ -19,7 +19,7 @@ from .dense_batch import Context, DenseBatch, LossInputs, Traits
 from .features import CLUSTER, HOURS_PER_WEEK, USER_CLUSTER, Features
 from .history_clusters import history_clusters
 from .host_batch import HostBatch
-from .item_columns import HOUR, FoundItems, Layout, catalog_columns, with_columns
+from .item_columns import HOUR, FoundItems, Layout, catalog_columns, local_shift, with_columns
 
 Pieces = dict[str, Tensor]
 
@@ -135,6 +135,8 @@ class Catalog:
             }
         real = {"hours": sample.history_hours, "label": sample.label, "lat": sample.lat, "lon": sample.lon}
         real |= {"earlier": sample.visits}
+        if sample.utc_offset is not None:
+            real["utc_offset"] = sample.utc_offset
         path_rows = 0
         if "category_path" in pooled:
             path_rows = int(self.on_host["path_length"].index_select(0, sample.item).sum())
@@ -192,7 +194,7 @@ class Catalog:
             if table.name == "user" or table.name == USER_CLUSTER:
                 rows = x[table.name]
             elif table.name == "hour":
-                rows = _hour(x["time"], items.shift, x["target"])
+                rows = _hour(x["time"], _shift(x, items, x["target"]))
             elif table.name == "category_path":
                 rows, n = self._paths(items.rows("category").index_select(0, x["target"]), path_rows)
             elif on_host in x:
@@ -262,7 +264,7 @@ def _by_candidate(x: Pieces, pairs: int) -> Pieces:
     starts = x["offsets"][:-1].index_select(0, request)
     offsets = F.pad(x["offsets"].diff().index_select(0, request).cumsum(0), (1, 0))
     rows = shared_rows_unchecked(starts, offsets, pairs)
-    of_request = [n for n in x if n in ("time", "lat", "lon") or n.startswith("user")]
+    of_request = [n for n in x if n in ("time", "lat", "lon", "utc_offset") or n.startswith("user")]
     repeated = {n: x[n].index_select(0, request) for n in of_request}
     return (
         x
@@ -289,22 +291,32 @@ def _gaps(x: Pieces, items: FoundItems) -> Tensor:
 
 
 def _context(x: Pieces, items: FoundItems) -> Context:
-    target, visits, category, shift = x["target"], x["pair_visits"], items.rows("category"), items.shift
+    target, visits, category = x["target"], x["pair_visits"], items.rows("category")
     visit_time = x["time"].index_select(0, x["pair_candidate"]) - (x["pair_hours"].double() * HOUR).round().long()
     return Context(
         category=category.index_select(0, target),
-        hour=_hour(x["time"], shift, target),
+        hour=_hour(x["time"], _shift(x, items, target)),
         place=_place(x),
         target_place=items.place.index_select(0, target),
         visit_category=category.index_select(0, visits),
-        visit_hour=_hour(visit_time, shift, visits),
+        visit_hour=_hour(visit_time, _shift(x, items, visits, x["pair_candidate"])),
         visit_place=items.place.index_select(0, visits),
     )
 
 
-def _hour(time: Tensor, shift: Tensor, item: Tensor) -> Tensor:
-    """Hour of the week at times [N], in the solar time of items [N], by the shifts of all U: 0 to 167, from Monday."""
-    return (time + shift.index_select(0, item)) // HOUR % HOURS_PER_WEEK
+def _shift(x: Pieces, items: FoundItems, item: Tensor, candidate: Tensor | None = None) -> Tensor:
+    """Seconds from UTC to the local week of items [N]: by the offset of their request where it is known (``candidate``:
+    theirs, unless they are those of the batch), else by the sun."""
+    solar = items.shift.index_select(0, item)
+    if "utc_offset" not in x:
+        return solar
+    offset = x["utc_offset"] if candidate is None else x["utc_offset"].index_select(0, candidate)
+    return torch.where(offset.isnan(), solar, local_shift(offset))
+
+
+def _hour(time: Tensor, shift: Tensor) -> Tensor:
+    """Hour of the week at times [N] with the seconds from UTC to a local week that starts on Monday: 0 to 167."""
+    return (time + shift) // HOUR % HOURS_PER_WEEK
 
 
 def _firsts(numbers: Tensor, below: int) -> Tensor:

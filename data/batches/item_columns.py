@@ -33,6 +33,11 @@ def solar_shift(lon: Tensor) -> Tensor:
     return _shift(_solar_hours(lon))
 
 
+def local_shift(minutes: Tensor) -> Tensor:
+    """As ``FoundItems.shift``, of offsets from UTC in minutes, NaN as 0: int64 [N]."""
+    return (minutes.double() * 60).round().nan_to_num(0).long() - _MONDAY
+
+
 def _solar_hours(lon: Tensor) -> Tensor:
     return lon.nan_to_num(0).div(15).round()
 

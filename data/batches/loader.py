@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..manifest import read_manifest
-from ..requests import PROBABILITY, Requests, columns_to_read
+from ..requests import OFFSET, PROBABILITY, Requests, columns_to_read
 from ..urls import place
 from .batch import SampleBatch
 from .line_loader import LineLoader, RowGroups
@@ -78,7 +78,7 @@ class SampleLoader(LineLoader[Requests, SampleBatch]):
         def real(x: NDArray[Any]) -> torch.Tensor:
             return torch.from_numpy(x.astype(np.float32, copy=False))
 
-        known = candidates.values.get(PROBABILITY)
+        known, offset = candidates.values.get(PROBABILITY), flat.get(OFFSET)
         return SampleBatch(
             request_id=whole(flat["request"]),
             user=whole(flat["user_row"]),
@@ -95,6 +95,7 @@ class SampleLoader(LineLoader[Requests, SampleBatch]):
             visits=torch.from_numpy(candidates.values["visits"].astype(np.int32, copy=False)),
             probability=None if known is None else real(known),
             valid=valid,
+            utc_offset=None if offset is None else real(offset),
         )
 
 

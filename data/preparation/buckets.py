@@ -27,13 +27,13 @@ def bucket_rows(block: pa.Table, buckets: int) -> pa.Table:
 
     Args:
         block: as ``schema.iter_interactions`` yields it: user_id, timestamp, label, user_lat, user_lon, request_id,
-            probability, item_index; other columns are not used.
+            probability, utc_offset, item_index; other columns are not used.
         buckets: how many there are in all, at most 65,536.
 
     Returns:
         A row each, in the columns of ``rows_schema``: bucket (a hash of the user's id, modulo), user (the id), item
         (row in the order of the items' ids), time (unix seconds), label, request (a hash of request_id, 0 = none),
-        lat, lon (degrees, NaN = unknown), probability (NaN = unknown).
+        lat, lon (degrees, NaN = unknown), probability, utc_offset (minutes; NaN = unknown).
     """
     request = one_array(block["request_id"])
     hashed = np.zeros(len(block), np.int64)
@@ -53,6 +53,7 @@ def bucket_rows(block: pa.Table, buckets: int) -> pa.Table:
             "lat": block["user_lat"].cast(pa.float32()).fill_null(np.nan),
             "lon": block["user_lon"].cast(pa.float32()).fill_null(np.nan),
             "probability": block["probability"].fill_null(np.nan),
+            "utc_offset": block["utc_offset"].fill_null(np.nan),
         }
     )
 
@@ -60,7 +61,7 @@ def bucket_rows(block: pa.Table, buckets: int) -> pa.Table:
 def rows_schema(user: pa.DataType) -> pa.Schema:
     """Of what ``bucket_rows`` returns, where ids of users are of that type: int64 or string."""
     numbers = {"item": pa.int32(), "time": pa.int64(), "label": pa.int8(), "request": pa.int64()}
-    floats = dict.fromkeys(("lat", "lon", "probability"), pa.float32())
+    floats = dict.fromkeys(("lat", "lon", "probability", "utc_offset"), pa.float32())
     return pa.schema({"bucket": pa.int32(), "user": user, **numbers, **floats})
 
 
@@ -179,6 +180,7 @@ class Bucket:
         request: number of the request within the bucket, rising, int64 [R].
         lat, lon: place of the request in degrees: the first known one of its rows; NaN = unknown, float32 [R].
         probability: NaN = unknown, float32 [R].
+        utc_offset: of the request in minutes: the first known one of its rows; NaN = unknown, float32 [R].
     """
 
     user: NDArray[np.int32]
@@ -189,6 +191,7 @@ class Bucket:
     lat: NDArray[np.float32]
     lon: NDArray[np.float32]
     probability: NDArray[np.float32]
+    utc_offset: NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.user)
@@ -260,7 +263,7 @@ def sort_rows(table: pa.Table, each_row_a_request: bool) -> Sorted:
     if repeated:  # rows that differ in their floats alone, if at all
         alike = np.flatnonzero(~first | ~np.append(first[1:], True))
         rows = order[alike]
-        floats = [column[n][rows] for n in ("probability", "lon", "lat")]
+        floats = [column[n][rows] for n in ("utc_offset", "probability", "lon", "lat")]
         rows = rows[np.lexsort((*floats, np.cumsum(first)[alike]))]
         for name, values in vars(b).items():
             values[alike] = column[name][rows]
@@ -273,7 +276,7 @@ def sort_rows(table: pa.Table, each_row_a_request: bool) -> Sorted:
     new = starts_run(b.user, b.time, b.request)
     _check_moments(users, b.user[new], b.request[new], b.time[new])
     b.request = np.cumsum(new) - 1
-    _share_place(b, np.flatnonzero(new))
+    _share(b, np.flatnonzero(new))
     return Sorted(b, users, repeated, len(order) - repeated - candidates)
 
 
@@ -292,11 +295,14 @@ def _check_moments(users: pa.Array, user: NDArray[np.int32], key: NDArray[np.int
         )
 
 
-def _share_place(b: Bucket, first: NDArray[np.int64]) -> None:
-    """All rows of a request get its first known place: a place on the clicked rows alone would tell the label."""
-    known = np.where(np.isnan(b.lat), len(b), np.arange(len(b)))
-    source = np.minimum.reduceat(known, first)[b.request]
-    found = source < len(b)
-    source = np.where(found, source, 0)
-    b.lat = np.where(found, b.lat[source], np.float32(np.nan))
-    b.lon = np.where(found, b.lon[source], np.float32(np.nan))
+def _share(b: Bucket, first: NDArray[np.int64]) -> None:
+    """All rows of a request get its first known place and offset: on clicked rows alone these would tell the label."""
+    for names in (("lat", "lon"), ("utc_offset",)):
+        known = ~np.isnan(getattr(b, names[0]))
+        if not known.any():
+            continue
+        source = np.minimum.reduceat(np.where(known, np.arange(len(b)), len(b)), first)[b.request]
+        found = source < len(b)
+        source = np.where(found, source, 0)
+        for name in names:
+            setattr(b, name, np.where(found, getattr(b, name)[source], np.float32(np.nan)))

@@ -15,7 +15,7 @@ there should be one for about each million rows.
 ``prepare`` runs the same steps, streaming: ``count`` and ``pieces_of_bucket`` are what these functions are made of.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,12 +24,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..requests import (
+    EXTRA,
     OF_CANDIDATES,
     OF_HISTORY,
     OF_REQUEST,
     OF_USER,
     OF_VISITS,
-    PROBABILITY,
     SPLITS,
     Requests,
     Sequences,
@@ -53,7 +53,7 @@ class Context:
     Attributes:
         starts: unix seconds at which the validation and the test split begin, of ``split_starts``.
         history_length, min_user_positives, seed: as in ``PrepareConfig``.
-        with_probability: whether samples have the column probability, which visits have not.
+        extra: which of ``requests.EXTRA`` samples have; visits have no probability.
         check_ins: how candidates are made where all interactions are visits; None where they are impressions.
         before: by bucket, how many users, requests and users of the vocabulary the buckets before it have;
             ``bucket_samples`` alone needs it.
@@ -63,7 +63,7 @@ class Context:
     history_length: int
     min_user_positives: int
     seed: int
-    with_probability: bool
+    extra: tuple[str, ...]
     check_ins: CheckIns | None
     before: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
 
@@ -210,7 +210,7 @@ def bucket_samples(table: pa.Table, context: Context) -> pa.Table:
         ValueError: rows of several buckets, or of one that was not counted.
         DataError: a request_id has rows of several moments.
     """
-    schema = samples_schema(context.with_probability)
+    schema = samples_schema(context.extra)
     if len(table) == 0:
         return schema.empty_table()
     made = []
@@ -242,12 +242,13 @@ def bucket_sequences(table: pa.Table, context: Context) -> pa.Table:
     return pa.concat_tables([sequences_schema().empty_table(), *made])
 
 
-def samples_schema(with_probability: bool) -> pa.Schema:
-    """Of what ``bucket_samples`` returns."""
-    lists = {**OF_HISTORY, **OF_CANDIDATES}
-    if not with_probability:
-        del lists[PROBABILITY]
-    return _schema({"split": np.int8, **OF_REQUEST}, lists)
+def samples_schema(extra: Collection[str]) -> pa.Schema:
+    """Of what ``bucket_samples`` returns, with those of ``requests.EXTRA``."""
+    flat, lists = {"split": np.int8, **OF_REQUEST}, {**OF_HISTORY, **OF_CANDIDATES}
+    for name in {*EXTRA} - {*extra}:
+        flat.pop(name, None)
+        lists.pop(name, None)
+    return _schema(flat, lists)
 
 
 def sequences_schema() -> pa.Schema:
@@ -360,9 +361,9 @@ def pieces_of_bucket(b: Bucket, number: int, context: Context) -> Iterator[tuple
     for block, rows in enumerate(user_blocks(b, weight)):
         rng = np.random.default_rng([context.seed, number, block])
         if how is None:
-            samples = impressions(b, rows, context.history_length, context.with_probability)
+            samples = impressions(b, rows, context.history_length, context.extra)
         else:
-            samples = check_ins(b, rows, context.history_length, split, how, rng)
+            samples = check_ins(b, rows, context.history_length, context.extra, split, how, rng)
         of = np.searchsorted(context.starts, samples.time, "right")
         for i in range(len(SPLITS)):
             mine = mixed(samples, np.flatnonzero(of == i), requests_too=i == 0, rng=rng)

@@ -12,7 +12,7 @@ what a bucket becomes and where it is written does not depend on the ranks, so n
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -36,7 +36,7 @@ from ..raw.lookup import IdIndex
 from ..raw.readers import convert
 from ..raw.schema import check_not_all_bad, has_column, inventory, iter_interactions, read_items, read_users
 from ..raw.times import iso
-from ..requests import SEQUENCES, SPLITS
+from ..requests import EXTRA, PROBABILITY, SEQUENCES, SPLITS
 from ..urls import Url, check_seen, fetched, fingerprints
 from .buckets import MOST_FILES, by_number, part, sharing, spread
 from .negatives import Reach
@@ -205,7 +205,7 @@ class Raw:
         rows, unused, notes: see ``schema.inventory``.
         source: the manifest of a converted input.
         rejected: of items, users and text files.
-        with_probability: the interactions have that column.
+        extra: which of ``requests.EXTRA`` the interactions have.
     """
 
     path: Path
@@ -214,7 +214,7 @@ class Raw:
     notes: list[str]
     source: dict[str, Any]
     rejected: list[dict[str, str | int]]
-    with_probability: bool
+    extra: tuple[str, ...]
 
 
 def _read_tables(config: PrepareConfig, folder: Path) -> Raw:
@@ -230,7 +230,7 @@ def _read_tables(config: PrepareConfig, folder: Path) -> Raw:
         if (users := read_users(raw, bad_rows)) is not None:
             write_table(users, work / _USERS)
         rows, unused, notes = inventory(raw)
-    return Raw(raw, rows, unused, notes, source, bad_rows.summary(), has_column(raw, "probability"))
+    return Raw(raw, rows, unused, notes, source, bad_rows.summary(), extra_columns(raw))
 
 
 def _fingerprint(path: Path) -> str:
@@ -243,8 +243,13 @@ def _fingerprint(path: Path) -> str:
     return joint_hash((p.name, sha256_file(p)) for p in files)
 
 
+def extra_columns(raw: Path) -> tuple[str, ...]:
+    """Which of ``requests.EXTRA`` the interactions of a raw folder have."""
+    return tuple(name for name in EXTRA if has_column(raw, name))
+
+
 def context_of(
-    config: PrepareConfig, items: pa.Table, starts: tuple[int, int], visits_alone: bool, with_probability: bool
+    config: PrepareConfig, items: pa.Table, starts: tuple[int, int], visits_alone: bool, extra: Collection[str]
 ) -> Context:
     """What the samples of all buckets depend on; see ``per_bucket``.
 
@@ -252,7 +257,7 @@ def context_of(
         items: lat, lon in degrees, float64, in the order of the ids.
         starts: of ``per_bucket.split_starts``.
         visits_alone: whether no interaction has label 0.
-        with_probability: whether the interactions have the column probability.
+        extra: of ``extra_columns``.
     """
     how = None
     if visits_alone:
@@ -264,7 +269,7 @@ def context_of(
         history_length=config.history_length,
         min_user_positives=config.min_user_positives,
         seed=config.seed,
-        with_probability=with_probability and not visits_alone,
+        extra=tuple(name for name in extra if name != PROBABILITY or not visits_alone),
         check_ins=how,
     )
 
@@ -381,9 +386,7 @@ class Job:
         """From the counts of all times."""
         config, seen = self.config, self.seen
         self.starts = split_starts(bins, seen.first, seen.last, config.valid_fraction, config.test_fraction)
-        self.context = context_of(
-            config, self.items, self.starts, seen.negatives == 0, with_probability=self.raw.with_probability
-        )
+        self.context = context_of(config, self.items, self.starts, seen.negatives == 0, self.raw.extra)
 
     def sort(self) -> None:
         """Second pass: sort each bucket, and count its users, requests and what its training rows say of the items."""

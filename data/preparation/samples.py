@@ -1,6 +1,6 @@
 """From a bucket of interactions to requests with their candidates; nothing here reads or writes a file."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import first_of_run, ranges, sort_order, starts_run
-from ..requests import PROBABILITY, Lists, Requests, Sequences
+from ..requests import OF_CANDIDATES, Lists, Requests, Sequences
 from .buckets import Bucket
 from .history import earlier_visits, history_ranges
 from .negatives import Reach
@@ -51,7 +51,7 @@ class Samples:
     visits: NDArray[np.int32]
     history_start: NDArray[np.int64]
     history_end: NDArray[np.int64]
-    probability: NDArray[np.float32] | None
+    extra: dict[str, NDArray[np.float32]]  # of ``requests.EXTRA``, those that there are
     positives: Positives
 
 
@@ -81,7 +81,7 @@ def user_blocks(bucket: Bucket, weight: NDArray[np.int64]) -> Iterator[slice]:
     return (slice(a, b) for a, b in pairwise(cuts))
 
 
-def impressions(bucket: Bucket, rows: slice, longest: int, with_probability: bool) -> Samples:
+def impressions(bucket: Bucket, rows: slice, longest: int, extra: Collection[str]) -> Samples:
     """Samples of a source that says what was shown: one a row."""
     user, item, time, label = (getattr(bucket, n)[rows] for n in ("user", "item", "time", "label"))
     positive = label == 1
@@ -99,7 +99,7 @@ def impressions(bucket: Bucket, rows: slice, longest: int, with_probability: boo
         visits=visits,
         history_start=start,
         history_end=end,
-        probability=bucket.probability[rows] if with_probability else None,
+        extra={name: getattr(bucket, name)[rows] for name in extra},
         positives=Positives(*(x[positive] for x in (user, item, time, request, lat, lon, visits))),
     )
 
@@ -119,7 +119,13 @@ def _places(bucket: Bucket, rows: slice, how: CheckIns) -> tuple[NDArray[np.floa
 
 
 def check_ins(
-    bucket: Bucket, rows: slice, longest: int, split: NDArray[np.int64], how: CheckIns, rng: np.random.Generator
+    bucket: Bucket,
+    rows: slice,
+    longest: int,
+    extra: Collection[str],
+    split: NDArray[np.int64],
+    how: CheckIns,
+    rng: np.random.Generator,
 ) -> Samples:
     """Samples of a source of visits: each visit is a request, with negatives drawn within reach (see ``prepare``)."""
     user, item, time = bucket.user[rows], bucket.item[rows], bucket.time[rows]
@@ -154,7 +160,7 @@ def check_ins(
         visits=visits[order],
         history_start=start[event],
         history_end=end[event],
-        probability=None,
+        extra={name: getattr(bucket, name)[rows][event] for name in extra},
         positives=Positives(user, item, time, np.where(alone, -1, request), lat, lon, visits[: len(user)]),
     )
 
@@ -188,17 +194,21 @@ def requests_of(
         "label": s.label[rows],
         "visits": s.visits[rows],
     }
-    if s.probability is not None:
-        columns[PROBABILITY] = s.probability[rows]
+    flat: dict[str, NDArray[Any]] = {
+        "request": s.request[of] + requests,
+        "user_row": user_row[s.user[of]],
+        "user_index": s.user[of].astype(np.int64) + users,
+        "time": s.time[of],
+        "lat": s.lat[of],
+        "lon": s.lon[of],
+    }
+    for name, values in s.extra.items():
+        if name in OF_CANDIDATES:
+            columns[name] = values[rows]
+        else:
+            flat[name] = values[of]
     return Requests(
-        {
-            "request": s.request[of] + requests,
-            "user_row": user_row[s.user[of]],
-            "user_index": s.user[of].astype(np.int64) + users,
-            "time": s.time[of],
-            "lat": s.lat[of],
-            "lon": s.lon[of],
-        },
+        flat,
         Lists(
             np.concatenate([[0], np.cumsum(length)]),
             {"history": s.positives.item[at] + np.int32(1), "history_hours": hours.astype(np.float32)},

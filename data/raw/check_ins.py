@@ -1,7 +1,7 @@
 """Public check-ins: Foursquare's TSMC2014 (as published, and as CSV at Kaggle) and TIST2015, Gowalla and Brightkite.
 
-Where a file of check-ins alone is given, the items are what was checked in at. Times are UTC; the offsets from UTC that
-Foursquare's files hold are not read, see docs/data.md.
+Where a file of check-ins alone is given, the items are what was checked in at. Times are UTC; beside them Foursquare's
+files tell the offset from UTC.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ import torch
 
 from ...kernels.haversine import EARTH_RADIUS_KM, unit_vectors
 from .checks import Block, as_mask
-from .columns import ITEMS, DataError
+from .columns import ITEMS, MOST_OFFSET, DataError
 from .output import Output, write_items
 from .text import delimited
 from .values import ctimes, numbers, parsed, times
@@ -22,7 +22,7 @@ from .values import ctimes, numbers, parsed, times
 _TSMC = ["user_id", "item_id", "category_id", "category", "lat", "lon", "offset", "time"]
 _TSMC_CSV = {
     "userId": "user_id", "venueId": "item_id", "venueCategory": "category", "latitude": "lat", "longitude": "lon",
-    "utcTimestamp": "time",
+    "timezoneOffset": "offset", "utcTimestamp": "time",
 }  # fmt: skip
 _TIST_CHECK_INS = ["user_id", "item_id", "time", "offset"]
 _TIST_PLACES = ["item_id", "lat", "lon", "category", "country"]
@@ -116,7 +116,12 @@ def _as_items(raw: pa.Table) -> pa.Table:
 
 def _visits(raw: pa.Table) -> pa.Table:
     ones = pa.array(np.ones(len(raw), np.int8))
-    return pa.table({"user_id": raw["user_id"], "item_id": raw["item_id"], "timestamp": raw["time"], "label": ones})
+    visits = {"user_id": raw["user_id"], "item_id": raw["item_id"], "timestamp": raw["time"], "label": ones}
+    if "offset" in raw.column_names:  # one that can't be is unknown: no reason to lose a visit
+        minutes = numbers(raw["offset"])
+        can_be = pc.less_equal(pc.abs(minutes), MOST_OFFSET).fill_null(False)
+        visits["utc_offset"] = pc.if_else(can_be, minutes, None).cast(pa.float32())
+    return pa.table(visits)
 
 
 def _tsmc_csv(file: Path, output: Output) -> Rows:

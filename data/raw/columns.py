@@ -6,6 +6,7 @@ from typing import Literal
 import pyarrow as pa
 
 Kind = Literal["id", "text", "path", "number", "label", "time"]
+MOST_OFFSET = 18 * 60  # minutes; zones reach from -12 to +14 hours
 YEAR_2200 = 7_258_118_400  # 2200-01-01 UTC in unix seconds
 
 
@@ -97,4 +98,12 @@ INTERACTIONS: tuple[Column, ...] = (
     _degrees("user_lon", 180, required=False),
     Column(name="request_id", kind="id", type=pa.int64(), expected="an id"),
     Column(name="probability", kind="number", type=pa.float32(), low=0, high=1, expected="a probability in [0, 1]"),
+    Column(
+        name="utc_offset",
+        kind="number",
+        type=pa.float32(),
+        low=-MOST_OFFSET,
+        high=MOST_OFFSET,
+        expected=f"minutes east of UTC in [-{MOST_OFFSET:,}, {MOST_OFFSET:,}]",
+    ),
 )

@@ -4,7 +4,8 @@ A raw folder holds
 
     items.parquet          item_id, name, category, brand?, price?, lat, lon, province?, city?, district?,
                            description?, image?
-    interactions.parquet   user_id, item_id, timestamp, label, user_lat?, user_lon?, request_id?, probability?
+    interactions.parquet   user_id, item_id, timestamp, label, user_lat?, user_lon?, request_id?, probability?,
+                           utc_offset?
     users.parquet?         user_id and any categorical columns
 
 each a file or a folder of that name, with or without ``.parquet``, as ``parts`` reads it. ``?`` columns may be missing
@@ -235,7 +236,8 @@ def iter_interactions(
 
     Yields:
         Tables with the columns of ``INTERACTIONS`` in that order (timestamp int64 unix seconds UTC, label int8,
-        places float64, probability float32; missing ones null), then ``item_index`` int32, the row in ``item_ids``.
+        places float64, probability and utc_offset float32; missing ones null), then ``item_index`` int32, the row in
+        ``item_ids``.
     """
     bad_rows = bad_rows or BadRows()
     items = item_ids if isinstance(item_ids, IdIndex) else IdIndex(item_ids)

@@ -1,5 +1,6 @@
 """Made-up catalogs with every column there is, samples over them, and what a batch must hold, looked up one by one."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -90,12 +91,15 @@ def make_sample(
         visits=torch.from_numpy(rng.integers(0, 3, size)).int(),
         probability=None,
         valid=size,
+        utc_offset=torch.from_numpy(rng.choice([-240.0, 330.0, 0.0, np.nan], requests)).float(),
     )
 
 
 def repeated(sample: SampleBatch) -> SampleBatch:
     """The same samples with a request of its own for each candidate: all of the request is repeated, by a loop."""
-    per: dict[str, list[Any]] = {n: [] for n in ("request_id", "user", "user_index", "time", "lat", "lon")}
+    per: dict[str, list[Any]] = {
+        n: [] for n in ("request_id", "user", "user_index", "time", "lat", "lon", "utc_offset")
+    }
     history, hours, lengths = [], [], []
     for r in sample.request.tolist():
         for name, values in per.items():
@@ -126,7 +130,13 @@ def slow_batch(items: pa.Table, users: pa.Table, features: Features, sample: Sam
     lat, lon = (torch.from_numpy(items[n].to_numpy().copy()) for n in ("lat", "lon"))
     place, zone = unit_vectors(lat, lon).float(), (lon.nan_to_num(0) / 15).round().long().numpy()
     monday = 4 * 86_400
-    hour = lambda time, at: torch.from_numpy((time + zone[at] * 3600 - monday) // 3600 % 168)  # noqa: E731
+    told = sample.utc_offset.double().numpy()
+
+    def hour(time: Any, at: Any, of: Any = slice(None)) -> Tensor:
+        """By the offset of the sample where it is known, else by the item's longitude."""
+        away = [z * 3600 if math.isnan(m) else int(m * 60) for z, m in zip(zone[at], told[of], strict=True)]
+        return torch.from_numpy((time + np.array(away, np.int64) - monday) // 3600 % 168)
+
     time = sample.time.numpy()
     here = unit_vectors(sample.lat.double(), sample.lon.double()).float()
     gone = sample.history_hours.double().mul(3600).round().long().numpy()
@@ -172,7 +182,7 @@ def slow_batch(items: pa.Table, users: pa.Table, features: Features, sample: Sam
     if features.context:
         category = torch.from_numpy(rows["category"]).long()
         context = [category[item], hour(time, item), here, place[item]]
-        context += [category[history], hour(time[owner] - gone, history), place[history]]
+        context += [category[history], hour(time[owner] - gone, history, owner), place[history]]
         names = ("category", "hour", "place", "target_place", "visit_category", "visit_hour", "visit_place")
         out |= {f"dense.context.{n}": x for n, x in zip(names, context, strict=True)}
     if features.traits:

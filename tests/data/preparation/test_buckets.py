@@ -26,6 +26,7 @@ def blocks(rows: int, size: int, text: bool) -> list[pa.Table]:
             "user_lon": pa.array(rng.random(rows), mask=rng.random(rows) < 0.5),
             "request_id": request,
             "probability": pa.array(rng.random(rows), pa.float32()),
+            "utc_offset": pa.array(rng.integers(-720, 840, rows), pa.float32()),
             "item_index": pa.array(rng.integers(0, 9, rows), pa.int32()),
         }
     )
@@ -72,7 +73,8 @@ def test_every_row_lies_in_the_bucket_of_its_user(
     got = pa.concat_tables(tables.values()).sort_by("time")
     whole = pa.concat_tables(source)
     assert got["time"].to_pylist() == list(range(1000))
-    for mine, theirs in (("user", "user_id"), ("item", "item_index"), ("label", "label"), ("probability",) * 2):
+    alike = [(name, name) for name in ("label", "probability", "utc_offset")]
+    for mine, theirs in (("user", "user_id"), ("item", "item_index"), *alike):
         assert got[mine].to_pylist() == whole[theirs].to_pylist()
     assert sorted(t for files in found.values() for f in files for some in times(f) for t in some.tolist()) == list(
         range(1000)

@@ -52,7 +52,7 @@ def context(check_ins: bool = False, probability: bool = False, **settings: Any)
         **{"input": Path("in"), "out": Path("out"), "history_length": 3, "train_negatives": 2, "eval_negatives": 5}
         | settings
     )
-    made = context_of(config, ITEMS, (40 * HOUR, 60 * HOUR), check_ins, probability)
+    made = context_of(config, ITEMS, (40 * HOUR, 60 * HOUR), check_ins, ("probability",) if probability else ())
     return replace(made, before={NUMBER: (100, 1000, 50)})
 
 
@@ -61,7 +61,7 @@ def bucket(**columns: Any) -> pa.Table:
     n = len(columns["user"])
     nan = np.full(n, np.nan)
     whole = {"bucket": np.full(n, NUMBER), "label": np.ones(n), "request": np.zeros(n, np.int64)}
-    whole |= dict.fromkeys(("lat", "lon", "probability"), nan)
+    whole |= dict.fromkeys(("lat", "lon", "probability", "utc_offset"), nan)
     whole |= columns
     text = n and isinstance(whole["user"][0], str)
     schema = rows_schema(pa.string() if text else pa.int64())
@@ -174,7 +174,7 @@ class Slow:
 def check(table: pa.Table, of: Context) -> None:
     """Samples and counts of a bucket are those of the loops."""
     slow, made = Slow(table, of), bucket_samples(table, of)
-    assert made.schema == samples_schema(of.with_probability)
+    assert made.schema == samples_schema(of.extra)
     got = {row["request"]: row for row in made.to_pylist()}
     assert len(got) == len(made)
     for want in slow.requests():
@@ -191,7 +191,7 @@ def check(table: pa.Table, of: Context) -> None:
         items, labels = row["item_row"], row["label"]
         assert row["visits"] == [visits[i] for i in items]
         if how is None:
-            names = ["item_row", "label"] + ["probability"] * of.with_probability
+            names = ["item_row", "label"] + ["probability"] * ("probability" in of.extra)
             candidates = Counter(zip(*(row[n] for n in names), strict=True))
             shown = [(r["item"] + 1, r["label"], r["probability"]) for r in rows]
             assert candidates == Counter(x[: len(names)] for x in shown)
@@ -267,7 +267,7 @@ def test_requests_by_id_share_the_first_known_place() -> None:
 def test_an_empty_bucket_has_the_same_columns(check_ins: bool) -> None:
     of = context(check_ins, probability=not check_ins)
     empty = shown()[:0]
-    assert bucket_samples(empty, of) == samples_schema(not check_ins).empty_table()
+    assert bucket_samples(empty, of) == samples_schema(of.extra).empty_table()
     assert bucket_sequences(empty, of) == sequences_schema().empty_table()
     assert bucket_counts(empty, of) == counts_schema(pa.string()).empty_table()
     assert bucket_counts(shown(), of).schema == counts_schema(pa.string())
@@ -347,7 +347,7 @@ def test_all_buckets_make_what_prepare_writes(tmp_path: Path, kind: str, monkeyp
     width, size = time_bins(first, last)
     bins = np.bincount((time - first) // width, minlength=size)
     starts = split_starts(bins, first, last, config.valid_fraction, config.test_fraction)
-    of = context_of(config, items, starts, kind == "visits", with_probability=False)
+    of = context_of(config, items, starts, kind == "visits", ())
     numbers = sorted(set(rows["bucket"].to_pylist()))
     assert len(numbers) > 3
     tables = [rows.filter(pa.compute.equal(rows["bucket"], n)) for n in numbers]

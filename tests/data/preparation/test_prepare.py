@@ -1,5 +1,6 @@
 """``prepare`` against loops over rows: splits, histories, counts, negatives, vocabularies; and bad input."""
 
+import math
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -170,6 +171,35 @@ def test_no_split_for_a_share_of_zero(tmp_path: Path) -> None:
     assert set(read_manifest(folder, "prepared")["splits"]) == {"train"} and len(read(folder, "train")) == 400
     folder = run(write(tmp_path / "raw", impressions()), valid_fraction=0)
     assert set(read_manifest(folder, "prepared")["splits"]) == {"train", "test"}
+
+
+def test_requests_share_their_offset(tmp_path: Path) -> None:
+    """The first that is known of a request's rows; no column where the source has none."""
+    source = impressions()
+    request = [sum(map(int, r.split("-")[1:])) for r in source["request_id"]]
+    here = np.array([[-240.0, 330.5, 0.0][r % 3] for r in request], np.float32)
+    lost = np.random.default_rng(0).random(400) < 0.6
+    source["utc_offset"] = pa.array(here, mask=lost)
+    known = {r for r, gone in zip(source["request_id"], lost, strict=True) if not gone}
+    offsets = {r: float(at) if r in known else None for r, at in zip(source["request_id"], here, strict=True)}
+    assert None in offsets.values()
+    folder = run(write(tmp_path / "raw", source))
+    made = [r["utc_offset"] for name in ("train", "valid", "test") for r in requests(folder, name)]
+    got = Counter(None if math.isnan(x) else x for x in made)
+    assert got == Counter(offsets.values())
+    del source["utc_offset"]
+    assert "utc_offset" not in requests(run(write(tmp_path / "raw", source)), "train")[0]
+
+
+def test_visits_have_their_own_offset(tmp_path: Path) -> None:
+    source = visits()
+    of_user = {u: 60.0 * u for u in range(5)}
+    source["utc_offset"] = np.array([of_user[u] for u in source["user_id"]], np.float32)
+    folder = run(write(tmp_path / "raw", source), train_negatives=2)
+    users = sorted(set(source["user_id"].tolist()))
+    made = requests(folder, "train")
+    assert made and "probability" not in made[0]
+    assert all(r["utc_offset"] == of_user[users[r["user_index"]]] for r in made)
 
 
 def test_probability_is_kept(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ def test_tsmc_as_csv(tmp_path: Path, packed: bool) -> None:
     got = visits(out)
     assert got["user_id"].to_pylist() == ["470", "979", "470"] and got["label"].to_pylist() == [1, 1, 1]
     assert got["timestamp"].to_pylist() == [1333476009, 1333476025, 1333501323]  # UTC: the offset is not added
+    assert got["utc_offset"].to_pylist() == [-240, -240, None]
     assert read_manifest(out, "raw")["rows"] == {name: 3}
 
 
@@ -120,7 +121,7 @@ def test_tist2015_without_cities_and_with_bad_rows(tmp_path: Path) -> None:
         out = convert(source, "foursquare", {}, tmp_path / "raw", bad_rows)
     assert len(read_items(out)) == 4 and "city" in pq.read_schema(out / "items.parquet").names
     assert read_items(out)["city"].null_count == 4
-    assert len(visits(out)) == 4  # an offset that is none harms nobody
+    assert visits(out)["utc_offset"].to_pylist() == [-240, 120, -240, None]  # one that is none harms nobody
     assert [(c["file"].split("_")[-1], c["column"], c["rows"]) for c in bad_rows.summary()] == [
         ("POIs.txt", "line", 1), ("POIs.txt", "lat", 1), ("POIs.txt", "item_id", 1), ("Checkins.txt", "line", 1),
         ("Checkins.txt", "timestamp", 1), ("Checkins.txt", "item_id", 1),
