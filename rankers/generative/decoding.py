@@ -148,10 +148,10 @@ class _Walk:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The items below leaves [n]: request and place in the tree's ``items``, int64 [T], and log p [T]."""
         levels = self.index.levels
-        of, places = _ranges(*self.children(levels, leaves))
+        of, places = segment_rows(*self.children(levels, leaves))
         every_of, every_places = of, places
         if self.in_every is not None:  # p(item | code) too is over all that exists
-            every_of, every_places = _ranges(*_children(self.every, levels, self.in_softmax(levels, leaves)))
+            every_of, every_places = segment_rows(*_children(self.every, levels, self.in_softmax(levels, leaves)))
         if last_mile is None:
             counts = torch.bincount(every_of, minlength=len(leaves)).to(totals.dtype)
             return requests[of], places, (totals - counts.log())[of]
@@ -159,7 +159,7 @@ class _Walk:
         among = logits
         if self.in_every is not None:
             among = last_mile(requests[every_of], self.every.items[every_places].long())
-        return requests[of], places, logits + (totals - _logsumexp(among, every_of, len(leaves)))[of]
+        return requests[of], places, logits + (totals - segment_logsumexp(among, every_of, len(leaves)))[of]
 
 
 def _children(tries: Tries, level: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,17 +167,17 @@ def _children(tries: Tries, level: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
     return ends[nodes].long(), ends[nodes + 1].long()
 
 
-def _ranges(starts: Tensor, stops: Tensor) -> tuple[Tensor, Tensor]:
+def segment_rows(starts: Tensor, stops: Tensor) -> tuple[Tensor, Tensor]:
     """Of segments starts[i] to stops[i]: the segment and the number of each row, int64 [rows]."""
     counts = stops - starts
     of = torch.repeat_interleave(counts)
     return of, ranges_unchecked(stops, counts, len(of))
 
 
-def _logsumexp(values: Tensor, of: Tensor, segments: int) -> Tensor:
+def segment_logsumexp(values: Tensor, of: Tensor, segments: int) -> Tensor:
     """Over the values of each segment, [segments]."""
     top = values.new_full((segments,), -torch.inf).scatter_reduce(0, of, values, "amax")
-    top = torch.where(top.isfinite(), top, 0)
+    top = torch.where(top.isfinite(), top, 0).detach()
     return top + values.new_zeros(segments).index_add(0, of, (values - top[of]).exp()).log()
 
 
@@ -265,7 +265,7 @@ def _score(model: Model, memory: Memory, index: Index, tries: Tries, last_mile: 
             return
         at = 0 if level == 0 else B + CHUNK * (level - 1)
         logits, normaliser, rows = walk.step(level, nodes, requests, above, at)
-        of, children = _ranges(*walk.children(level, nodes))
+        of, children = segment_rows(*walk.children(level, nodes))
         found = (totals - normaliser)[of] + logits[of, tries.levels[level].codes[children].long()]
         del logits
         for cut in range(0, len(children), CHUNK):

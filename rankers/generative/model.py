@@ -36,9 +36,8 @@ from ...data.batches.semantic_features import SemanticFeatures
 from ...data.batches.sequences import SequenceBatch
 from ...data.plain import check_numbers
 from ...kernels.haversine import unit_vectors, unit_vectors_km
-from ...kernels.jagged import ranges_unchecked
 from ...kernels.trie_topk import trie_logsumexp_unchecked
-from .decoding import Softmax, score
+from .decoding import Softmax, score, segment_logsumexp, segment_rows
 from .index import Index
 from .layers import Memory, Transformer
 from .reach import Allowed
@@ -406,13 +405,12 @@ class Generator(nn.Module):
             own = logits.gather(1, codes[:, level - 1 : level]).squeeze(1)
             total = total + own - trie_logsumexp_unchecked(logits, starts, stops, tree.codes[level - 1])
             above = node[:, level - 1].clamp(min=0)
-        of, at = _ranges(tree.starts[-1][above], tree.starts[-1][above + 1])
+        of, at = segment_rows(tree.starts[-1][above], tree.starts[-1][above + 1])
         items = tree.items[at]
         logits = self._last_mile(of, items, e.state, e.place)
-        top = logits.detach().max()
-        sums = torch.zeros_like(total).index_add(0, of, (logits - top).exp())
-        own = torch.zeros_like(total).index_add(0, of, (logits - top) * (items == target[of]))
-        return (total + own - sums.log()).masked_fill(node[:, 0] < 0, -torch.inf)
+        own = torch.zeros_like(total).index_add(0, of, logits * (items == target[of]))
+        total = total + own - segment_logsumexp(logits, of, len(target))
+        return total.masked_fill(node[:, 0] < 0, -torch.inf)
 
     def _sees(self, e: Encoded, q: Questions) -> Tensor:
         """Which rows of the visits each target's decoder looks at: that for nothing, and the last ones, bool [B, M]."""
@@ -430,7 +428,7 @@ class Generator(nn.Module):
         """
         assert about is not None
         logits: Tensor = self.head[level - 1](hidden)
-        of, at = _ranges(self.tree.starts[level - 1][nodes], self.tree.starts[level - 1][nodes + 1])
+        of, at = segment_rows(self.tree.starts[level - 1][nodes], self.tree.starts[level - 1][nodes + 1])
         more = worth(about[:, -3:], self._weights(level - 1, about[:, :-3]), of, self.tree.facts[level - 1][at])
         return logits.index_put((of, self.tree.codes[level - 1][at]), more, accumulate=True)
 
@@ -471,13 +469,6 @@ class Generator(nn.Module):
             of, items = rows_of.repeat_interleave(len(index)), torch.from_numpy(index.items).long().repeat(len(rows_of))
             return _mixed(e.gate[of], copied[of, items], generated.flatten()).view_as(generated)
         return _mixed(e.gate[allowed.requests], copied[allowed.requests, allowed.items], generated)
-
-
-def _ranges(starts: Tensor, stops: Tensor) -> tuple[Tensor, Tensor]:
-    """Of segments starts[i] to stops[i]: the segment and the number of each row, int64 [rows]."""
-    counts = stops - starts
-    of = torch.repeat_interleave(counts)
-    return of, ranges_unchecked(stops, counts, len(of))
 
 
 def _mixed(gate: Tensor, copied: Tensor, generated: Tensor) -> Tensor:
