@@ -168,9 +168,10 @@ class Requests:
         Raises:
             ValueError: not in this layout.
         """
-        candidates = [name for name in OF_CANDIDATES if name in table.column_names]
+        there = table.column_names
+        candidates = [name for name in OF_CANDIDATES if name in there]
         return cls(
-            {name: table[name].to_numpy() for name in OF_REQUEST if name in table.column_names},
+            {name: table[name].to_numpy() for name in OF_REQUEST if name not in EXTRA or name in there},
             Lists.of_table(table, [*OF_HISTORY]),
             Lists.of_table(table, candidates),
         )

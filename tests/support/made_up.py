@@ -76,7 +76,7 @@ def write_split(folder: Path, predictions: Predictions) -> dict[str, list[int]]:
     starts = np.flatnonzero(np.diff(columns["request"], prepend=-1))
     empty = np.zeros(len(starts) + 1, np.int64)
     found = Requests(
-        {n: columns[n][starts] for n in OF_REQUEST},
+        {n: columns[n][starts] for n in OF_REQUEST if n in columns},
         Lists(empty, {n: np.empty(0, kind) for n, kind in OF_HISTORY.items()}),
         Lists(
             np.append(starts, len(predictions)),
