@@ -70,7 +70,8 @@ _RUNNER = str(Path(__file__).with_name("rank_main.py"))
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
     """``ranks(2, function, *args)``: run a module-level function on gloo ranks; what each returned, by rank.
 
-    Processes are forked from a server that has imported torchrec once, so a launch takes a fraction of a second.
+    Processes are forked from a server that has imported torchrec once, so a launch takes a fraction of a second. Their
+    environment is the test's, not the server's, which is as old as the first test of its worker that had ranks.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torchrec", "placerank.training.train"])
@@ -87,7 +88,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
             context.Process(
                 target=runpy.run_path,
                 args=(_RUNNER,),
-                kwargs={"init_globals": {"JOB": (*job, rank, world_size, port, str(out))}},
+                kwargs={"init_globals": {"JOB": (*job, rank, world_size, port, str(out), dict(os.environ))}},
             )
             for rank in range(world_size)
         ]

@@ -5,8 +5,8 @@ import os
 
 import torch
 
-file, name, args, rank, world_size, port, out = JOB  # type: ignore[name-defined]  # noqa: F821
-os.environ |= {
+file, name, args, rank, world_size, port, out, environment = JOB  # type: ignore[name-defined]  # noqa: F821
+os.environ |= environment | {
     "RANK": str(rank),
     "LOCAL_RANK": str(rank),
     "WORLD_SIZE": str(world_size),

@@ -208,7 +208,7 @@ class _Loop:
         catalog: Catalog,
         trainee: Trainee,
         identity: Identity,
-        elsewhere: RunAtUrl | None,
+        elsewhere: RunAtUrl | None = None,
     ) -> None:
         if config.precision == "bf16" and rt.device.type != "cuda":
             raise ValueError(f"precision=bf16 needs CUDA, this rank runs on {rt.device}; use fp32")
