@@ -62,7 +62,8 @@ def test_trees_of_any_sets(data: st.DataObject, levels: int, K: int, sets: list[
             index.remove(np.array(gone, np.int64))
             held = {item: c for item, c in held.items() if item not in gone}
         else:
-            come = data.draw(st.dictionaries(st.sampled_from([i for i in range(41) if i not in held]), code))
+            others = [i for i in range(80) if i not in held]  # at most 55 are held
+            come = data.draw(st.dictionaries(st.sampled_from(others), code, max_size=10))
             index.add(np.array([*come], np.int64), np.array([*come.values()], np.int64).reshape(-1, levels))
             held |= come
     tries = index.tries(allowed(*sets))
