@@ -50,6 +50,14 @@ def ranges_unchecked(stops: Tensor, lengths: Tensor, total: int) -> Tensor:
     return torch.arange(total, device=stops.device) + shift
 
 
+def segment_rows_unchecked(starts: Tensor, stops: Tensor) -> tuple[Tensor, Tensor]:
+    """Segment and number of each row of segments starts[i] to stops[i], int64 [rows] each; waits for a GPU."""
+    counts = (stops - starts).long()
+    total = int(counts.sum())
+    segments = torch.arange(counts.shape[0], device=counts.device)
+    return segments.repeat_interleave(counts, output_size=total), ranges_unchecked(stops.long(), counts, total)
+
+
 def shared_rows_unchecked(starts: Tensor, offsets: Tensor, total: int) -> Tensor:
     """Rows of segments that may share them, laid out one segment after the other, int64 [total].
 

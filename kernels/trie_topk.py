@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_ids, check_number, check_offsets, check_tensors
-from .jagged import ranges_unchecked, segment_ids_unchecked
+from .jagged import segment_ids_unchecked, segment_rows_unchecked
 from .trie_topk_cpu import trie_logsumexp_backward_cpu, trie_logsumexp_cpu, trie_topk_cpu
 
 _INTEGERS = (torch.int64, torch.int32)
@@ -35,18 +35,10 @@ def _check_children(logits: Tensor, starts: Tensor, stops: Tensor, codes: Tensor
 
 def trie_logsumexp_reference(logits: Tensor, starts: Tensor, stops: Tensor, codes: Tensor) -> Tensor:
     """``trie_logsumexp`` in plain PyTorch."""
-    parents, children = _children(starts, stops)
+    parents, children = segment_rows_unchecked(starts, stops)
     exists = torch.zeros_like(logits, dtype=torch.bool)
     exists[parents, codes[children].long()] = True
     return logits.masked_fill(~exists, -torch.inf).logsumexp(dim=1)
-
-
-def _children(starts: Tensor, stops: Tensor) -> tuple[Tensor, Tensor]:
-    """Parent and number of every child, int64 [children of all nodes]."""
-    counts = (stops - starts).long()
-    total = int(counts.sum())
-    nodes = torch.arange(counts.shape[0], device=counts.device)
-    return nodes.repeat_interleave(counts, output_size=total), ranges_unchecked(stops.long(), counts, total)
 
 
 class _LogSumExp(torch.autograd.Function):
@@ -97,7 +89,7 @@ def trie_topk_reference(
     logits: Tensor, totals: Tensor, starts: Tensor, stops: Tensor, codes: Tensor, offsets: Tensor, k: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``trie_topk`` in plain PyTorch: all children laid out, sorted by request, total and number."""
-    parents, children = _children(starts, stops)
+    parents, children = segment_rows_unchecked(starts, stops)
     found = totals[parents] + logits[parents, codes[children].long()]
     requests = segment_ids_unchecked(offsets, totals.shape[0])[parents]
     keep = ~found.isnan()

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...kernels.checks import check_number
-from ...kernels.jagged import ranges_unchecked
+from ...kernels.jagged import segment_rows_unchecked
 from ...kernels.trie_topk import trie_logsumexp_unchecked, trie_topk_unchecked
 from .index import Index, Tries
 from .layers import Memory, Transformer, TreeState
@@ -148,10 +148,12 @@ class _Walk:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The items below leaves [n]: request and place in the tree's ``items``, int64 [T], and log p [T]."""
         levels = self.index.levels
-        of, places = segment_rows(*self.children(levels, leaves))
+        of, places = segment_rows_unchecked(*self.children(levels, leaves))
         every_of, every_places = of, places
         if self.in_every is not None:  # p(item | code) too is over all that exists
-            every_of, every_places = segment_rows(*_children(self.every, levels, self.in_softmax(levels, leaves)))
+            every_of, every_places = segment_rows_unchecked(
+                *_children(self.every, levels, self.in_softmax(levels, leaves))
+            )
         if last_mile is None:
             counts = torch.bincount(every_of, minlength=len(leaves)).to(totals.dtype)
             return requests[of], places, (totals - counts.log())[of]
@@ -165,13 +167,6 @@ class _Walk:
 def _children(tries: Tries, level: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
     ends = tries.levels[level - 1].children if level else tries.levels[0].offsets
     return ends[nodes].long(), ends[nodes + 1].long()
-
-
-def segment_rows(starts: Tensor, stops: Tensor) -> tuple[Tensor, Tensor]:
-    """Of segments starts[i] to stops[i]: the segment and the number of each row, int64 [rows]."""
-    counts = stops - starts
-    of = torch.repeat_interleave(counts)
-    return of, ranges_unchecked(stops, counts, len(of))
 
 
 def segment_logsumexp(values: Tensor, of: Tensor, segments: int) -> Tensor:
@@ -265,7 +260,7 @@ def _score(model: Model, memory: Memory, index: Index, tries: Tries, last_mile: 
             return
         at = 0 if level == 0 else B + CHUNK * (level - 1)
         logits, normaliser, rows = walk.step(level, nodes, requests, above, at)
-        of, children = segment_rows(*walk.children(level, nodes))
+        of, children = segment_rows_unchecked(*walk.children(level, nodes))
         found = (totals - normaliser)[of] + logits[of, tries.levels[level].codes[children].long()]
         del logits
         for cut in range(0, len(children), CHUNK):

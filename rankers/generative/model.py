@@ -36,8 +36,9 @@ from ...data.batches.semantic_features import SemanticFeatures
 from ...data.batches.sequences import SequenceBatch
 from ...data.plain import check_numbers
 from ...kernels.haversine import unit_vectors, unit_vectors_km
+from ...kernels.jagged import segment_rows_unchecked
 from ...kernels.trie_topk import trie_logsumexp_unchecked
-from .decoding import Softmax, score, segment_logsumexp, segment_rows
+from .decoding import Softmax, score, segment_logsumexp
 from .index import Index
 from .layers import Memory, Transformer
 from .reach import Allowed
@@ -405,7 +406,7 @@ class Generator(nn.Module):
             own = logits.gather(1, codes[:, level - 1 : level]).squeeze(1)
             total = total + own - trie_logsumexp_unchecked(logits, starts, stops, tree.codes[level - 1])
             above = node[:, level - 1].clamp(min=0)
-        of, at = segment_rows(tree.starts[-1][above], tree.starts[-1][above + 1])
+        of, at = segment_rows_unchecked(tree.starts[-1][above], tree.starts[-1][above + 1])
         items = tree.items[at]
         logits = self._last_mile(of, items, e.state, e.place)
         own = torch.zeros_like(total).index_add(0, of, logits * (items == target[of]))
@@ -428,7 +429,7 @@ class Generator(nn.Module):
         """
         assert about is not None
         logits: Tensor = self.head[level - 1](hidden)
-        of, at = segment_rows(self.tree.starts[level - 1][nodes], self.tree.starts[level - 1][nodes + 1])
+        of, at = segment_rows_unchecked(self.tree.starts[level - 1][nodes], self.tree.starts[level - 1][nodes + 1])
         more = worth(about[:, -3:], self._weights(level - 1, about[:, :-3]), of, self.tree.facts[level - 1][at])
         return logits.index_put((of, self.tree.codes[level - 1][at]), more, accumulate=True)
 
