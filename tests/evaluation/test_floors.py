@@ -4,10 +4,9 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-from raw_tables import START, run, visits, write
+from raw_tables import START, run, visits, with_late_users, write
 
 from placerank.data.batches.sequences import SequenceBatch, SequenceLoader
 from placerank.evaluation.breakdown import ItemFacts
@@ -21,16 +20,10 @@ Targets = list[tuple[SequenceBatch, int, list[int]]]
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As in the lists' tests; one user has more visits than the counter counts, i7 is never visited in training."""
-    source = visits(rows=400, users=3, moments=400)
     late = START + 7200 * 420
-    more = [("late", f"i{i % 4}", late + 60 * i) for i in range(9)] + [("once", "i3", late), ("late", "i7", late + 900)]
-    more += [("moment", f"i{i}", late + 5) for i in range(4)]
-    ids = [str(u) for u in source["user_id"]] + [u for u, *_ in more]
-    time = source["timestamp"].cast(pa.int64()).to_pylist() + [t for *_, t in more]
-    items = [i if i != "i7" else "i6" for i in source["item_id"]] + [i for _, i, _ in more]
-    raw = {"user_id": ids, "item_id": items, "timestamp": pa.array(time, pa.timestamp("s", "UTC"))}
+    source = with_late_users(visits(rows=400, users=3, moments=400), late, ("late", "i7", late + 900))
     folder = tmp_path_factory.mktemp("floors")
-    return run(write(folder / "raw", raw | {"label": np.ones(len(ids), np.int8)}), reach_km=4.0)
+    return run(write(folder / "raw", source), reach_km=4.0)
 
 
 @pytest.fixture(scope="module")

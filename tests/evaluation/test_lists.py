@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-from raw_tables import ITEMS, START, run, visits, write
+from raw_tables import ITEMS, START, run, visits, with_late_users, write
 from torch import Tensor
 
 from placerank.data.batches.sequences import SequenceBatch, SequenceLoader
@@ -142,16 +141,10 @@ def test_codes_against_loops() -> None:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Users of one visit and of a moment, users of the test alone, an item that nobody visits, unknown places."""
-    source = visits(rows=250)
     late = START + 7200 * 210
-    more = [("late", f"i{i % 4}", late + 60 * i) for i in range(9)] + [("once", "i3", late)]
-    more += [("moment", f"i{i}", late + 5) for i in range(4)]
-    ids = [str(u) for u in source["user_id"]] + [u for u, *_ in more]
-    time = source["timestamp"].cast(pa.int64()).to_pylist() + [t for *_, t in more]
-    items = [i if i != "i7" else "i6" for i in source["item_id"]] + [i for _, i, _ in more]
-    raw = {"user_id": ids, "item_id": items, "timestamp": pa.array(time, pa.timestamp("s", "UTC"))}
+    source = with_late_users(visits(rows=250), late)
     folder = tmp_path_factory.mktemp("lists")
-    return run(write(folder / "raw", raw | {"label": np.ones(len(ids), np.int8)}), reach_km=4.0)
+    return run(write(folder / "raw", source), reach_km=4.0)
 
 
 def batches(prepared: Path, size: int = 20, **options: Any) -> list[SequenceBatch]:

@@ -64,6 +64,18 @@ def visits(rows: int = 300, users: int = 5, seed: int = 0, moments: int = 200) -
     }
 
 
+def with_late_users(source: dict[str, Any], late: int, *more: tuple[str, str, int]) -> dict[str, Any]:
+    """``visits``, none of i7, and from ``late`` on a user of nine, one of one, and one of a single moment; and more
+    rows: user, item, time."""
+    rows = [("late", f"i{i % 4}", late + 60 * i) for i in range(9)] + [("once", "i3", late), *more]
+    rows += [("moment", f"i{i}", late + 5) for i in range(4)]
+    ids = [str(u) for u in source["user_id"]] + [u for u, *_ in rows]
+    time = source["timestamp"].cast(pa.int64()).to_pylist() + [t for *_, t in rows]
+    items = [i if i != "i7" else "i6" for i in source["item_id"]] + [i for _, i, _ in rows]
+    moments = pa.array(time, pa.timestamp("s", "UTC"))
+    return {"user_id": ids, "item_id": items, "timestamp": moments, "label": np.ones(len(ids), np.int8)}
+
+
 def run(raw: Path, **options: Any) -> Path:
     return prepare(PrepareConfig(**{"input": raw, "out": raw.parent / "out", "overwrite": True, **options}))
 
