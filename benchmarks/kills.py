@@ -195,7 +195,7 @@ def left_in(folder: Path, out: Path) -> list[str]:
     """Names of what lies on this disk; for a URL of what was being made, not of what was fetched."""
     if not isinstance(out, Url):
         return sorted(p.name for p in folder.iterdir())
-    return sorted(p.name for p in folder.glob("placerank-*/work/*"))
+    return sorted(p.name for own in folder.glob("placerank-*") for p in (own / "work").glob("*"))
 
 
 def attempt(
