@@ -5,14 +5,13 @@ There, as here, a checkpoint is whole or it isn't one: its files are put before 
 
 import json
 import logging
-import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from ..data.manifest import MANIFEST
 from ..data.urls import UrlError, delete_files, get_files, listed, put_files
 from .checkpoint import saved_steps
-from .run_files import BEST, CHECKPOINTS, CONFIG, read_best
+from .run_files import BEST, CHECKPOINTS, CONFIG, empty, read_best
 from .run_lock import LOCK
 
 log = logging.getLogger(__name__)
@@ -38,9 +37,7 @@ class RunAtUrl:
         Raises:
             FileExistsError: another run, or no run, lies there.
         """
-        for path in self.folder.iterdir():
-            if path.name != LOCK:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        empty(self.folder, LOCK)
         there = listed(self.url)
         if there and CONFIG not in there:
             raise FileExistsError(f"{self.url} holds files that are no run; choose another folder for --run")
@@ -96,9 +93,10 @@ class RunAtUrl:
         delete_files(self.url, [name for name in old if not name.endswith(MANIFEST)])
 
     def close(self) -> None:
-        """Put the rest. Raises UrlError where that can't be done."""
+        """Put the rest, and leave nothing of it on this disk. Raises UrlError where that can't be done."""
         self.wait()
         self.put()
+        empty(self.folder, LOCK)
 
 
 def _finished(folder: Path) -> list[str]:

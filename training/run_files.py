@@ -1,6 +1,7 @@
 """What a run folder holds beside its checkpoints, read back: whole, or the file that is damaged is told."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,10 @@ def _parsed(line: str) -> dict[str, Any] | None:
         return None
     numbers = (value for name, value in values.items() if name != "split")
     return values if all(value is None or isinstance(value, (int, float)) for value in numbers) else None
+
+
+def empty(run: Path, *kept: str) -> None:
+    """Remove what a run folder holds, but for what has one of these names."""
+    for path in run.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -38,7 +38,7 @@ from .inputs import read_inputs
 from .model import OptimizerConfig, Trainee, assemble, average_buffers, table_rows
 from .predictions import sampling_shift, validate
 from .run_at_url import RunAtUrl
-from .run_files import BEST, CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS
+from .run_files import BEST, CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, empty
 from .run_lock import LOCK, run_lock
 from .runtime import Runtime, on_first_rank, runtime
 from .sharding import ShardingConfig
@@ -159,15 +159,7 @@ def train(config: TrainConfig) -> Path:
         loop.run()
         if elsewhere is not None:
             on_first_rank(elsewhere.close)
-            on_first_rank(lambda: _empty(config.run))
     return there
-
-
-def _empty(run: Path) -> None:
-    """What a run leaves on this disk that has its folder behind a URL: nothing."""
-    for path in run.iterdir():
-        if path.name != LOCK:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _check_run_folder(config: TrainConfig) -> None:
@@ -183,9 +175,7 @@ def _check_run_folder(config: TrainConfig) -> None:
 def _open_run_folder(config: TrainConfig) -> None:
     """Empty the run folder if ``overwrite`` says so, else remove what a run that was killed left half done."""
     if config.overwrite:
-        for path in config.run.iterdir():
-            if path.name not in (LOCK, CONFIG):  # with its config it is a run still, should this be as far as we get
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        empty(config.run, LOCK, CONFIG)  # with its config it is a run still, should this be as far as we get
     remove_partial(config.run / CHECKPOINTS)
     shutil.rmtree(config.run / _SCRATCH, ignore_errors=True)
     remove_leftovers(config.run)
