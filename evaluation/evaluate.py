@@ -1,7 +1,7 @@
 """Evaluation: score a split, measure the model, the baselines and the oracle, slice by slice, and write a report."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,22 @@ from ..data.batches.loader import SampleLoader
 from ..data.manifest import MANIFEST, read_manifest, whole_folder, write_json, write_manifest
 from ..data.plain import check_numbers, set_places
 from ..data.urls import at_work, was_begun
-from ..training.inference import load_scorer, read_config
+from ..training.inference import load_ranker, read_config
 from ..training.metrics import nan_to_none, reliability, summarize
 from ..training.predictions import Predictions, gather, predict, sampling_shift
 from ..training.run_files import ENVIRONMENT, read_best, read_metrics, read_object
 from ..training.runtime import on_first_rank, runtime
 from .baselines import Scorer, baselines, model, oracle
 from .breakdown import ItemFacts, Slicing, slice_metrics, slicings, weighted_auc
+from .list_report import list_table
+from .measure_lists import ListsConfig, measure_lists
 from .report import COLUMNS, write_report
 
 SPLITS = ("train", "valid", "test")
+NO_ODDS = (
+    "A generative ranker's probability is of one place among all, not of a click on a candidate: log-loss and "
+    "calibration of candidates say nothing of it. Its own are under lists."
+)
 
 
 @dataclass(kw_only=True)
@@ -43,6 +49,8 @@ class EvaluateConfig:
     """Samples scored at a time on each rank."""
     out: Path | None = None
     """Folder to write; default: evaluation/ in the run folder."""
+    lists: ListsConfig = field(default_factory=ListsConfig)
+    """What lists of a generative ranker are asked."""
     overwrite: bool = False
     """Replace that folder if it exists."""
 
@@ -73,14 +81,17 @@ def evaluate(config: EvaluateConfig) -> Path:
     with runtime(seed=0) as rt:
         on_first_rank(lambda: _check_run(config.run))
         data = config.data or on_first_rank(lambda: read_config(config.run)).data
-        score, _, info = load_scorer(config.run, rt, data, config.checkpoint, config.batch_size, config.semantic_ids)
+        ranker = load_ranker(config.run, rt, data, config.checkpoint, config.batch_size, config.semantic_ids)
         loader = SampleLoader(
             data, config.split, config.batch_size, rank=rt.rank, world_size=rt.world_size, shuffle=False
         )
-        shift = sampling_shift(read_manifest(data, "prepared"), config.split)
-        predictions = gather(predict(score, loader, shift), scratch)
+        generates = ranker.inputs.ranker.generates
+        # log-odds among all places are no odds among those of a sample, however these were drawn
+        shift = 0.0 if generates else sampling_shift(read_manifest(data, "prepared"), config.split)
+        predictions = gather(predict(ranker.score(), loader, shift), scratch)
+        lists = measure_lists(ranker, config.split, config.lists, rt) if generates else None
         if predictions is not None:
-            write_evaluation(out, predictions, data, info, config)
+            write_evaluation(out, predictions, data, ranker.saved, config, lists)
         dist.barrier()
     return out
 
@@ -93,7 +104,12 @@ def _check_run(run: Path) -> None:
 
 
 def write_evaluation(
-    out: Path, predictions: Predictions, data: Path, info: dict[str, Any], config: EvaluateConfig
+    out: Path,
+    predictions: Predictions,
+    data: Path,
+    info: dict[str, Any],
+    config: EvaluateConfig,
+    lists: dict[str, Any] | None = None,
 ) -> None:
     """Measure the rows of all ranks and write the evaluation folder; on rank 0.
 
@@ -103,11 +119,15 @@ def write_evaluation(
         data: the prepared folder, for what belongs to items.
         info: manifest of the checkpoint, of which ``step`` is reported.
         config: for the report and the manifest.
+        lists: of ``measure_lists``, for a generative ranker.
     """
     if not len(predictions):
         raise ValueError(f"the {config.split} split of {data} has no samples; choose another --split or prepare more")
     items = ItemFacts.load(data)
-    metrics = {"split": config.split, "step": info.get("step")} | measure(predictions, items)
+    metrics: dict[str, Any] = {"split": config.split, "step": info.get("step")} | measure(predictions, items)
+    if lists is not None:
+        metrics["lists"] = lists
+        metrics["notes"].append(NO_ODDS)
     with whole_folder(out, config.overwrite) as folder:
         predictions.write(folder / "predictions.parquet")
         write_json(folder / "metrics.json", metrics)
@@ -115,6 +135,8 @@ def write_evaluation(
         made_from = {"prepared": read_manifest(data, "prepared")["content_hash"]}
         write_manifest(folder, "evaluation", config, made_from, step=info.get("step"))
     print_summary(metrics)
+    if lists is not None:
+        Console().print(list_table(lists))
     Console().print(f"report: {out / 'report.html'}")
 
 

@@ -19,6 +19,7 @@ from .breakdown import ItemFacts
 
 LAST = 50  # visits that the counter counts: an old habit is none
 MARKOV = 0.1  # share of the transitions, beside the counter's
+HABIT = 0.8  # share of the user's last visits in the likelihood of a visit, beside popularity's
 _TIE = 1e-9  # of popularity: below any difference between shares of at most a million visits
 _STEPS = 200  # of the fit of ``mix``
 
@@ -64,6 +65,16 @@ class Floors:
         yield "counter + Markov", (1 - MARKOV) * recent + MARKOV * next_ + _TIE * popular
         if len(self.weights):
             yield "mix", self._mix(parts)
+
+    def likelihood(self, batch: SequenceBatch) -> Tensor:
+        """p of each target as 0.8 of the user's last 50 visits and 0.2 of popularity give it, float64 [B]."""
+        offsets, at = batch.last(LAST)
+        counts = offsets.diff()
+        hits = batch.item[at] == batch.target.repeat_interleave(counts)
+        of = torch.arange(len(batch)).repeat_interleave(counts)
+        share = torch.zeros(len(batch), dtype=torch.float64).index_add(0, of, hits.double()) / counts.clamp(min=1)
+        habit = HABIT * (counts > 0)
+        return habit * share + (1 - habit) * self.popularity[batch.target]
 
     def km(self, batch: SequenceBatch) -> Tensor:
         """From the request's place to each item, or else from the last visit's; the farthest where neither is known."""

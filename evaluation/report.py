@@ -12,6 +12,7 @@ from ..training.predictions import Predictions
 from ..training.run_files import CONFIG, ENVIRONMENT, read_best, read_metrics, read_object
 from . import maps, pictures
 from .breakdown import ItemFacts
+from .list_report import list_section
 
 COLUMNS = {
     "auc": "AUC",
@@ -41,6 +42,7 @@ def write_report(
     """
     log = read_metrics(run)
     sections = [
+        *([list_section(metrics["lists"])] if "lists" in metrics else []),
         _comparison(metrics),
         _maps(folder, predictions, items),
         _slices(metrics),
@@ -183,6 +185,8 @@ def _what_was_run(metrics: dict[str, Any], run: Path) -> str:
     body = page.facts(facts)
     if config:
         body += page.folded("config", config)
-    body += page.folded("all numbers", {k: v for k, v in metrics.items() if k not in ("slices", "reliability")})
+    body += page.folded(
+        "all numbers", {k: v for k, v in metrics.items() if k not in ("slices", "reliability", "lists")}
+    )
     lead = "predictions.parquet and metrics.json beside this page hold the rows and numbers."
     return page.section("What was run", lead, body)

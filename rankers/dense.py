@@ -16,6 +16,8 @@ from ..data.batches.dense_batch import Context, DenseBatch, LossInputs, Traits
 from ..data.batches.features import CLUSTER, HISTORY_GAPS, USER_CLUSTER, Features
 from ..data.plain import check_numbers
 from ..embeddings.cluster_gate import ClusterGate
+from .generative.kinds import KINDS
+from .generative.model import GeneratorConfig
 from .plugins.akt import AktConfig, one_way_loss
 from .plugins.items import ItemEncoder, Items
 from .plugins.rest import ContrastItems, RestConfig, SpatialContrast
@@ -28,6 +30,10 @@ from .towers.tower import Samples, find_tower, with_options
 class RankerConfig:
     """The dense part of a ranker, and its plug-ins."""
 
+    kind: str = "tower"
+    """tower: scores candidates, by what is below. generative: a distribution over all places (docs/generative.md)."""
+    generative: GeneratorConfig = field(default_factory=GeneratorConfig)
+    """The generative ranker; settings of towers and plug-ins mean nothing for it."""
     tower: str = "twin"
     """Interest tower: twin, din, dien, sim, sim_soft, eta, trisan, basm, or your own as package.module:Class."""
     tower_options: dict[str, float] = field(default_factory=dict)
@@ -49,7 +55,19 @@ class RankerConfig:
         """Whether batches must carry Traits for the plug-ins."""
         return self.rest.enabled or bool(self.akt.enabled)
 
+    @property
+    def generates(self) -> bool:
+        """Whether it is a generative ranker."""
+        return self.kind != "tower"
+
     def __post_init__(self) -> None:
+        if self.kind not in ("tower", *KINDS):
+            raise ValueError(f"ranker.kind={self.kind!r}: expected one of tower, {', '.join(KINDS)}")
+        if self.generates and (self.rest.enabled or self.akt.enabled):
+            raise ValueError(
+                f"ranker.kind={self.kind} and ranker.{'rest' if self.rest.enabled else 'akt'}.enabled: the plug-ins "
+                "are for towers; leave one of them out"
+            )
         check_numbers(self, "ranker", mlp=65_536)
         if not self.mlp or min(self.mlp) < 1:
             raise ValueError(f"ranker.mlp={self.mlp}: expected one or more positive widths")

@@ -1,7 +1,7 @@
 """A trained ranker from its run folder, ready to score."""
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ from ..data.plain import from_plain
 from ..data.urls import Url, fetched
 from .checkpoint import checkpoint_path, load, saved_steps, verify
 from .identity import Identity
-from .inputs import read_inputs
+from .inputs import Inputs, read_inputs
 from .model import assemble
 from .predictions import Score
 from .run_files import CHECKPOINTS, CONFIG, read_best, read_object
 from .runtime import Runtime, on_first_rank
 from .sharding import ShardingConfig
-from .train import TrainConfig, scorer
+from .tasks import candidate_scorer, visit_scorer
+from .train import TrainConfig
 
 
 def read_config(run: Path, data: Path | None = None, semantic_ids: Path | None = None) -> TrainConfig:
@@ -108,14 +109,37 @@ def open_checkpoint(run: Path, which: str, identity: Identity) -> tuple[Path, di
     return copy, saved
 
 
-def load_scorer(
+@dataclass(frozen=True)
+class Loaded:
+    """A trained ranker on this run's ranks.
+
+    Attributes:
+        model: sharded, in evaluation.
+        catalog: of the items.
+        inputs: what it was built from.
+        saved: the checkpoint's manifest.
+    """
+
+    model: Any
+    catalog: Catalog
+    inputs: Inputs
+    saved: dict[str, Any]
+
+    def score(self) -> Score:
+        """Samples to logits [B]; a generative ranker's are the log-odds of the item among all places."""
+        if self.inputs.ranker.generates:
+            return visit_scorer(self.model, self.catalog)
+        return candidate_scorer(self.model, self.catalog)
+
+
+def load_ranker(
     run: Path,
     rt: Runtime,
     data: Path | None = None,
     checkpoint: str = "best",
     batch_size: int | None = None,
     semantic_ids: Path | None = None,
-) -> tuple[Score, Catalog, dict[str, Any]]:
+) -> Loaded:
     """Build a run's ranker on this run's ranks, whatever number it was trained on, and load a checkpoint.
 
     Args:
@@ -125,9 +149,6 @@ def load_scorer(
         checkpoint: "best", "latest" or a step number.
         batch_size: samples a batch, for the planner; default: the training config's.
         semantic_ids: the folder of tokens; default: the one that it was trained with.
-
-    Returns:
-        A function from SampleBatch to logits [B], the catalog, and the checkpoint's manifest.
 
     Raises:
         FileNotFoundError: no such run, checkpoint or data.
@@ -149,9 +170,16 @@ def load_scorer(
         batch_size or config.batch_size,
         inputs.manifest["history_length"],
         catalog.device_bytes,
+        inputs.make_ranker(),
     )
     state = trainee.model.state_dict()
     load(path, {"model": state})
     trainee.model.load_state_dict(state)
     trainee.model.eval()
-    return scorer(trainee.model, catalog), catalog, saved
+    return Loaded(trainee.model, catalog, inputs, saved)
+
+
+def load_scorer(run: Path, rt: Runtime, *args: Any, **more: Any) -> tuple[Score, Catalog, dict[str, Any]]:
+    """``load_ranker`` as a function from SampleBatch to logits [B], the catalog, and the checkpoint's manifest."""
+    loaded = load_ranker(run, rt, *args, **more)
+    return loaded.score(), loaded.catalog, loaded.saved

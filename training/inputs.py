@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from ..data.batches.catalog import Catalog
-from ..data.batches.features import CLUSTER, USER_CLUSTER, FeatureConfig, Features, build_features
+from ..data.batches.features import CLUSTER, USER_CLUSTER, FeatureConfig, Features, build_features, generative_features
 from ..data.batches.item_columns import catalog_columns, columns_to_read, with_columns
 from ..data.batches.semantic_features import SemanticFeatures
 from ..data.batches.sharded_catalog import ShardedCatalog
@@ -19,7 +19,10 @@ from ..data.manifest import MANIFEST, read_manifest
 from ..data.one_copy import one_copy
 from ..data.urls import fetched
 from ..rankers.dense import RankerConfig
-from ..rankers.plugins.akt import AktConfig
+from ..rankers.generative.index import Index
+from ..rankers.generative.model import PlaceFacts
+from ..rankers.generative_ranker import GenerativeRanker
+from ..rankers.ranker import Ranker
 
 _ITEMS = "catalog.parquet"
 
@@ -33,7 +36,7 @@ class Inputs:
         features: the resolved description of tables.
         manifest: of the prepared folder.
         lineage: hashes of the semantic IDs, the newest last; empty without.
-        tokens, ngram_rows, akt: what tables of semantic IDs follow from, as configured.
+        tokens, ngram_rows, ranker: what tables of semantic IDs follow from, as configured.
     """
 
     folder: Path
@@ -42,7 +45,7 @@ class Inputs:
     lineage: tuple[str, ...]
     tokens: Path | None
     ngram_rows: int
-    akt: AktConfig
+    ranker: RankerConfig
 
     @property
     def semantic_ids(self) -> str | None:
@@ -61,9 +64,12 @@ class Inputs:
         items = pq.read_table(fetched(self.folder / _ITEMS), columns=columns and [*columns])
         if self.tokens is None:
             return items
-        ids = pq.read_table(fetched(self.folder / _ITEMS), columns=["item_id"])["item_id"]
-        tables = _tables(SemanticFeatures.load(self.tokens, ids), self.ngram_rows, self.akt)
+        tables = _tables(SemanticFeatures.load(self.tokens, self.item_ids()), self.ngram_rows, self.ranker)
         return with_columns(items, {name: rows for name, (rows, _) in tables.items()})
+
+    def item_ids(self) -> pa.ChunkedArray:
+        """Raw ids by catalog row."""
+        return pq.read_table(fetched(self.folder / _ITEMS), columns=["item_id"])["item_id"]
 
     def read_users(self) -> pa.Table:
         """The prepared ``users.parquet``."""
@@ -88,6 +94,27 @@ class Inputs:
     def _columns(self) -> dict[str, torch.Tensor]:
         needed = columns_to_read(self.features, pq.read_schema(fetched(self.folder / _ITEMS)).names)
         return catalog_columns(self.read_items(needed), self.read_users(), self.features)
+
+    def places(self) -> tuple[PlaceFacts, Index]:
+        """What a generative ranker knows of all items, and their index.
+
+        Raises:
+            FileNotFoundError, ValueError: as ``read_items``.
+        """
+        assert self.tokens is not None
+        items = pq.read_table(fetched(self.folder / _ITEMS), columns=["item_id", "lat", "lon", "positives"])
+        semantic = SemanticFeatures.load(self.tokens, items["item_id"])
+        return PlaceFacts.of(items, semantic), Index.of_tokens(semantic)
+
+    def make_ranker(self) -> Ranker | GenerativeRanker:
+        """The ranker, its tables on the meta device.
+
+        Raises:
+            FileNotFoundError, ValueError: as ``read_items``.
+        """
+        if self.ranker.generates:
+            return GenerativeRanker(self.features, self.ranker, *self.places())
+        return Ranker(self.features, self.ranker)
 
     def check_semantic_ids(self, trained_with: str | None, where: str) -> None:
         """Raises ValueError if a checkpoint was trained with semantic IDs that these are not, and don't go back to."""
@@ -114,18 +141,15 @@ def read_inputs(data: Path, features: FeatureConfig, ranker: RankerConfig) -> In
     if features.semantic_ids is not None:
         semantic = SemanticFeatures.of_no_items(features.semantic_ids)
         lineage = semantic.lineage
-        sizes = {n: size for n, (_, size) in _tables(semantic, features.ngram_rows, ranker.akt).items()}
+        sizes = {n: size for n, (_, size) in _tables(semantic, features.ngram_rows, ranker).items()}
         if ranker.akt.enabled and ranker.akt.users:
             sizes[USER_CLUSTER] = sizes[CLUSTER]
-    resolved = build_features(
-        features,
-        manifest["tables"],
-        manifest["user_columns"],
-        ranker.uses_context,
-        ranker.uses_traits,
-        sizes,
-        adaptive=ranker.rest.enabled and ranker.rest.density_adaptive,
-    )
+    known = features, manifest["tables"], manifest["user_columns"]
+    if ranker.generates:
+        resolved = generative_features(*known, sizes)
+    else:
+        adaptive = ranker.rest.enabled and ranker.rest.density_adaptive
+        resolved = build_features(*known, ranker.uses_context, ranker.uses_traits, sizes, adaptive)
     if ranker.rest.enabled and ranker.rest.contrast:
         lat = pq.read_table(fetched(data / _ITEMS), columns=["lat"])["lat"]
         if lat.null_count == len(lat):
@@ -133,12 +157,14 @@ def read_inputs(data: Path, features: FeatureConfig, ranker: RankerConfig) -> In
                 f"{data}: rest contrasts items by where they are, and none has coordinates; leave rest out"
             )
     tokens = features.semantic_ids
-    return Inputs(data, resolved, manifest, lineage, tokens, features.ngram_rows, ranker.akt)
+    return Inputs(data, resolved, manifest, lineage, tokens, features.ngram_rows, ranker)
 
 
-def _tables(semantic: SemanticFeatures, ngram_rows: int, akt: AktConfig) -> dict[str, tuple[torch.Tensor, int]]:
+def _tables(semantic: SemanticFeatures, ngram_rows: int, ranker: RankerConfig) -> dict[str, tuple[torch.Tensor, int]]:
     """Rows and size of each table that is made of semantic IDs, by name."""
-    tables = semantic.tables(ngram_rows)
+    if ranker.generates:  # it has a row of its own for each code
+        return semantic.ngrams(ngram_rows, shortest=2) if ranker.generative.ngrams else {}
+    tables, akt = semantic.tables(ngram_rows), ranker.akt
     if akt.enabled:
         tables[CLUSTER] = semantic.prefix_table(akt.prefix, akt.cluster_rows)
     return tables

@@ -125,6 +125,7 @@ def assemble(
     batch_size: int,
     history: float,
     catalog_bytes: int = 0,
+    module: nn.Module | None = None,
 ) -> Trainee:
     """Build a ranker, plan and shard its tables, and give it its optimizers.
 
@@ -133,12 +134,15 @@ def assemble(
         runtime: ranks and device.
         batch_size, history: samples a step and rank, mean history length; the planner's estimates use them.
         catalog_bytes: what the catalog takes of each device, for the planner.
+        module: the ranker, its tables on the meta device in ``embeddings``; default: one that scores candidates.
 
     Raises:
         ValueError: see ``make_plan``.
     """
-    module = Ranker(features, ranker)
-    apply_optimizer_in_backward(RowWiseAdagrad, module.embeddings.parameters(), {"lr": optimizer.table_lr, "eps": _EPS})
+    module = Ranker(features, ranker) if module is None else module
+    apply_optimizer_in_backward(
+        RowWiseAdagrad, module.get_submodule("embeddings").parameters(), {"lr": optimizer.table_lr, "eps": _EPS}
+    )
     plan = make_plan(module, features, sharding, batch_size, history, runtime, catalog_bytes)
     model = _distribute(module, plan, sharding, runtime)
     use_sorted_lookup(model)

@@ -6,21 +6,21 @@ changes when things happen, not what is computed: losses are those of plain step
 """
 
 from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 from torch import Tensor
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.train_pipeline.runtime_forwards import PipelinedForward
 
-from ..data.batches.batch import RankingBatch
 from .model import Trainee
 
 Logged = dict[str, Tensor]
 Steps = Generator[Logged, None, None]
-Forward = Callable[[RankingBatch], tuple[Tensor, Logged]]
+Forward = Callable[[Any], tuple[Tensor, Logged]]
 """A batch to the loss to descend, a scalar, and what to log of it."""
 
 
-def plain_steps(trainee: Trainee, forward: Forward, batches: Iterator[RankingBatch]) -> Steps:
+def plain_steps(trainee: Trainee, forward: Forward, batches: Iterator[Any]) -> Steps:
     """A step on each batch; yields what there is to log of it when it is done."""
     for batch in batches:
         trainee.optimizer.zero_grad()
@@ -38,7 +38,7 @@ class _PipelineOnHost(TrainPipelineSparseDist):
     _pipelined_forward_type = _ForwardOnHost
 
 
-def pipelined_steps(trainee: Trainee, forward: Forward, batches: Iterator[RankingBatch]) -> Steps:
+def pipelined_steps(trainee: Trainee, forward: Forward, batches: Iterator[Any]) -> Steps:
     """As ``plain_steps``; up to three batches are taken before the first one's step is done.
 
     When the batches end or the generator is closed, the model is again one to call. So batches should end where it is

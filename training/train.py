@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,29 +20,25 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from ..data.batches.batch import RankingBatch, SampleBatch
-from ..data.batches.catalog import Catalog
 from ..data.batches.features import FeatureConfig
-from ..data.batches.host_batch import HostBatch
 from ..data.batches.line_loader import read_ahead
-from ..data.batches.loader import SampleLoader
 from ..data.leftovers import remove_leftovers
 from ..data.manifest import drop_lines_after, environment, write_json
 from ..data.plain import check_numbers, set_places
 from ..data.ranks import Ranks
 from ..data.urls import Url, at_work, check_seen
-from ..rankers.dense import RankerConfig, Scores
+from ..rankers.dense import RankerConfig
 from .checkpoint import Checkpointer, load, newest_whole, remove_partial
 from .identity import Identity
 from .inputs import read_inputs
-from .model import OptimizerConfig, Trainee, assemble, average_buffers, table_rows
-from .predictions import sampling_shift, validate
+from .model import OptimizerConfig, Trainee, assemble, average_buffers
 from .run_at_url import RunAtUrl
 from .run_files import BEST, CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, empty
 from .run_lock import LOCK, run_lock
 from .runtime import Runtime, on_first_rank, runtime
 from .sharding import ShardingConfig
 from .steps import pipelined_steps, plain_steps
+from .tasks import Task, make_task
 
 log = logging.getLogger(__name__)
 _SCRATCH = ".validation"
@@ -66,13 +62,13 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Learning rates."""
     batch_size: int = 1024
-    """Samples a step and rank."""
+    """Samples a step and rank; visits of a generative ranker."""
     epochs: int = 5
     """Passes over the training split, at most."""
     validate_every: int = 0
     """Steps between validations; 0: at the end of each epoch."""
     patience: int = 2
-    """Stop after so many validations in a row without a better AUC; 0: never."""
+    """Stop after so many validations in a row without a better AUC (a generative ranker: likelihood); 0: never."""
     checkpoint_every: int = 0
     """Steps between checkpoints, besides the one at each validation; 0: none besides."""
     keep_checkpoints: int = 3
@@ -106,8 +102,14 @@ class TrainConfig:
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite are both set; choose one")
         if self.ranker.akt.enabled is None:
-            akt = replace(self.ranker.akt, enabled=self.features.semantic_ids is not None)
+            enabled = self.features.semantic_ids is not None and not self.ranker.generates
+            akt = replace(self.ranker.akt, enabled=enabled)
             self.ranker = replace(self.ranker, akt=akt)
+        if self.ranker.generates and self.features.semantic_ids is None:
+            raise ValueError(
+                f"ranker.kind={self.ranker.kind} generates semantic IDs; name with features.semantic_ids the folder "
+                "that `placerank tokenize` made"
+            )
 
 
 def train(config: TrainConfig) -> Path:
@@ -140,12 +142,14 @@ def train(config: TrainConfig) -> Path:
             config.batch_size,
             history,
             catalog.device_bytes,
+            inputs.make_ranker(),
         )
         identity = Identity.of(inputs, config.ranker)
         on_first_rank(lambda: _open_run_folder(config))  # not before: settings that don't fit must not cost a run
         if elsewhere is not None and config.overwrite:
             on_first_rank(elsewhere.clear)
-        loop = _Loop(config, rt, catalog, trainee, identity, elsewhere)
+        task = make_task(inputs, catalog, trainee.model, rt, config.batch_size, config.seed)
+        loop = _Loop(config, rt, task, trainee, identity, elsewhere)
         if config.resume:
             loop.resume()
         if rt.is_first:  # not before: a config that doesn't fit must not replace the run's own
@@ -195,34 +199,22 @@ class _Loop:
         self,
         config: TrainConfig,
         rt: Runtime,
-        catalog: Catalog,
+        task: Task,
         trainee: Trainee,
         identity: Identity,
         elsewhere: RunAtUrl | None = None,
     ) -> None:
         if config.precision == "bf16" and rt.device.type != "cuda":
             raise ValueError(f"precision=bf16 needs CUDA, this rank runs on {rt.device}; use fp32")
-        self.config, self.rt, self.catalog, self.trainee, self.identity = config, rt, catalog, trainee, identity
-        self.loader, self.validation = (
-            SampleLoader(
-                config.data,
-                split,
-                config.batch_size,
-                rank=rt.rank,
-                world_size=rt.world_size,
-                seed=config.seed,
-                shuffle=split == "train",
-            )
-            for split in ("train", "valid")
-        )
-        self.shift = sampling_shift(identity.inputs.manifest, "valid")
+        self.config, self.rt, self.task, self.trainee, self.identity = config, rt, task, trainee, identity
+        self.loader = task.loader
         hooks = () if elsewhere is None else (elsewhere.wait, elsewhere.start)
         self.checkpoints = Checkpointer(config.run / CHECKPOINTS, config.keep_checkpoints, rt.background, *hooks)
         self.step = 0
         self.pipelined = rt.device.type == "cuda" if config.pipelined is None else config.pipelined
         self.position = self.loader.state_dict()
         self.positions: deque[dict[str, Any]] = deque()  # of the batches taken whose steps are not done
-        self.best: dict[str, Any] = {"step": 0, "auc": None, "without_gain": 0}
+        self.best: dict[str, Any] = {"step": 0, task.best: None, "without_gain": 0}
         self.sums: dict[str, Tensor] = {}  # of what is logged, since the last line of metrics.jsonl
         self.loss_steps = 0
         self.window_start = time.perf_counter()
@@ -247,7 +239,7 @@ class _Loop:
     def _goes_on(self) -> bool:
         return self.position["epoch"] < self.config.epochs and not self._stopped()
 
-    def _advance(self, batches: Iterator[RankingBatch], bar: tqdm) -> None:
+    def _advance(self, batches: Iterator[Any], bar: tqdm) -> None:
         """Train until the next validation, which it does, or to the end of the epoch that the batches are of."""
         config, epoch = self.config, self.position["epoch"]
         if config.validate_every:
@@ -273,40 +265,27 @@ class _Loop:
         every = self.config.validate_every
         return self.step % every == 0 if every else self.position["epoch"] > epoch
 
-    def _batches(self) -> Iterator[RankingBatch]:
+    def _batches(self) -> Iterator[Any]:
         """The rest of this epoch. ``position`` follows the steps done, not the batches read ahead."""
         for position, batch in read_ahead(self._gathered(), _AHEAD):
             self.positions.append(position)
-            yield self.catalog.expand(batch)
+            yield self.task.expand(batch)
 
-    def _gathered(self) -> Iterator[tuple[dict[str, Any], HostBatch]]:
+    def _gathered(self) -> Iterator[tuple[dict[str, Any], Any]]:
         """What the host makes of batches, and the positions after them; in a thread of its own."""
         pin = self.rt.device.type == "cuda"
         if pin:
             torch.cuda.set_device(self.rt.device)  # a new thread is on the first GPU, where it would open a context
         for sample in self.loader:
-            batch = self.catalog.gather(sample)
+            batch = self.task.gather(sample)
             yield self.loader.state_dict(), batch.pin_memory() if pin else batch
 
-    def _refresh_centres(self) -> None:
-        """Fit ReST's centres to the attributes of all items, on its schedule."""
-        contrast = self.trainee.model.module.dense.contrast
-        if contrast is None or not contrast.due(self.step):
-            return
-        rows, counts = self.catalog.attribute_combinations()
-        names = self.catalog.features.attributes
-        embeddings = [table_rows(self.trainee.model, name, rows[:, i]) for i, name in enumerate(names)]
-        contrast.refresh(torch.stack(embeddings, dim=1), rows > 0, counts)
-
-    def _forward(self, batch: RankingBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to descend, and what to log: cross-entropy, the losses beside it, and their numbers."""
-        self._refresh_centres()
+    def _forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to descend, and what to log."""
+        self.task.before(self.step)
         bf16 = self.config.precision == "bf16"
         with torch.autocast("cuda", dtype=torch.bfloat16) if bf16 else nullcontext():
-            scores: Scores = self.trainee.model(batch)
-        loss, cross_entropy = scores.loss(batch.label)
-        losses = {f"{name}_loss": x for name, x in scores.losses.items()}
-        return loss, {"loss": cross_entropy, **losses, **scores.logged}
+            return self.task.loss(batch)
 
     def _log_train(self) -> float:
         """Write the means of all ranks since the last line; returns the cross-entropy."""
@@ -334,12 +313,12 @@ class _Loop:
             self._log_train()
         average_buffers(self.trainee.model)
         self.trainee.model.eval()
-        score = scorer(self.trainee.model, self.catalog)
-        metrics = validate(score, self.validation, self.config.run / _SCRATCH, self.shift)
+        metrics = self.task.validate(self.config.run / _SCRATCH)
         self._write("valid", **metrics)
-        auc, best = metrics["auc"], self.best["auc"]
-        if best is None or auc > best or self.best["step"] == 0:
-            self.best = {"step": self.step, "auc": auc if math.isfinite(auc) else None, "without_gain": 0}
+        name, now = self.task.best, metrics[self.task.best]
+        best = self.best[name]
+        if best is None or (now > best if self.task.higher else now < best) or self.best["step"] == 0:
+            self.best = {"step": self.step, name: now if math.isfinite(now) else None, "without_gain": 0}
         else:
             self.best["without_gain"] += 1
         self.checkpoints.protected = {self.best["step"]}
@@ -409,14 +388,3 @@ class _Loop:
             f.write(json.dumps({"step": self.step, "epoch": self.position["epoch"], "split": split, **line}) + "\n")
         for name, value in values.items():
             self.board.add_scalar(f"{split}/{name}", value, self.step)
-
-
-def scorer(model: torch.nn.Module, catalog: Catalog) -> Callable[[SampleBatch], Tensor]:
-    """Samples to logits, without gradients."""
-
-    @torch.no_grad()
-    def score(sample: SampleBatch) -> Tensor:
-        logits: Tensor = model(catalog.expand(sample)).logits
-        return logits
-
-    return score

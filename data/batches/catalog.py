@@ -169,22 +169,13 @@ class Catalog:
         pooled = self._pooled_ids(x, items, host.path_rows)
         return RankingBatch(items=self._items(x, items), pooled=pooled, dense=dense, label=x["label"])
 
-    def _items(self, x: Pieces, items: FoundItems) -> KeyedJaggedTensor:
-        """Rows of the distinct items [U] in each table, in B bags of ceil(U / B) or one less.
+    def of_users(self, table: str, user: Tensor) -> Tensor:
+        """Rows of a user column's table by rows of users [B], int64 [B]; on the host."""
+        return self.on_host[f"user_{table}"].index_select(0, user).long()
 
-        Bags are what fbgemm's kernels share work by, and their number has to be equal on all ranks, as B is and U is
-        not. Which rows share a bag means nothing: they are not pooled.
-        """
-        found, bags = x["found"], max(1, len(x["target"]))
-        columns = [found if t.name == "item" else items.rows(t.name) for t in self.features.sequence]
-        least, more = divmod(len(found), bags)
-        lengths = least + (torch.arange(bags, device=self.device) < more).long()
-        return KeyedJaggedTensor(
-            keys=self.features.item_keys,
-            values=torch.cat(columns),
-            lengths=lengths.repeat(len(columns)),
-            length_per_key=[len(found)] * len(columns),
-        )
+    def _items(self, x: Pieces, items: FoundItems) -> KeyedJaggedTensor:
+        columns = [x["found"] if t.name == "item" else items.rows(t.name) for t in self.features.sequence]
+        return in_bags(self.features.item_keys, columns, len(x["target"]))
 
     def _pooled_ids(self, x: Pieces, items: FoundItems, path_rows: int) -> KeyedJaggedTensor:
         values, lengths = [], []
@@ -247,6 +238,28 @@ class Catalog:
             user_cluster=x[USER_CLUSTER] * (x["user"] > 0) if USER_CLUSTER in x else none(x["user"]),
             item=x["found"],
         )
+
+
+def in_bags(keys: list[str], columns: list[Tensor], bags: int) -> KeyedJaggedTensor:
+    """Rows of U distinct items in each table, in bags of ceil(U / bags) or one less.
+
+    Bags are what fbgemm's kernels share work by, and their number has to be equal on all ranks, as that of samples is
+    and U is not. Which rows share a bag means nothing: they are not pooled.
+
+    Args:
+        keys: of the EmbeddingCollection.
+        columns: a key's rows, int64 [U].
+        bags: as many as samples; at least one is made.
+    """
+    found, bags = len(columns[0]), max(1, bags)
+    least, more = divmod(found, bags)
+    lengths = least + (torch.arange(bags, device=columns[0].device) < more).long()
+    return KeyedJaggedTensor(
+        keys=keys,
+        values=torch.cat(columns),
+        lengths=lengths.repeat(len(columns)),
+        length_per_key=[found] * len(columns),
+    )
 
 
 def _by_candidate(x: Pieces, pairs: int) -> Pieces:

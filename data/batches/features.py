@@ -154,6 +154,32 @@ class Features:
         return [t.name for t in self.sequence if t.name in ("category", "brand")]
 
 
+def generative_features(
+    config: FeatureConfig, tables: dict[str, int], user_columns: list[str], semantic: dict[str, int]
+) -> Features:
+    """As ``build_features``, of what a generative ranker sees: rows of visited items, and of the user.
+
+    Args:
+        config: the wanted features; ``pooled`` is of the user alone, and there are no dense ones.
+        tables, user_columns: see ``build_features``.
+        semantic: tables made of semantic IDs -> rows, row 0 included; prefixes, here rows of visited items.
+
+    Raises:
+        ValueError: a pooled feature that the user doesn't have.
+    """
+    d = config.embedding_dim
+    sequence = [Table("item", tables["item"], d, ("item",))]
+    sequence += [Table(n, tables[n], d, (f"item_{n}",)) for n in config.history_attributes if tables.get(n, 1) > 1]
+    sequence += [Table(n, rows, d, (f"item_{n}",)) for n, rows in semantic.items()]
+    known = ["user", *user_columns]
+    wanted = known if config.pooled is None else config.pooled
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"features.pooled: got {name!r}, a generative ranker takes some of {', '.join(known)}")
+    pooled = [Table(n, tables[n], config.pooled_dim, (n,)) for n in wanted]
+    return Features(tuple(sequence), tuple(pooled), ())
+
+
 def build_features(
     config: FeatureConfig,
     tables: dict[str, int],

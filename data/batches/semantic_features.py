@@ -151,6 +151,16 @@ class SemanticFeatures:
         rows = np.where(known, 1 + (prefix.view(np.uint64) % np.uint64(size)).astype(np.int64), 0)
         return torch.from_numpy(rows), size + 1
 
+    def ngrams(self, ngram_rows: int, shortest: int = 1) -> dict[str, tuple[Tensor, int]]:
+        """Rows int64 [I] of the first three prefixes, and their tables' sizes, by name.
+
+        Args:
+            ngram_rows: rows of a table, at most.
+            shortest: codes of the shortest one.
+        """
+        lengths = range(shortest, min(self.levels, NGRAMS) + 1)
+        return {f"{NGRAM}{n}": self.prefix_table(n, ngram_rows) for n in lengths}
+
     def tables(self, ngram_rows: int) -> dict[str, tuple[Tensor, int]]:
         """The tables that a ranker gets from the IDs, as the tokenizer means them to be looked up.
 
@@ -161,8 +171,7 @@ class SemanticFeatures:
             By name, rows int64 [I] and the table's size: a table a level, or one for each of the first three prefixes.
         """
         if self.lookup == "prefix_ngrams":
-            lengths = range(1, min(self.levels, NGRAMS) + 1)
-            return {f"{NGRAM}{n}": self.prefix_table(n, ngram_rows) for n in lengths}
+            return self.ngrams(ngram_rows)
         return {f"{LEVEL}{level}": self.level_table(level) for level in range(1, self.levels + 1)}
 
     def _check(self, level: int) -> None:

@@ -19,7 +19,8 @@ Shapes: S stretches of visits, T visits in all, B targets, U distinct items, d c
 columns of an item's row, P of a user's.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import NamedTuple, Self
 
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...data.batches.activity import COLD
+from ...data.batches.batch import SampleBatch
 from ...data.batches.features import HOURS_PER_WEEK
 from ...data.batches.item_columns import HOUR, solar_shift
 from ...data.batches.semantic_features import SemanticFeatures
@@ -41,7 +43,7 @@ from ...kernels.trie_topk import trie_logsumexp_unchecked
 from .decoding import Softmax, score, segment_logsumexp
 from .index import Index
 from .layers import Memory, Transformer
-from .reach import Allowed
+from .reach import Allowed, everything
 
 _STEP = 0.5
 KM_KNOTS, HOUR_KNOTS = 21, 25
@@ -68,16 +70,24 @@ class GeneratorConfig:
     """Visits that the decoder looks back on."""
     copied: int = 100
     """Visits that may be copied."""
+    ngrams: bool = True
+    """Whether prefixes of two and three codes have rows of their own, in tables of features.ngram_rows."""
 
     def __post_init__(self) -> None:
-        check_numbers(
-            self, "ranker", least=dict.fromkeys(("columns", "heads", "layers", "hidden", "memory", "copied"), 1)
-        )
+        least = dict.fromkeys(("columns", "heads", "layers", "hidden", "memory", "copied"), 1)
+        check_numbers(self, "ranker.generative", least=least)
         if self.columns % self.heads:
-            raise ValueError(f"ranker.columns={self.columns}: expected a multiple of ranker.heads={self.heads}")
+            raise ValueError(
+                f"ranker.generative.columns={self.columns}: expected a multiple of ranker.generative.heads={self.heads}"
+            )
         for name in ("dropout", "item_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"ranker.{name}={getattr(self, name)}: expected a share in [0, 1)")
+                raise ValueError(f"ranker.generative.{name}={getattr(self, name)}: expected a share in [0, 1)")
+
+    @property
+    def history(self) -> int:
+        """Visits that a target needs to see."""
+        return max(self.memory, self.copied)
 
 
 def hats(x: Tensor, knots: int) -> Tensor:
@@ -222,6 +232,21 @@ class Questions:
             items, visits, batch.offsets, batch.time, batch.stretch, batch.seen, batch.target_time, place, batch.target
         )
 
+    @classmethod
+    def of_samples(cls, sample: SampleBatch) -> Self:
+        """Of the requests of a batch of ``SampleLoader``, each with its history."""
+        items, visits = sample.history.unique(return_inverse=True)
+        place = unit_vectors(sample.lat.double(), sample.lon.double()).float()
+        length = sample.offsets.diff()
+        asked = sample.time.repeat_interleave(length)
+        time = asked - (sample.history_hours.double() * HOUR).round().long()
+        requests = torch.arange(len(length))
+        return cls(items, visits, sample.offsets, time, requests, length, sample.time, place)
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Self:
+        """The same with f of each tensor."""
+        return replace(self, **{x.name: f(value) for x in fields(self) if (value := getattr(self, x.name)) is not None})
+
     def some(self, targets: Tensor) -> Self:
         """Some of the targets, bool [B], on the same visits."""
         return replace(
@@ -315,7 +340,7 @@ class Generator(nn.Module):
 
     def set_items(self, facts: PlaceFacts, index: Index) -> None:
         """Take other items, as after ``tokenize --add``: no weight depends on how many there are."""
-        self.facts, self.tree = facts, Tree(index, facts)
+        self.facts, self.index, self.tree = facts, index, Tree(index, facts)
 
     # --- what has been ----------------------------------------------------------------------------------------------
 
@@ -360,7 +385,8 @@ class Generator(nn.Module):
             logits = logits + curve(x.flatten(), heights, of.flatten()).view_as(row)
         seen = there[:, -1:]
         copied = logits.masked_fill(~there & seen, -torch.inf).softmax(dim=1) * there
-        gate = self.gate(torch.cat([state, hats(q.seen.float().log1p(), HOUR_KNOTS)], dim=1))
+        many = q.seen.clamp(max=self.config.copied).float()  # where a stretch begins is nobody's habit
+        gate = self.gate(torch.cat([state, hats(many.log1p(), HOUR_KNOTS)], dim=1))
         gate = torch.where(seen, torch.cat([F.logsigmoid(gate), F.logsigmoid(-gate)], dim=1), self.never)
         return Encoded(visits, state, place, copied, item, gate)
 
@@ -455,21 +481,39 @@ class Generator(nn.Module):
         return Memory(e.visits[q.stretch][sees], offsets, e.state, torch.cat([e.state, e.place], dim=1))
 
     @torch.no_grad()
-    def score(self, q: Questions, rows: Tensor, users: Tensor, index: Index, allowed: Allowed | None = None) -> Tensor:
-        """Exact log p of every allowed item, as ``decoding.score`` returns them; as for ``encode``."""
+    def score(
+        self, q: Questions, rows: Tensor, users: Tensor, index: Index | None = None, allowed: Allowed | None = None
+    ) -> Tensor:
+        """Exact log p of every allowed item, as ``decoding.score`` returns them.
+
+        Args:
+            q, rows, users: as for ``encode``.
+            index: what the columns are in the order of, without ``allowed``; default: the model's own.
+            allowed: items of each request; None: all.
+        """
+        index = self.index if index is None else index
         e = self.encode(q, rows, users)
 
         def last_mile(of: Tensor, items: Tensor) -> Tensor:
             return self._last_mile(of, items, e.state, e.place)
 
         generated = score(self, self.memory(e, q), index, allowed, last_mile)
-        rows_of = torch.arange(len(q.seen))
-        copied = e.state.new_zeros(len(q.seen), len(self.facts.codes))
-        copied.scatter_add_(1, e.copied_items, e.copied)
+        B = len(q.seen)
         if allowed is None:
-            of, items = rows_of.repeat_interleave(len(index)), torch.from_numpy(index.items).long().repeat(len(rows_of))
-            return _mixed(e.gate[of], copied[of, items], generated.flatten()).view_as(generated)
-        return _mixed(e.gate[allowed.requests], copied[allowed.requests, allowed.items], generated)
+            allowed = everything(index.items, B)
+        found = _mixed(e.gate[allowed.requests], self._copied(e, allowed), generated.flatten())
+        return found.view_as(generated)
+
+    def _copied(self, e: Encoded, allowed: Allowed) -> Tensor:
+        """p_copy of allowed items, [T]."""
+        items = len(self.facts.codes)
+        keys, which = (
+            (torch.arange(len(e.copied))[:, None] * items + e.copied_items).flatten().unique(return_inverse=True)
+        )
+        p = e.copied.new_zeros(len(keys)).index_add(0, which, e.copied.flatten())
+        wanted = allowed.requests * items + allowed.items
+        at = torch.searchsorted(keys, wanted).clamp(max=max(len(keys) - 1, 0))
+        return p[at] * (keys[at] == wanted) if len(keys) else p.new_zeros(len(wanted))
 
 
 def _mixed(gate: Tensor, copied: Tensor, generated: Tensor) -> Tensor:

@@ -1,0 +1,146 @@
+"""Lists of a generative ranker and of what needs no model, on the same visits: exact, of all places."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.batches.epoch import share
+from ..data.batches.sequences import SequenceLoader
+from ..data.plain import check_numbers
+from ..data.ranks import Ranks
+from ..rankers.generative_ranker import expand, gather
+from ..training.inference import Loaded
+from ..training.runtime import Runtime
+from ..training.tasks import visit_loader
+from .breakdown import ItemFacts
+from .floors import Floors, transitions
+from .lists import ListMetrics, Ways, chosen
+
+ALL = 1 << 40  # visits: a counter has no window
+MODEL = "model"
+_NUMBERS = 4_000_000  # scores that are held at once, of each scorer
+_BINS = 10  # of confidence
+
+
+@dataclass(kw_only=True)
+class ListsConfig:
+    """What lists of a generative ranker are asked."""
+
+    visits: int = 3000
+    """Visits of the split that are asked, drawn once; all where there are fewer."""
+    reach_km: float = 10.0
+    """How far from the request's place a list within reach goes."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "lists", least={"visits": 1})
+        if not self.reach_km > 0:
+            raise ValueError(f"lists.reach_km={self.reach_km}: expected more than 0 km")
+
+
+class Confidence:
+    """How sure the first of a list is, and how often it is right: expected calibration error (Guo et al. 2017, eq. 5).
+
+    Sums, so they add up over ranks.
+    """
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(_BINS, 3, dtype=torch.float64)  # lists, confidence, hits
+
+    def add(self, p: Tensor, hit: Tensor) -> None:
+        """Of lists: probability of the first item, float [B], and whether it was the one, bool [B]."""
+        which = (p * _BINS).long().clamp(max=_BINS - 1)
+        self.sums.index_add_(0, which, torch.stack([torch.ones_like(p), p, hit.double()], dim=1))
+
+    def result(self) -> dict[str, Any]:
+        """``ece``, None without lists, and for each bin that has any lists, confidence and hits; JSON-ready."""
+        lists, sure, right = (x[self.sums[:, 0] > 0] for x in self.sums.T)
+        if not len(lists):
+            return {"ece": None, "lists": [], "confidence": [], "accuracy": []}
+        return {
+            "ece": float((sure - right).abs().sum() / lists.sum()),
+            "lists": lists.long().tolist(),
+            "confidence": (sure / lists).tolist(),
+            "accuracy": (right / lists).tolist(),
+        }
+
+
+def measure_lists(ranker: Loaded, split: str, config: ListsConfig, rt: Runtime) -> dict[str, Any]:
+    """List metrics of a generative ranker and of the floors; all ranks call it, each asks its share of the visits.
+
+    Returns:
+        ``visits`` asked, ``reach_km``; ``ways``: way -> scorer -> part -> metrics (``ListMetrics.result``);
+        ``within_reach``: calibration of the first item there, its probability among what is within reach; ``nll``:
+        nats a visit of the model and of ``Floors.likelihood``, on the visits that both give a probability. JSON-ready.
+    """
+    inputs = ranker.inputs
+    items = ItemFacts.load(inputs.folder)
+    index = ranker.model.module.dense.index
+    floors = Floors(items, transitions(inputs.folder, len(items)))
+    floors.fit(inputs.folder)
+    ways = Ways(items, config.reach_km, ranker.model.module.dense.facts.codes)
+    metrics = {(way, name): ListMetrics(items) for way in ways.names for name in (MODEL, *Floors.NAMES)}
+    confidence, likelihood = Confidence(), torch.zeros(3, dtype=torch.float64)
+
+    size = min(max(_NUMBERS // len(items), 1), 256)
+    of_model = visit_loader(inputs, split, size, rt, together=1)
+    whole = SequenceLoader(inputs.folder, split, size, history=ALL, rank=rt.rank, world_size=rt.world_size)
+    low, high = share(of_model.rows, rt.rank, rt.world_size)
+    wanted = torch.from_numpy(chosen(of_model.rows, config.visits))[low:high]
+    columns = torch.from_numpy(index.items).long()
+    done = 0
+    bar = tqdm(zip(of_model, whole, strict=True), "lists", len(of_model), disable=None if rt.is_first else True)
+    for batch, with_all in bar:
+        here = torch.zeros(len(batch), dtype=torch.bool)
+        here[: batch.valid] = wanted[done : done + batch.valid]
+        done += batch.valid
+        scores = torch.full((len(batch), len(items)), -torch.inf)
+        log_p = ranker.model.module.score(expand(ranker.catalog, gather(ranker.catalog, batch)), here)
+        scores[here.nonzero(), columns] = log_p
+        if not here.any():
+            continue
+        for name, found in ((MODEL, scores), *floors.scores(with_all)):
+            for way, standing in ways.standings(found, with_all).items():
+                metrics[way, name].add(standing.gains().masked_fill(~here[:, None], torch.nan), with_all)
+        _add_confidence(confidence, scores[here], ways.within(with_all)[here], batch.target[here])
+        of_floor = floors.likelihood(with_all)[here]
+        own = scores[here].gather(1, batch.target[here][:, None]).squeeze(1).double()
+        both = own.isfinite() & (of_floor > 0)
+        likelihood += torch.stack([both.sum().double(), -own[both].sum(), -of_floor[both].log().sum()])
+    return _joined(metrics, ways.names, confidence, likelihood, config)
+
+
+def _add_confidence(confidence: Confidence, scores: Tensor, near: Tensor, target: Tensor) -> None:
+    """Of lists within reach that hold the item that was visited: the question is which, not whether."""
+    near = near & near.gather(1, target[:, None])
+    some = near.any(1)
+    p = scores[some].double().masked_fill(~near[some], -torch.inf).softmax(dim=1)
+    top = p.max(dim=1)
+    can = ~top.values.isnan()  # nothing within reach has a probability
+    confidence.add(top.values[can], (top.indices == target[some])[can])
+
+
+def _joined(
+    metrics: dict[tuple[str, str], ListMetrics],
+    ways: tuple[str, ...],
+    confidence: Confidence,
+    likelihood: Tensor,
+    config: ListsConfig,
+) -> dict[str, Any]:
+    """What all ranks found, JSON-ready."""
+    ranks = Ranks.current()
+    ranks.sum_(confidence.sums, likelihood)
+    found: dict[str, dict[str, Any]] = {way: {} for way in ways}
+    for (way, name), kept in metrics.items():
+        kept.sum_(ranks)
+        found[way][name] = {part: row for part, row in kept.result().items() if row["asked"]}
+    count, own, floor = likelihood.tolist()
+    return {
+        "visits": config.visits,
+        "reach_km": config.reach_km,
+        "ways": found,
+        "within_reach": confidence.result(),
+        "nll": {"visits": int(count), "model": own / count, "floor": floor / count} if count else None,
+    }

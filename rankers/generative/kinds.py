@@ -1,0 +1,13 @@
+"""The kinds of generative rankers by the name that ``ranker.kind`` has; their settings are ``ranker.<name>``."""
+
+from typing import Any
+
+from .index import Index
+from .model import Generator, PlaceFacts
+
+KINDS: dict[str, type[Generator]] = {"generative": Generator}
+
+
+def make(kind: str, config: Any, facts: PlaceFacts, index: Index, item_columns: int, user_columns: int) -> Generator:
+    """A generative ranker without its tables; see ``Generator``."""
+    return KINDS[kind](config, facts, index, item_columns, user_columns)

@@ -1,0 +1,149 @@
+"""A generative ranker with its tables: what ``ranker.py`` is for rankers of candidates.
+
+Shapes: B targets, U distinct items that were visited.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+from ..data.batches.batch import SampleBatch
+from ..data.batches.catalog import Catalog, in_bags
+from ..data.batches.features import Features
+from ..data.batches.sequences import SequenceBatch
+from ..embeddings.tables import FeatureEmbeddings
+from .dense import RankerConfig
+from .generative.index import Index
+from .generative.kinds import make
+from .generative.model import Generator, PlaceFacts, Questions
+from .generative.reach import Allowed
+
+
+@dataclass
+class HostQuestions:
+    """What the host finds out of a batch.
+
+    Attributes:
+        questions: what is asked.
+        users: rows of the pooled tables, int64 [B] by name.
+    """
+
+    questions: Questions
+    users: dict[str, Tensor]
+
+    def pin_memory(self) -> Self:
+        """The same in memory from which a GPU copies by itself."""
+        return replace(
+            self,
+            questions=self.questions.map(Tensor.pin_memory),
+            users={n: x.pin_memory() for n, x in self.users.items()},
+        )
+
+
+@dataclass
+class GenerativeBatch(Pipelineable):
+    """What a generative ranker takes, on its device.
+
+    Attributes:
+        items: keys of the EmbeddingCollection, rows of the visited items, [U] a key.
+        pooled: keys of the EmbeddingBagCollection, a row of each target's user.
+        questions: what is asked.
+    """
+
+    items: KeyedJaggedTensor
+    pooled: KeyedJaggedTensor
+    questions: Questions
+
+    def _map(self, f: Callable[[Any], Any]) -> Self:
+        return type(self)(f(self.items), f(self.pooled), self.questions.map(f))
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
+        return self._map(lambda x: x.to(device=device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        return self._map(lambda x: x.pin_memory())
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        def record(x: Any) -> Any:
+            x.record_stream(stream)
+            return x
+
+        self._map(record)
+
+
+def gather(catalog: Catalog, batch: SequenceBatch | SampleBatch) -> HostQuestions:
+    """The host's half of a batch; of samples it is their requests."""
+    if isinstance(batch, SampleBatch):
+        questions, user = Questions.of_samples(batch), batch.user
+    else:
+        questions, user = Questions.of(batch), batch.user[batch.stretch]
+    rows = {t.name: user if t.name == "user" else catalog.of_users(t.name, user) for t in catalog.features.pooled}
+    return HostQuestions(questions, rows)
+
+
+def expand(catalog: Catalog, host: HostQuestions) -> GenerativeBatch:
+    """The device's half: rows of the visited items in each table."""
+    q, device = host.questions.map(lambda x: x.to(catalog.device, non_blocking=True)), catalog.device
+    found = catalog.rows(q.items)
+    columns = [q.items if t.name == "item" else found.rows(t.name) for t in catalog.features.sequence]
+    users = [host.users[name].to(device, non_blocking=True) for name in catalog.features.pooled_keys]
+    return GenerativeBatch(
+        in_bags(catalog.features.item_keys, columns, len(q.seen)),
+        KeyedJaggedTensor(
+            keys=catalog.features.pooled_keys,
+            values=torch.cat(users),
+            lengths=torch.ones(len(users) * len(q.seen), dtype=torch.int64, device=device),
+            length_per_key=[len(q.seen)] * len(users),
+        ),
+        q,
+    )
+
+
+class GenerativeRanker(nn.Module):
+    """Tables and generator in one module, for DistributedModelParallel; two parts, as a ``Ranker`` has.
+
+    Args:
+        features: the description of tables.
+        config: the generator.
+        facts, index: of all items.
+        device: of the tables; "meta" leaves it to the sharder.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        config: RankerConfig,
+        facts: PlaceFacts,
+        index: Index,
+        device: torch.device | str = "meta",
+    ) -> None:
+        super().__init__()
+        self.embeddings = FeatureEmbeddings(features, device)
+        settings = getattr(config, config.kind)
+        self.dense: Generator = make(config.kind, settings, facts, index, features.query_dim, features.pooled_dim)
+
+    def forward(self, batch: GenerativeBatch) -> Tensor:
+        """Log p of the targets, [B]; -inf for those that can't be."""
+        rows = self.embeddings(batch)
+        log_p: Tensor = self.dense(batch.questions, torch.cat(rows.items, dim=1), rows.pooled)
+        return log_p
+
+    @torch.no_grad()
+    def score(self, batch: GenerativeBatch, targets: Tensor | None = None, allowed: Allowed | None = None) -> Tensor:
+        """Exact log p of items, see ``decoding.score``.
+
+        Args:
+            batch: what is asked; its rows are looked up whatever the targets, by all ranks together.
+            targets: which of its B targets are asked, bool [B]; None: all.
+            allowed: items of each of these; None: all, in the order of ``dense.index.items``.
+        """
+        rows, questions = self.embeddings(batch), batch.questions
+        items, users = torch.cat(rows.items, dim=1), rows.pooled
+        if targets is not None:
+            questions, users = questions.some(targets), users[targets]
+        return self.dense.score(questions, items, users, allowed=allowed)
