@@ -22,6 +22,7 @@ COMMANDS = {
     "tokenize": "embeddings to semantic IDs",
     "train": "train a ranker; --nproc 2 for two ranks, --resume to go on",
     "evaluate": "metrics, baselines and a report of a trained ranker",
+    "generate": "lists of places for requests, from a generative ranker",
     "export": "embedding tables and the scorer, for serving",
     "bench": "bench kernels: time the kernels beside their peers; bench gpu: check all that wants a GPU, in 8 minutes",
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
@@ -18,7 +19,7 @@ from matplotlib.gridspec import GridSpec
 from numpy.typing import NDArray
 
 from ..kernels.haversine import EARTH_RADIUS_KM
-from ..reports.figures import GROUND, PALE
+from ..reports.figures import GROUND, PALE, THEME
 from ..training.predictions import Predictions
 from .breakdown import ItemFacts
 from .pictures import draw_ladder, draw_valid_auc
@@ -232,6 +233,42 @@ def _label_cities(ax: Axes, items: ItemFacts) -> None:
 def _outline(ax: Axes, window: Frame) -> None:
     x = [window.west, window.east, window.east, window.west, window.west]
     ax.plot(x, [window.south, window.south, window.north, window.north, window.south], color=PALE, linewidth=0.8)
+
+
+def lists_map(items: ItemFacts, lists: Sequence[pa.Table]) -> Figure:
+    """Lists on the map, one a panel: the items around, the request as a cross, its places by their number.
+
+    Args:
+        items: the catalog's.
+        lists: rows of one request each: request, lat, lon, place, item_lat, item_lon; none empty.
+    """
+    columns = min(len(lists), 3)
+    rows = -(-len(lists) // columns)
+    figure = Figure(figsize=(4.2 * columns, 4.3 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for ax in list(axes)[len(lists) :]:
+        ax.set_visible(False)
+    for ax, rows_of in zip(axes, lists, strict=False):
+        lat, lon = (rows_of[c].to_numpy() for c in ("item_lat", "item_lon"))
+        here = float(rows_of["lat"][0].as_py()), float(rows_of["lon"][0].as_py())
+        known = ~np.isnan(lat) & ~np.isnan(lon)
+        if not known.any():
+            ax.set_visible(False)
+            continue
+        y, x = (np.append(to[known], [] if math.isnan(own) else own) for to, own in zip((lat, lon), here, strict=True))
+        window = Frame.around(y, x, trim=0.0).widened(1.0)
+        value = np.log10(1 + items.positives)
+        draw_points(ax, window, items, np.arange(1, len(items)), value, Normalize(0, max(value.max(), 1.0)), _LIGHTS)
+        ax.scatter(lon[known], lat[known], s=90, color=THEME["gold"], edgecolors=GROUND, linewidths=0.8, zorder=3)
+        for number, y, x in zip(rows_of["place"].to_pylist(), lat, lon, strict=True):
+            if not math.isnan(y):
+                ax.annotate(
+                    str(number), (x, y), ha="center", va="center", size=7, weight="bold", color=GROUND, zorder=4
+                )
+        if not math.isnan(here[0]):
+            ax.scatter([here[1]], [here[0]], marker="+", s=160, color="white", linewidths=2, zorder=5)
+        ax.set_title(f"request {rows_of['request'][0].as_py()}", color=PALE, size=11, loc="left")
+    return figure
 
 
 def overview(metrics: dict[str, Any], lines: Sequence[dict[str, Any]], items: ItemFacts) -> Figure:

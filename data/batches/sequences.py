@@ -248,6 +248,76 @@ class SequenceLoader(LineLoader[Stretches, SequenceBatch]):
         )
 
 
+def read_users(folder: Path, user_rows: Ints) -> Sequences:
+    """Whole sequences of some users of the vocabulary, each once, by user row.
+
+    Args:
+        folder: a prepared folder.
+        user_rows: rows of the user table; 0, who is not in the vocabulary, has none.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``SequenceLoader``.
+    """
+    known = _row_groups(place(folder))
+    groups = RowGroups(place(folder) / SEQUENCES, {f: [sum(x) for x in of_file] for f, of_file in known.items()})
+    wanted = np.unique(user_rows[user_rows > 0])
+    parts = []
+    for found in groups.read(range(len(groups.sizes)), lambda _: [*OF_USER, *OF_VISITS]):
+        with found.named():
+            users = Sequences.of_table(found.table)
+        found.check(int(users.visits.offsets[-1]), "visits")
+        parts.append(users.take(np.flatnonzero(np.isin(users.flat["user_row"], wanted))))
+    users = Sequences.join(parts)
+    return users.take(np.argsort(users.flat["user_row"]))
+
+
+def ask(
+    users: Sequences, user_row: Ints, time: Ints, lat: NDArray[np.float32], lon: NDArray[np.float32], history: int
+) -> SequenceBatch:
+    """Requests as a batch whose targets nobody knows: each looks back on its user's last visits before its moment.
+
+    Args:
+        users: of ``read_users``; who is not there has no visits.
+        user_row: of the requests, [B].
+        time: of the requests, unix seconds, int64 [B].
+        lat, lon: of the requests in degrees, NaN = unknown, [B].
+        history: visits of a request, at most.
+    """
+    rows, visits = users.flat["user_row"], users.visits
+    at = np.searchsorted(rows, user_row)
+    there = at < len(rows)
+    there[there] = (rows[at[there]] == user_row[there]) & (user_row[there] > 0)
+    first, last = np.zeros_like(time), np.zeros_like(time)
+    for b in np.flatnonzero(there):
+        low, high = visits.offsets[at[b] : at[b] + 2]
+        last[b] = low + np.searchsorted(visits.values["time"][low:high], time[b])
+        first[b] = max(low, last[b] - history)
+    seen = last - first
+    mine = ranges(first, seen)
+
+    def whole(x: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.asarray(x).astype(np.int64, copy=False))
+
+    nobody = np.full(len(time), -1)
+    index = np.where(there, users.flat["user_index"][np.where(there, at, 0)], -1) if len(rows) else nobody
+    return SequenceBatch(
+        offsets=whole(_offsets(seen)),
+        item=whole(visits.values["item_row"][mine]),
+        time=whole(visits.values["time"][mine]),
+        user=whole(user_row),
+        user_index=whole(index),
+        stretch=torch.arange(len(time)),
+        seen=whole(seen),
+        target=torch.zeros(len(time), dtype=torch.int64),
+        target_time=whole(time),
+        lat=torch.from_numpy(lat),
+        lon=torch.from_numpy(lon),
+        visits=torch.zeros(len(time), dtype=torch.int32),
+        request=whole(nobody),
+        valid=len(time),
+    )
+
+
 def _row_groups(folder: Path) -> dict[str, list[list[int]]]:
     """By file, visits of each row group by split: the manifest tells them."""
     manifest = read_manifest(folder, "prepared")

@@ -15,6 +15,7 @@ Nothing is added for length. Ties go to the lower code, then to the lower item r
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -270,6 +271,24 @@ def _score(model: Model, memory: Memory, index: Index, tries: Tries, last_mile: 
     requests = torch.arange(B)
     if len(tries.items):
         descend(0, requests, requests, memory.first.new_zeros(B), torch.zeros(B, 0, dtype=torch.int64))
+
+
+def best(log_p: Tensor, allowed: Allowed, k: int) -> Lists:
+    """The k best of what each request is allowed; ties go to the lower row; what can't be (-inf) is not listed.
+
+    Args:
+        log_p: of ``allowed.items``, [T].
+        allowed: of B requests.
+        k: items a request, at most.
+    """
+    check_number("k", k, 1, whole=True)
+    can = log_p > -torch.inf
+    of, items, log_p = allowed.requests[can], allowed.items[can], log_p[can]
+    order = torch.from_numpy(np.lexsort((items.numpy(), -log_p.numpy(), of.numpy())))
+    counts = torch.bincount(of, minlength=len(allowed.offsets) - 1)
+    first = F.pad(counts.cumsum(0), (1, 0))
+    kept = order[torch.arange(len(order)) - first[of] < k]  # of is in order, and stays so
+    return Lists(F.pad(counts.clamp(max=k).cumsum(0), (1, 0)), items[kept], log_p[kept])
 
 
 @torch.no_grad()

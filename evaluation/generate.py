@@ -1,0 +1,326 @@
+"""Lists of places for requests, from a generative ranker: exact probabilities of what is within reach."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ..data.batches.semantic_features import SemanticFeatures
+from ..data.batches.sequences import SequenceBatch, ask, read_users
+from ..data.manifest import check_replaceable, whole_folder, write_manifest
+from ..data.plain import check_numbers, set_places
+from ..data.urls import fetched
+from ..kernels.haversine import haversine_km
+from ..rankers.generative.decoding import best
+from ..rankers.generative.index import Index
+from ..rankers.generative.model import PlaceFacts
+from ..rankers.generative.reach import Allowed, Near, everything
+from ..rankers.generative_ranker import expand, gather
+from ..reports import figures, page
+from ..training.inference import Loaded, load_ranker
+from ..training.runtime import Runtime, runtime
+from ..training.tasks import history, visit_loader
+from . import maps
+from .breakdown import ItemFacts
+from .evaluate import SPLITS
+from .lists import chosen
+from .requests_file import Asked, read_places, read_requests
+
+LISTS = "lists.parquet"
+_SHOWN = 6  # lists that the report draws
+_NUMBERS = 4_000_000  # scores that are held at once
+
+
+@dataclass(kw_only=True)
+class GenerateConfig:
+    """Lists of places for requests, from a generative ranker."""
+
+    run: Path
+    """Folder that `placerank train --ranker.kind generative` made."""
+    out: Path
+    """Folder to write: lists.parquet, and report.html with a map."""
+    requests: Path | None = None
+    """Parquet with a request a row: user_id, time (unix seconds, or a timestamp), lat and lon where known. Default:
+    visits of the split, each asked with what was known before it."""
+    split: str = "test"
+    """Which visits, without requests: train, valid or test."""
+    visits: int = 1000
+    """How many of them, drawn once; all where there are fewer."""
+    within_km: float = 5.0
+    """How far from the request's place a list goes; inf: all places. Requests without a place go by the last visit."""
+    k: int = 10
+    """Places of a list, at most."""
+    only_new: bool = False
+    """Leave out where the user has been."""
+    places: Path | None = None
+    """Parquet with places that opened since: item_id, lat, lon. Their semantic IDs are in the folder that
+    `placerank tokenize --add` made; they are generated at once, without training."""
+    data: Path | None = None
+    """Folder that `placerank prepare` made; default: the one that the run was trained on."""
+    semantic_ids: Path | None = None
+    """The semantic IDs that it was trained with, where they have moved since, or have more items by now."""
+    checkpoint: str = "best"
+    """best (by likelihood of the validation split), latest, or a step number."""
+    overwrite: bool = False
+    """Replace the folder if it exists."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "", endless=("within_km",), least={"visits": 1, "k": 1})
+        set_places(self)
+        if not self.within_km > 0:
+            raise ValueError(f"within_km={self.within_km}: expected more than 0 km")
+        if self.split not in SPLITS:
+            raise ValueError(f"split={self.split!r}: expected one of {', '.join(SPLITS)}")
+
+
+def generate(config: GenerateConfig) -> Path:
+    """Write lists.parquet and report.html; returns their folder. One process.
+
+    ``lists.parquet`` has a row a place of a list: ``request`` (a number from 0, in the order of the requests),
+    ``user_id``, ``time``, ``lat``, ``lon``, ``place`` (from 1), ``item_id``, ``item_lat``, ``item_lon``,
+    ``probability`` (of this item as the next visit, among all), ``km`` from the request's place; for visits of a split,
+    ``visited``: whether it was this one.
+
+    Raises:
+        FileExistsError: the folder exists and ``overwrite`` is not set.
+        FileNotFoundError: no such run, checkpoint, data or requests.
+        ValueError: the run is of another kind of ranker; requests or places are not as expected.
+    """
+    check_replaceable(config.out, config.overwrite)
+    with runtime(seed=0) as rt:
+        ranker = load_ranker(config.run, rt, config.data, config.checkpoint, None, config.semantic_ids)
+        if not ranker.inputs.ranker.generates:
+            raise ValueError(
+                f"{config.run} has a ranker of kind {ranker.inputs.ranker.kind}, which scores candidates; generate "
+                "needs one that `placerank train --ranker.kind generative` made"
+            )
+        places = _Places(ranker, config.places)
+        user = ranker.inputs.read_users()["user_id"]
+        if config.requests is None:
+            batches = _visits(ranker, config, rt)
+        else:
+            asked = read_requests(config.requests, user)
+            user = asked.user_id
+            batches = _asked(ranker, asked)
+        counts, parts = [], []
+        for batch, wanted in batches:
+            counts.append(int(wanted.sum()))
+            parts.append(_lists(ranker, places, batch, wanted, config))
+        if not parts:
+            raise ValueError("there are no requests; name a file that has some with requests, or another split")
+        table = _table(parts, counts, user, config.requests is not None, places)
+        with whole_folder(config.out, config.overwrite) as folder:
+            pq.write_table(table, folder / LISTS, compression="zstd")
+            _report(folder, table, sum(counts), config, ItemFacts.load(ranker.inputs.folder))
+            made_from = {"prepared": ranker.inputs.manifest["content_hash"]}
+            write_manifest(folder, "lists", config, made_from, step=ranker.saved["step"])
+    _print(table, sum(counts))
+    return config.out
+
+
+class _Places:
+    """Items by catalog row: raw ids, degrees, and the reach; those that opened since come last."""
+
+    def __init__(self, ranker: Loaded, opened: Path | None) -> None:
+        items = pq.read_table(fetched(ranker.inputs.folder / "catalog.parquet"), columns=["item_id", "lat", "lon"])
+        self.known = len(items)
+        if opened is not None:
+            items = pa.concat_tables([items, read_places(opened, items)])
+            self._add(ranker, items)
+        self.ids = items["item_id"]
+        self.lat, self.lon = (items[c].to_numpy().astype(np.float64) for c in ("lat", "lon"))
+        self.listed = ranker.model.module.dense.index.items
+
+    def _add(self, ranker: Loaded, items: pa.Table) -> None:
+        """Tell the model of places that no table has a row of."""
+        model, tokens = ranker.model.module.dense, ranker.inputs.tokens
+        assert tokens is not None
+        semantic = SemanticFeatures.load(tokens, items["item_id"])
+        lacking = np.flatnonzero(semantic.codes[self.known :].min(axis=1) < 0)
+        if len(lacking):
+            raise ValueError(
+                f"{len(lacking):,} of {len(items) - self.known:,} places that opened have no semantic ID in {tokens}, "
+                f"{items['item_id'][self.known + int(lacking[0])]} for one; add them with placerank tokenize --add, "
+                "and name its folder with semantic_ids"
+            )
+        visits = np.zeros(len(items), np.int64)
+        visits[: self.known] = pq.read_table(fetched(ranker.inputs.folder / "catalog.parquet"), columns=["positives"])[
+            "positives"
+        ].to_numpy()
+        facts = PlaceFacts.of(items.append_column("positives", pa.array(visits)), semantic)
+        model.set_items(facts, Index.of_tokens(semantic))
+
+    def allowed(self, batch: SequenceBatch, within_km: float, only_new: bool) -> Allowed:
+        """What the targets of a batch may be shown."""
+        if math.isinf(within_km):
+            found = everything(self.listed, len(batch))
+        else:
+            lat, lon = (x.double().numpy().copy() for x in (batch.lat, batch.lon))
+            offsets, last = batch.last(1)
+            lacks = np.isnan(lat) | np.isnan(lon)
+            of = np.flatnonzero(offsets.diff().numpy() > 0)
+            for degrees, place in ((lat, self.lat), (lon, self.lon)):
+                latest = np.full(len(batch), np.nan)
+                latest[of] = place[batch.item[last].numpy()]
+                degrees[lacks] = latest[lacks]
+            found = Near(self.listed, self.lat[self.listed], self.lon[self.listed], within_km).within(lat, lon)
+        if only_new:
+            ends, at = batch.last(int(batch.seen.max()))
+            seen = torch.stack([torch.repeat_interleave(ends.diff()), batch.item[at]], dim=1).unique(dim=0)
+            ends = F.pad(torch.bincount(seen[:, 0], minlength=len(batch)).cumsum(0), (1, 0))
+            found = found.without(Allowed(ends, seen[:, 1]))
+        return found
+
+
+Batches = Iterator[tuple[SequenceBatch, Tensor]]
+"""Batches, and which of their targets are requests, bool [B]."""
+
+
+def _size(ranker: Loaded) -> int:
+    return min(max(_NUMBERS // len(ranker.model.module.dense.facts.codes), 1), 256)
+
+
+def _visits(ranker: Loaded, config: GenerateConfig, rt: Runtime) -> Batches:
+    loader = visit_loader(ranker.inputs, config.split, _size(ranker), rt, together=1)
+    wanted = torch.from_numpy(chosen(loader.rows, config.visits))
+    for batch, here in zip(tqdm(loader, "generate", disable=None), wanted.split(loader.batch_size), strict=True):
+        if here.any():
+            yield batch, here
+
+
+def _asked(ranker: Loaded, asked: Asked) -> Batches:
+    known = read_users(ranker.inputs.folder, asked.user_row)
+    size, longest = _size(ranker), history(ranker.inputs.ranker)
+    for start in tqdm(range(0, len(asked.user_row), size), "generate", disable=None):
+        some = slice(start, start + size)
+        batch = ask(known, asked.user_row[some], asked.time[some], asked.lat[some], asked.lon[some], longest)
+        yield batch, torch.ones(len(batch), dtype=torch.bool)
+
+
+def _lists(
+    ranker: Loaded, places: _Places, batch: SequenceBatch, wanted: Tensor, config: GenerateConfig
+) -> dict[str, Any]:
+    """Columns with a row a place of a list; ``request`` counts from 0 in the batch."""
+    allowed = places.allowed(batch, config.within_km, config.only_new)
+    kept = allowed.keep(wanted[allowed.requests])
+    allowed = Allowed(F.pad(kept.offsets.diff()[wanted].cumsum(0), (1, 0)), kept.items)
+    log_p = ranker.model.module.score(expand(ranker.catalog, gather(ranker.catalog, batch)), wanted, allowed)
+    lists = best(log_p, allowed, config.k)
+    request = torch.repeat_interleave(lists.offsets.diff())
+    at = wanted.nonzero().squeeze(1)[request]
+    lat, lon = (x[at].double() for x in (batch.lat, batch.lon))
+    item = lists.items.numpy()
+    to = (torch.from_numpy(x[item]) for x in (places.lat, places.lon))
+    found = {
+        "request": request.numpy(),
+        "user_row": batch.user[batch.stretch[at]].numpy(),
+        "time": batch.target_time[at].numpy(),
+        "lat": lat.float().numpy(),
+        "lon": lon.float().numpy(),
+        "place": (torch.arange(len(request)) - lists.offsets[request] + 1).int().numpy(),
+        "item_row": item,
+        "item_lat": places.lat[item],
+        "item_lon": places.lon[item],
+        "probability": lists.log_p.exp().float().numpy(),
+        "km": haversine_km(lat, lon, *to).float().numpy(),
+    }
+    if config.requests is None:
+        found["visited"] = (lists.items == batch.target[at]).numpy()
+    return found
+
+
+def _table(
+    parts: list[dict[str, Any]], counts: list[int], user: pa.ChunkedArray, by_request: bool, places: _Places
+) -> pa.Table:
+    """The parts as one, with raw ids.
+
+    Args:
+        parts, counts: of ``_lists``, and how many requests each is of.
+        user: raw ids, by user row or by request.
+        by_request: which of both.
+        places: of the items.
+    """
+    before = np.cumsum([0, *counts])
+    for part, start in zip(parts, before, strict=False):
+        part["request"] = part["request"] + start
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    of_user = columns.pop("user_row")
+    who = user.take(pa.array(columns["request"] if by_request else of_user))
+    item = places.ids.take(pa.array(columns.pop("item_row")))
+    head = {"request": columns.pop("request"), "user_id": who}
+    tail = {name: columns.pop(name) for name in ("time", "lat", "lon", "place")}
+    return pa.table({**head, **tail, "item_id": item, **columns})
+
+
+def _report(folder: Path, table: pa.Table, requests: int, config: GenerateConfig, items: ItemFacts) -> None:
+    first = [int(r) for r in np.unique(table["request"].to_numpy())[:_SHOWN]]
+    shown = {r: table.filter(pc.equal(table["request"], r)) for r in first}
+    body = ""
+    if first and maps.frames(items):
+        body += figures.png(
+            lambda: maps.lists_map(items, list(shown.values())), "maps of the first lists", folder / "map.png"
+        )
+    for r, rows in shown.items():
+        about = rows.slice(0, 1).to_pylist()[0]
+        when = datetime.fromtimestamp(about["time"], UTC).strftime("%a %d %b %Y %H:%M UTC")
+        cells: list[list[str | page.Cell]] = [
+            [
+                page.Cell(text=str(row["place"]), kind="best" if row.get("visited") else ""),
+                str(row["item_id"]),
+                f"{row['probability']:.3%}",
+                "–" if math.isnan(row["km"]) else f"{row['km']:.2f}",
+            ]
+            for row in rows.to_pylist()
+        ]
+        body += page.lead(f"user {about['user_id']}, {when}", f"Request {r}")
+        body += page.table(["", "item", "probability", "km"], cells)
+    lead = (
+        f"{requests:,} requests, {len(table):,} places in their lists. A probability is that of the item as the user's "
+        "next visit, among all places; within reach they add up to less than 1. All lists are in lists.parquet."
+    )
+    reach = "all places" if math.isinf(config.within_km) else f"within {config.within_km:g} km"
+    page.write_page(
+        folder / "report.html",
+        f"placerank · lists of {config.run.name}",
+        f"{reach} · up to {config.k} places",
+        _cards(table, requests, config),
+        [page.section("The first lists", lead, body)],
+    )
+
+
+def _cards(table: pa.Table, requests: int, config: GenerateConfig) -> list[tuple[str, str]]:
+    lengths = np.bincount(table["request"].to_numpy(), minlength=requests)
+    full = float((lengths >= config.k).mean())
+    cards = [(f"{requests:,}", "requests"), (f"{full:.0%}", f"of them have {config.k} places")]
+    if "visited" in table.column_names:
+        hits = np.unique(table.filter(table["visited"])["request"].to_numpy())
+        cards.append((f"{len(hits) / requests:.1%}", "of the lists hold the place that was visited"))
+    return cards
+
+
+def _print(table: pa.Table, requests: int) -> None:
+    """The first list, and how many there are."""
+    shown = Table(title="the first list", title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("place", "item", "probability", "km"):
+        shown.add_column(name, justify="left" if name == "item" else "right")
+    first = table["request"][0].as_py() if len(table) else -1
+    for row in table.filter(pc.equal(table["request"], first)).to_pylist():
+        shown.add_row(str(row["place"]), str(row["item_id"]), f"{row['probability']:.3%}", f"{row['km']:.2f}")
+    console = Console()
+    if len(table):
+        console.print(shown)
+    empty = requests - len(np.unique(table["request"].to_numpy()))
+    console.print(f"{requests:,} requests" + (f", {empty:,} of them with nothing within reach" if empty else ""))
