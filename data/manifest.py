@@ -86,6 +86,7 @@ KINDS = {
         },
     ),
     "evaluation": Kind("placerank evaluate", {}),
+    "lists": Kind("placerank generate", {}),
     "export": Kind("placerank export", {"tables": Each(_TABLE)}),
 }
 

@@ -182,6 +182,7 @@ class Transformer(nn.Module):
         dropout: in training.
         causal: whether a row sees only itself and those before it.
         memory: whether blocks attend to a memory.
+        window: a row sees at most so many, itself among them; None: all.
     """
 
     def __init__(
@@ -195,8 +196,10 @@ class Transformer(nn.Module):
         dropout: float = 0.1,
         causal: bool = False,
         memory: bool = False,
+        window: int | None = None,
     ) -> None:
         super().__init__()
+        self.window = window
         self.bias = RelativeBias(heads, causal)
         self.blocks = nn.ModuleList(
             [Block(columns, heads, head_columns, hidden, dropout, memory) for _ in range(layers)]
@@ -232,6 +235,8 @@ class Transformer(nn.Module):
             bias = bias.masked_fill(behind < 0, -torch.inf)
         elif lengths is not None:
             bias = bias.masked_fill(at >= lengths.clamp(min=1)[:, None, None, None], -torch.inf)
+        if self.window is not None:
+            bias = bias.masked_fill(behind >= self.window, -torch.inf)
         memory_bias = None
         if memory is not None and memory_lengths is not None:
             past = torch.arange(memory.shape[1], device=x.device) >= memory_lengths[:, None]

@@ -66,6 +66,8 @@ class GeneratorConfig:
     """In training, in blocks and on tokens."""
     item_dropout: float = 0.2
     """Share of the visits whose item's row is left out in training, so that codes are learned that new items have."""
+    window: int = 32
+    """Visits that one of them looks back on in a layer of the encoder, itself among them."""
     memory: int = 50
     """Visits that the decoder looks back on."""
     copied: int = 100
@@ -74,7 +76,7 @@ class GeneratorConfig:
     """Whether prefixes of two and three codes have rows of their own, in tables of features.ngram_rows."""
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("columns", "heads", "layers", "hidden", "memory", "copied"), 1)
+        least = dict.fromkeys(("columns", "heads", "layers", "hidden", "window", "memory", "copied"), 1)
         check_numbers(self, "ranker.generative", least=least)
         if self.columns % self.heads:
             raise ValueError(
@@ -86,8 +88,8 @@ class GeneratorConfig:
 
     @property
     def history(self) -> int:
-        """Visits that a target needs to see."""
-        return max(self.memory, self.copied)
+        """Visits that all a target is told of follows from, however many more its stretch has."""
+        return max(self.memory, self.copied) + self.layers * (self.window - 1) + 1
 
 
 def hats(x: Tensor, knots: int) -> Tensor:
@@ -308,7 +310,7 @@ class Generator(nn.Module):
         )
         self.config, self.levels, self.codes_per_level = config, index.levels, index.codes_per_level
         self.set_items(facts, index)
-        self.encoder, self.decoder = transformer(), transformer(memory=True)
+        self.encoder, self.decoder = transformer(window=config.window), transformer(memory=True)
         codes = [nn.Embedding(self.codes_per_level + 1, d) for _ in range(self.levels)]
         heads = [nn.Linear(d, self.codes_per_level) for _ in range(self.levels)]
         self.code, self.head = nn.ModuleList(codes), nn.ModuleList(heads)

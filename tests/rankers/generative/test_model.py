@@ -47,7 +47,16 @@ def make(**config: float) -> tuple[Generator, Index]:
     torch.manual_seed(0)
     known = facts()
     index = index_of(known)
-    sizes = {"columns": 8, "heads": 2, "hidden": 16, "layers": 2, "memory": 3, "copied": 4, "dropout": 0.0} | config
+    sizes = {
+        "columns": 8,
+        "heads": 2,
+        "hidden": 16,
+        "layers": 2,
+        "window": 2,
+        "memory": 3,
+        "copied": 4,
+        "dropout": 0.0,
+    } | config
     model = Generator(GeneratorConfig(**sizes), known, index, COLUMNS, COLUMNS)  # type: ignore[arg-type]
     with torch.no_grad():  # a start so near to the floor would hide what is wrong with the rest
         for parameter in model.parameters():
@@ -133,6 +142,38 @@ def test_targets_of_one_stretch_are_those_of_stretches_of_their_own() -> None:
     with torch.no_grad():
         together = model(q, *rows(q))
         torch.testing.assert_close(model(alone, rows(q)[0], rows(q)[1]), together, atol=1e-5, rtol=1e-5)
+
+
+def test_where_a_stretch_begins_is_not_seen() -> None:
+    """A target of many visits is told the same when its stretch has as many as ``history`` says, and not with fewer."""
+    model, _ = make(window=2, memory=2, copied=3)
+    visited = torch.arange(1, 31)
+    q = replace(
+        questions(),
+        items=visited,
+        visits=torch.arange(30),
+        offsets=torch.tensor([0, 30]),
+        time=NOW + 3600 * torch.arange(30),
+        stretch=torch.tensor([0]),
+        seen=torch.tensor([30]),
+        asked=torch.tensor([NOW + 3600 * 40]),
+        place=questions().place[:1],
+        target=torch.tensor([30]),
+    )
+
+    def last(count: int) -> Tensor:
+        cut = replace(
+            q,
+            visits=q.visits[-count:],
+            time=q.time[-count:],
+            offsets=torch.tensor([0, count]),
+            seen=torch.tensor([count]),
+        )
+        return model.score(cut, *rows(cut))
+
+    whole = model.score(q, *rows(q))
+    torch.testing.assert_close(last(model.config.history), whole, atol=1e-5, rtol=0)
+    assert (last(model.config.history - 2) - whole).abs().max() > 1e-4
 
 
 def test_gradients_are_finite_whatever_is_unknown() -> None:

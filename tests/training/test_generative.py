@@ -1,0 +1,286 @@
+"""A generative ranker from the config to lists: trained, killed and resumed, on ranks, evaluated, asked, refused."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from runs import metrics, train_and_die, train_here
+from tokens import K, make_codes, write_tokens
+
+from placerank.data.batches.features import FeatureConfig
+from placerank.data.batches.loader import SampleLoader
+from placerank.data.city.simulate import SimulateConfig, simulate
+from placerank.data.preparation.prepare import PrepareConfig, prepare
+from placerank.evaluation.evaluate import EvaluateConfig, evaluate
+from placerank.evaluation.generate import GenerateConfig, generate
+from placerank.evaluation.measure_lists import ListsConfig
+from placerank.kernels.haversine import haversine_km
+from placerank.rankers.dense import RankerConfig
+from placerank.rankers.generative.model import GeneratorConfig
+from placerank.rankers.generative_ranker import expand, gather
+from placerank.rankers.plugins.akt import AktConfig
+from placerank.tokenization.codes.semantic_ids import SemanticIds
+from placerank.training.inference import Loaded, load_ranker
+from placerank.training.model import OptimizerConfig
+from placerank.training.runtime import runtime
+from placerank.training.tasks import LEAST_LOG_P, visit_loader
+from placerank.training.train import TrainConfig, train
+
+AnyRanks = Callable[..., list[Any]]
+GENERATOR = GeneratorConfig(columns=16, heads=2, layers=2, hidden=32, window=3, memory=6, copied=8)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """``data``; ``tokens`` of all items but the last 20, which ``extended`` has too; ``run``, trained on the first."""
+    folder = tmp_path_factory.mktemp("world")
+    raw = simulate(SimulateConfig(out=folder / "raw", items=150, users=60, requests=500, candidates=8, cities=1))
+    data = prepare(PrepareConfig(input=raw, out=folder / "data", history_length=12))
+    items = pq.read_table(data / "catalog.parquet")["item_id"].combine_chunks()[1:]
+    most = len(items) - 20
+    first = SemanticIds.first(items[:most], make_codes(most, 0), K, "tokenizer")
+    made = SimpleNamespace(
+        data=data,
+        tokens=write_tokens(folder / "codes", first),
+        extended=write_tokens(folder / "extended", first.added(items[most:], make_codes(20, 1))),
+        other=write_tokens(folder / "other", SemanticIds.first(items, make_codes(len(items), 0), K, "another")),
+    )
+    made.run = train(small(made, folder / "run", epochs=3))
+    return made
+
+
+def small(world: SimpleNamespace, run: Path, **changes: Any) -> TrainConfig:
+    config = TrainConfig(
+        data=world.data,
+        run=run,
+        features=FeatureConfig(embedding_dim=8, pooled_dim=4, semantic_ids=world.tokens),
+        ranker=RankerConfig(kind="generative", generative=GENERATOR),
+        optimizer=OptimizerConfig(dense_lr=3e-3),
+        batch_size=32,
+        epochs=2,
+        checkpoint_every=5,
+        log_every=1,
+        patience=0,
+    )
+    return replace(config, **changes)
+
+
+def test_it_learns_and_keeps_the_likeliest(world: SimpleNamespace) -> None:
+    found = metrics(world.run, "valid")
+    nll = [line["nll"] for line in found]
+    assert nll[-1] < nll[0]
+    best = json.loads((world.run / "best.json").read_text())
+    assert best["nll"] == min(nll)
+    assert 0 < found[0]["impossible"] < 0.5, "items without codes, where the user was never before"
+    losses = [line["loss"] for line in metrics(world.run, "train")]
+    assert sum(losses[-17:]) < sum(losses[:17]), "of the last pass and the first"
+
+
+@pytest.mark.parametrize("ranks_after", [1, 2])
+def test_killed_and_resumed(world: SimpleNamespace, ranks_after: int, tmp_path: Path, ranks: AnyRanks) -> None:
+    """At the same number of ranks losses are those of an undisturbed run; at another one training goes on."""
+    whole, broken = small(world, tmp_path / "whole"), small(world, tmp_path / "broken")
+    ranks(2, train_and_die, broken, 8, killed=True)
+    ranks(ranks_after, train_here, replace(broken, resume=True))
+    if ranks_after == 2:
+        ranks(2, train_here, whole)
+        for split in ("train", "valid"):
+            assert metrics(broken.run, split) == metrics(whole.run, split)
+    steps = [line["step"] for line in metrics(broken.run, "train")]
+    assert steps == list(range(1, len(steps) + 1)) and len(metrics(broken.run, "valid")) == 2
+
+
+def scores(run: Path) -> tuple[list[Any], list[Any]]:
+    """On this rank: log p of all items for its test visits, and logits of its test samples."""
+    with runtime(0) as rt:
+        ranker = load_ranker(run, rt)
+        visits = [
+            (batch.valid, ranker.model.module.score(expand(ranker.catalog, gather(ranker.catalog, batch))))
+            for batch in visit_loader(ranker.inputs, "test", 16, rt)
+        ]
+        samples = SampleLoader(ranker.inputs.folder, "test", 64, rank=rt.rank, world_size=rt.world_size, shuffle=False)
+        logits = [ranker.score()(batch)[: batch.valid] for batch in samples]
+    return [x[:n].numpy() for n, x in visits], [x.numpy() for x in logits]
+
+
+def test_scores_do_not_depend_on_the_ranks(world: SimpleNamespace, ranks: AnyRanks) -> None:
+    (visits, logits), *_ = ranks(1, scores, world.run)
+    of_two = [[x for parts in of_ranks for x in parts] for of_ranks in zip(*ranks(2, scores, world.run), strict=True)]
+    np.testing.assert_allclose(np.concatenate(visits), np.concatenate(of_two[0]), atol=1e-4)
+    np.testing.assert_allclose(np.concatenate(logits), np.concatenate(of_two[1]), atol=1e-4)
+    total = np.exp(np.concatenate(visits).astype(np.float64)).sum(1)
+    assert (total < 1 + 1e-4).all() and total.max() > 1 - 1e-4, "what is lacking is copied: items without codes"
+
+
+def test_logits_of_samples_are_log_odds(world: SimpleNamespace) -> None:
+    with runtime(0) as rt:
+        ranker = load_ranker(world.run, rt)
+        batch = next(iter(SampleLoader(world.data, "test", 40, shuffle=False)))
+        logits = ranker.score()(batch)
+        of_requests = expand(ranker.catalog, gather(ranker.catalog, batch))
+        items = ranker.model.module.dense.index.items
+        every = torch.full((len(batch.user), len(ranker.inputs.item_ids())), LEAST_LOG_P, dtype=torch.float64)
+        every[:, torch.from_numpy(items).long()] = ranker.model.module.score(of_requests).double()
+        log_p = every[batch.request, batch.item]
+    coded = torch.isin(batch.item, torch.from_numpy(items).long())
+    torch.testing.assert_close(logits[coded].double().sigmoid().log(), log_p[coded], atol=1e-3, rtol=1e-4)
+
+
+def test_evaluate_measures_lists_beside_candidates(world: SimpleNamespace, tmp_path: Path, ranks: AnyRanks) -> None:
+    config = EvaluateConfig(run=world.run, out=tmp_path / "one", lists=ListsConfig(visits=60, reach_km=3.0))
+    evaluate(config)
+    ranks(2, evaluate_here, replace(config, out=tmp_path / "two"))
+    one, two = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("one", "two"))
+    assert 0.5 < one["scorers"]["model"]["auc"] < 1
+    lists = one["lists"]
+    for way in ("all", "reach", "sampled", "codes"):
+        of_all = lists["ways"][way]["model"]["all"]
+        assert of_all["asked"] <= 60 and of_all["hit@1"] <= of_all["hit@10"] <= of_all["hit@50"]
+        for name, parts in lists["ways"][way].items():
+            for part, row in parts.items():
+                assert two["lists"]["ways"][way][name][part] == pytest.approx(row, abs=1e-6), (way, name, part)
+    assert 0 <= lists["within_reach"]["ece"] <= 1 and lists["nll"]["visits"] <= 60
+    assert "Lists of places" in (tmp_path / "one/report.html").read_text()
+
+
+def evaluate_here(config: EvaluateConfig) -> None:
+    evaluate(config)
+
+
+def loaded(run: Path, use: Callable[[Loaded], Any]) -> Any:
+    with runtime(0) as rt:
+        return use(load_ranker(run, rt))
+
+
+def catalog(world: SimpleNamespace) -> pa.Table:
+    return pq.read_table(world.data / "catalog.parquet", columns=["item_id", "lat", "lon", "positives"])
+
+
+def test_lists_are_the_best_within_reach(world: SimpleNamespace, tmp_path: Path) -> None:
+    """Against a loop over all items; an item without codes is never listed."""
+    out = generate(GenerateConfig(run=world.run, out=tmp_path / "lists", visits=25, within_km=2.0, k=5))
+    table = pq.read_table(out / "lists.parquet")
+    items = catalog(world)
+    place = {r["item_id"]: (r["lat"], r["lon"]) for r in items.to_pylist()}
+    coded = set(pq.read_table(world.tokens / "semantic_ids.parquet")["item_id"].to_pylist())
+    everywhere = generate(GenerateConfig(run=world.run, out=tmp_path / "all", visits=25, within_km=float("inf"), k=150))
+    of_all = pq.read_table(everywhere / "lists.parquet").to_pylist()
+    rows = table.to_pylist()
+    assert {r["request"] for r in rows} <= set(range(25))
+    for request in range(25):
+        mine = [r for r in rows if r["request"] == request]
+        whole = [r for r in of_all if r["request"] == request]
+        assert len(whole) == len(coded) and sum(r["probability"] for r in whole) < 1 + 1e-4
+        here = torch.tensor([whole[0]["lat"], whole[0]["lon"]], dtype=torch.float64)
+        km = {i: float(haversine_km(*here, *torch.tensor(place[i], dtype=torch.float64))) for i in coded}
+        want = sorted((r for r in whole if km[r["item_id"]] <= 2.0), key=lambda r: -r["probability"])[:5]
+        assert [r["probability"] for r in mine] == pytest.approx([r["probability"] for r in want], rel=1e-3)
+        assert all(km[r["item_id"]] <= 2.0 and r["km"] == pytest.approx(km[r["item_id"]], abs=0.01) for r in mine)
+        assert [r["place"] for r in mine] == list(range(1, len(mine) + 1))
+    assert (out / "map.png").stat().st_size > 10_000 and "Request" in (out / "report.html").read_text()
+
+
+def test_requests_of_a_file(world: SimpleNamespace, tmp_path: Path) -> None:
+    """The same as for the visit itself; users whom nobody knows, requests without a place, and none at all."""
+    visits = generate(GenerateConfig(run=world.run, out=tmp_path / "visits", visits=10, within_km=3.0))
+    of_visits = pq.read_table(visits / "lists.parquet", filters=[("user_id", ">=", 0)])  # others have no id to ask by
+    assert len(of_visits) > 50
+    first = of_visits.group_by("request", use_threads=False).aggregate(
+        [(c, "first") for c in ("user_id", "time", "lat", "lon")]
+    )
+    first = first.sort_by("request")
+    asked = pa.table({c: first[f"{c}_first"] for c in ("user_id", "time", "lat", "lon")})
+    pq.write_table(asked, tmp_path / "asked.parquet")
+    config = GenerateConfig(run=world.run, out=tmp_path / "asked", requests=tmp_path / "asked.parquet", within_km=3.0)
+    got = pq.read_table(generate(config) / "lists.parquet")
+    assert got["item_id"].to_pylist() == of_visits["item_id"].to_pylist()
+    np.testing.assert_allclose(got["probability"], of_visits["probability"], rtol=1e-3)
+    assert "visited" not in got.column_names
+
+    unknown = pa.array([10**9, None], asked["user_id"].type)
+    nowhere = pa.table({"user_id": unknown, "time": pa.array([1_700_000_000] * 2, pa.timestamp("s"))})
+    pq.write_table(nowhere, tmp_path / "nowhere.parquet")
+    told = replace(config, requests=tmp_path / "nowhere.parquet", out=tmp_path / "nowhere")
+    assert len(pq.read_table(generate(told) / "lists.parquet")) == 0, "nobody knows where they are"
+    anywhere = replace(told, within_km=float("inf"), overwrite=True)
+    found = pq.read_table(generate(anywhere) / "lists.parquet")
+    assert found["user_id"].to_pylist() == [10**9] * 10 + [None] * 10
+
+
+def test_only_new_places(world: SimpleNamespace, tmp_path: Path) -> None:
+    config = GenerateConfig(run=world.run, out=tmp_path / "lists", visits=40, within_km=float("inf"), k=150)
+    seen = pq.read_table(generate(config) / "lists.parquet")
+    new = pq.read_table(generate(replace(config, only_new=True, overwrite=True)) / "lists.parquet")
+    assert 0 < len(new) < len(seen)
+    repeats = set(zip(*(seen[c].to_pylist() for c in ("request", "item_id")), strict=True))
+    assert set(zip(*(new[c].to_pylist() for c in ("request", "item_id")), strict=True)) < repeats
+
+
+def test_items_with_codes_since_and_places_that_opened(world: SimpleNamespace, tmp_path: Path) -> None:
+    """``tokenize --add`` is all it takes: items of the catalog, and such as no table has a row of."""
+    config = GenerateConfig(run=world.run, out=tmp_path / "lists", visits=20, within_km=float("inf"), k=500)
+    late = catalog(world)["item_id"].to_pylist()[-20:]
+    before = set(pq.read_table(generate(config) / "lists.parquet")["item_id"].to_pylist())
+    assert not before & set(late)
+    after = generate(replace(config, semantic_ids=world.extended, overwrite=True))
+    assert set(late) <= set(pq.read_table(after / "lists.parquet")["item_id"].to_pylist())
+
+    items = catalog(world)
+    opened = pa.array([10**6, 10**6 + 1], items["item_id"].type)
+    ids = SemanticIds.read(world.extended)
+    added = write_tokens(tmp_path / "added", ids.added(opened, make_codes(2, 3)))
+    lat, lon = (items[c].to_pylist()[1] for c in ("lat", "lon"))
+    pq.write_table(pa.table({"item_id": opened, "lat": [lat, lat], "lon": [lon, lon]}), tmp_path / "opened.parquet")
+    with_them = replace(config, semantic_ids=added, places=tmp_path / "opened.parquet", overwrite=True)
+    found = pq.read_table(generate(with_them) / "lists.parquet").to_pylist()
+    new = [r for r in found if r["item_id"] >= 10**6]
+    assert len(new) == 2 * 20 and all(r["probability"] > 0 for r in new)
+    assert sum(r["probability"] for r in found) == pytest.approx(20, abs=0.01)
+
+
+def test_what_does_not_fit_is_told(world: SimpleNamespace, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"generates semantic IDs; name with features.semantic_ids"):
+        small(world, tmp_path / "run", features=FeatureConfig())
+    with pytest.raises(ValueError, match=r"ranker.akt.enabled: the plug-ins are for towers"):
+        RankerConfig(kind="generative", akt=AktConfig(enabled=True))
+    with pytest.raises(ValueError, match=r"ranker.kind='generated': expected one of tower, generative"):
+        RankerConfig(kind="generated")
+    with pytest.raises(ValueError, match="a generative ranker takes some of user"):
+        train(small(world, tmp_path / "run", features=FeatureConfig(semantic_ids=world.tokens, pooled=["hour"])))
+    config = GenerateConfig(run=world.run, out=tmp_path / "lists")
+    with pytest.raises(ValueError, match="was trained with semantic IDs"):
+        generate(replace(config, semantic_ids=world.other))
+    towers = small(world, tmp_path / "towers", features=FeatureConfig(), ranker=RankerConfig(mlp=[8]), epochs=1)
+    with pytest.raises(ValueError, match="has a ranker of kind tower, which scores candidates"):
+        generate(replace(config, run=train(towers)))
+    user = pq.read_table(world.data / "users.parquet")["user_id"].combine_chunks()[1:2]
+    bad = {
+        "no column time": pa.table({"user_id": user}),
+        "user_id is string": pa.table({"user_id": ["a"], "time": [1]}),
+        "time is double": pa.table({"user_id": user, "time": [1.5]}),
+        "lat or lon alone": pa.table({"user_id": user, "time": [1], "lat": [1.0]}),
+        "lat of 91": pa.table({"user_id": user, "time": [1], "lat": [91.0], "lon": [0.0]}),
+    }
+    for message, table in bad.items():
+        pq.write_table(table, tmp_path / "asked.parquet")
+        with pytest.raises(ValueError, match=message):
+            generate(replace(config, requests=tmp_path / "asked.parquet"))
+    known = catalog(world).slice(1, 2)
+    opened = {
+        "no column lat": known.select(["item_id", "lon"]),
+        "are in the prepared data already": known.select(["item_id", "lat", "lon"]),
+        "there twice": pa.concat_tables([known, known]),
+    }
+    for message, table in opened.items():
+        pq.write_table(table, tmp_path / "opened.parquet")
+        with pytest.raises(ValueError, match=message):
+            generate(replace(config, places=tmp_path / "opened.parquet"))
+    assert not (tmp_path / "lists").exists()
