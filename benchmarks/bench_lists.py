@@ -141,9 +141,8 @@ def generative(place: Workplace, wanted: Tensor, folder: Path, seeds: int) -> di
     """Log p of the generative ranker for the wanted test visits, [B, I] by name; trained where it is not kept."""
     found = {}
     for seed in range(seeds):
-        prepared, tokens = place.prepared(), place.tokens(HGIT, seed=0)
-        trainee = generator.train(prepared, tokens, seed, folder / f"generative-{seed}.pt")
-        found[f"generative, seed {seed}"] = generator.scores(trainee, prepared, wanted)
+        run = generator.trained(place.prepared(), place.tokens(HGIT, seed=0), seed, folder / f"generative-{seed}")
+        found[f"generative, seed {seed}"] = generator.scores(run, wanted)
     return found
 
 

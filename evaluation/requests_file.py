@@ -55,7 +55,7 @@ def read_requests(file: Path, users: pa.ChunkedArray) -> Asked:
     row = pc.fill_null(pc.index_in(ids, value_set=users, skip_nulls=True), 0).to_numpy()
     if ("lat" in table.column_names) != ("lon" in table.column_names):
         raise ValueError(f"{file}: has lat or lon alone; expected both or none")
-    nowhere = pa.nulls(len(table), pa.float32())
+    nowhere = pa.chunked_array([pa.nulls(len(table), pa.float32())])
     lat, lon = (
         pc.cast(table[c] if c in table.column_names else nowhere, pa.float32()).to_numpy() for c in ("lat", "lon")
     )

@@ -198,6 +198,10 @@ class ExportedRanker:
         """
         folder = fetched(place(folder))
         exported: dict[str, Any] = read_manifest(folder, "export", verify)["tables"]
+        if not (folder / SCORER).is_file():
+            raise ValueError(
+                f"{folder} has no {SCORER}: its ranker is a generative one; read it with ExportedGenerator"
+            )
         features = load_features(folder / FEATURES)
         needed = {t.name for t in features.tables}
         tables = {n: open_table(folder / TABLES, n, table) for n, table in exported.items() if n in needed}

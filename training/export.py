@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import torch
@@ -16,11 +17,14 @@ from ..embeddings.reader import TABLES
 from ..embeddings.shards import CheckpointTables
 from ..rankers.dense import RankerConfig, Scorer
 from ..rankers.exported import FEATURES, SCORER, export_scorer, save_features
+from ..rankers.exported_generator import export_generator, with_codes
 from ..rankers.final_vectors import ITEM_FINAL, USER_FINAL, FinalVectors, final_tables
+from ..rankers.generative.model import Generator
+from ..rankers.generative_ranker import GenerativeRanker
 from .checkpoint import load
 from .identity import Identity
 from .inference import open_checkpoint, read_config
-from .inputs import read_inputs
+from .inputs import Inputs, read_inputs
 
 FINAL = (ITEM_FINAL, USER_FINAL)
 
@@ -73,8 +77,11 @@ def export(config: ExportConfig) -> Path:
     inputs = read_inputs(data, trained.features, trained.ranker)
     features, prepared = inputs.features, inputs.manifest
     checkpoint, saved = open_checkpoint(config.run, config.checkpoint, Identity.of(inputs, trained.ranker))
-    scorer = load_dense(checkpoint, features, trained.ranker)
-    names = [*(t.name for t in features.tables), *final_tables(scorer)]
+    generates = trained.ranker.generates
+    dense = load_generator(checkpoint, inputs) if generates else load_dense(checkpoint, features, trained.ranker)
+    names = [t.name for t in features.tables]
+    if isinstance(dense, Scorer):
+        names += final_tables(dense)
     for name in config.tables or ():
         if name not in names:
             raise ValueError(f"tables: got {name!r}, this ranker has {', '.join(names)}")
@@ -84,13 +91,18 @@ def export(config: ExportConfig) -> Path:
     with whole_folder(config.out, config.overwrite) as folder:
         (folder / TABLES).mkdir()
         tables = export_tables(raw, {n: x for n, x in ids.items() if n not in FINAL}, folder / TABLES, *how)
-        if computed := {n: x for n, x in ids.items() if n in FINAL}:
-            final = FinalVectors(raw, scorer, inputs.catalog(torch.device("cpu")), data)
-            tables |= export_tables(final, computed, folder / TABLES, *how)
-        export_scorer(scorer, features, folder / SCORER)
+        items = inputs.read_items()
+        if isinstance(dense, Generator):
+            export_generator(dense, trained.ranker.kind, inputs.lineage, folder)
+            items = with_codes(items, dense.facts.codes)
+        else:
+            export_scorer(dense, features, folder / SCORER)
+            if computed := {n: x for n, x in ids.items() if n in FINAL}:
+                final = FinalVectors(raw, dense, inputs.catalog(torch.device("cpu")), data)
+                tables |= export_tables(final, computed, folder / TABLES, *how)
         save_features(features, folder / FEATURES)
         for table, key, name in (
-            (inputs.read_items(), "item_id", "catalog"),
+            (items, "item_id", "catalog"),
             (inputs.read_users(), "user_id", "users"),
         ):
             told = table.replace_schema_metadata(for_pandas(table.schema, key).metadata)
@@ -120,6 +132,18 @@ def raw_ids(data: Path, features: Features, table: str) -> RawIds:
     return RawIds.read(fetched(data / "vocab" / f"{vocabulary}.parquet"))
 
 
+def load_generator(checkpoint: Path, inputs: Inputs) -> Generator:
+    """The dense part of a generative ranker's checkpoint, without its tables, in a single process.
+
+    Raises:
+        ValueError: the checkpoint holds another dense part.
+    """
+    ranker = inputs.make_ranker()
+    assert isinstance(ranker, GenerativeRanker)
+    _load(checkpoint, {"dense": ranker.dense.state_dict()})
+    return ranker.dense.eval()
+
+
 def load_dense(checkpoint: Path, features: Features, config: RankerConfig) -> Scorer:
     """The dense part of a checkpoint, without its tables, in a single process.
 
@@ -127,7 +151,11 @@ def load_dense(checkpoint: Path, features: Features, config: RankerConfig) -> Sc
         ValueError: the checkpoint holds another dense part.
     """
     scorer = Scorer(features, config)
+    _load(checkpoint, {"dense": {"scorer": scorer.state_dict()}})
+    return scorer.eval()
+
+
+def _load(checkpoint: Path, model: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process is what is meant
-        load(checkpoint, {"model": {"dense": {"scorer": scorer.state_dict()}}})
-    return scorer.eval()
+        load(checkpoint, {"model": model})

@@ -291,6 +291,7 @@ class Generator(nn.Module):
         item_columns, user_columns: D and P, of the rows that ``forward`` is given.
     """
 
+    Config = GeneratorConfig
     softmax: Softmax = "existing"
 
     def __init__(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,31 +15,32 @@ from placerank.data.manifest import read_manifest
 from placerank.evaluation import evaluate as module
 from placerank.evaluation.breakdown import ItemFacts
 from placerank.evaluation.evaluate import EvaluateConfig, evaluate, measure
+from placerank.rankers.dense import RankerConfig
 from placerank.training.predictions import Predictions
 
 
-def fake_load_scorer(run, rt, data=None, checkpoint="best", batch_size=None, semantic_ids=None):
+def fake_load_ranker(run, rt, data=None, checkpoint="best", batch_size=None, semantic_ids=None):
     """Logits that follow from the true probability, as a good model would say."""
-    return (
-        (lambda batch: torch.logit(batch.probability) * 0.8 + torch.sin(batch.item)),
-        None,
-        {"step": 30},
+    return SimpleNamespace(
+        score=lambda: lambda batch: torch.logit(batch.probability) * 0.8 + torch.sin(batch.item),
+        inputs=SimpleNamespace(ranker=RankerConfig()),
+        saved={"step": 30},
     )
 
 
 def run_evaluate(run, data, out):
-    module.load_scorer = fake_load_scorer
+    module.load_ranker = fake_load_ranker
     return str(evaluate(EvaluateConfig(run=run, data=data, out=out, batch_size=999)))
 
 
 @pytest.fixture(scope="module")
 def evaluated(fabricated, tmp_path_factory):
     run = tmp_path_factory.mktemp("run")
-    before = module.load_scorer
+    before = module.load_ranker
     try:
         run_evaluate(run, fabricated.data, None)
     finally:
-        module.load_scorer = before
+        module.load_ranker = before
     return run
 
 

@@ -24,10 +24,14 @@ from placerank.evaluation.generate import GenerateConfig, generate
 from placerank.evaluation.measure_lists import ListsConfig
 from placerank.kernels.haversine import haversine_km
 from placerank.rankers.dense import RankerConfig
+from placerank.rankers.exported import ExportedRanker
+from placerank.rankers.exported_generator import ExportedGenerator
 from placerank.rankers.generative.model import GeneratorConfig
+from placerank.rankers.generative.reach import Near
 from placerank.rankers.generative_ranker import expand, gather
 from placerank.rankers.plugins.akt import AktConfig
 from placerank.tokenization.codes.semantic_ids import SemanticIds
+from placerank.training.export import ExportConfig, export
 from placerank.training.inference import Loaded, load_ranker
 from placerank.training.model import OptimizerConfig
 from placerank.training.runtime import runtime
@@ -284,3 +288,25 @@ def test_what_does_not_fit_is_told(world: SimpleNamespace, tmp_path: Path) -> No
         with pytest.raises(ValueError, match=message):
             generate(replace(config, places=tmp_path / "opened.parquet"))
     assert not (tmp_path / "lists").exists()
+
+
+def test_an_export_gives_the_lists_of_the_run(world: SimpleNamespace, tmp_path: Path) -> None:
+    """Without the run, the data and the tokens; and what reads one kind of export refuses the other."""
+    folder = export(ExportConfig(run=world.run, out=tmp_path / "export"))
+    exported = ExportedGenerator.load(folder)
+    with runtime(0) as rt:
+        ranker = load_ranker(world.run, rt)
+        batch = next(iter(visit_loader(ranker.inputs, "test", 30, rt)))
+        want = ranker.model.module.score(expand(ranker.catalog, gather(ranker.catalog, batch)))
+    torch.testing.assert_close(exported.score(batch), want, atol=1e-5, rtol=1e-5)
+    lists = exported.lists(batch, 2.0, 5)
+    near = Near(
+        exported.generator.index.items, *(x[exported.generator.index.items] for x in (exported.lat, exported.lon)), 2.0
+    )
+    allowed = near.within(batch.lat.double().numpy(), batch.lon.double().numpy())
+    assert lists.offsets.diff().tolist() == allowed.offsets.diff().clamp(max=5).tolist()
+    with pytest.raises(ValueError, match="read it with ExportedGenerator"):
+        ExportedRanker.load(folder)
+    (folder / "generator.json").unlink()
+    with pytest.raises(ValueError, match=r"generator\.json"):
+        ExportedGenerator.load(folder)

@@ -1,0 +1,161 @@
+"""A generative ranker outside of training: exported tables, weights and semantic IDs.
+
+Its export folder holds what that of a ranker of candidates does (``exported.py``), but for the dense part:
+
+    catalog.parquet         has besides ``codes``, the semantic ID of each item: the index is made of it, in a second
+                            for 2.3 million items; null where an item has none
+    generator.safetensors   weights
+    generator.json          which kind it is, its settings, codes a level, lineage of the semantic IDs
+
+There is no program of it: a list is a walk over a tree of its own, which ``torch.export`` has no form for. What reads
+it is ``placerank.rankers``, without training's code and without the folders that it was made of.
+"""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..data.batches.batch import SampleBatch
+from ..data.batches.catalog import Catalog
+from ..data.batches.features import Features
+from ..data.batches.semantic_features import SemanticFeatures
+from ..data.batches.sequences import SequenceBatch
+from ..data.manifest import read_manifest, write_json
+from ..data.plain import from_plain
+from ..data.urls import fetched, place
+from ..embeddings.reader import TABLES, EmbeddingTable, open_table
+from .exported import FEATURES, load_features
+from .generative.decoding import Lists, best
+from .generative.index import Index
+from .generative.kinds import KINDS, make
+from .generative.model import Generator, PlaceFacts
+from .generative.reach import Allowed, Near, everything
+from .generative_ranker import gather
+
+WEIGHTS, SETTINGS, CODES = "generator.safetensors", "generator.json", "codes"
+
+
+def export_generator(generator: Generator, kind: str, lineage: tuple[str, ...], folder: Path) -> None:
+    """Write weights and settings."""
+    save_file({name: x.contiguous() for name, x in generator.state_dict().items()}, folder / WEIGHTS)
+    settings = {
+        "kind": kind,
+        "settings": asdict(generator.config),
+        "codes_per_level": generator.codes_per_level,
+        "lineage": list(lineage),
+    }
+    write_json(folder / SETTINGS, settings)
+
+
+def with_codes(items: pa.Table, codes: Tensor) -> pa.Table:
+    """The catalog with a column of semantic IDs, int64 [I, L]; null where an item has none."""
+    flat, there = codes.int(), (codes >= 0).all(1)
+    values, mask = pa.array(flat.flatten().numpy()), pa.array(~there.numpy())
+    column = pa.FixedSizeListArray.from_arrays(values, codes.shape[1], mask=mask)
+    return items.append_column(CODES, column)
+
+
+class ExportedGenerator:
+    """Lists and probabilities of places on the CPU from an export folder alone.
+
+    Args:
+        features: which tables serve which features.
+        catalog: attributes by row.
+        tables: exported tables by name.
+        generator: the dense part.
+        lat, lon: of the items in degrees, float64 [I].
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        catalog: Catalog,
+        tables: dict[str, EmbeddingTable],
+        generator: Generator,
+        lat: np.ndarray,
+        lon: np.ndarray,
+    ) -> None:
+        self.features, self.catalog, self.tables, self.generator = features, catalog, tables, generator
+        self.lat, self.lon = lat, lon
+
+    @classmethod
+    def load(cls, folder: Path, verify: bool = True) -> Self:
+        """Read an export folder.
+
+        Args:
+            folder: what ``placerank export`` wrote of a generative ranker; one behind a URL is fetched.
+            verify: see ``ExportedRanker.load``.
+
+        Raises:
+            FileNotFoundError, ValueError: not an export folder, one of another ranker, not a whole one, or damaged.
+        """
+        folder = fetched(place(folder))
+        exported: dict[str, Any] = read_manifest(folder, "export", verify)["tables"]
+        if not (folder / SETTINGS).is_file():
+            raise ValueError(f"{folder} has no {SETTINGS}: its ranker scores candidates; read it with ExportedRanker")
+        told = json.loads((folder / SETTINGS).read_text())
+        features = load_features(folder / FEATURES)
+        tables = {n: open_table(folder / TABLES, n, table) for n, table in exported.items()}
+        if missing := [t.name for t in features.tables if t.name not in tables]:
+            raise ValueError(f"{folder} leaves out the tables {', '.join(missing)}; export all tables")
+        items = pq.read_table(folder / "catalog.parquet", columns=["lat", "lon", "positives", CODES])
+        levels = items.schema.field(CODES).type.list_size
+        codes = np.full((len(items), levels), -1, np.int64)
+        column = items[CODES].combine_chunks()
+        codes[column.is_valid().to_numpy(zero_copy_only=False)] = column.flatten().to_numpy().reshape(-1, levels)
+        semantic = SemanticFeatures(codes, told["codes_per_level"], tuple(told["lineage"]), "codes")
+        kind = told["kind"]
+        settings = from_plain(KINDS[kind].Config, told["settings"], str(folder / SETTINGS))
+        generator = make(
+            kind,
+            settings,
+            PlaceFacts.of(items, semantic),
+            Index.of_tokens(semantic),
+            features.query_dim,
+            features.pooled_dim,
+        )
+        generator.load_state_dict(load_file(folder / WEIGHTS))
+        lat, lon = (items[c].to_numpy().astype(np.float64) for c in ("lat", "lon"))
+        return cls(features, Catalog.load(folder, features), tables, generator.eval(), lat, lon)
+
+    @torch.no_grad()
+    def score(self, batch: SequenceBatch | SampleBatch, allowed: Allowed | None = None) -> Tensor:
+        """Exact log p of items for each request of a batch; see ``decoding.score``.
+
+        Args:
+            batch: of ``SequenceLoader``, ``SampleLoader``, or ``data.batches.sequences.ask``.
+            allowed: items of each; None: all, in the order of ``generator.index.items``.
+        """
+        host = gather(self.catalog, batch)
+        found = self.catalog.rows(host.questions.items)
+        rows = [
+            self.tables[t.name].vectors(host.questions.items if t.name == "item" else found.rows(t.name))
+            for t in self.features.sequence
+        ]
+        users = [self.tables[t.name].vectors(host.users[t.name]) for t in self.features.pooled]
+        return self.generator.score(host.questions, torch.cat(rows, dim=1), torch.cat(users, dim=1), allowed=allowed)
+
+    def lists(self, batch: SequenceBatch, within_km: float, k: int) -> Lists:
+        """The k likeliest items of each request within reach of its place; none for a request without one.
+
+        Args:
+            batch: B requests.
+            within_km: reach; inf: all items.
+            k: items of a list, at most.
+        """
+        items = self.generator.index.items
+        if math.isinf(within_km):
+            allowed = everything(items, len(batch))
+        else:
+            near = Near(items, self.lat[items], self.lon[items], within_km)
+            allowed = near.within(batch.lat.double().numpy(), batch.lon.double().numpy())
+        return best(self.score(batch, allowed), allowed, k)
