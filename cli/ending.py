@@ -79,7 +79,7 @@ def one_line(error: BaseException) -> str | None:
         return f"not enough memory: {reason}; smaller tables, widths, batches or numbers of rows need less"
     if isinstance(error, OverflowError):
         return f"a number is too large to compute with: {error}; look for it in the settings and in the data"
-    if isinstance(error, ValueError | OSError | FloatingPointError):
+    if isinstance(error, ValueError | OSError | FloatingPointError | NotImplementedError):
         return str(error)
     return None
 

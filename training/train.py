@@ -120,6 +120,7 @@ def train(config: TrainConfig) -> Path:
             into it.
         ValueError: the data, the config or the checkpoint don't fit together.
         FloatingPointError: the loss is no longer a number.
+        NotImplementedError: a generative ranker on a GPU.
     """
     inputs = read_inputs(config.data, config.features, config.ranker)
     features, manifest = inputs.features, inputs.manifest
@@ -142,7 +143,7 @@ def train(config: TrainConfig) -> Path:
             config.batch_size,
             history,
             catalog.device_bytes,
-            inputs.make_ranker(),
+            inputs.make_ranker(rt.device),
         )
         identity = Identity.of(inputs, config.ranker)
         on_first_rank(lambda: _open_run_folder(config))  # not before: settings that don't fit must not cost a run
