@@ -11,6 +11,10 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n + 1 : 8)))
 PIP := $(BIN)/pip --disable-pip-version-check install -qq --no-deps --no-compile
 
+# Bytecode is kept whatever the environment says: without it each process compiles the sources of torch again, 6 s of
+# every start, and tests start some hundred.
+export PYTHONDONTWRITEBYTECODE :=
+
 # What runs where nothing can be installed: the virtual environment's Python if there is one, else the system's.
 ANY_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
