@@ -18,6 +18,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# No test asks the hub of models; where there is no network, finding that out takes half a minute.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 # Ctrl-C is ignored in what a shell starts in the background, tests too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
