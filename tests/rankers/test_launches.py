@@ -1,9 +1,10 @@
-"""What rankers start on a GPU compiles for every target, as they start it, and spills no register."""
+"""What rankers start on a GPU compiles as they start it, and spills no register."""
 
 import pytest
-from compiled import SECONDS, check_compiled
+from compiled import SECONDS, check_compiled, run_aot
 
 
 @pytest.mark.timeout(SECONDS)
 def test_launches_of_rankers_compile_without_spills() -> None:
-    check_compiled("ranker_launches")
+    """Each for two of the four targets; the kernels' own lists, in ``test_compile.py``, are for all of them."""
+    check_compiled(run_aot("ranker_launches", "--each", "2"), "ranker_launches")

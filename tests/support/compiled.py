@@ -23,11 +23,10 @@ def run_aot(*arguments: str) -> list[list[str]]:
     return [line.split() for line in run.stdout.splitlines()[1:]]
 
 
-def check_compiled(module: str) -> None:
-    """All VARIANTS of a module compile for every target, fit its shared memory and spill no register."""
-    lines = run_aot(module)
-    assert {target for _, target, *_ in lines} == set(LIMITS), f"{module} has no variant for some target"
-    for name, target, _, spills, shared, tensor_memory in lines:
+def check_compiled(lines: list[list[str]], what: str) -> None:
+    """Variants are there for every target, fit its shared memory and spill no register."""
+    assert {target for _, _, target, *_ in lines} == set(LIMITS), f"{what} has no variant for some target"
+    for _, name, target, _, spills, shared, tensor_memory in lines:
         assert int(spills) == 0, f"{name} spills {spills} on {target}"
         assert int(shared) <= LIMITS[target], f"{name} takes {shared} bytes of shared memory on {target}"
         assert int(tensor_memory) <= 512, f"{name} takes {tensor_memory} columns of tensor memory on {target}"

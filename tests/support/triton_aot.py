@@ -1,18 +1,19 @@
 """Compile Triton kernels for GPUs that are not here, as they would be launched, and read what they take.
 
-python tests/support/triton_aot.py placerank.kernels.hard_negatives_triton
-python tests/support/triton_aot.py placerank.kernels.codebook_triton sm_90 gfx942
+python tests/support/triton_aot.py placerank.kernels.hard_negatives_triton placerank.kernels.tiles_triton
+python tests/support/triton_aot.py placerank.kernels.codebook_triton --targets sm_90 gfx942
 """
 
+import argparse
 import importlib
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
+from zlib import crc32
 
 os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel cannot be compiled
 
@@ -73,18 +74,30 @@ def compile_for(variant: Variant, target: str) -> Report:
     return Report(max(map(int, registers)), sum(map(int, spilled)), shared, tensor_memory)
 
 
-def main(module: str, targets: list[str]) -> None:
-    """One line a variant and target: name, target, registers, spills, shared, tensor_memory; equal ones once."""
-    found: Mapping[str, Variant] = importlib.import_module(module).VARIANTS
-    done = set()
-    for name, variant in found.items():
-        for target in targets:
-            key = repr((variant.kernel, asked(variant, target), target))
-            if key not in done:
-                print(name, target, *compile_for(variant, target), flush=True)
-            done.add(key)
+def some(variant: Variant, targets: list[str], count: int) -> list[str]:
+    """So many of the targets, which ones by a checksum: with a turn for each, all bf16 ones might go to the same."""
+    first = crc32(repr((variant.kernel, variant.signature, variant.constants, variant.options)).encode())
+    return [targets[(first + i) % len(targets)] for i in range(count)]
+
+
+def main(modules: list[str], targets: list[str], each: int) -> None:
+    """A line a variant and target: module, name, target, registers, spills, shared, tensor_memory; equal ones once."""
+    for module in modules:
+        found: Mapping[str, Variant] = importlib.import_module(module).VARIANTS
+        done = set()
+        for name, variant in found.items():
+            for target in some(variant, targets, each):
+                key = repr((variant.kernel, asked(variant, target), target))
+                if key not in done:
+                    print(module, name, target, *compile_for(variant, target), flush=True)
+                done.add(key)
 
 
 if __name__ == "__main__":
-    print("variant target registers spills shared tensor_memory", flush=True)
-    main(sys.argv[1], sys.argv[2:] or list(TARGETS))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modules", nargs="+")
+    parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
+    parser.add_argument("--each", type=int, help="how many of the targets a variant is compiled for; all by default")
+    args = parser.parse_args()
+    print("module variant target registers spills shared tensor_memory", flush=True)
+    main(args.modules, args.targets, args.each or len(args.targets))
