@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,17 +68,21 @@ def s3() -> Iterator[str]:
 
 
 _RUNNER = str(Path(__file__).with_name("rank_main.py"))
+_SUPPORT = str(Path(__file__).with_name("support"))
 
 
 @pytest.fixture
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
     """``ranks(2, function, *args)``: run a module-level function on gloo ranks; what each returned, by rank.
 
-    Processes are forked from a server that has imported torchrec once, so a launch takes a fraction of a second. Their
+    Processes are forked from a server that has imported all they need, so a launch takes a fraction of a second. Their
     environment is the test's, not the server's, which is as old as the first test of its worker that had ranks.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torchrec", "placerank.training.train"])
+    context.set_forkserver_preload(["torch", "torchrec", "placerank.training.train", "preloaded"])
+    with pytest.MonkeyPatch.context() as patch:  # a server looks for modules on its own path, not on this process's
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (_SUPPORT, os.environ.get("PYTHONPATH")))))
+        forkserver.ensure_running()
 
     def run(
         world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120, killed: bool = False
