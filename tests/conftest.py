@@ -29,14 +29,28 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 torch.set_num_threads(1)  # toy sizes: threads would only wait for each other
 
 
-LONGEST = ("test_readme.py", "test_steps.py", "test_kills.py")
-"""Workers take whole files, in this order where xdist is told not to put those of few tests last (``make test``): what
-takes minutes is not to be the last that one of them takes."""
+LONGEST = (
+    "test_steps.py",
+    "test_readme.py",
+    "test_compile.py",
+    "test_exported.py",
+    "test_plugins.py",
+    "test_launches.py",
+    "test_tokenizers.py",
+    "test_train.py",
+    "test_gpu_check.py",
+    "test_hard_negatives.py",
+    "test_sharding.py",
+    "test_checkpoint.py",
+)
+"""Files that take half a minute to two, longest first. Workers take whole files, in this order where xdist is told not
+to put those of few tests last (``make test``): what takes long is not to be the last that one of them takes. The first
+three, which run side by side, compile different loops; what is compiled, later files find on disk."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first; skip what needs a GPU where there is none."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
