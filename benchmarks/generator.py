@@ -43,11 +43,17 @@ def _done(run: Path) -> Path:
     return run
 
 
-def scores(run: Path, wanted: Tensor) -> NDArray[np.float32]:
-    """Log p of every catalog row for the wanted test visits, bool [N]: [B, I], -inf for what can't be."""
+def scores(run: Path, wanted: Tensor, tokens: Path | None = None) -> NDArray[np.float32]:
+    """Log p of every catalog row for the wanted test visits, bool [N]: [B, I], -inf for what can't be.
+
+    Args:
+        run: of ``trained``.
+        wanted: which visits of the test split.
+        tokens: semantic IDs with items that came since; default: those that it was trained with.
+    """
     parts = []
     with runtime(0) as rt:
-        ranker = load_ranker(run, rt)
+        ranker = load_ranker(run, rt, semantic_ids=tokens)
         model = ranker.model.module
         items = torch.from_numpy(model.dense.index.items).long()
         batches = visit_loader(ranker.inputs, "test", BATCH, rt, together=1)

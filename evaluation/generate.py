@@ -63,8 +63,9 @@ class GenerateConfig:
     """How far from the request's place a list goes; inf: all places. Requests without a place go by the last visit."""
     k: int = 10
     """Places of a list, at most."""
-    only_new: bool = False
-    """Leave out where the user has been."""
+    new: int = 0
+    """Places of a list, at least, where the user has not been in the visits that the ranker looks back on; k: only
+    such. The last of the others make room for them."""
     places: Path | None = None
     """Parquet with places that opened since: item_id, lat, lon. Their semantic IDs are in the folder that
     `placerank tokenize --add` made; they are generated at once, without training."""
@@ -80,6 +81,8 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         check_numbers(self, "", endless=("within_km",), least={"visits": 1, "k": 1})
         set_places(self)
+        if not 0 <= self.new <= self.k:
+            raise ValueError(f"new={self.new}: expected 0 to k = {self.k}")
         if not self.within_km > 0:
             raise ValueError(f"within_km={self.within_km}: expected more than 0 km")
         if self.split not in SPLITS:
@@ -163,26 +166,26 @@ class _Places:
         facts = PlaceFacts.of(items.append_column("positives", pa.array(visits)), semantic)
         model.set_items(facts, Index.of_tokens(semantic))
 
-    def allowed(self, batch: SequenceBatch, within_km: float, only_new: bool) -> Allowed:
+    def allowed(self, batch: SequenceBatch, within_km: float) -> Allowed:
         """What the targets of a batch may be shown."""
         if math.isinf(within_km):
-            found = everything(self.listed, len(batch))
-        else:
-            lat, lon = (x.double().numpy().copy() for x in (batch.lat, batch.lon))
-            offsets, last = batch.last(1)
-            lacks = np.isnan(lat) | np.isnan(lon)
-            of = np.flatnonzero(offsets.diff().numpy() > 0)
-            for degrees, place in ((lat, self.lat), (lon, self.lon)):
-                latest = np.full(len(batch), np.nan)
-                latest[of] = place[batch.item[last].numpy()]
-                degrees[lacks] = latest[lacks]
-            found = Near(self.listed, self.lat[self.listed], self.lon[self.listed], within_km).within(lat, lon)
-        if only_new:
-            ends, at = batch.last(int(batch.seen.max()))
-            seen = torch.stack([torch.repeat_interleave(ends.diff()), batch.item[at]], dim=1).unique(dim=0)
-            ends = F.pad(torch.bincount(seen[:, 0], minlength=len(batch)).cumsum(0), (1, 0))
-            found = found.without(Allowed(ends, seen[:, 1]))
-        return found
+            return everything(self.listed, len(batch))
+        lat, lon = (x.double().numpy().copy() for x in (batch.lat, batch.lon))
+        offsets, last = batch.last(1)
+        lacks = np.isnan(lat) | np.isnan(lon)
+        of = np.flatnonzero(offsets.diff().numpy() > 0)
+        for degrees, place in ((lat, self.lat), (lon, self.lon)):
+            latest = np.full(len(batch), np.nan)
+            latest[of] = place[batch.item[last].numpy()]
+            degrees[lacks] = latest[lacks]
+        return Near(self.listed, self.lat[self.listed], self.lon[self.listed], within_km).within(lat, lon)
+
+
+def _seen(batch: SequenceBatch, allowed: Allowed, items: int) -> Tensor:
+    """Which of the allowed items the user of the request has visited before it, bool [T]."""
+    offsets, at = batch.last(int(batch.seen.max()))
+    been = torch.repeat_interleave(offsets.diff()) * items + batch.item[at]
+    return torch.isin(allowed.requests * items + allowed.items, been)
 
 
 Batches = Iterator[tuple[SequenceBatch, Tensor]]
@@ -214,11 +217,14 @@ def _lists(
     ranker: Loaded, places: _Places, batch: SequenceBatch, wanted: Tensor, config: GenerateConfig
 ) -> dict[str, Any]:
     """Columns with a row a place of a list; ``request`` counts from 0 in the batch."""
-    allowed = places.allowed(batch, config.within_km, config.only_new)
-    kept = allowed.keep(wanted[allowed.requests])
+    kept = places.allowed(batch, config.within_km)
+    kept = kept.keep(wanted[kept.requests])
+    seen = _seen(batch, kept, len(places.lat)) if config.new else None
     allowed = Allowed(F.pad(kept.offsets.diff()[wanted].cumsum(0), (1, 0)), kept.items)
     log_p = ranker.model.module.score(expand(ranker.catalog, gather(ranker.catalog, batch)), wanted, allowed)
-    lists = best(log_p, allowed, config.k)
+    if config.new == config.k:
+        log_p = log_p.masked_fill(seen, -torch.inf)
+    lists = best(log_p, allowed, config.k, seen, config.new)
     request = torch.repeat_interleave(lists.offsets.diff())
     at = wanted.nonzero().squeeze(1)[request]
     lat, lon = (x[at].double() for x in (batch.lat, batch.lon))

@@ -273,19 +273,33 @@ def _score(model: Model, memory: Memory, index: Index, tries: Tries, last_mile: 
         descend(0, requests, requests, memory.first.new_zeros(B), torch.zeros(B, 0, dtype=torch.int64))
 
 
-def best(log_p: Tensor, allowed: Allowed, k: int) -> Lists:
+def best(log_p: Tensor, allowed: Allowed, k: int, seen: Tensor | None = None, new: int = 0) -> Lists:
     """The k best of what each request is allowed; ties go to the lower row; what can't be (-inf) is not listed.
 
     Args:
         log_p: of ``allowed.items``, [T].
         allowed: of B requests.
         k: items a request, at most.
+        seen: which of the allowed items the user knows, bool [T]; for ``new``.
+        new: items of a list that the user doesn't know, at least, where there are as many: the last of the others make
+            room for the best of them. A user who goes to the same places hardly ever finds another among the k best.
     """
     check_number("k", k, 1, whole=True)
+    check_number("new", new, 0, whole=True)
+    if new > k or (new and seen is None):
+        raise ValueError(f"new: got {new}, expected at most k = {k}, and to be told what was seen")
     can = log_p > -torch.inf
     of, items, log_p = allowed.requests[can], allowed.items[can], log_p[can]
     order = torch.from_numpy(np.lexsort((items.numpy(), -log_p.numpy(), of.numpy())))
-    counts = torch.bincount(of, minlength=len(allowed.offsets) - 1)
+    B = len(allowed.offsets) - 1
+    if new and seen is not None:
+        known = seen[can][order].long()
+        others = torch.bincount(of, weights=1.0 - known, minlength=B).long()
+        most = torch.maximum(torch.tensor(k - new), k - others)  # of those known
+        before = F.pad(torch.bincount(of, weights=known.double(), minlength=B).long().cumsum(0), (1, 0))[:-1]
+        order = order[(known == 0) | (known.cumsum(0) - before[of] <= most[of])]
+        of = of[order]
+    counts = torch.bincount(of, minlength=B)
     first = F.pad(counts.cumsum(0), (1, 0))
     kept = order[torch.arange(len(order)) - first[of] < k]  # of is in order, and stays so
     return Lists(F.pad(counts.clamp(max=k).cumsum(0), (1, 0)), items[kept], log_p[kept])

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -220,13 +221,27 @@ def test_requests_of_a_file(world: SimpleNamespace, tmp_path: Path) -> None:
     assert found["user_id"].to_pylist() == [10**9] * 10 + [None] * 10
 
 
-def test_only_new_places(world: SimpleNamespace, tmp_path: Path) -> None:
-    config = GenerateConfig(run=world.run, out=tmp_path / "lists", visits=40, within_km=float("inf"), k=150)
-    seen = pq.read_table(generate(config) / "lists.parquet")
-    new = pq.read_table(generate(replace(config, only_new=True, overwrite=True)) / "lists.parquet")
-    assert 0 < len(new) < len(seen)
-    repeats = set(zip(*(seen[c].to_pylist() for c in ("request", "item_id")), strict=True))
-    assert set(zip(*(new[c].to_pylist() for c in ("request", "item_id")), strict=True)) < repeats
+def test_new_places_of_a_list(world: SimpleNamespace, tmp_path: Path) -> None:
+    """All of them new, or some; the rest as it was, in the same order."""
+    config = GenerateConfig(run=world.run, out=tmp_path / "lists", visits=40, within_km=float("inf"), k=130)
+    whole = pq.read_table(generate(config) / "lists.parquet")
+    new = pq.read_table(generate(replace(config, new=130, overwrite=True)) / "lists.parquet")
+    some = pq.read_table(generate(replace(config, k=10, new=4, overwrite=True)) / "lists.parquet")
+    told = 0
+    for request in range(40):
+        of_all, of_new, mixed = (
+            t.filter(pc.equal(t["request"], request))["item_id"].to_pylist() for t in (whole, new, some)
+        )
+        unseen = set(of_new)
+        assert of_new == [i for i in of_all if i in unseen]
+        best = of_all[:10]
+        lacking = 4 - len(unseen & set(best))
+        told += lacking > 0
+        if lacking > 0:  # the last ones that are known make room
+            known = [i for i in best if i not in unseen][:6]
+            best = [i for i in of_all if i in {*known, *of_new[: 10 - len(known)]}]
+        assert mixed == best
+    assert told, "or there was nothing to see"
 
 
 def test_items_with_codes_since_and_places_that_opened(world: SimpleNamespace, tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from generative import SmallModel, memories
 from torch import Tensor
+from torch.nn import functional as F
 
 from placerank.benchmarks.t5 import T5Tokens, small_t5
 from placerank.rankers.generative import decoding
-from placerank.rankers.generative.decoding import Softmax, beam, score
+from placerank.rankers.generative.decoding import Softmax, beam, best, score
 from placerank.rankers.generative.index import Index
 from placerank.rankers.generative.layers import Memory
 from placerank.rankers.generative.reach import Allowed, everything
@@ -265,3 +266,28 @@ def by_hand_without_memory(model: SmallModel, memory: Memory, index: Index) -> T
     for block, weight in zip(model.decoder.blocks, keep, strict=True):
         block.memory_attention.out.weight.copy_(weight)  # type: ignore[union-attr,operator]
     return torch.tensor([found[item] for item in index.items.tolist()])
+
+
+@pytest.mark.parametrize("new", [0, 1, 3, 5])
+def test_best_against_a_loop(new: int) -> None:
+    """Lists of five of random sets, none, few and many, with ties and with what can't be; ``new`` of them unseen."""
+    g = torch.Generator().manual_seed(new)
+    sizes = torch.tensor([0, 1, 4, 30, 0, 12])
+    offsets = F.pad(sizes.cumsum(0), (1, 0))
+    items = torch.cat([torch.randperm(40, generator=g)[:n] for n in sizes.tolist()])
+    log_p = -torch.randint(0, 9, (len(items),), generator=g).float()
+    log_p[log_p == -8] = -torch.inf
+    seen = torch.rand(len(items), generator=g) < 0.7
+    lists = best(log_p, Allowed(offsets, items), 5, seen, new)
+    for b in range(len(sizes)):
+        mine = range(int(offsets[b]), int(offsets[b + 1]))
+        order = sorted((t for t in mine if log_p[t] > -torch.inf), key=lambda t: (-float(log_p[t]), int(items[t])))
+        want = order[:5]
+        unseen = [t for t in order if not seen[t]]
+        while len([t for t in want if not seen[t]]) < min(new, len(unseen)):
+            out = [t for t in want if seen[t]][-1] if len(want) == 5 else None
+            want = sorted({*want, next(t for t in unseen if t not in want)} - {out}, key=order.index)
+        a, z = lists.offsets[b : b + 2].tolist()
+        assert lists.items[a:z].tolist() == [int(items[t]) for t in want]
+    with pytest.raises(ValueError, match="new: got 6, expected at most k = 5"):
+        best(log_p, Allowed(offsets, items), 5, seen, 6)
