@@ -128,8 +128,12 @@ def measure(place: Workplace, seed: int, reach_km: float) -> list[dict[str, Any]
             "scorer": name,
             "way": way,
         }
-        values = {m: round(float(row[m] or 0), 5) for m in ("hit@10", "hit@50", "ndcg@10", "mrr")}
-        more = {"places": len(out), "asked": row["asked"], "possible": possible if name == "generative" else ""}
+        values: dict[str, Any] = {m: round(float(row[m] or 0), 5) for m in ("hit@10", "hit@50", "ndcg@10", "mrr")}
+        more: dict[str, Any] = {
+            "places": len(out),
+            "asked": row["asked"],
+            "possible": possible if name == "generative" else "",
+        }
         lines.append({**about, **more, **values, "hit@10_low": round(low, 5), "hit@10_high": round(high, 5)})
     return lines
 
