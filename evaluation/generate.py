@@ -272,12 +272,13 @@ def _table(
 
 
 def _report(folder: Path, table: pa.Table, requests: int, config: GenerateConfig, items: ItemFacts) -> None:
-    first = [int(r) for r in np.unique(table["request"].to_numpy())[:_SHOWN]]
+    there = np.unique(table["request"].to_numpy())  # some of all over them: neighbours are of one user
+    first = there[np.unique(np.linspace(0, len(there) - 1, _SHOWN).round().astype(int))].tolist() if len(there) else []
     shown = {r: table.filter(pc.equal(table["request"], r)) for r in first}
     body = ""
     if first and maps.frames(items):
         body += figures.png(
-            lambda: maps.lists_map(items, list(shown.values())), "maps of the first lists", folder / "map.png"
+            lambda: maps.lists_map(items, list(shown.values())), "maps of some lists", folder / "map.png"
         )
     for r, rows in shown.items():
         about = rows.slice(0, 1).to_pylist()[0]
@@ -303,7 +304,7 @@ def _report(folder: Path, table: pa.Table, requests: int, config: GenerateConfig
         f"placerank · lists of {config.run.name}",
         f"{reach} · up to {config.k} places",
         _cards(table, requests, config),
-        [page.section("The first lists", lead, body)],
+        [page.section("Some of the lists", lead, body)],
     )
 
 

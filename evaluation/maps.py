@@ -245,8 +245,8 @@ def lists_map(items: ItemFacts, lists: Sequence[pa.Table]) -> Figure:
     columns = min(len(lists), 3)
     rows = -(-len(lists) // columns)
     figure = Figure(figsize=(4.2 * columns, 4.3 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for ax in list(axes)[len(lists) :]:
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in axes[len(lists) :]:
         ax.set_visible(False)
     for ax, rows_of in zip(axes, lists, strict=False):
         lat, lon = (rows_of[c].to_numpy() for c in ("item_lat", "item_lon"))

@@ -138,7 +138,7 @@ def _joined(
         found[way][name] = {part: row for part, row in kept.result().items() if row["asked"]}
     count, own, floor = likelihood.tolist()
     return {
-        "visits": config.visits,
+        "visits": found["all"][MODEL]["all"]["asked"],
         "reach_km": config.reach_km,
         "ways": found,
         "within_reach": confidence.result(),

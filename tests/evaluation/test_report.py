@@ -7,6 +7,7 @@ import math
 import re
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from placerank.evaluation import maps
@@ -152,3 +153,20 @@ def test_the_map_keeps_its_shape(items):
     wide = city.widened(0.5)
     assert wide.shape == pytest.approx(0.5, rel=1e-3)
     assert wide.west <= city.west and wide.east >= city.east and wide.south <= city.south
+
+
+def test_maps_of_lists_show_items_places_and_the_request(items):
+    """Seven lists, one of a request without a place, one of places without coordinates: that one has no map."""
+    known = np.flatnonzero(~np.isnan(items.lat))[:3]
+    lists = []
+    for request in range(7):
+        lat, lon = items.lat[known].copy(), items.lon[known].copy()
+        if request == 6:
+            lat[:] = lon[:] = np.nan
+        here = math.nan if request == 2 else float(items.lat[known[0]])
+        columns = {"request": [request] * 3, "lat": [here] * 3, "lon": [float(items.lon[known[0]])] * 3}
+        lists.append(pa.table(columns | {"place": [1, 2, 3], "item_lat": lat, "item_lon": lon}))
+    axes = maps.lists_map(items, lists).axes
+    assert [ax.get_visible() for ax in axes] == [True] * 6 + [False] * 3
+    assert [len(ax.collections) for ax in axes[:6]] == [3, 3, 2, 3, 3, 3], "items, the list, and the request"
+    assert [t.get_text() for t in axes[0].texts if t.get_text() in "123"] == ["1", "2", "3"]
