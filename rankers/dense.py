@@ -5,7 +5,7 @@ Plain tensors in and out: nothing of it knows how tables are sharded, and it run
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,7 @@ from ..data.batches.dense_batch import Context, DenseBatch, LossInputs, Traits
 from ..data.batches.features import CLUSTER, HISTORY_GAPS, USER_CLUSTER, Features
 from ..data.plain import check_numbers
 from ..embeddings.cluster_gate import ClusterGate
-from .generative.kinds import KINDS
-from .generative.model import GeneratorConfig
+from .generative.config import SETTINGS, GeneratorConfig
 from .plugins.akt import AktConfig, one_way_loss
 from .plugins.items import ItemEncoder, Items
 from .plugins.rest import ContrastItems, RestConfig, SpatialContrast
@@ -60,9 +59,14 @@ class RankerConfig:
         """Whether it is a generative ranker."""
         return self.kind != "tower"
 
+    @property
+    def generator(self) -> Any:
+        """Settings of the generative ranker that it is."""
+        return getattr(self, self.kind)
+
     def __post_init__(self) -> None:
-        if self.kind not in ("tower", *KINDS):
-            raise ValueError(f"ranker.kind={self.kind!r}: expected one of tower, {', '.join(KINDS)}")
+        if self.kind not in ("tower", *SETTINGS):
+            raise ValueError(f"ranker.kind={self.kind!r}: expected one of tower, {', '.join(SETTINGS)}")
         if self.generates and (self.rest.enabled or self.akt.enabled):
             raise ValueError(
                 f"ranker.kind={self.kind} and ranker.{'rest' if self.rest.enabled else 'akt'}.enabled: the plug-ins "

@@ -34,9 +34,10 @@ from ..data.plain import from_plain
 from ..data.urls import fetched, place
 from ..embeddings.reader import TABLES, EmbeddingTable, open_table
 from .exported import FEATURES, load_features
+from .generative.config import SETTINGS as SETTINGS_OF
 from .generative.decoding import Lists, best
 from .generative.index import Index
-from .generative.kinds import KINDS, make
+from .generative.kinds import make
 from .generative.model import Generator, PlaceFacts
 from .generative.reach import Allowed, Near, everything
 from .generative_ranker import gather
@@ -114,7 +115,7 @@ class ExportedGenerator:
         codes[column.is_valid().to_numpy(zero_copy_only=False)] = column.flatten().to_numpy().reshape(-1, levels)
         semantic = SemanticFeatures(codes, told["codes_per_level"], tuple(told["lineage"]), "codes")
         kind = told["kind"]
-        settings = from_plain(KINDS[kind].Config, told["settings"], str(folder / SETTINGS))
+        settings = from_plain(SETTINGS_OF[kind], told["settings"], str(folder / SETTINGS))
         generator = make(
             kind,
             settings,

@@ -124,8 +124,9 @@ class GenerativeRanker(nn.Module):
     ) -> None:
         super().__init__()
         self.embeddings = FeatureEmbeddings(features, device)
-        settings = getattr(config, config.kind)
-        self.dense: Generator = make(config.kind, settings, facts, index, features.query_dim, features.pooled_dim)
+        self.dense: Generator = make(
+            config.kind, config.generator, facts, index, features.query_dim, features.pooled_dim
+        )
 
     def forward(self, batch: GenerativeBatch) -> Tensor:
         """Log p of the targets, [B]; -inf for those that can't be."""

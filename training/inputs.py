@@ -172,7 +172,7 @@ def read_inputs(data: Path, features: FeatureConfig, ranker: RankerConfig) -> In
 def _tables(semantic: SemanticFeatures, ngram_rows: int, ranker: RankerConfig) -> dict[str, tuple[torch.Tensor, int]]:
     """Rows and size of each table that is made of semantic IDs, by name."""
     if ranker.generates:  # it has a row of its own for each code
-        return semantic.ngrams(ngram_rows, shortest=2) if ranker.generative.ngrams else {}
+        return semantic.ngrams(ngram_rows, shortest=2) if getattr(ranker.generator, "ngrams", False) else {}
     tables, akt = semantic.tables(ngram_rows), ranker.akt
     if akt.enabled:
         tables[CLUSTER] = semantic.prefix_table(akt.prefix, akt.cluster_rows)

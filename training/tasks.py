@@ -193,7 +193,7 @@ def visit_loader(
 
 def history(ranker: RankerConfig) -> int:
     """Visits that a generative ranker looks back on."""
-    length: int = getattr(ranker, ranker.kind).history
+    length: int = ranker.generator.history
     return length
 
 

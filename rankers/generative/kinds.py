@@ -1,4 +1,4 @@
-"""The kinds of generative rankers by the name that ``ranker.kind`` has; their settings are ``ranker.<name>``."""
+"""The generative rankers by the name that ``ranker.kind`` has; their settings are in ``config.py``."""
 
 from typing import Any
 

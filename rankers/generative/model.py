@@ -22,7 +22,7 @@ columns of an item's row, P of a user's.
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -31,65 +31,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...data.batches.activity import COLD
-from ...data.batches.batch import SampleBatch
 from ...data.batches.features import HOURS_PER_WEEK
 from ...data.batches.item_columns import HOUR, solar_shift
 from ...data.batches.semantic_features import SemanticFeatures
 from ...data.batches.sequences import SequenceBatch
-from ...data.plain import check_numbers
 from ...kernels.haversine import unit_vectors, unit_vectors_km
 from ...kernels.jagged import segment_rows_unchecked
 from ...kernels.trie_topk import trie_logsumexp_unchecked
+from .config import GeneratorConfig
 from .decoding import Softmax, score, segment_logsumexp
 from .index import Index
 from .layers import Memory, Transformer
 from .reach import Allowed, everything
 
+if TYPE_CHECKING:
+    from ...data.batches.batch import SampleBatch  # needs TorchRec, and the dense part runs where there is none
+
 _STEP = 0.5
 KM_KNOTS, HOUR_KNOTS = 21, 25
 """Knots half a unit of log(1 + x) apart: up to 22,000 km, and to 18 years in hours."""
-
-
-@dataclass(kw_only=True)
-class GeneratorConfig:
-    """Sizes of the default generative ranker."""
-
-    columns: int = 64
-    """d: columns of tokens and layers."""
-    heads: int = 4
-    """Attention heads, of columns / heads each."""
-    layers: int = 2
-    """Blocks of the encoder, and of the decoder."""
-    hidden: int = 256
-    """Columns between the two linear layers of a block."""
-    dropout: float = 0.1
-    """In training, in blocks and on tokens."""
-    item_dropout: float = 0.2
-    """Share of the visits whose item's row is left out in training, so that codes are learned that new items have."""
-    window: int = 32
-    """Visits that one of them looks back on in a layer of the encoder, itself among them."""
-    memory: int = 50
-    """Visits that the decoder looks back on."""
-    copied: int = 100
-    """Visits that may be copied."""
-    ngrams: bool = True
-    """Whether prefixes of two and three codes have rows of their own, in tables of features.ngram_rows."""
-
-    def __post_init__(self) -> None:
-        least = dict.fromkeys(("columns", "heads", "layers", "hidden", "window", "memory", "copied"), 1)
-        check_numbers(self, "ranker.generative", least=least)
-        if self.columns % self.heads:
-            raise ValueError(
-                f"ranker.generative.columns={self.columns}: expected a multiple of ranker.generative.heads={self.heads}"
-            )
-        for name in ("dropout", "item_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"ranker.generative.{name}={getattr(self, name)}: expected a share in [0, 1)")
-
-    @property
-    def history(self) -> int:
-        """Visits that all a target is told of follows from, however many more its stretch has."""
-        return max(self.memory, self.copied) + self.layers * (self.window - 1) + 1
 
 
 def hats(x: Tensor, knots: int) -> Tensor:
@@ -235,7 +195,7 @@ class Questions:
         )
 
     @classmethod
-    def of_samples(cls, sample: SampleBatch) -> Self:
+    def of_samples(cls, sample: "SampleBatch") -> Self:
         """Of the requests of a batch of ``SampleLoader``, each with its history."""
         items, visits = sample.history.unique(return_inverse=True)
         place = unit_vectors(sample.lat.double(), sample.lon.double()).float()
@@ -291,7 +251,6 @@ class Generator(nn.Module):
         item_columns, user_columns: D and P, of the rows that ``forward`` is given.
     """
 
-    Config = GeneratorConfig
     softmax: Softmax = "existing"
 
     def __init__(

@@ -27,7 +27,7 @@ from placerank.kernels.haversine import haversine_km
 from placerank.rankers.dense import RankerConfig
 from placerank.rankers.exported import ExportedRanker
 from placerank.rankers.exported_generator import ExportedGenerator
-from placerank.rankers.generative.model import GeneratorConfig
+from placerank.rankers.generative.config import GeneratorConfig
 from placerank.rankers.generative.reach import Near
 from placerank.rankers.generative_ranker import expand, gather
 from placerank.rankers.plugins.akt import AktConfig
