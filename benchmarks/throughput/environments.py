@@ -55,8 +55,12 @@ PEERS: dict[str, Peer] = {
     "torch-rechub": Peer(script="torch_rechub_din.py", package="torch-rechub==0.9.0"),
 }
 
-LISTS: dict[str, Peer] = {"cornac": Peer(script="cornac_sasrec.py", package="cornac==3.0.1")}
-"""Peers of ``bench_lists.py``, whose scripts are in `../peers/`."""
+LISTS: dict[str, Peer] = {
+    "cornac": Peer(script="cornac_sasrec.py", package="cornac==3.0.1"),
+    # its TIGER stands on transformers, which its metadata doesn't ask for
+    "cornac-tiger": Peer(script="cornac_tiger.py", package="cornac==3.0.1", needs=("transformers==5.23.0",)),
+}
+"""Peers of ``bench_lists.py`` and ``bench_tiger.py``, whose scripts are in `../peers/`."""
 
 
 def _pip(python: Path, *arguments: str) -> None:

@@ -54,12 +54,14 @@ class SemanticFeatures:
     lookup: str
 
     @classmethod
-    def load(cls, tokens: Path, item_ids: pa.Array | pa.ChunkedArray) -> "SemanticFeatures":
+    def load(cls, tokens: Path, item_ids: pa.Array | pa.ChunkedArray, *, suffix: bool = False) -> "SemanticFeatures":
         """The IDs of a folder that ``placerank tokenize`` made, in the order of a catalog.
 
         Args:
             tokens: the folder.
             item_ids: raw ids by catalog row, [I]; null in row 0.
+            suffix: the suffix, which tells items of one ID apart, as one more level at the end. If it needs more than K
+                codes, the next power of two is K for all levels, so that there is room for items that are added.
 
         Raises:
             FileNotFoundError: no finished folder of tokens.
@@ -96,9 +98,14 @@ class SemanticFeatures:
                 f"{tokens / _FILE}: got code {of_tokens.max()}, expected codes below {manifest['codes']} as the "
                 "manifest says; make the folder again"
             )
+        per_level = manifest["codes"]
+        if suffix:
+            of_tokens = np.column_stack([of_tokens, table["suffix"].to_numpy().astype(np.int64)])
+            largest = int(of_tokens[:, -1].max(initial=0))
+            per_level = per_level if largest < per_level else 1 << largest.bit_length()
         codes = np.where(at[:, None] >= 0, of_tokens[at], -1)
         codes = np.where(np.logical_or.accumulate(codes < 0, axis=1), -1, codes)  # nothing below a level without code
-        return cls(codes, manifest["codes"], tuple(manifest["lineage"]), manifest["lookup"])
+        return cls(codes, per_level, tuple(manifest["lineage"]), manifest["lookup"])
 
     @classmethod
     def of_no_items(cls, tokens: Path) -> "SemanticFeatures":

@@ -121,3 +121,20 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"content differs from what was written"):
         SemanticFeatures.load(folder, pa.array([None, 1, 2, 3, 4]))
+
+
+def test_the_suffix_is_one_more_level(tmp_path: Path) -> None:
+    """In the order in which items came, whatever the catalog's; those that are added go on after the largest."""
+    codes = np.array([[0, 1], [3, 2], [0, 1], [0, 1]])
+    ids = SemanticIds.first(pa.array(["a", "b", "c", "d"]), codes, K, "t")
+    catalog = pa.chunked_array([pa.array([None, "new", "d", "c", "b", "a"])])
+    found = SemanticFeatures.load(write_tokens(tmp_path / "t", ids), catalog, suffix=True)
+    want = [[-1] * 3, [-1] * 3, [0, 1, 2], [0, 1, 1], [3, 2, 0], [0, 1, 0]]
+    assert found.codes.tolist() == want and found.levels == 3 and found.codes_per_level == K
+    more = ids.added(pa.array(["e", "new"]), np.array([[3, 2], [0, 1]]))
+    later = SemanticFeatures.load(write_tokens(tmp_path / "more", more), catalog, suffix=True)
+    assert later.codes.tolist() == [want[0], [0, 1, 3], *want[2:]] and later.codes_per_level == K
+    assert later.lineage[: len(found.lineage)] == found.lineage
+    last = more.added(pa.array(["f"]), np.array([[0, 1]]))  # the fifth with these codes, of K = 4
+    assert SemanticFeatures.load(write_tokens(tmp_path / "last", last), catalog, suffix=True).codes_per_level == 8
+    assert SemanticFeatures.load(tmp_path / "last", catalog).codes_per_level == K

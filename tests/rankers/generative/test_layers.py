@@ -4,9 +4,10 @@ import pytest
 import torch
 from generative import memories
 from torch import Tensor
+from torch.nn import functional as F
 
 from placerank.benchmarks.t5 import of_t5, small_t5
-from placerank.rankers.generative.layers import Memory, RelativeBias, Transformer
+from placerank.rankers.generative.layers import Attention, Memory, RelativeBias, Transformer
 
 
 def transformer(**changes: bool) -> Transformer:
@@ -134,3 +135,26 @@ def test_sequences_that_share_a_memory_are_those_that_have_their_own() -> None:
         for i in range(4):
             alone = decoder(x[i : i + 1], memory=memory[group[i]][sees[i]][None])
             torch.testing.assert_close(found[i : i + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 7, 5), (1, 1, 1, 1), (2, 4, 1, 9)], ids=str)
+def test_attention_with_a_bias_that_learns_is_pytorchs(shape: tuple[int, ...]) -> None:
+    """Values and gradients, biases of all heads and requests, of some and of one."""
+    B, A, S, M = shape
+    columns = 3 * A
+    attention = Attention(columns, A, 3)
+    x, memory = (torch.randn(B, rows, columns, requires_grad=True) for rows in (S, M))
+    for size in ((1, A, S, M), (B, 1, S, M), (B, A, S, M)):
+        bias = torch.randn(size, requires_grad=True)
+        with torch.no_grad():
+            bias[..., 1:] = bias[..., 1:].masked_fill(torch.rand(bias[..., 1:].shape) < 0.3, -torch.inf)
+        got = attention(x, memory, bias)
+        q, (k, v) = attention.queries(x), attention.keys_values(memory)
+        want = F.scaled_dot_product_attention(*(y.transpose(1, 2) for y in (q, k, v)), bias, scale=1.0)
+        want = attention.out(want.transpose(1, 2).flatten(2))
+        torch.testing.assert_close(got, want)
+        inputs = [x, memory, bias, attention.maps.weight]
+        weight = torch.randn_like(got)
+        pairs = zip(*(torch.autograd.grad((y * weight).sum(), inputs) for y in (got, want)), strict=True)
+        for own, theirs in pairs:
+            torch.testing.assert_close(own, theirs, atol=1e-5, rtol=1e-4)
