@@ -140,7 +140,7 @@ class Tiger(nn.Module):
                 f"index: got {alike:,} items with the codes of another, expected each item to have its own; "
                 "make it of SemanticFeatures.load(..., suffix=True), which adds the level that tells them apart"
             )
-        self.facts = facts
+        self.facts, self.index = facts, index
 
     # --- what has been ----------------------------------------------------------------------------------------------
 
@@ -221,6 +221,14 @@ class Tiger(nn.Module):
         return Memory(torch.empty_like(every).index_copy(0, at, every), offsets, self.begin.expand(len(order), -1))
 
     @torch.no_grad()
-    def score(self, q: Questions, rows: Tensor, users: Tensor, index: Index, allowed: Allowed | None = None) -> Tensor:
-        """Exact log p of every allowed item, as ``decoding.score`` returns them; as for ``forward``."""
-        return score(self, self.memory(q, users), index, allowed)
+    def score(
+        self, q: Questions, rows: Tensor, users: Tensor, index: Index | None = None, allowed: Allowed | None = None
+    ) -> Tensor:
+        """Exact log p of every allowed item, as ``decoding.score`` returns them.
+
+        Args:
+            q, rows, users: as for ``forward``.
+            index: what the columns are in the order of, without ``allowed``; default: the model's own.
+            allowed: items of each request; None: all.
+        """
+        return score(self, self.memory(q, users), self.index if index is None else index, allowed)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from placerank.benchmarks.t5 import of_t5, small_t5
-from placerank.rankers.generative.layers import Attention, Memory, RelativeBias, Transformer
+from placerank.rankers.generative.layers import Attention, Dropout, Memory, RelativeBias, Transformer
 
 
 def transformer(**changes: bool) -> Transformer:
@@ -158,3 +158,23 @@ def test_attention_with_a_bias_that_learns_is_pytorchs(shape: tuple[int, ...]) -
         pairs = zip(*(torch.autograd.grad((y * weight).sum(), inputs) for y in (got, want)), strict=True)
         for own, theirs in pairs:
             torch.testing.assert_close(own, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
+def test_dropout_keeps_a_share_and_the_mean(share: float) -> None:
+    """And the same for gradients; other elements each time, the same ones after the same seed."""
+    drop, x = Dropout(share), torch.ones(999, 1001, requires_grad=True)
+    torch.manual_seed(3)
+    got = drop(x)
+    kept = got > 0
+    assert float(kept.float().mean()) == pytest.approx(1 - share, abs=1e-3)
+    torch.testing.assert_close(got[kept], torch.full((int(kept.sum()),), 1 / (1 - share)))
+    got.sum().backward()
+    assert x.grad is not None and torch.equal(x.grad, got)
+    columns, rows = kept.float().mean(0) - (1 - share), kept.float().mean(1) - (1 - share)
+    assert float(columns.abs().max()) < 0.08 and float(rows.abs().max()) < 0.08
+    assert not torch.equal(drop(x), got)
+    torch.manual_seed(3)
+    assert torch.equal(drop(x), got)
+    assert drop.eval()(x) is x and Dropout(0.0)(x) is x
+    assert drop.train()(torch.zeros(0, 3)).shape == (0, 3)
