@@ -82,7 +82,7 @@ class _Drop(torch.autograd.Function):
         return torch.where(kept, x, 0.0).mul_(ctx.scale)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         (kept,) = ctx.saved_tensors
         return torch.where(kept, g, 0.0).mul_(ctx.scale), None
@@ -137,7 +137,7 @@ class _BiasedAttention(torch.autograd.Function):
         return p @ v
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
         q, k, v, p = ctx.saved_tensors
         of_v = p.transpose(-1, -2) @ g
