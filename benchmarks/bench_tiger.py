@@ -100,8 +100,10 @@ class Default(nn.Module):
         catalog = pq.read_table(prepared / "catalog.parquet")
         semantic = SemanticFeatures.load(tokens, catalog["item_id"])
         sizes = {name: SIZES[name] for name in ("columns", "heads", "hidden", "layers", "dropout")}
-        config = GeneratorConfig(**sizes, memory=visits, copied=visits)  # type: ignore[arg-type]
-        self.model = Generator(config, PlaceFacts.of(catalog, semantic), Index.of_tokens(semantic), COLUMNS, COLUMNS)
+        self.config = GeneratorConfig(**sizes, memory=visits, copied=visits)  # type: ignore[arg-type]
+        self.model = Generator(
+            self.config, PlaceFacts.of(catalog, semantic), Index.of_tokens(semantic), COLUMNS, COLUMNS
+        )
         self.item = nn.Embedding(len(catalog), COLUMNS)
         self.user = nn.Embedding(pq.read_metadata(prepared / "users.parquet").num_rows, COLUMNS)
 
@@ -156,7 +158,9 @@ def lists_of(trainee: Trainee, prepared: Path, wanted: Tensor) -> Ints:
     return np.concatenate(parts)
 
 
-def for_cornac(prepared: Path, tokens: Path, wanted: Tensor, folder: Path) -> tuple[Ints, NDArray[np.bool_]]:
+def for_cornac(
+    prepared: Path, tokens: Path, wanted: Tensor, folder: Path, batch: int
+) -> tuple[Ints, NDArray[np.bool_]]:
     """Write what its worker reads; the wanted visits' items, and which of them are first visits."""
     seen: dict[str, list[Ints]] = {"user": [], "item": [], "time": []}
     for b in SequenceLoader(prepared, "train", 65_536, history=1):
@@ -166,10 +170,9 @@ def for_cornac(prepared: Path, tokens: Path, wanted: Tensor, folder: Path) -> tu
     s = SIZES
     sizes = {"d_model": s["columns"], "d_ff": s["hidden"], "num_heads": s["heads"], "d_kv": s["head_columns"]}
     sizes |= {"layers": s["layers"], "dropout": s["dropout"], "learning_rate": RATE, "weight_decay": DECAY}
-    for name, batch in (("lists", BATCH), ("speed", FAST_BATCH)):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        columns: dict[str, Any] = {name: np.concatenate(parts) for name, parts in seen.items()}
-        np.savez(folder / name / "train.npz", codes=codes, sizes=json.dumps(sizes | {"batch_size": batch}), **columns)
+    folder.mkdir(parents=True, exist_ok=True)
+    columns: dict[str, Any] = {name: np.concatenate(parts) for name, parts in seen.items()}
+    np.savez(folder / "train.npz", codes=codes, sizes=json.dumps(sizes | {"batch_size": batch}), **columns)
     histories, lengths, target, first = [], [], [], []
     for b, here in zip(SequenceLoader(prepared, "test", 256, history=ALL), wanted.split(256), strict=True):
         here = nn.functional.pad(here, (0, len(b) - len(here)))
@@ -179,7 +182,7 @@ def for_cornac(prepared: Path, tokens: Path, wanted: Tensor, folder: Path) -> tu
         target.append(b.target[here].numpy())
         first.append((b.visits == 0)[here].numpy())
     ends = np.cumsum(np.concatenate(lengths))
-    np.savez(folder / "lists" / "test.npz", offsets=np.append(0, ends), item=np.concatenate(histories))
+    np.savez(folder / "test.npz", offsets=np.append(0, ends), item=np.concatenate(histories))
     return np.concatenate(target), np.concatenate(first)
 
 
@@ -196,19 +199,18 @@ def ratio(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> tuple[float
     return float(ours.mean() / theirs.mean()), float(low), float(high)
 
 
-def lists(place: Workplace, args: argparse.Namespace, python: Path) -> list[Line]:
-    prepared, tokens, folder = place.prepared(), place.tokens(HGIT, seed=0), place.folder / f"{args.epochs}-passes"
+def lists(prepared: Path, tokens: Path, folder: Path, python: Path, args: argparse.Namespace) -> list[Line]:
     wanted = torch.from_numpy(chosen(SequenceLoader(prepared, "test", 256).rows, args.targets))
-    target, first = for_cornac(prepared, tokens, wanted, folder)
+    target, first = for_cornac(prepared, tokens, wanted, folder, BATCH)
     found: dict[str, list[dict[str, NDArray[np.float64]]]] = {"ours": [], "cornac": []}
     for seed in range(args.seeds):
         trainee = trained(prepared, tokens, args.visits, args.epochs, seed, folder / f"ours-{seed}.pt")
         found["ours"].append(gains(lists_of(trainee, prepared, wanted), target))
-        theirs = folder / "lists" / f"cornac-{seed}.npy"
+        theirs = folder / f"cornac-{seed}.npy"
         if not theirs.exists():
             script = Path(__file__).parent / "peers" / LISTS["cornac-tiger"].script
             about = ["--visits", args.visits, "--epochs", args.epochs, "--seed", seed]
-            subprocess.run([*map(str, [python, script, folder / "lists", *about])], check=True)
+            subprocess.run([*map(str, [python, script, folder, *about])], check=True)
         found["cornac"].append(gains(np.load(theirs), target))
     lines = []
     data = f"{args.data.name}, {args.share:.0%} of users, {args.epochs} passes"
@@ -228,12 +230,13 @@ def lists(place: Workplace, args: argparse.Namespace, python: Path) -> list[Line
     return lines
 
 
-def speed(place: Workplace, args: argparse.Namespace, python: Path) -> list[Line]:
-    prepared, tokens, folder = place.prepared(), place.tokens(HGIT, seed=0), place.folder / f"{args.epochs}-passes"
+def speed(prepared: Path, tokens: Path, folder: Path, python: Path, args: argparse.Namespace) -> list[Line]:
+    nothing = torch.zeros(SequenceLoader(prepared, "test", 256).rows, dtype=torch.bool)
+    for_cornac(prepared, tokens, nothing, folder, FAST_BATCH)
     lines = []
     for visits, aim in ((20, "5"), (50, "12")):
         script = Path(__file__).parent / "peers" / LISTS["cornac-tiger"].script
-        command = [python, script, folder / "speed", "--visits", visits, "--speed", args.timed]
+        command = [python, script, folder, "--visits", visits, "--speed", args.timed]
         worker = subprocess.Popen([*map(str, command)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert worker.stdin is not None and worker.stdout is not None
 
@@ -245,10 +248,10 @@ def speed(place: Workplace, args: argparse.Namespace, python: Path) -> list[Line
             return float(told)
 
         def ours(trainee: Trainee | Default, together: int) -> float:
-            step, more = stepper(trainee), {"history": visits, "together": together, "shuffle": True}  # noqa: B023
-            many = -(-args.timed // FAST_BATCH)
+            step, history = stepper(trainee), trainee.config.history
+            samples = SequenceLoader(prepared, "train", FAST_BATCH, history=history, together=together, shuffle=True)
             start, done = time.process_time(), 0
-            for batch in itertools.islice(SequenceLoader(prepared, "train", FAST_BATCH, **more), many):  # type: ignore[arg-type]
+            for batch in itertools.islice(samples, -(-args.timed // FAST_BATCH)):
                 step(batch)
                 done += batch.valid
             return done / (time.process_time() - start)
@@ -299,8 +302,11 @@ def main() -> None:
     folder = args.out / f"{args.data.name}-{args.share:g}"
     place = Workplace(some_users(args.data, folder, args.share), folder, Budget())
     python = environment("cornac-tiger", args.cache, LISTS).absolute()
+    prepared, tokens = place.prepared(), place.tokens(HGIT, seed=0)
+    kept = folder / f"{args.epochs}-passes-{args.visits}-visits-{args.targets}-targets"
     for name in args.parts:
-        lines = {"lists": lists, "speed": speed}[name](place, args, python)
+        part, where = {"lists": (lists, kept), "speed": (speed, folder / "speed")}[name]
+        lines = part(prepared, tokens, where, python, args)
         if args.save:
             print(f"written: {keep('tiger.csv', lines, ('part', 'case', 'metric'), torch.device('cpu'))}")
 

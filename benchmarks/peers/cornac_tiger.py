@@ -83,10 +83,11 @@ def main() -> None:
     model.fit(data)
     print(f"trained in {time.process_time() - start:.0f} s of processor time")
     test = np.load(args.folder / "test.npz")
-    lists = np.full((len(test["offsets"]) - 1, LISTED), -1)
-    for at, (low, high) in enumerate(pairwise(test["offsets"])):
+    offsets, item = test["offsets"], test["item"]
+    lists = np.full((len(offsets) - 1, LISTED), -1)
+    for at, (low, high) in enumerate(pairwise(offsets)):
         if high > low:  # else it has nothing to go by: all items are alike
-            scores = model.score(0, test["item"][low:high] - 1)
+            scores = model.score(0, item[low:high] - 1)
             lists[at] = (-scores).argsort(kind="stable")[:LISTED] + 1
     beside = args.folder / f".cornac-{args.seed}.npy"
     np.save(beside, lists)
