@@ -3,5 +3,6 @@
 index.py    items sorted by their codes; any set of them as a prefix tree; items come and go
 reach.py    which items a request may be shown: near, open, any mask
 layers.py   transformer blocks that decode a sequence, and the same over a tree
+tiger.py    TIGER as published
 decoding.py exact log p of every allowed item, and beams
 """
