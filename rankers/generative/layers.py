@@ -76,16 +76,17 @@ class _Drop(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        kept = (bits[: x.numel()] >= round(share * 2**16) - 2**15).view(x.shape)
+        kept = torch.empty(x.shape, dtype=x.dtype)  # as numbers at once: to choose by booleans takes thrice as long
+        torch.ge(bits[: x.numel()].view(x.shape), round(share * 2**16) - 2**15, out=kept)
+        kept.mul_(1 / (1 - share))
         ctx.save_for_backward(kept)
-        ctx.scale = 1 / (1 - share)
-        return torch.where(kept, x, 0.0).mul_(ctx.scale)
+        return x * kept
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         (kept,) = ctx.saved_tensors
-        return torch.where(kept, g, 0.0).mul_(ctx.scale), None
+        return g * kept, None
 
 
 class Dropout(nn.Dropout):
@@ -95,6 +96,36 @@ class Dropout(nn.Dropout):
         """x [...] to the same."""
         if self.training and 0 < self.p < 1 and x.device.type == "cpu":
             return cast(Tensor, _Drop.apply(x, self.p))
+        return super().forward(x)
+
+
+class _Normed(torch.autograd.Function):
+    """x / sqrt(mean x^2 + eps) times a weight, in half of the passes over x that PyTorch's own takes with gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        normed = x * scale
+        ctx.save_for_backward(normed, weight, scale)
+        return normed * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
+        normed, weight, scale = ctx.saved_tensors
+        of_weight = (g * normed).flatten(0, -2).sum(0)
+        g = g * weight
+        along = (g * normed).mean(-1, keepdim=True)
+        return torch.addcmul(g, normed, along, value=-1).mul_(scale), of_weight, None
+
+
+class Norm(nn.RMSNorm):
+    """PyTorch's of the last dimension, with a faster training on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., d] to the same."""
+        if self.training and x.device.type == "cpu":
+            return cast(Tensor, _Normed.apply(x, self.weight, self.eps))
         return super().forward(x)
 
 
@@ -191,18 +222,18 @@ class Block(nn.Module):
 
     def __init__(self, columns: int, heads: int, head_columns: int, hidden: int, dropout: float, memory: bool) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(columns, EPS)
+        self.norm = Norm(columns, EPS)
         self.attention = Attention(columns, heads, head_columns)
-        self.memory_norm = nn.RMSNorm(columns, EPS) if memory else None
+        self.memory_norm = Norm(columns, EPS) if memory else None
         self.memory_attention = Attention(columns, heads, head_columns) if memory else None
-        self.hidden_norm = nn.RMSNorm(columns, EPS)
+        self.hidden_norm = Norm(columns, EPS)
         self.hidden = nn.Linear(columns, hidden, bias=False)
         self.out = nn.Linear(hidden, columns, bias=False)
         self.dropout = Dropout(dropout)
         nn.init.normal_(self.hidden.weight, std=columns**-0.5)
         nn.init.normal_(self.out.weight, std=hidden**-0.5)
 
-    def of_memory(self) -> tuple[nn.RMSNorm, Attention]:
+    def of_memory(self) -> tuple[Norm, Attention]:
         """The norm before the attention to a memory, and that attention.
 
         Raises:
@@ -258,7 +289,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(
             [Block(columns, heads, head_columns, hidden, dropout, memory) for _ in range(layers)]
         )
-        self.norm = nn.RMSNorm(columns, EPS)
+        self.norm = Norm(columns, EPS)
         self.dropout = Dropout(dropout)
         self.causal = causal
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from placerank.benchmarks.t5 import of_t5, small_t5
-from placerank.rankers.generative.layers import Attention, Dropout, Memory, RelativeBias, Transformer
+from placerank.rankers.generative.layers import EPS, Attention, Dropout, Memory, Norm, RelativeBias, Transformer
 
 
 def transformer(**changes: bool) -> Transformer:
@@ -178,3 +178,23 @@ def test_dropout_keeps_a_share_and_the_mean(share: float) -> None:
     assert torch.equal(drop(x), got)
     assert drop.eval()(x) is x and Dropout(0.0)(x) is x
     assert drop.train()(torch.zeros(0, 3)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 5), (4, 1), (0, 6), (2, 0, 3)], ids=str)
+def test_the_norm_in_training_is_pytorchs(shape: tuple[int, ...]) -> None:
+    """A row of zeros among them."""
+    own, theirs = Norm(shape[-1], EPS), torch.nn.RMSNorm(shape[-1], EPS)
+    with torch.no_grad():
+        theirs.weight.copy_(own.weight.normal_())
+    x = torch.randn(shape)
+    x[..., :1, :] = 0
+    x.requires_grad_()
+    got, want, weight = own(x), theirs(x), torch.randn(shape)
+    torch.testing.assert_close(got, want)
+    pairs = zip(
+        torch.autograd.grad((got * weight).sum(), [x, own.weight]),
+        torch.autograd.grad((want * weight).sum(), [x, theirs.weight]),
+        strict=True,
+    )
+    for mine, other in pairs:
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
