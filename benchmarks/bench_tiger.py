@@ -35,7 +35,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from placerank.benchmarks.bench_generative import Line, line
-from placerank.benchmarks.generator import COLUMNS, TOGETHER
 from placerank.benchmarks.papers.cells import Budget, Workplace
 from placerank.benchmarks.papers.grids import HGIT
 from placerank.benchmarks.results_file import keep
@@ -52,6 +51,7 @@ from placerank.training.runtime import keep_freed_memory
 
 SIZES = {"columns": 64, "heads": 4, "head_columns": 16, "hidden": 256, "layers": 2, "dropout": 0.1}
 RATE, DECAY, BATCH, FAST_BATCH = 1e-3, 1e-4, 64, 256
+COLUMNS, TOGETHER = 16, 64  # of the default ranker's tables; its targets of a user that share a stretch
 BEAMS, LISTED = 50, 10
 OFTEN = 3  # times as many of our targets are timed, so that the clock shows steps and not how a pass begins
 ALL = 1 << 40
