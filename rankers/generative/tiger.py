@@ -97,6 +97,7 @@ class Tiger(nn.Module):
         ValueError: items that share all codes.
     """
 
+    Config = TigerConfig
     softmax: Softmax = "own"
 
     def __init__(
