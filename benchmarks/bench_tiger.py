@@ -43,10 +43,11 @@ from placerank.data.batches.semantic_features import SemanticFeatures
 from placerank.data.batches.sequences import SequenceBatch, SequenceLoader
 from placerank.data.manifest import whole_file
 from placerank.evaluation.lists import chosen
+from placerank.rankers.generative.config import TigerConfig
 from placerank.rankers.generative.decoding import beam
 from placerank.rankers.generative.index import Index
 from placerank.rankers.generative.model import Generator, GeneratorConfig, PlaceFacts, Questions
-from placerank.rankers.generative.tiger import Tiger, TigerConfig, user_tokens
+from placerank.rankers.generative.tiger import Tiger, user_tokens
 from placerank.training.runtime import keep_freed_memory
 
 SIZES = {"columns": 64, "heads": 4, "head_columns": 16, "hidden": 256, "layers": 2, "dropout": 0.1}

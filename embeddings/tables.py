@@ -44,19 +44,24 @@ class FeatureEmbeddings(nn.Module):
         super().__init__()
         self.features = features
         device = torch.device(device)
-        self.sequence = EmbeddingCollection(
-            tables=[
-                EmbeddingConfig(
-                    name=t.name,
-                    num_embeddings=t.rows,
-                    embedding_dim=t.dim,
-                    feature_names=list(t.features),
-                    weight_init_min=-INIT_RANGE,
-                    weight_init_max=INIT_RANGE,
-                )
-                for t in features.sequence
-            ],
-            device=device,
+        # TIGER has none
+        self.sequence = (
+            None
+            if not features.sequence
+            else EmbeddingCollection(
+                tables=[
+                    EmbeddingConfig(
+                        name=t.name,
+                        num_embeddings=t.rows,
+                        embedding_dim=t.dim,
+                        feature_names=list(t.features),
+                        weight_init_min=-INIT_RANGE,
+                        weight_init_max=INIT_RANGE,
+                    )
+                    for t in features.sequence
+                ],
+                device=device,
+            )
         )
         self.pooled = EmbeddingBagCollection(
             tables=[
@@ -76,7 +81,7 @@ class FeatureEmbeddings(nn.Module):
 
     def forward(self, batch: RankingBatch) -> Embedded:
         """Look up a batch; with sharded tables this is where ranks exchange ids and rows."""
-        rows = self.sequence(batch.items)
+        rows = {} if self.sequence is None else self.sequence(batch.items)
         pooled = self.pooled(batch.pooled)  # a sharded collection orders its keys by rank, not as configured
         return Embedded(
             items=[rows[key].values() for key in self.features.item_keys],

@@ -24,7 +24,6 @@ from ..data.manifest import check_replaceable, whole_folder, write_manifest
 from ..data.plain import check_numbers, set_places
 from ..data.urls import fetched
 from ..kernels.haversine import haversine_km
-from ..rankers.generative.decoding import best
 from ..rankers.generative.index import Index
 from ..rankers.generative.model import PlaceFacts
 from ..rankers.generative.reach import Allowed, Near, everything
@@ -49,7 +48,7 @@ class GenerateConfig:
     """Lists of places for requests, from a generative ranker."""
 
     run: Path
-    """Folder that `placerank train --ranker.kind generative` made."""
+    """Folder that `placerank train --ranker.kind generative` (or tiger, onerec) made."""
     out: Path
     """Folder to write: lists.parquet, and report.html with a map."""
     requests: Path | None = None
@@ -151,7 +150,7 @@ class _Places:
         """Tell the model of places that no table has a row of."""
         model, tokens = ranker.model.module.dense, ranker.inputs.tokens
         assert tokens is not None
-        semantic = SemanticFeatures.load(tokens, items["item_id"])
+        semantic = SemanticFeatures.load(tokens, items["item_id"], suffix=ranker.inputs.ranker.suffixed)
         lacking = np.flatnonzero(semantic.codes[self.known :].min(axis=1) < 0)
         if len(lacking):
             raise ValueError(
@@ -221,10 +220,8 @@ def _lists(
     kept = kept.keep(wanted[kept.requests])
     seen = _seen(batch, kept, len(places.lat)) if config.new else None
     allowed = Allowed(F.pad(kept.offsets.diff()[wanted].cumsum(0), (1, 0)), kept.items)
-    log_p = ranker.model.module.score(expand(ranker.catalog, gather(ranker.catalog, batch)), wanted, allowed)
-    if config.new == config.k:
-        log_p = log_p.masked_fill(seen, -torch.inf)
-    lists = best(log_p, allowed, config.k, seen, config.new)
+    asked = expand(ranker.catalog, gather(ranker.catalog, batch))
+    lists = ranker.model.module.lists(asked, wanted, allowed, config.k, seen, config.new)
     request = torch.repeat_interleave(lists.offsets.diff())
     at = wanted.nonzero().squeeze(1)[request]
     lat, lon = (x[at].double() for x in (batch.lat, batch.lon))

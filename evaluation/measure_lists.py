@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.batches.epoch import share
+from ..data.batches.semantic_features import SemanticFeatures
 from ..data.batches.sequences import SequenceLoader
 from ..data.plain import check_numbers
 from ..data.ranks import Ranks
@@ -80,7 +81,9 @@ def measure_lists(ranker: Loaded, split: str, config: ListsConfig, rt: Runtime) 
     index = ranker.model.module.dense.index
     floors = Floors(items, transitions(inputs.folder, len(items)))
     floors.fit(inputs.folder)
-    ways = Ways(items, config.reach_km, ranker.model.module.dense.facts.codes)
+    assert inputs.tokens is not None
+    codes = SemanticFeatures.load(inputs.tokens, inputs.item_ids()).codes  # without the suffix that TIGER has
+    ways = Ways(items, config.reach_km, torch.from_numpy(codes))
     metrics = {(way, name): ListMetrics(items) for way in ways.names for name in (MODEL, *Floors.NAMES)}
     confidence, likelihood = Confidence(), torch.zeros(3, dtype=torch.float64)
 

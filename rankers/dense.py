@@ -16,7 +16,7 @@ from ..data.batches.dense_batch import Context, DenseBatch, LossInputs, Traits
 from ..data.batches.features import CLUSTER, HISTORY_GAPS, USER_CLUSTER, Features
 from ..data.plain import check_numbers
 from ..embeddings.cluster_gate import ClusterGate
-from .generative.config import SETTINGS, GeneratorConfig
+from .generative.config import SETTINGS, GeneratorConfig, OneRecConfig, TigerConfig
 from .plugins.akt import AktConfig, one_way_loss
 from .plugins.items import ItemEncoder, Items
 from .plugins.rest import ContrastItems, RestConfig, SpatialContrast
@@ -30,9 +30,14 @@ class RankerConfig:
     """The dense part of a ranker, and its plug-ins."""
 
     kind: str = "tower"
-    """tower: scores candidates, by what is below. generative: a distribution over all places (docs/generative.md)."""
+    """tower: scores candidates, by what is below. generative, tiger, onerec: distributions over all places, to which
+    settings of towers and plug-ins mean nothing (docs/generative.md)."""
     generative: GeneratorConfig = field(default_factory=GeneratorConfig)
-    """The generative ranker; settings of towers and plug-ins mean nothing for it."""
+    """The default generative ranker."""
+    tiger: TigerConfig = field(default_factory=TigerConfig)
+    """TIGER as published."""
+    onerec: OneRecConfig = field(default_factory=OneRecConfig)
+    """OneRec."""
     tower: str = "twin"
     """Interest tower: twin, din, dien, sim, sim_soft, eta, trisan, basm, or your own as package.module:Class."""
     tower_options: dict[str, float] = field(default_factory=dict)
@@ -58,6 +63,11 @@ class RankerConfig:
     def generates(self) -> bool:
         """Whether it is a generative ranker."""
         return self.kind != "tower"
+
+    @property
+    def suffixed(self) -> bool:
+        """Whether the suffix that tells items of one semantic ID apart is a code to it."""
+        return self.kind == "tiger"
 
     @property
     def generator(self) -> Any:

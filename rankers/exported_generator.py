@@ -37,15 +37,15 @@ from .exported import FEATURES, load_features
 from .generative.config import SETTINGS as SETTINGS_OF
 from .generative.decoding import Lists, best
 from .generative.index import Index
-from .generative.kinds import make
-from .generative.model import Generator, PlaceFacts
+from .generative.kinds import AnyGenerator, make
+from .generative.model import PlaceFacts
 from .generative.reach import Allowed, Near, everything
 from .generative_ranker import gather
 
 WEIGHTS, SETTINGS, CODES = "generator.safetensors", "generator.json", "codes"
 
 
-def export_generator(generator: Generator, kind: str, lineage: tuple[str, ...], folder: Path) -> None:
+def export_generator(generator: AnyGenerator, kind: str, lineage: tuple[str, ...], folder: Path) -> None:
     """Write weights and settings."""
     save_file({name: x.contiguous() for name, x in generator.state_dict().items()}, folder / WEIGHTS)
     settings = {
@@ -81,7 +81,7 @@ class ExportedGenerator:
         features: Features,
         catalog: Catalog,
         tables: dict[str, EmbeddingTable],
-        generator: Generator,
+        generator: AnyGenerator,
         lat: np.ndarray,
         lon: np.ndarray,
     ) -> None:
@@ -139,8 +139,11 @@ class ExportedGenerator:
         host = gather(self.catalog, batch)
         found = self.catalog.rows(host.questions.items)
         rows = [
-            self.tables[t.name].vectors(host.questions.items if t.name == "item" else found.rows(t.name))
-            for t in self.features.sequence
+            torch.empty(len(host.questions.items), 0),
+            *(
+                self.tables[t.name].vectors(host.questions.items if t.name == "item" else found.rows(t.name))
+                for t in self.features.sequence
+            ),
         ]
         users = [self.tables[t.name].vectors(host.users[t.name]) for t in self.features.pooled]
         return self.generator.score(host.questions, torch.cat(rows, dim=1), torch.cat(users, dim=1), allowed=allowed)

@@ -14,14 +14,17 @@ from torchrec.streamable import Pipelineable
 
 from ..data.batches.batch import SampleBatch
 from ..data.batches.catalog import Catalog, in_bags
-from ..data.batches.features import Features
+from ..data.batches.features import USER_TOKEN, Features, Table
 from ..data.batches.sequences import SequenceBatch
 from ..embeddings.tables import FeatureEmbeddings
 from .dense import RankerConfig
+from .generative.decoding import Lists, best
 from .generative.index import Index
-from .generative.kinds import make
-from .generative.model import Generator, PlaceFacts, Questions
+from .generative.kinds import AnyGenerator, make
+from .generative.model import PlaceFacts, Questions
+from .generative.onerec import OneRec
 from .generative.reach import Allowed
+from .generative.tiger import user_tokens
 
 
 @dataclass
@@ -82,8 +85,14 @@ def gather(catalog: Catalog, batch: SequenceBatch | SampleBatch) -> HostQuestion
         questions, user = Questions.of_samples(batch), batch.user
     else:
         questions, user = Questions.of(batch), batch.user[batch.stretch]
-    rows = {t.name: user if t.name == "user" else catalog.of_users(t.name, user) for t in catalog.features.pooled}
-    return HostQuestions(questions, rows)
+    return HostQuestions(questions, {t.name: _rows_of(catalog, t, user) for t in catalog.features.pooled})
+
+
+def _rows_of(catalog: Catalog, table: Table, user: Tensor) -> Tensor:
+    """Rows of a pooled table by rows of users [B]."""
+    if table.name == USER_TOKEN:
+        return user_tokens(user, table.rows - 1)
+    return user if table.name == "user" else catalog.of_users(table.name, user)
 
 
 def expand(catalog: Catalog, host: HostQuestions) -> GenerativeBatch:
@@ -124,27 +133,63 @@ class GenerativeRanker(nn.Module):
     ) -> None:
         super().__init__()
         self.embeddings = FeatureEmbeddings(features, device)
-        self.dense: Generator = make(
+        self.dense: AnyGenerator = make(
             config.kind, config.generator, facts, index, features.query_dim, features.pooled_dim
         )
 
     def forward(self, batch: GenerativeBatch) -> Tensor:
         """Log p of the targets, [B]; -inf for those that can't be."""
-        rows = self.embeddings(batch)
-        log_p: Tensor = self.dense(batch.questions, torch.cat(rows.items, dim=1), rows.pooled)
+        log_p: Tensor = self.dense(batch.questions, *self._rows(batch))
         return log_p
+
+    def _rows(self, batch: GenerativeBatch) -> tuple[Tensor, Tensor]:
+        """Of the visited items, [U, D], and of the targets' users, [B, P]."""
+        rows = self.embeddings(batch)
+        return torch.cat(rows.items, dim=1) if rows.items else rows.pooled[:0], rows.pooled
+
+    def _some(self, batch: GenerativeBatch, targets: Tensor | None) -> tuple[Questions, Tensor, Tensor]:
+        """What the dense part takes for some targets; rows are looked up whatever they are, by all ranks together."""
+        items, users = self._rows(batch)
+        if targets is None:
+            return batch.questions, items, users
+        return batch.questions.some(targets), items, users[targets]
 
     @torch.no_grad()
     def score(self, batch: GenerativeBatch, targets: Tensor | None = None, allowed: Allowed | None = None) -> Tensor:
         """Exact log p of items, see ``decoding.score``.
 
         Args:
-            batch: what is asked; its rows are looked up whatever the targets, by all ranks together.
+            batch: what is asked.
             targets: which of its B targets are asked, bool [B]; None: all.
             allowed: items of each of these; None: all, in the order of ``dense.index.items``.
         """
-        rows, questions = self.embeddings(batch), batch.questions
-        items, users = torch.cat(rows.items, dim=1), rows.pooled
-        if targets is not None:
-            questions, users = questions.some(targets), users[targets]
-        return self.dense.score(questions, items, users, allowed=allowed)
+        questions, *rows = self._some(batch, targets)
+        if not len(questions.seen):  # the other ranks have some
+            return torch.zeros(0) if allowed is not None else torch.zeros(0, len(self.dense.index))
+        return self.dense.score(questions, *rows, allowed=allowed)
+
+    @torch.no_grad()
+    def lists(
+        self,
+        batch: GenerativeBatch,
+        targets: Tensor | None,
+        allowed: Allowed,
+        k: int,
+        seen: Tensor | None = None,
+        new: int = 0,
+    ) -> Lists:
+        """Up to k items a request, best first: see ``decoding.best``.
+
+        OneRec writes lists for a session, each item given those before it, and p is that of an item there; with ``new``
+        it lists as the others do.
+
+        Args:
+            batch, targets, allowed: as for ``score``.
+            k, seen, new: as for ``decoding.best``.
+        """
+        if new and new == k and seen is not None:
+            allowed, new, seen = allowed.keep(~seen), 0, None
+        asked = self._some(batch, targets)
+        if isinstance(self.dense, OneRec) and not new:
+            return self.dense.lists(*asked, allowed, k=k)
+        return best(self.dense.score(*asked, allowed=allowed), allowed, k, seen, new)

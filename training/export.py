@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from ..data.batches.features import CLUSTER, HOURS_PER_WEEK, LEVEL, NGRAM, USER_CLUSTER, Features
+from ..data.batches.features import CLUSTER, HOURS_PER_WEEK, LEVEL, NGRAM, USER_CLUSTER, USER_TOKEN, Features
 from ..data.manifest import MANIFEST, sha256_file, whole_folder, write_manifest
 from ..data.plain import check_numbers, set_places
 from ..data.urls import fetched
@@ -19,7 +19,7 @@ from ..rankers.dense import RankerConfig, Scorer
 from ..rankers.exported import FEATURES, SCORER, export_scorer, save_features
 from ..rankers.exported_generator import export_generator, with_codes
 from ..rankers.final_vectors import ITEM_FINAL, USER_FINAL, FinalVectors, final_tables
-from ..rankers.generative.model import Generator
+from ..rankers.generative.kinds import AnyGenerator
 from ..rankers.generative_ranker import GenerativeRanker
 from .checkpoint import load
 from .identity import Identity
@@ -92,7 +92,7 @@ def export(config: ExportConfig) -> Path:
         (folder / TABLES).mkdir()
         tables = export_tables(raw, {n: x for n, x in ids.items() if n not in FINAL}, folder / TABLES, *how)
         items = inputs.read_items()
-        if isinstance(dense, Generator):
+        if not isinstance(dense, Scorer):
             export_generator(dense, trained.ranker.kind, inputs.lineage, folder)
             items = with_codes(items, dense.facts.codes)
         else:
@@ -126,13 +126,13 @@ def raw_ids(data: Path, features: Features, table: str) -> RawIds:
         return RawIds.read(fetched(data / "catalog.parquet"), "item_id")
     if table in ("user", USER_FINAL):
         return RawIds.read(fetched(data / "users.parquet"), "user_id")
-    if table in (CLUSTER, USER_CLUSTER) or table.startswith((LEVEL, NGRAM)):
+    if table in (CLUSTER, USER_CLUSTER, USER_TOKEN) or table.startswith((LEVEL, NGRAM)):
         return RawIds(next(t.rows for t in features.tables if t.name == table))  # the row is 1 + the code, or a hash
     vocabulary = "category" if table == "category_path" else table
     return RawIds.read(fetched(data / "vocab" / f"{vocabulary}.parquet"))
 
 
-def load_generator(checkpoint: Path, inputs: Inputs) -> Generator:
+def load_generator(checkpoint: Path, inputs: Inputs) -> AnyGenerator:
     """The dense part of a generative ranker's checkpoint, without its tables, in a single process.
 
     Raises:

@@ -103,7 +103,7 @@ class Inputs:
         """
         assert self.tokens is not None
         items = pq.read_table(fetched(self.folder / _ITEMS), columns=["item_id", "lat", "lon", "positives"])
-        semantic = SemanticFeatures.load(self.tokens, items["item_id"])
+        semantic = SemanticFeatures.load(self.tokens, items["item_id"], suffix=self.ranker.suffixed)
         return PlaceFacts.of(items, semantic), Index.of_tokens(semantic)
 
     def make_ranker(self, device: torch.device | None = None) -> Ranker | GenerativeRanker:
@@ -155,7 +155,7 @@ def read_inputs(data: Path, features: FeatureConfig, ranker: RankerConfig) -> In
             sizes[USER_CLUSTER] = sizes[CLUSTER]
     known = features, manifest["tables"], manifest["user_columns"]
     if ranker.generates:
-        resolved = generative_features(*known, sizes)
+        resolved = generative_features(*known, sizes, getattr(ranker.generator, "user_tokens", None))
     else:
         adaptive = ranker.rest.enabled and ranker.rest.density_adaptive
         resolved = build_features(*known, ranker.uses_context, ranker.uses_traits, sizes, adaptive)

@@ -251,6 +251,9 @@ def in_bags(keys: list[str], columns: list[Tensor], bags: int) -> KeyedJaggedTen
         columns: a key's rows, int64 [U].
         bags: as many as samples; at least one is made.
     """
+    if not columns:
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return KeyedJaggedTensor(keys=[], values=nothing, lengths=nothing)
     found, bags = len(columns[0]), max(1, bags)
     least, more = divmod(found, bags)
     lengths = least + (torch.arange(bags, device=columns[0].device) < more).long()

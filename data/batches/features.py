@@ -23,9 +23,21 @@ LEVEL, NGRAM = "semantic_", "prefix_"
 """Tables of semantic IDs: a level of the ID (semantic_1), or a prefix (prefix_2 is of the first two levels)."""
 CLUSTER, USER_CLUSTER = "cluster", "user_cluster"
 """Tables of AKT-Rec's clusters of items, and of users."""
+USER_TOKEN = "user_token"
+"""The table of tokens that TIGER's users share."""
 _OF_USERS = "users_"
 _MODULE_NAMES = frozenset(dir(nn.ModuleDict()))  # of the modules that hold the tables: no name of a table
-_OWN_TABLES = {"item", "user", "user_final", "hour", "category_path", CLUSTER, USER_CLUSTER, *ITEM_ATTRIBUTES}
+_OWN_TABLES = {
+    "item",
+    "user",
+    "user_final",
+    "hour",
+    "category_path",
+    CLUSTER,
+    USER_CLUSTER,
+    USER_TOKEN,
+    *ITEM_ATTRIBUTES,
+}
 _OWN_COLUMNS = {"positives", "last_positive"}
 _OWN_PREFIXES = ("item_", "history_", LEVEL, NGRAM, _OF_USERS)
 LONGEST_NAME = 120
@@ -155,7 +167,11 @@ class Features:
 
 
 def generative_features(
-    config: FeatureConfig, tables: dict[str, int], user_columns: list[str], semantic: dict[str, int]
+    config: FeatureConfig,
+    tables: dict[str, int],
+    user_columns: list[str],
+    semantic: dict[str, int],
+    user_tokens: int | None = None,
 ) -> Features:
     """As ``build_features``, of what a generative ranker sees: rows of visited items, and of the user.
 
@@ -163,10 +179,13 @@ def generative_features(
         config: the wanted features; ``pooled`` is of the user alone, and there are no dense ones.
         tables, user_columns: see ``build_features``.
         semantic: tables made of semantic IDs -> rows, row 0 included; prefixes, here rows of visited items.
+        user_tokens: tokens that users share, which are then all there is: TIGER knows items by their codes alone.
 
     Raises:
         ValueError: a pooled feature that the user doesn't have.
     """
+    if user_tokens is not None:
+        return Features((), (Table(USER_TOKEN, user_tokens + 1, config.pooled_dim, (USER_TOKEN,)),), ())
     d = config.embedding_dim
     sequence = [Table("item", tables["item"], d, ("item",))]
     sequence += [Table(n, tables[n], d, (f"item_{n}",)) for n in config.history_attributes if tables.get(n, 1) > 1]

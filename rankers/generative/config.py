@@ -1,7 +1,7 @@
 """Settings of the generative rankers. Imports nothing of them: settings are read where they are not run, too."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ...data.plain import check_numbers
 
@@ -9,6 +9,8 @@ from ...data.plain import check_numbers
 @dataclass(kw_only=True)
 class GeneratorConfig:
     """Sizes of the default generative ranker."""
+
+    name: ClassVar[str] = "generative"
 
     columns: int = 64
     """d: columns of tokens and layers."""
@@ -33,14 +35,14 @@ class GeneratorConfig:
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("columns", "heads", "layers", "hidden", "window", "memory", "copied"), 1)
-        check_numbers(self, "ranker.generative", least=least)
+        check_numbers(self, f"ranker.{self.name}", least=least)
         if self.columns % self.heads:
             raise ValueError(
                 f"ranker.generative.columns={self.columns}: expected a multiple of ranker.generative.heads={self.heads}"
             )
         for name in ("dropout", "item_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"ranker.generative.{name}={getattr(self, name)}: expected a share in [0, 1)")
+                raise ValueError(f"ranker.{self.name}.{name}={getattr(self, name)}: expected a share in [0, 1)")
 
     @property
     def history(self) -> int:
@@ -48,5 +50,66 @@ class GeneratorConfig:
         return max(self.memory, self.copied) + self.layers * (self.window - 1) + 1
 
 
-SETTINGS: dict[str, type[Any]] = {"generative": GeneratorConfig}
+@dataclass(kw_only=True)
+class OneRecConfig(GeneratorConfig):
+    """Sizes of OneRec; ``hidden`` is what a row passes in the decoder too, shared among its experts."""
+
+    name: ClassVar[str] = "onerec"
+    experts: int = 8
+    """Experts of each of the decoder's feed-forward layers; 1 is a dense layer."""
+    active: int = 2
+    """Experts that a row passes."""
+    session_hours: float = 4.0
+    """What a user visits within so many hours of the visit before is one session."""
+    joined: float = 0.5
+    """Share of a session's visits that, in training, go on with its list instead of a request of their own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, "ranker.onerec", least={"experts": 1, "active": 1})
+        if self.active > self.experts or self.hidden % self.active:
+            raise ValueError(
+                f"ranker.onerec.active={self.active}: expected at most ranker.onerec.experts={self.experts}, and a "
+                f"divisor of ranker.onerec.hidden={self.hidden}"
+            )
+        if not self.session_hours > 0:
+            raise ValueError(f"ranker.onerec.session_hours={self.session_hours}: expected more than 0")
+        if not 0 <= self.joined <= 1:
+            raise ValueError(f"ranker.onerec.joined={self.joined}: expected a share in [0, 1]")
+
+
+@dataclass(kw_only=True)
+class TigerConfig:
+    """Sizes of TIGER; the published ones unless told."""
+
+    columns: int = 128
+    """d: columns of tokens and layers."""
+    heads: int = 6
+    """Attention heads."""
+    head_columns: int = 64
+    """Columns of each."""
+    layers: int = 4
+    """Blocks of the encoder, and of the decoder."""
+    hidden: int = 1024
+    """Columns between the two linear layers of a block."""
+    dropout: float = 0.1
+    """In training."""
+    visits: int = 20
+    """The last so many are seen."""
+    user_tokens: int = 2000
+    """Different user tokens: users share them by what is left of their row, see ``user_tokens``."""
+
+    def __post_init__(self) -> None:
+        names = ("columns", "heads", "head_columns", "layers", "hidden", "visits", "user_tokens")
+        check_numbers(self, "ranker.tiger", least=dict.fromkeys(names, 1))
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"ranker.tiger.dropout={self.dropout}: expected a share in [0, 1)")
+
+    @property
+    def history(self) -> int:
+        """Visits that a target needs to see."""
+        return self.visits
+
+
+SETTINGS: dict[str, type[Any]] = {"generative": GeneratorConfig, "tiger": TigerConfig, "onerec": OneRecConfig}
 """By the name that ``ranker.kind`` has; they are ``ranker.<name>``."""

@@ -4,10 +4,13 @@ from typing import Any
 
 from .index import Index
 from .model import Generator, PlaceFacts
+from .onerec import OneRec
+from .tiger import Tiger
 
-KINDS: dict[str, type[Generator]] = {"generative": Generator}
+AnyGenerator = Generator | Tiger
+KINDS: dict[str, type[Generator] | type[Tiger]] = {"generative": Generator, "tiger": Tiger, "onerec": OneRec}
 
 
-def make(kind: str, config: Any, facts: PlaceFacts, index: Index, item_columns: int, user_columns: int) -> Generator:
+def make(kind: str, config: Any, facts: PlaceFacts, index: Index, item_columns: int, user_columns: int) -> AnyGenerator:
     """A generative ranker without its tables; see ``Generator``."""
     return KINDS[kind](config, facts, index, item_columns, user_columns)

@@ -13,6 +13,7 @@ items go that way, and a sequence is a tree of one child a node. Where the memor
 has its rows alone (``Memory``), without padding, and their keys and values once a request, whatever the nodes.
 """
 
+from collections.abc import Callable
 from math import log
 from typing import Any, NamedTuple, cast
 
@@ -217,19 +218,31 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, attention to a memory if there is one, and two linear layers with a ReLU between; each after a
-    norm, each added to what it took."""
+    """Self-attention, attention to a memory if there is one, and two linear layers with a ReLU between, or what stands
+    in for them; each after a norm, each added to what it took."""
 
-    def __init__(self, columns: int, heads: int, head_columns: int, hidden: int, dropout: float, memory: bool) -> None:
+    def __init__(
+        self,
+        columns: int,
+        heads: int,
+        head_columns: int,
+        hidden: int,
+        dropout: float,
+        memory: bool,
+        feed_forward: nn.Module | None,
+    ) -> None:
         super().__init__()
         self.norm = Norm(columns, EPS)
         self.attention = Attention(columns, heads, head_columns)
         self.memory_norm = Norm(columns, EPS) if memory else None
         self.memory_attention = Attention(columns, heads, head_columns) if memory else None
         self.hidden_norm = Norm(columns, EPS)
+        self.dropout = Dropout(dropout)
+        self.feed_forward = feed_forward
+        if feed_forward is not None:
+            return
         self.hidden = nn.Linear(columns, hidden, bias=False)
         self.out = nn.Linear(hidden, columns, bias=False)
-        self.dropout = Dropout(dropout)
         nn.init.normal_(self.hidden.weight, std=columns**-0.5)
         nn.init.normal_(self.out.weight, std=hidden**-0.5)
 
@@ -244,8 +257,11 @@ class Block(nn.Module):
         return self.memory_norm, self.memory_attention
 
     def feed(self, x: Tensor) -> Tensor:
-        """x and its two linear layers."""
-        return x + self.dropout(self.out(self.dropout(self.hidden(self.hidden_norm(x)).relu_())))
+        """x and its two linear layers, or what stands in for them."""
+        y = self.hidden_norm(x)
+        if self.feed_forward is not None:
+            return x + self.dropout(self.feed_forward(y))
+        return x + self.dropout(self.out(self.dropout(self.hidden(y).relu_())))
 
     def forward(self, x: Tensor, bias: Tensor, memory: Tensor | None, memory_bias: Tensor | None) -> Tensor:
         """x [B, S, d] to the same."""
@@ -268,6 +284,7 @@ class Transformer(nn.Module):
         causal: whether a row sees only itself and those before it.
         memory: whether blocks attend to a memory.
         window: a row sees at most so many, itself among them; None: all.
+        feed_forward: makes what stands in for a block's two linear layers, [..., d] to the same.
     """
 
     def __init__(
@@ -282,12 +299,14 @@ class Transformer(nn.Module):
         causal: bool = False,
         memory: bool = False,
         window: int | None = None,
+        feed_forward: Callable[[], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.window = window
         self.bias = RelativeBias(heads, causal)
         self.blocks = nn.ModuleList(
-            [Block(columns, heads, head_columns, hidden, dropout, memory) for _ in range(layers)]
+            Block(columns, heads, head_columns, hidden, dropout, memory, feed_forward() if feed_forward else None)
+            for _ in range(layers)
         )
         self.norm = Norm(columns, EPS)
         self.dropout = Dropout(dropout)

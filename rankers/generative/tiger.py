@@ -20,15 +20,14 @@ codes a level, P columns of a user's row.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...data.plain import check_numbers
 from ...kernels.jagged import segment_rows_unchecked
+from .config import TigerConfig
 from .decoding import Softmax, score
 from .index import Index
 from .layers import Memory, Transformer
@@ -39,39 +38,6 @@ TOKENS = 4096
 """Tokens of visits, padding among them, that a pass takes together; one target at least."""
 FULL = 0.75
 """Least share of the longest that a target's visits have to be to be padded to it."""
-
-
-@dataclass(kw_only=True)
-class TigerConfig:
-    """Sizes of TIGER; the published ones unless told."""
-
-    columns: int = 128
-    """d: columns of tokens and layers."""
-    heads: int = 6
-    """Attention heads."""
-    head_columns: int = 64
-    """Columns of each."""
-    layers: int = 4
-    """Blocks of the encoder, and of the decoder."""
-    hidden: int = 1024
-    """Columns between the two linear layers of a block."""
-    dropout: float = 0.1
-    """In training."""
-    visits: int = 20
-    """The last so many are seen."""
-    user_tokens: int = 2000
-    """Different user tokens: users share them by what is left of their row, see ``user_tokens``."""
-
-    def __post_init__(self) -> None:
-        names = ("columns", "heads", "head_columns", "layers", "hidden", "visits", "user_tokens")
-        check_numbers(self, "ranker.tiger", least=dict.fromkeys(names, 1))
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"ranker.tiger.dropout={self.dropout}: expected a share in [0, 1)")
-
-    @property
-    def history(self) -> int:
-        """Visits that a target needs to see."""
-        return self.visits
 
 
 def user_tokens(users: Tensor, most: int) -> Tensor:
@@ -97,7 +63,6 @@ class Tiger(nn.Module):
         ValueError: items that share all codes.
     """
 
-    Config = TigerConfig
     softmax: Softmax = "own"
 
     def __init__(

@@ -27,7 +27,7 @@ from placerank.kernels.haversine import haversine_km
 from placerank.rankers.dense import RankerConfig
 from placerank.rankers.exported import ExportedRanker
 from placerank.rankers.exported_generator import ExportedGenerator
-from placerank.rankers.generative.config import GeneratorConfig
+from placerank.rankers.generative.config import GeneratorConfig, OneRecConfig, TigerConfig
 from placerank.rankers.generative.reach import Near
 from placerank.rankers.generative_ranker import expand, gather
 from placerank.rankers.plugins.akt import AktConfig
@@ -136,6 +136,8 @@ def test_logits_of_samples_are_log_odds(world: SimpleNamespace) -> None:
         every = torch.full((len(batch.user), len(ranker.inputs.item_ids())), LEAST_LOG_P, dtype=torch.float64)
         every[:, torch.from_numpy(items).long()] = ranker.model.module.score(of_requests).double()
         log_p = every[batch.request, batch.item]
+        nobody = ranker.model.module.score(of_requests, torch.zeros(len(batch.user), dtype=torch.bool))
+    assert nobody.shape == (0, len(items))
     coded = torch.isin(batch.item, torch.from_numpy(items).long())
     torch.testing.assert_close(logits[coded].double().sigmoid().log(), log_p[coded], atol=1e-3, rtol=1e-4)
 
@@ -264,6 +266,39 @@ def test_items_with_codes_since_and_places_that_opened(world: SimpleNamespace, t
     new = [r for r in found if r["item_id"] >= 10**6]
     assert len(new) == 2 * 20 and all(r["probability"] > 0 for r in new)
     assert sum(r["probability"] for r in found) == pytest.approx(20, abs=0.01)
+
+
+KINDS = {
+    "tiger": {"tiger": TigerConfig(columns=16, heads=2, head_columns=8, layers=1, hidden=32, user_tokens=7)},
+    "onerec": {"onerec": OneRecConfig(columns=16, heads=2, layers=1, hidden=32, window=3, experts=4)},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_kinds_go_the_same_way(kind: str, world: SimpleNamespace, tmp_path: Path, ranks: AnyRanks) -> None:
+    """Trained on two ranks and resumed on one, evaluated, asked, exported."""
+    config = small(world, tmp_path / "run", ranker=RankerConfig(kind=kind, **KINDS[kind]), epochs=1, checkpoint_every=0)
+    ranks(2, train_here, config)
+    train(replace(config, epochs=2, resume=True))
+    nll = [line["nll"] for line in metrics(config.run, "valid")]
+    assert len(nll) == 2 and nll[1] < nll[0]
+    out = evaluate(EvaluateConfig(run=config.run, lists=ListsConfig(visits=20)))
+    ways = json.loads((out / "metrics.json").read_text())["lists"]["ways"]
+    assert ways["codes"]["model"]["all"]["hit@50"] > ways["all"]["model"]["all"]["hit@10"], "many items a code"
+    lists = GenerateConfig(run=config.run, out=tmp_path / "lists", visits=10, within_km=float("inf"), k=6)
+    table = pq.read_table(generate(lists) / "lists.parquet")
+    pairs = set(zip(table["request"].to_pylist(), table["item_id"].to_pylist(), strict=True))
+    assert len(table) == len(pairs) == 60, "none twice"
+    with_new = pq.read_table(generate(replace(lists, new=6, overwrite=True)) / "lists.parquet")
+    assert len(with_new) == 60 and with_new["item_id"].to_pylist() != table["item_id"].to_pylist()
+    late = generate(replace(lists, semantic_ids=world.extended, k=150, visits=2, overwrite=True))
+    assert len(pq.read_table(late / "lists.parquet")) == 300
+    exported = ExportedGenerator.load(export(ExportConfig(run=config.run, out=tmp_path / "export")))
+    with runtime(0) as rt:
+        ranker = load_ranker(config.run, rt)
+        batch = next(iter(visit_loader(ranker.inputs, "test", 9, rt)))
+        want = ranker.model.module.score(expand(ranker.catalog, gather(ranker.catalog, batch)))
+    torch.testing.assert_close(exported.score(batch), want, atol=1e-5, rtol=1e-5)
 
 
 def test_what_does_not_fit_is_told(world: SimpleNamespace, tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from placerank.rankers.generative import tiger
+from placerank.rankers.generative.config import TigerConfig
 from placerank.rankers.generative.decoding import beam
 from placerank.rankers.generative.index import Index
 from placerank.rankers.generative.model import PlaceFacts, Questions
 from placerank.rankers.generative.reach import Allowed
-from placerank.rankers.generative.tiger import Tiger, TigerConfig, user_tokens
+from placerank.rankers.generative.tiger import Tiger, user_tokens
 
 ITEMS, CODES, LEVELS, COLUMNS = 40, 4, 3, 5
 SIZES = {"columns": 8, "heads": 2, "head_columns": 3, "hidden": 16, "layers": 2, "visits": 3, "dropout": 0.0}

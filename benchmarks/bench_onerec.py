@@ -1,0 +1,368 @@
+"""OneRec: a mixture of experts beside dense layers of the same work, and preference alignment by a ranker.
+
+    python -m placerank.benchmarks.bench_onerec --data DATASETS/foursquare_nyc --city --save
+
+For each dataset, ``rankers/generative/onerec.py`` on the semantic IDs of the papers' tables, a seed after the other,
+with experts (2 of 8) and with dense layers of as many columns as a row passes. Prints nats a test visit and the balance
+of the experts: rows of the one with most, by the mean, in the worst layer. 40 seconds of one core a pass on New York.
+
+``--city`` simulates a city for each seed, where the true probability of a click is known, trains the default ranker on
+what was shown and OneRec on what was clicked, and aligns OneRec with the ranker, by DPO and by policy optimisation; the
+controls get the ranker's rewards in another order within each request. Prints the true probability of a click on the
+ten best within reach of each test request, and Hit@10 there of what was clicked.
+
+What is trained is kept in ``--out`` and not trained again; ``--save`` writes results/onerec.csv beside other lines.
+"""
+
+import argparse
+import copy
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from placerank.benchmarks.papers.cells import Budget, Workplace
+from placerank.benchmarks.papers.grids import HGIT
+from placerank.benchmarks.papers.paired import Interval, paired_bootstrap, paired_t
+from placerank.benchmarks.results_file import keep
+from placerank.data.batches.semantic_features import SemanticFeatures
+from placerank.data.batches.sequences import SequenceBatch, SequenceLoader
+from placerank.data.city.oracle import Oracle
+from placerank.data.city.simulate import SimulateConfig, simulate
+from placerank.data.manifest import read_manifest, whole_file
+from placerank.rankers.generative.config import OneRecConfig
+from placerank.rankers.generative.decoding import Lists, best
+from placerank.rankers.generative.experts import Experts
+from placerank.rankers.generative.index import Index
+from placerank.rankers.generative.model import PlaceFacts, Questions
+from placerank.rankers.generative.onerec import OneRec
+from placerank.rankers.generative.preference import PreferenceConfig, Reward, preference_loss, reference, reward_of
+from placerank.rankers.generative.reach import Near
+from placerank.training.inference import load_scorer
+from placerank.training.runtime import runtime
+from placerank.training.train import TrainConfig
+from placerank.training.train import train as train_ranker
+
+COLUMNS = 16  # of the rows of items and users
+BATCH, RATE, WARM_UP = 512, 1e-3, 50
+TOGETHER = 64  # targets of a user that share a stretch
+VARIANTS: dict[str, dict[str, Any]] = {
+    "experts": {},
+    "dense": {"experts": 1, "active": 1},
+}
+CITY: dict[str, Any] = {"items": 1_000, "users": 1_000, "requests": 10_000, "cities": 3}
+CITY_PASSES, RANKER_EPOCHS, CLICKS = 5, 2, 1_500
+REACH_KM, TOP = 10.0, 10  # of the simulated city's lists
+ROUNDS, STEPS, REQUESTS, ALIGNED_RATE = 2, 30, 64, 2e-4
+POLICY, DPO = (PreferenceConfig(how=how, candidates=32, weight=5.0) for how in ("policy", "dpo"))
+ALIGNED = {
+    "policy": (POLICY, False),
+    "policy, shuffled rewards": (POLICY, True),
+    "dpo": (DPO, False),
+    "dpo, shuffled rewards": (DPO, True),
+}
+_KEY = ("what", "dataset", "variant", "seed", "passes", "measure")
+Line = dict[str, Any]
+
+
+def line_of(
+    what: str,
+    dataset: str,
+    variant: str,
+    seed: int | str,
+    passes: int,
+    measure: str,
+    asked: int,
+    found: Interval | float,
+) -> Line:
+    """A line of the file; without an interval its ends are empty."""
+    value, low, high = found if isinstance(found, Interval) else (found, math.nan, math.nan)
+    about = {"what": what, "dataset": dataset, "variant": variant, "seed": seed, "passes": passes, "measure": measure}
+    ends = {"value": value, "low": low, "high": high}
+    line = about | {"asked": asked} | {k: "" if math.isnan(x) else round(float(x), 5) for k, x in ends.items()}
+    print(line, flush=True)
+    return line
+
+
+class Trainee(nn.Module):
+    """The model and its tables.
+
+    Args:
+        prepared: a prepared folder.
+        tokens: semantic IDs of its items.
+        config: sizes.
+    """
+
+    def __init__(self, prepared: Path, tokens: Path, config: OneRecConfig) -> None:
+        super().__init__()
+        catalog = pq.read_table(prepared / "catalog.parquet")
+        semantic = SemanticFeatures.load(tokens, catalog["item_id"])
+        users = pq.read_metadata(prepared / "users.parquet").num_rows
+        self.config, index = config, Index.of_tokens(semantic)
+        self.model = OneRec(config, PlaceFacts.of(catalog, semantic), index, COLUMNS, COLUMNS)
+        self.item, self.user = nn.Embedding(len(catalog), COLUMNS), nn.Embedding(users, COLUMNS)
+        for table in (self.item, self.user):
+            nn.init.uniform_(table.weight, -0.1, 0.1)
+
+    def inputs(self, batch: SequenceBatch) -> tuple[Questions, Tensor, Tensor]:
+        q = Questions.of(batch)
+        return q, self.item(q.items), self.user(batch.user[q.stretch])
+
+    def log_p(self, batch: SequenceBatch, q: Questions) -> Tensor:
+        """Of what is asked on the batch's visits."""
+        log_p: Tensor = self.model(q, self.item(q.items), self.user(batch.user[q.stretch]))
+        return log_p
+
+
+def loader(prepared: Path, split: str, config: OneRecConfig, **more: Any) -> SequenceLoader:
+    return SequenceLoader(prepared, split, BATCH, history=config.history, together=TOGETHER, **more)
+
+
+def train(trainee: Trainee, prepared: Path, seed: int, passes: int, file: Path) -> None:
+    """Trains it, or reads what was kept."""
+    if file.exists():
+        trainee.load_state_dict(torch.load(file))
+        trainee.eval()
+        return
+    samples = loader(prepared, "train", trainee.config, shuffle=True, seed=seed)
+    steps = samples.steps_per_epoch * passes
+    optimizer = torch.optim.AdamW(trainee.parameters(), RATE)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / WARM_UP, max(0.02, 1 - s / steps)))
+    trainee.train()
+    for number in range(passes):
+        for batch in tqdm(samples, desc=f"{file.stem}, pass {number + 1}", unit="step", disable=None):
+            own = trainee.log_p(batch, Questions.of(batch))
+            loss = -own[own.isfinite()].mean()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
+            optimizer.step()
+            rate.step()
+    trainee.eval()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(file) as tmp:
+        torch.save(trainee.state_dict(), tmp)
+
+
+@torch.no_grad()
+def tested(trainee: Trainee, prepared: Path) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Nats of each test visit, which of them are first visits, and rows of each expert by layer."""
+    layers = [module for module in trainee.modules() if isinstance(module, Experts)]
+    loads = [torch.zeros(len(layer.bias)) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(partial(_count, load)) for layer, load in zip(layers, loads, strict=True)]
+    nats, first = [], []
+    for batch in loader(prepared, "test", trainee.config):
+        nats.append(-trainee.log_p(batch, Questions.of(batch))[: batch.valid])
+        first.append(batch.visits[: batch.valid] == 0)
+    for hook in hooks:
+        hook.remove()
+    return torch.cat(nats), torch.cat(first), loads
+
+
+def _count(load: Tensor, layer: Experts, x: tuple[Tensor]) -> None:
+    asked, _ = layer.route(x[0].flatten(0, -2))
+    load += asked.flatten().bincount(minlength=len(load))
+
+
+def experts(place: Workplace, seeds: int, passes: int) -> list[Line]:
+    """The variants on one dataset, each beside the dense one of its seed."""
+    prepared, tokens, lines = place.prepared(), place.tokens(HGIT, seed=0), []
+    nats: dict[tuple[str, int], Tensor] = {}
+    first = torch.zeros(0, dtype=torch.bool)
+
+    def add(variant: str, seed: int | str, measure: str, asked: int, found: Interval | float) -> None:
+        lines.append(line_of("experts", place.data.name, variant, seed, passes, measure, asked, found))
+
+    for seed in range(seeds):
+        for variant, changes in VARIANTS.items():
+            torch.manual_seed(seed)
+            trainee = Trainee(prepared, tokens, OneRecConfig(**changes))
+            train(trainee, prepared, seed, passes, place.folder / "onerec" / f"{variant}-{seed}, {passes} passes.pt")
+            nats[variant, seed], first, loads = tested(trainee, prepared)
+            can = nats[variant, seed].isfinite()
+            for measure, some in (("nats", can), ("nats of first visits", can & first)):
+                add(variant, seed, measure, int(some.sum()), float(nats[variant, seed][some].mean()))
+            balance = max(float(load.max() / load.mean()) for load in loads)
+            add(variant, seed, "balance", int(loads[0].sum()), balance)
+    for variant in [name for name in VARIANTS if name != "dense"]:
+        for measure, among in (("nats - dense", first | True), ("nats of first visits - dense", first)):
+            means = []
+            for seed in range(seeds):
+                more = (nats[variant, seed] - nats["dense", seed])[among]
+                more = more[more.isfinite()]
+                means.append(paired_bootstrap(more.numpy()))
+                add(variant, seed, measure, len(more), means[-1])
+            add(variant, "all", measure, seeds, paired_t([x.mean for x in means]))
+    return lines
+
+
+class Town:
+    """A simulated city, and what asks its oracle.
+
+    Args:
+        place: whose data are a folder of ``simulate``.
+    """
+
+    def __init__(self, place: Workplace) -> None:
+        self.prepared, self.oracle = place.prepared(), Oracle(place.data)
+        catalog = pq.read_table(self.prepared / "catalog.parquet", columns=["item_id", "lat", "lon"])
+        lat, lon = (catalog[name].to_numpy().astype(np.float64) for name in ("lat", "lon"))
+        self.item_id = catalog["item_id"].fill_null(0).to_numpy()
+        users = pq.read_table(self.prepared / "users.parquet", columns=["user_id"])
+        self.user_id = users["user_id"].fill_null(0).to_numpy()
+        self.near = Near(np.arange(1, len(lat)), lat[1:], lon[1:], REACH_KM)
+
+    @torch.no_grad()
+    def candidates(self, trainee: Trainee, batch: SequenceBatch, k: int) -> Lists:
+        """The k best within reach of each target's request."""
+        allowed = self.near.within(batch.lat.double().numpy(), batch.lon.double().numpy())
+        return best(trainee.model.score(*trainee.inputs(batch), allowed=allowed), allowed, k)
+
+    def true_probability(self, batch: SequenceBatch, lists: Lists) -> Tensor:
+        of = torch.repeat_interleave(lists.offsets.diff())
+        asker = batch.user[batch.stretch][of]
+        return torch.from_numpy(
+            self.oracle.probability(
+                self.user_id[asker], self.item_id[lists.items], batch.target_time[of], batch.lat.double()[of],
+                batch.lon.double()[of],
+            )
+        )  # fmt: skip
+
+    def tested(self, trainee: Trainee) -> dict[str, Tensor]:
+        """Of known users' requests: mean true probability of the lists and of their first item; of clicks: hits.
+
+        The first ``CLICKS`` of the test split, in the order of its users. A request of several clicks has several hits
+        and one list.
+        """
+        found: dict[str, list[Tensor]] = {"top": [], "first": [], "hit": [], "known": [], "new": []}
+        asked_before: set[int] = set()
+        batches = loader(self.prepared, "test", trainee.config)
+        for _, batch in zip(range(-(-CLICKS // BATCH)), batches, strict=False):
+            lists = self.candidates(trainee, batch, TOP)
+            p, counts = self.true_probability(batch, lists), lists.offsets.diff()
+            of = torch.repeat_interleave(counts)
+            sums = torch.zeros(len(counts), dtype=p.dtype).index_add(0, of, p)
+            hits = torch.zeros(len(counts)).index_add(0, of, (lists.items == batch.target[of]).float())
+            new = []
+            for request in batch.request.tolist():
+                new.append(request not in asked_before)
+                asked_before.add(request)
+            of_row = (sums / counts.clamp(min=1), p[lists.offsets[:-1].clamp(max=len(p) - 1)], hits,
+                      batch.user[batch.stretch] > 0, torch.tensor(new) & (counts > 0))  # fmt: skip
+            for name, values in zip(found, of_row, strict=True):
+                found[name].append(values[: batch.valid])
+        whole = {name: torch.cat(parts) for name, parts in found.items()}
+        lists_of = whole["known"] & whole["new"]
+        return {"top": whole["top"][lists_of], "first": whole["first"][lists_of], "hit": whole["hit"]}
+
+
+def aligned(
+    town: Town, trainee: Trainee, reward: Reward, config: PreferenceConfig, shuffled: bool, seed: int, file: Path
+) -> Trainee:
+    """A copy of the trained model, aligned, or read from where it is kept."""
+    policy = copy.deepcopy(trainee).eval()
+    if file.exists():
+        policy.load_state_dict(torch.load(file))
+        return policy
+    torch.manual_seed(seed)
+    for round_ in range(ROUNDS):
+        kept = reference(policy)
+        optimizer = torch.optim.AdamW(policy.parameters(), ALIGNED_RATE)
+        requests = SequenceLoader(
+            town.prepared, "train", REQUESTS, history=trainee.config.history, together=8, shuffle=True,
+            seed=seed * ROUNDS + round_,
+        )  # fmt: skip
+        for _, batch in zip(range(STEPS), requests, strict=False):
+            lists = town.candidates(kept, batch, config.candidates)
+            rewards = reward(batch, lists)
+            if shuffled:  # within each request
+                of = torch.repeat_interleave(lists.offsets.diff())
+                order = torch.randperm(len(of))
+                rewards = rewards[order[of[order].argsort(stable=True)]]
+            loss = preference_loss(config, Questions.of(batch), lists, rewards, partial(policy.log_p, batch))
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            optimizer.step()
+    with whole_file(file) as tmp:
+        torch.save(policy.state_dict(), tmp)
+    return policy
+
+
+def alignment(out: Path, seed: int) -> list[Line]:
+    """Of one simulated city: before, after each way of aligning, and the controls."""
+    folder = out / f"city-{seed}"
+    if not (folder / "raw").exists():
+        simulate(SimulateConfig(out=folder / "raw", seed=seed, **CITY))
+    place = Workplace(folder / "raw", folder, Budget())
+    prepared, tokens = place.prepared(), place.tokens(HGIT, seed=seed)
+    town, kept = Town(place), folder / "onerec"
+    torch.manual_seed(seed)
+    trainee = Trainee(prepared, tokens, OneRecConfig())
+    train(trainee, prepared, seed, CITY_PASSES, kept / "trained.pt")
+    ranker = TrainConfig(data=prepared, run=folder / "ranker", epochs=RANKER_EPOCHS, seed=seed, resume=True)
+    train_ranker(ranker)
+    before = town.tested(trainee)
+    lines: list[Line] = []
+
+    def add(name: str, found: dict[str, Tensor]) -> None:
+        for measure, own in found.items():
+            lines.append(line_of("alignment", "city", name, seed, CITY_PASSES, measure, len(own), float(own.mean())))
+            if name != "before":
+                mean = float(before[measure].mean())
+                gain = Interval(*(x / mean for x in paired_bootstrap((own - before[measure]).numpy())))
+                lines.append(line_of("alignment", "city", name, seed, CITY_PASSES, f"{measure}, gain", len(own), gain))
+
+    add("before", before)
+    with runtime(seed) as rt:
+        score, _, _ = load_scorer(folder / "ranker", rt)
+        reward = reward_of(score, read_manifest(prepared, "prepared")["history_length"])
+        for name, (config, shuffled) in ALIGNED.items():
+            policy = aligned(town, trainee, reward, config, shuffled, seed, kept / f"{name}.pt")
+            add(name, town.tested(policy))
+    return lines
+
+
+def over_seeds(cities: list[Line], variant: str, measure: str) -> Line:
+    gains = [x["value"] for x in cities if (x["variant"], x["measure"]) == (variant, f"{measure}, gain")]
+    return line_of("alignment", "city", variant, "all", CITY_PASSES, f"{measure}, gain", len(gains), paired_t(gains))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m placerank.benchmarks.bench_onerec",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, nargs="*", default=[], help="folders in the schema of docs/data.md")
+    parser.add_argument("--city", action="store_true", help="preference alignment in simulated cities")
+    parser.add_argument("--out", type=Path, default=Path("runs/papers"), help="where what is made is kept")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--passes", type=int, default=3, help="over the training visits (default: %(default)s)")
+    parser.add_argument("--save", action="store_true", help="write results/onerec.csv")
+    args = parser.parse_args()
+
+    torch.set_num_threads(1)
+
+    def save(lines: list[Line]) -> None:
+        if args.save:
+            keep("onerec.csv", lines, _KEY, torch.device("cpu"))
+
+    for data in args.data:
+        save(experts(Workplace(data, args.out / data.name, Budget()), args.seeds, args.passes))
+    if args.city:
+        cities = []
+        for seed in range(args.seeds):
+            cities += alignment(args.out, seed)
+            save(cities)
+        save([over_seeds(cities, name, measure) for name in ALIGNED for measure in ("top", "first", "hit")])
+
+
+if __name__ == "__main__":
+    main()
