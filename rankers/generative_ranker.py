@@ -163,10 +163,10 @@ class GenerativeRanker(nn.Module):
             targets: which of its B targets are asked, bool [B]; None: all.
             allowed: items of each of these; None: all, in the order of ``dense.index.items``.
         """
-        questions, *rows = self._some(batch, targets)
+        questions, items, users = self._some(batch, targets)
         if not len(questions.seen):  # the other ranks have some
             return torch.zeros(0) if allowed is not None else torch.zeros(0, len(self.dense.index))
-        return self.dense.score(questions, *rows, allowed=allowed)
+        return self.dense.score(questions, items, users, allowed=allowed)
 
     @torch.no_grad()
     def lists(
