@@ -127,6 +127,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "tokenizer": {"tokenizer": "hgit", "options": {}, "dim": 8, "encoder": {}},
     "tokens": {"lineage": ["ab"], "items": 9, "levels": 3, "codes": 8, "lookup": "codes"},
     "evaluation": {},
+    "lists": {},
     "export": {"tables": {"item": {"rows": 9, "dim": 8, "format": "npy", "dtype": "fp32", "file": "item.npy"}}},
 }
 

@@ -41,6 +41,7 @@ from placerank.training.model import assemble, table_rows
 from placerank.training.runtime import runtime
 from placerank.training.sharding import ShardingConfig
 from placerank.training.steps import plain_steps
+from placerank.training.tasks import make_task
 from placerank.training.train import TrainConfig, _Loop, train
 
 AnyRanks = Callable[..., list[Any]]
@@ -252,8 +253,9 @@ def steps_on_ranks(config: TrainConfig, kind: str, count: int) -> dict[str, Tens
         torch.manual_seed(7)
         fill(trainee.model, Ranker(inputs.features, config.ranker, device="cpu").state_dict())
         torch.manual_seed(rt.rank)  # of attribute dropout
-        loop = _Loop(config, rt, inputs.catalog(rt.device), trainee, Identity.of(inputs, config.ranker))
-        batches = (loop.catalog.expand(sample) for sample in loop.loader)
+        task = make_task(inputs, inputs.catalog(rt.device), trainee.model, rt, config.batch_size, config.seed)
+        loop = _Loop(config, rt, task, trainee, Identity.of(inputs, config.ranker))
+        batches = (task.expand(task.gather(sample)) for sample in task.loader)
         out: dict[str, list[Tensor]] = {}
         for logged in islice(plain_steps(trainee, loop._forward, batches), count):
             loop.step += 1
