@@ -37,7 +37,7 @@ $(STAMP): requirements/common.txt requirements/$(LOCK).txt setup.py
 	@touch $@
 
 # The alignment is cut short to fit into minutes: 20 steps, a small reward model.
-demo: $(STAMP) ## a simulated city, all the way from simulate to export, training on two ranks; in runs/demo
+demo: $(STAMP) ## a simulated city, from simulate to export and lists of places, training on two ranks; in runs/demo
 	$(BIN)/placerank simulate --out runs/demo/raw --overwrite
 	$(BIN)/placerank prepare --input runs/demo/raw --out runs/demo/data --overwrite
 	$(BIN)/placerank align --data runs/demo/data --out runs/demo/align --overwrite \
@@ -48,6 +48,9 @@ demo: $(STAMP) ## a simulated city, all the way from simulate to export, trainin
 		--features.semantic-ids runs/demo/tokens
 	$(BIN)/placerank evaluate --run runs/demo/ranker --overwrite
 	$(BIN)/placerank export --run runs/demo/ranker --out runs/demo/export --overwrite
+	$(BIN)/placerank train --data runs/demo/data --run runs/demo/lists --nproc 2 --epochs 1 --overwrite \
+		--ranker.kind generative --features.semantic-ids runs/demo/tokens
+	$(BIN)/placerank generate --run runs/demo/lists --out runs/demo/asked --within-km 3 --overwrite
 
 test: $(STAMP) ## all tests; those that need a GPU are skipped where there is none
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
