@@ -3,7 +3,7 @@
 Shapes: B samples, U distinct items of a batch, D_t = width of table t, P = pooled width.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from ..data.batches.batch import RankingBatch
-from ..data.batches.features import Features
+from ..data.batches.features import Features, Table
 
 INIT_RANGE = 0.1
 """Rows start uniform in +-INIT_RANGE. TorchRec's default, sqrt(1/rows), makes small tables far louder."""
@@ -29,6 +29,18 @@ class Embedded(NamedTuple):
     pooled: Tensor
 
 
+def _settings(table: Table) -> dict[str, Any]:
+    """What both kinds of collections are told of a table."""
+    return {
+        "name": table.name,
+        "num_embeddings": table.rows,
+        "embedding_dim": table.dim,
+        "feature_names": list(table.features),
+        "weight_init_min": -INIT_RANGE,
+        "weight_init_max": INIT_RANGE,
+    }
+
+
 class FeatureEmbeddings(nn.Module):
     """All tables of a ranker.
 
@@ -44,36 +56,13 @@ class FeatureEmbeddings(nn.Module):
         super().__init__()
         self.features = features
         device = torch.device(device)
-        # TIGER has none
-        self.sequence = (
-            None
-            if not features.sequence
-            else EmbeddingCollection(
-                tables=[
-                    EmbeddingConfig(
-                        name=t.name,
-                        num_embeddings=t.rows,
-                        embedding_dim=t.dim,
-                        feature_names=list(t.features),
-                        weight_init_min=-INIT_RANGE,
-                        weight_init_max=INIT_RANGE,
-                    )
-                    for t in features.sequence
-                ],
-                device=device,
-            )
-        )
+        self.sequence = None  # TIGER has none
+        if features.sequence:
+            tables = [EmbeddingConfig(**_settings(t)) for t in features.sequence]
+            self.sequence = EmbeddingCollection(tables=tables, device=device)
         self.pooled = EmbeddingBagCollection(
             tables=[
-                EmbeddingBagConfig(
-                    name=t.name,
-                    num_embeddings=t.rows,
-                    embedding_dim=t.dim,
-                    feature_names=list(t.features),
-                    pooling=PoolingType.MEAN if t.mean else PoolingType.SUM,
-                    weight_init_min=-INIT_RANGE,
-                    weight_init_max=INIT_RANGE,
-                )
+                EmbeddingBagConfig(**_settings(t), pooling=PoolingType.MEAN if t.mean else PoolingType.SUM)
                 for t in features.pooled
             ],
             device=device,

@@ -18,20 +18,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..data.batches.semantic_features import SemanticFeatures
 from ..data.batches.sequences import SequenceBatch, ask, read_users
 from ..data.manifest import check_replaceable, whole_folder, write_manifest
 from ..data.plain import check_numbers, set_places
-from ..data.urls import fetched
 from ..kernels.haversine import haversine_km
-from ..rankers.generative.index import Index
-from ..rankers.generative.model import PlaceFacts
 from ..rankers.generative.reach import Allowed, Near, everything
 from ..rankers.generative_ranker import expand, gather
 from ..reports import figures, page
 from ..training.inference import Loaded, load_ranker
 from ..training.runtime import Runtime, runtime
-from ..training.tasks import history, visit_loader
+from ..training.tasks import history, scored_together, visit_loader
 from . import maps
 from .breakdown import ItemFacts
 from .evaluate import SPLITS
@@ -40,7 +36,6 @@ from .requests_file import Asked, read_places, read_requests
 
 LISTS = "lists.parquet"
 _SHOWN = 6  # lists that the report draws
-_NUMBERS = 4_000_000  # scores that are held at once
 
 
 @dataclass(kw_only=True)
@@ -109,14 +104,14 @@ def generate(config: GenerateConfig) -> Path:
                 f"{config.run} has a ranker of kind {ranker.inputs.ranker.kind}, which scores candidates; generate "
                 "needs one that `placerank train --ranker.kind generative` made"
             )
-        places = _Places(ranker, config.places)
-        user = ranker.inputs.read_users()["user_id"]
+        places = _Places(ranker, config.places, config.within_km)
+        user, size = ranker.inputs.read_users()["user_id"], scored_together(len(places.ids))
         if config.requests is None:
-            batches = _visits(ranker, config, rt)
+            batches = _visits(ranker, config, rt, size)
         else:
             asked = read_requests(config.requests, user)
             user = asked.user_id
-            batches = _asked(ranker, asked)
+            batches = _asked(ranker, asked, size)
         counts, parts = [], []
         for batch, wanted in batches:
             counts.append(int(wanted.sum()))
@@ -134,40 +129,40 @@ def generate(config: GenerateConfig) -> Path:
 
 
 class _Places:
-    """Items by catalog row: raw ids, degrees, and the reach; those that opened since come last."""
+    """Items by catalog row: raw ids, degrees, and the reach; those that opened since come last.
 
-    def __init__(self, ranker: Loaded, opened: Path | None) -> None:
-        items = pq.read_table(fetched(ranker.inputs.folder / "catalog.parquet"), columns=["item_id", "lat", "lon"])
-        self.known = len(items)
+    Args:
+        ranker: told of places that opened, which no table has a row of.
+        opened: a file of such; None: there are none.
+        within_km: the reach.
+    """
+
+    def __init__(self, ranker: Loaded, opened: Path | None, within_km: float) -> None:
+        items = ranker.inputs.read_places()
+        model = ranker.model.module.dense
         if opened is not None:
-            items = pa.concat_tables([items, read_places(opened, items)])
-            self._add(ranker, items)
+            known, new = len(items), read_places(opened, items.drop_columns("positives"))
+            nobody = pa.array(np.zeros(len(new)), items["positives"].type)
+            items = pa.concat_tables([items, new.append_column("positives", nobody)])
+            facts, index = ranker.inputs.places(items)
+            lacking = (facts.codes[known:] < 0).any(1).nonzero()
+            if len(lacking):
+                raise ValueError(
+                    f"{len(lacking):,} of {len(new):,} places that opened have no semantic ID in "
+                    f"{ranker.inputs.tokens}, {new['item_id'][int(lacking[0])]} for one; add them with placerank "
+                    "tokenize --add, and name its folder with semantic_ids"
+                )
+            model.set_items(facts, index)
         self.ids = items["item_id"]
         self.lat, self.lon = (items[c].to_numpy().astype(np.float64) for c in ("lat", "lon"))
-        self.listed = ranker.model.module.dense.index.items
+        self.listed = model.index.items
+        self.near = None
+        if not math.isinf(within_km):
+            self.near = Near(self.listed, self.lat[self.listed], self.lon[self.listed], within_km)
 
-    def _add(self, ranker: Loaded, items: pa.Table) -> None:
-        """Tell the model of places that no table has a row of."""
-        model, tokens = ranker.model.module.dense, ranker.inputs.tokens
-        assert tokens is not None
-        semantic = SemanticFeatures.load(tokens, items["item_id"], suffix=ranker.inputs.ranker.suffixed)
-        lacking = np.flatnonzero(semantic.codes[self.known :].min(axis=1) < 0)
-        if len(lacking):
-            raise ValueError(
-                f"{len(lacking):,} of {len(items) - self.known:,} places that opened have no semantic ID in {tokens}, "
-                f"{items['item_id'][self.known + int(lacking[0])]} for one; add them with placerank tokenize --add, "
-                "and name its folder with semantic_ids"
-            )
-        visits = np.zeros(len(items), np.int64)
-        visits[: self.known] = pq.read_table(fetched(ranker.inputs.folder / "catalog.parquet"), columns=["positives"])[
-            "positives"
-        ].to_numpy()
-        facts = PlaceFacts.of(items.append_column("positives", pa.array(visits)), semantic)
-        model.set_items(facts, Index.of_tokens(semantic))
-
-    def allowed(self, batch: SequenceBatch, within_km: float) -> Allowed:
+    def allowed(self, batch: SequenceBatch) -> Allowed:
         """What the targets of a batch may be shown."""
-        if math.isinf(within_km):
+        if self.near is None:
             return everything(self.listed, len(batch))
         lat, lon = (x.double().numpy().copy() for x in (batch.lat, batch.lon))
         offsets, last = batch.last(1)
@@ -177,7 +172,7 @@ class _Places:
             latest = np.full(len(batch), np.nan)
             latest[of] = place[batch.item[last].numpy()]
             degrees[lacks] = latest[lacks]
-        return Near(self.listed, self.lat[self.listed], self.lon[self.listed], within_km).within(lat, lon)
+        return self.near.within(lat, lon)
 
 
 def _seen(batch: SequenceBatch, allowed: Allowed, items: int) -> Tensor:
@@ -191,21 +186,17 @@ Batches = Iterator[tuple[SequenceBatch, Tensor]]
 """Batches, and which of their targets are requests, bool [B]."""
 
 
-def _size(ranker: Loaded) -> int:
-    return min(max(_NUMBERS // len(ranker.model.module.dense.facts.codes), 1), 256)
-
-
-def _visits(ranker: Loaded, config: GenerateConfig, rt: Runtime) -> Batches:
-    loader = visit_loader(ranker.inputs, config.split, _size(ranker), rt, together=1)
+def _visits(ranker: Loaded, config: GenerateConfig, rt: Runtime, size: int) -> Batches:
+    loader = visit_loader(ranker.inputs, config.split, size, rt, together=1)
     wanted = torch.from_numpy(chosen(loader.rows, config.visits))
     for batch, here in zip(tqdm(loader, "generate", disable=None), wanted.split(loader.batch_size), strict=True):
         if here.any():
             yield batch, here
 
 
-def _asked(ranker: Loaded, asked: Asked) -> Batches:
+def _asked(ranker: Loaded, asked: Asked, size: int) -> Batches:
     known = read_users(ranker.inputs.folder, asked.user_row)
-    size, longest = _size(ranker), history(ranker.inputs.ranker)
+    longest = history(ranker.inputs.ranker)
     for start in tqdm(range(0, len(asked.user_row), size), "generate", disable=None):
         some = slice(start, start + size)
         batch = ask(known, asked.user_row[some], asked.time[some], asked.lat[some], asked.lon[some], longest)
@@ -216,7 +207,7 @@ def _lists(
     ranker: Loaded, places: _Places, batch: SequenceBatch, wanted: Tensor, config: GenerateConfig
 ) -> dict[str, Any]:
     """Columns with a row a place of a list; ``request`` counts from 0 in the batch."""
-    kept = places.allowed(batch, config.within_km)
+    kept = places.allowed(batch)
     kept = kept.keep(wanted[kept.requests])
     seen = _seen(batch, kept, len(places.lat)) if config.new else None
     allowed = Allowed(F.pad(kept.offsets.diff()[wanted].cumsum(0), (1, 0)), kept.items)

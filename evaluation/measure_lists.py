@@ -15,14 +15,13 @@ from ..data.ranks import Ranks
 from ..rankers.generative_ranker import expand, gather
 from ..training.inference import Loaded
 from ..training.runtime import Runtime
-from ..training.tasks import visit_loader
+from ..training.tasks import scored_together, visit_loader
 from .breakdown import ItemFacts
 from .floors import Floors, transitions
 from .lists import ListMetrics, Ways, chosen
 
 ALL = 1 << 40  # visits: a counter has no window
 MODEL = "model"
-_NUMBERS = 4_000_000  # scores that are held at once, of each scorer
 _BINS = 10  # of confidence
 
 
@@ -87,7 +86,7 @@ def measure_lists(ranker: Loaded, split: str, config: ListsConfig, rt: Runtime) 
     metrics = {(way, name): ListMetrics(items) for way in ways.names for name in (MODEL, *Floors.NAMES)}
     confidence, likelihood = Confidence(), torch.zeros(3, dtype=torch.float64)
 
-    size = min(max(_NUMBERS // len(items), 1), 256)
+    size = scored_together(len(items))
     of_model = visit_loader(inputs, split, size, rt, together=1)
     whole = SequenceLoader(inputs.folder, split, size, history=ALL, rank=rt.rank, world_size=rt.world_size)
     low, high = share(of_model.rows, rt.rank, rt.world_size)

@@ -12,7 +12,6 @@ it is ``placerank.rankers``, without training's code and without the folders tha
 """
 
 import json
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -35,11 +34,11 @@ from ..data.urls import fetched, place
 from ..embeddings.reader import TABLES, EmbeddingTable, open_table
 from .exported import FEATURES, load_features
 from .generative.config import SETTINGS as SETTINGS_OF
-from .generative.decoding import Lists, best
+from .generative.decoding import Lists
 from .generative.index import Index
-from .generative.kinds import AnyGenerator, make
-from .generative.model import PlaceFacts
-from .generative.reach import Allowed, Near, everything
+from .generative.kinds import AnyGenerator, lists_of, make
+from .generative.model import PlaceFacts, Questions
+from .generative.reach import Allowed, Near
 from .generative_ranker import gather
 
 WEIGHTS, SETTINGS, CODES = "generator.safetensors", "generator.json", "codes"
@@ -128,6 +127,21 @@ class ExportedGenerator:
         lat, lon = (items[c].to_numpy().astype(np.float64) for c in ("lat", "lon"))
         return cls(features, Catalog.load(folder, features), tables, generator.eval(), lat, lon)
 
+    def near(self, km: float) -> Near:
+        """The items that are listed, by place: make it once, and ask it what each request is allowed."""
+        items = self.generator.index.items
+        return Near(items, self.lat[items], self.lon[items], km)
+
+    def _asked(self, batch: SequenceBatch | SampleBatch) -> tuple[Questions, Tensor, Tensor]:
+        """What the generator takes: questions, rows of the visited items, and of the users."""
+        host = gather(self.catalog, batch)
+        found = self.catalog.rows(host.questions.items)
+        rows = [torch.empty(len(host.questions.items), 0)]  # TIGER has no tables of items
+        for t in self.features.sequence:
+            rows.append(self.tables[t.name].vectors(host.questions.items if t.name == "item" else found.rows(t.name)))
+        users = [self.tables[t.name].vectors(host.users[t.name]) for t in self.features.pooled]
+        return host.questions, torch.cat(rows, dim=1), torch.cat(users, dim=1)
+
     @torch.no_grad()
     def score(self, batch: SequenceBatch | SampleBatch, allowed: Allowed | None = None) -> Tensor:
         """Exact log p of items for each request of a batch; see ``decoding.score``.
@@ -136,30 +150,9 @@ class ExportedGenerator:
             batch: of ``SequenceLoader``, ``SampleLoader``, or ``data.batches.sequences.ask``.
             allowed: items of each; None: all, in the order of ``generator.index.items``.
         """
-        host = gather(self.catalog, batch)
-        found = self.catalog.rows(host.questions.items)
-        rows = [
-            torch.empty(len(host.questions.items), 0),
-            *(
-                self.tables[t.name].vectors(host.questions.items if t.name == "item" else found.rows(t.name))
-                for t in self.features.sequence
-            ),
-        ]
-        users = [self.tables[t.name].vectors(host.users[t.name]) for t in self.features.pooled]
-        return self.generator.score(host.questions, torch.cat(rows, dim=1), torch.cat(users, dim=1), allowed=allowed)
+        return self.generator.score(*self._asked(batch), allowed=allowed)
 
-    def lists(self, batch: SequenceBatch, within_km: float, k: int) -> Lists:
-        """The k likeliest items of each request within reach of its place; none for a request without one.
-
-        Args:
-            batch: B requests.
-            within_km: reach; inf: all items.
-            k: items of a list, at most.
-        """
-        items = self.generator.index.items
-        if math.isinf(within_km):
-            allowed = everything(items, len(batch))
-        else:
-            near = Near(items, self.lat[items], self.lon[items], within_km)
-            allowed = near.within(batch.lat.double().numpy(), batch.lon.double().numpy())
-        return best(self.score(batch, allowed), allowed, k)
+    @torch.no_grad()
+    def lists(self, batch: SequenceBatch, allowed: Allowed, k: int) -> Lists:
+        """The lists that ``placerank generate`` writes: up to k items of what each request is allowed, best first."""
+        return lists_of(self.generator, *self._asked(batch), allowed, k)

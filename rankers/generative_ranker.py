@@ -18,11 +18,10 @@ from ..data.batches.features import USER_TOKEN, Features, Table
 from ..data.batches.sequences import SequenceBatch
 from ..embeddings.tables import FeatureEmbeddings
 from .dense import RankerConfig
-from .generative.decoding import Lists, best
+from .generative.decoding import Lists
 from .generative.index import Index
-from .generative.kinds import AnyGenerator, make
+from .generative.kinds import AnyGenerator, lists_of, make
 from .generative.model import PlaceFacts, Questions
-from .generative.onerec import OneRec
 from .generative.reach import Allowed
 from .generative.tiger import user_tokens
 
@@ -178,18 +177,10 @@ class GenerativeRanker(nn.Module):
         seen: Tensor | None = None,
         new: int = 0,
     ) -> Lists:
-        """Up to k items a request, best first: see ``decoding.best``.
-
-        OneRec writes lists for a session, each item given those before it, and p is that of an item there; with ``new``
-        it lists as the others do.
+        """Lists, see ``kinds.lists_of``.
 
         Args:
             batch, targets, allowed: as for ``score``.
             k, seen, new: as for ``decoding.best``.
         """
-        if new and new == k and seen is not None:
-            allowed, new, seen = allowed.keep(~seen), 0, None
-        asked = self._some(batch, targets)
-        if isinstance(self.dense, OneRec) and not new:
-            return self.dense.lists(*asked, allowed, k=k)
-        return best(self.dense.score(*asked, allowed=allowed), allowed, k, seen, new)
+        return lists_of(self.dense, *self._some(batch, targets), allowed, k, seen, new)

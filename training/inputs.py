@@ -95,16 +95,24 @@ class Inputs:
         needed = columns_to_read(self.features, pq.read_schema(fetched(self.folder / _ITEMS)).names)
         return catalog_columns(self.read_items(needed), self.read_users(), self.features)
 
-    def places(self) -> tuple[PlaceFacts, Index]:
-        """What a generative ranker knows of all items, and their index.
+    def places(self, items: pa.Table | None = None) -> tuple[PlaceFacts, Index]:
+        """What a generative ranker knows of items, and their index.
+
+        Args:
+            items: item_id, lat, lon and positives by row; default: the catalog.
 
         Raises:
             FileNotFoundError, ValueError: as ``read_items``.
         """
         assert self.tokens is not None
-        items = pq.read_table(fetched(self.folder / _ITEMS), columns=["item_id", "lat", "lon", "positives"])
+        if items is None:
+            items = self.read_places()
         semantic = SemanticFeatures.load(self.tokens, items["item_id"], suffix=self.ranker.suffixed)
         return PlaceFacts.of(items, semantic), Index.of_tokens(semantic)
+
+    def read_places(self) -> pa.Table:
+        """The catalog as ``places`` takes it."""
+        return pq.read_table(fetched(self.folder / _ITEMS), columns=["item_id", "lat", "lon", "positives"])
 
     def make_ranker(self, device: torch.device | None = None) -> Ranker | GenerativeRanker:
         """The ranker, its tables on the meta device.

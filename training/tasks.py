@@ -191,6 +191,11 @@ def visit_loader(
     )
 
 
+def scored_together(items: int) -> int:
+    """Requests whose scores of so many items each are held at once: 4 million numbers, and 256 requests at most."""
+    return min(max(4_000_000 // items, 1), 256)
+
+
 def history(ranker: RankerConfig) -> int:
     """Visits that a generative ranker looks back on."""
     length: int = ranker.generator.history

@@ -37,9 +37,8 @@ class GeneratorConfig:
         least = dict.fromkeys(("columns", "heads", "layers", "hidden", "window", "memory", "copied"), 1)
         check_numbers(self, f"ranker.{self.name}", least=least)
         if self.columns % self.heads:
-            raise ValueError(
-                f"ranker.generative.columns={self.columns}: expected a multiple of ranker.generative.heads={self.heads}"
-            )
+            where = f"ranker.{self.name}"
+            raise ValueError(f"{where}.columns={self.columns}: expected a multiple of {where}.heads={self.heads}")
         for name in ("dropout", "item_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"ranker.{self.name}.{name}={getattr(self, name)}: expected a share in [0, 1)")

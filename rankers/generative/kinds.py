@@ -2,9 +2,13 @@
 
 from typing import Any
 
+from torch import Tensor
+
+from .decoding import Lists, best
 from .index import Index
-from .model import Generator, PlaceFacts
+from .model import Generator, PlaceFacts, Questions
 from .onerec import OneRec
+from .reach import Allowed
 from .tiger import Tiger
 
 AnyGenerator = Generator | Tiger
@@ -14,3 +18,29 @@ KINDS: dict[str, type[Generator] | type[Tiger]] = {"generative": Generator, "tig
 def make(kind: str, config: Any, facts: PlaceFacts, index: Index, item_columns: int, user_columns: int) -> AnyGenerator:
     """A generative ranker without its tables; see ``Generator``."""
     return KINDS[kind](config, facts, index, item_columns, user_columns)
+
+
+def lists_of(
+    generator: AnyGenerator,
+    q: Questions,
+    rows: Tensor,
+    users: Tensor,
+    allowed: Allowed,
+    k: int,
+    seen: Tensor | None = None,
+    new: int = 0,
+) -> Lists:
+    """Up to k items a request, best first: see ``decoding.best``.
+
+    OneRec writes lists for a session, each item given those before it, and p is that of an item there; with ``new`` it
+    lists as the others do.
+
+    Args:
+        generator, q, rows, users: as for its ``score``.
+        allowed, k, seen, new: as for ``decoding.best``.
+    """
+    if new and new == k and seen is not None:
+        allowed, new, seen = allowed.keep(~seen), 0, None
+    if isinstance(generator, OneRec) and not new:
+        return generator.lists(q, rows, users, allowed, k=k)
+    return best(generator.score(q, rows, users, allowed=allowed), allowed, k, seen, new)

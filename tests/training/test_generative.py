@@ -28,7 +28,6 @@ from placerank.rankers.dense import RankerConfig
 from placerank.rankers.exported import ExportedRanker
 from placerank.rankers.exported_generator import ExportedGenerator
 from placerank.rankers.generative.config import GeneratorConfig, OneRecConfig, TigerConfig
-from placerank.rankers.generative.reach import Near
 from placerank.rankers.generative_ranker import expand, gather
 from placerank.rankers.plugins.akt import AktConfig
 from placerank.tokenization.codes.semantic_ids import SemanticIds
@@ -297,8 +296,13 @@ def test_other_kinds_go_the_same_way(kind: str, world: SimpleNamespace, tmp_path
     with runtime(0) as rt:
         ranker = load_ranker(config.run, rt)
         batch = next(iter(visit_loader(ranker.inputs, "test", 9, rt)))
-        want = ranker.model.module.score(expand(ranker.catalog, gather(ranker.catalog, batch)))
+        asked = expand(ranker.catalog, gather(ranker.catalog, batch))
+        want = ranker.model.module.score(asked)
+        allowed = exported.near(3.0).within(batch.lat.double().numpy(), batch.lon.double().numpy())
+        of_run = ranker.model.module.lists(asked, None, allowed, 4)
     torch.testing.assert_close(exported.score(batch), want, atol=1e-5, rtol=1e-5)
+    of_export = exported.lists(batch, allowed, 4)
+    assert of_export.items.tolist() == of_run.items.tolist() and len(of_run.items)
 
 
 def test_what_does_not_fit_is_told(world: SimpleNamespace, tmp_path: Path) -> None:
@@ -353,11 +357,8 @@ def test_an_export_gives_the_lists_of_the_run(world: SimpleNamespace, tmp_path: 
         batch = next(iter(visit_loader(ranker.inputs, "test", 30, rt)))
         want = ranker.model.module.score(expand(ranker.catalog, gather(ranker.catalog, batch)))
     torch.testing.assert_close(exported.score(batch), want, atol=1e-5, rtol=1e-5)
-    lists = exported.lists(batch, 2.0, 5)
-    near = Near(
-        exported.generator.index.items, *(x[exported.generator.index.items] for x in (exported.lat, exported.lon)), 2.0
-    )
-    allowed = near.within(batch.lat.double().numpy(), batch.lon.double().numpy())
+    allowed = exported.near(2.0).within(batch.lat.double().numpy(), batch.lon.double().numpy())
+    lists = exported.lists(batch, allowed, 5)
     assert lists.offsets.diff().tolist() == allowed.offsets.diff().clamp(max=5).tolist()
     with pytest.raises(ValueError, match="read it with ExportedGenerator"):
         ExportedRanker.load(folder)
