@@ -77,7 +77,7 @@ class T5Tokens:
 
     def __init__(self, model: Any, levels: int, codes: int) -> None:
         self.model, self.levels, self.K = model, levels, codes
-        self.encoder, self.decoder = of_t5(model)
+        self.encoder, self.decoder = (ours.to(model.device) for ours in of_t5(model))
 
     def embed(self, level: int, codes: Tensor) -> Tensor:
         """Input of codes of a level."""
@@ -93,7 +93,7 @@ class T5Tokens:
     def memory(self, tokens: Tensor) -> Memory:
         """Of histories of one length, int64 [B, M]."""
         rows = self.encoder(self.model.shared(tokens))
-        lengths = torch.full((len(tokens),), tokens.shape[1])
+        lengths = torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
         return Memory.of_padded(rows, lengths, self.model.shared.weight[:1].expand(len(tokens), -1))
 
     def words(self, codes: NDArray[np.integer]) -> NDArray[np.integer]:
@@ -128,7 +128,7 @@ class T5Tokens:
             prefix_allowed_tokens_fn=prefix or self.prefix_function(codes), return_dict_in_generate=True,
             output_scores=True, encoder_outputs=copy.copy(encoded),
         )  # fmt: skip
-        own = out.sequences[:, 1:] - 1 - torch.arange(self.levels) * self.K
+        own = out.sequences[:, 1:].cpu() - 1 - torch.arange(self.levels) * self.K
         pairs = zip(map(tuple, own.tolist()), out.sequences_scores.tolist(), strict=True)
         return [(ids, log_p) for ids, log_p in pairs if log_p > -1e8]
 

@@ -8,9 +8,10 @@ node's self-attention is over the few rows on its way to the root. So a level of
 instead of those of n whole sequences, and reordering beams moves no keys, only row numbers.
 
 ``tree_attention`` on the CPU is a compiled loop that reads keys where they lie (``tree_attention_cpu.py``); the
-reference lays out [n, P, A, D] first. ``memory_attention`` is PyTorch's scaled_dot_product_attention, request by
-request: its products take nearly all the time, and ran at 55 to 65 of a core's 85 GFLOP/s. Neither has a Triton kernel:
-no profile of a GPU was at hand; there the reference is what runs. Where gradients are asked for, too.
+reference lays out [n, P, A, D] first. ``memory_attention`` is PyTorch's scaled_dot_product_attention: on a CPU request
+by request, where its products take nearly all the time and ran at 55 to 65 of a core's 85 GFLOP/s; elsewhere of all
+requests at once, padded, since a GPU waits for the host at each launch. Neither has a Triton kernel: elsewhere, and
+where gradients are asked for, the reference of ``tree_attention`` is what runs.
 """
 
 import torch
@@ -116,6 +117,8 @@ def memory_attention_unchecked(
     queries: Tensor, keys: Tensor, values: Tensor, offsets: list[int], memory_offsets: list[int]
 ) -> Tensor:
     """``memory_attention`` by offsets that are known to be right, as the host has them."""
+    if queries.device.type != "cpu" and len(offsets) > 2:
+        return _padded_memory_attention(queries, keys, values, offsets, memory_offsets)
     parts = []
     for b in range(len(offsets) - 1):
         start, stop, m, end = offsets[b], offsets[b + 1], memory_offsets[b], memory_offsets[b + 1]
@@ -129,3 +132,32 @@ def memory_attention_unchecked(
     if not parts:
         return torch.zeros_like(queries)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _padded_memory_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, offsets: list[int], memory_offsets: list[int]
+) -> Tensor:
+    """All requests at once, laid out to the longest. Where each row goes is found out on the host: nothing waits."""
+    requests = len(offsets) - 1
+
+    def places(offsets: list[int]) -> tuple[Tensor, int, Tensor]:
+        """Rows of each request, of the longest (1 at least), and where each row goes among all laid out."""
+        starts = torch.tensor(offsets)
+        counts = starts.diff()
+        longest = max(int(counts.max()), 1)
+        shift = torch.arange(requests) * longest - starts[:-1]
+        at = torch.arange(offsets[-1]) + shift.repeat_interleave(counts)
+        return counts, longest, at.to(queries.device, non_blocking=True)
+
+    _, most, at = places(offsets)
+    rows, longest, memory_at = places(memory_offsets)
+
+    def laid_out(x: Tensor, at: Tensor, longest: int) -> Tensor:
+        y = x.new_zeros(requests * longest, *x.shape[1:]).index_copy(0, at, x)
+        return y.unflatten(0, (requests, longest)).transpose(1, 2)
+
+    # without a memory a request looks at a row of zeros, and gets zeros
+    seen = (torch.arange(longest) < rows.clamp(min=1)[:, None]).to(queries.device, non_blocking=True)
+    q, (k, v) = laid_out(queries, at, most), (laid_out(x, memory_at, longest) for x in (keys, values))
+    found = F.scaled_dot_product_attention(q, k, v, seen[:, None, None], scale=1.0)
+    return found.transpose(1, 2).flatten(0, 1).index_select(0, at)

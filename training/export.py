@@ -94,7 +94,7 @@ def export(config: ExportConfig) -> Path:
         items = inputs.read_items()
         if not isinstance(dense, Scorer):
             export_generator(dense, trained.ranker.kind, inputs.lineage, folder)
-            items = with_codes(items, dense.facts.codes)
+            items = with_codes(items, dense.facts.codes.cpu())
         else:
             export_scorer(dense, features, folder / SCORER)
             if computed := {n: x for n, x in ids.items() if n in FINAL}:

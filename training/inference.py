@@ -170,7 +170,7 @@ def load_ranker(
         batch_size or config.batch_size,
         inputs.manifest["history_length"],
         catalog.device_bytes,
-        inputs.make_ranker(rt.device),
+        inputs.make_ranker(),
     )
     state = trainee.model.state_dict()
     load(path, {"model": state})

@@ -114,22 +114,13 @@ class Inputs:
         """The catalog as ``places`` takes it."""
         return pq.read_table(fetched(self.folder / _ITEMS), columns=["item_id", "lat", "lon", "positives"])
 
-    def make_ranker(self, device: torch.device | None = None) -> Ranker | GenerativeRanker:
+    def make_ranker(self) -> Ranker | GenerativeRanker:
         """The ranker, its tables on the meta device.
-
-        Args:
-            device: where it is to run.
 
         Raises:
             FileNotFoundError, ValueError: as ``read_items``.
-            NotImplementedError: a generative ranker, on a GPU.
         """
         if self.ranker.generates:
-            if device is not None and device.type != "cpu":
-                raise NotImplementedError(
-                    f"ranker.kind={self.ranker.kind} runs on the CPU alone: its trees and index are there, and it has "
-                    "not been on a GPU; hide them with CUDA_VISIBLE_DEVICES="
-                )
             return GenerativeRanker(self.features, self.ranker, *self.places())
         return Ranker(self.features, self.ranker)
 

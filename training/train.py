@@ -120,7 +120,6 @@ def train(config: TrainConfig) -> Path:
             into it.
         ValueError: the data, the config or the checkpoint don't fit together.
         FloatingPointError: the loss is no longer a number.
-        NotImplementedError: a generative ranker on a GPU.
     """
     inputs = read_inputs(config.data, config.features, config.ranker)
     features, manifest = inputs.features, inputs.manifest
@@ -143,7 +142,7 @@ def train(config: TrainConfig) -> Path:
             config.batch_size,
             history,
             catalog.device_bytes,
-            inputs.make_ranker(rt.device),
+            inputs.make_ranker(),
         )
         identity = Identity.of(inputs, config.ranker)
         on_first_rank(lambda: _open_run_folder(config))  # not before: settings that don't fit must not cost a run

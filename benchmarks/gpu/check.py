@@ -42,11 +42,12 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("kernels", 90, "the GPU's tests of every kernel: against references, ugly shapes, strides, gradients"),
-    Part("waits", 55, "how often kernels, and a training step of each tower and plug-in, wait for the device"),
-    Part("speed", 100, "kernels beside eager PyTorch, torch.compile and libraries"),
-    Part("dense", 90, "the dense part's step at batch 10,240: time, kernels, memory, share of what the device can do"),
+    Part("kernels", 80, "the GPU's tests of every kernel: against references, ugly shapes, strides, gradients"),
+    Part("waits", 45, "how often kernels, and a training step of each tower and plug-in, wait for the device"),
+    Part("speed", 80, "kernels beside eager PyTorch, torch.compile and libraries"),
+    Part("dense", 70, "the dense part's step at batch 10,240: time, kernels, memory, share of what the device can do"),
     Part("training", 110, "training on one rank, pipelined and plain; tables kept in each way; 200 steps"),
+    Part("lists", 65, "generative rankers: beams beside transformers' generate; each kind trained, resumed, exported"),
     Part("findings", 20, "versions, driver, clocks, doctor"),
 )
 

@@ -1,4 +1,4 @@
-"""The GPU's tests in tests/kernels, a process a file, all at once: which pass, and what those that don't say.
+"""The GPU's tests of kernels and generative rankers, a process a file, all at once: which pass, and why others don't.
 
 A dry run takes one file's tests that run in Triton's interpreter. Compiling the kernels is most of the time, and
 several processes do it on several cores. A test has a minute, a file what the part has.
@@ -18,6 +18,7 @@ from .check import ROOT
 from .report import Cases, Report, Skip
 
 TESTS = ROOT / "tests/kernels"
+OTHERS = [ROOT / "tests/rankers/generative/test_devices.py"]
 WORKERS = 3  # of a file, where there is pytest-xdist, which also goes on without a test that hangs
 WHICH, DRY_FILE, DRY_WHICH = ["-m", "gpu"], "test_search_attention", ["-k", "triton_in_halves"]
 
@@ -28,7 +29,7 @@ def cases(report: Report) -> Cases:
         raise Skip(f"there are no tests of the repository here: no {TESTS}")
     if missing := [name for name in ("pytest", "pytest_timeout", "hypothesis") if find_spec(name) is None]:
         raise Skip(f"the tests of kernels need {', '.join(missing)}")
-    files = [path for path in sorted(TESTS.glob("test_*.py")) if "pytest.mark.gpu" in path.read_text()]
+    files = [path for path in [*sorted(TESTS.glob("test_*.py")), *OTHERS] if "pytest.mark.gpu" in path.read_text()]
     if report.dry:
         files = [path for path in files if path.stem == DRY_FILE]
     with TemporaryDirectory() as folder:

@@ -36,7 +36,7 @@ def cases(report: Report) -> Cases:
     yield "kept otherwise", partial(_kept, report)
 
 
-def _city(report: Report, folder: Path) -> Path:
+def city(report: Report, folder: Path) -> Path:
     """A prepared city."""
     with needed():
         from placerank.data.city.simulate import SimulateConfig, simulate
@@ -64,7 +64,7 @@ def _whole(report: Report) -> None:
 
     case = "placerank train"
     with TemporaryDirectory() as scratch:
-        data = _city(report, Path(scratch))
+        data = city(report, Path(scratch))
         for name, ranker in {"": RankerConfig(), " rest": RankerConfig(rest=RestConfig(enabled=True))}.items():
             losses, auc = {}, {}
             for way in WAYS:
@@ -116,7 +116,7 @@ def _kept(report: Report) -> None:
         ways |= {kernel: ShardingConfig(kernel=kernel) for kernel in ("fused_uvm", "fused_uvm_caching")}
         ways["bf16 rows"] = ShardingConfig(forward_comms="bf16", backward_comms="bf16")
     with TemporaryDirectory() as scratch:
-        data = _city(report, Path(scratch))
+        data = city(report, Path(scratch))
         want, wanted_auc = _train(Path(scratch) / "default", [1, 2], data=data)
         for name, sharding in ways.items():
             losses, auc = _train(Path(scratch) / name, [1, 2], data=data, sharding=sharding)

@@ -354,6 +354,6 @@ def sessions_by_request(stretch: Tensor, request: Tensor) -> Tensor:
 
 def _numbered(rows: int, new: Tensor) -> Tensor:
     """Where a row after the first begins something new, [max(rows - 1, 0)]."""
-    number = torch.zeros(rows, dtype=torch.int64)
+    number = torch.zeros(rows, dtype=torch.int64, device=new.device)
     number[1:] = new.cumsum(0)
     return number

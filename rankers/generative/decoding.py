@@ -10,6 +10,8 @@ where the softmax is over what exists: its items have log p = 0 from there on.
 keeps the best nodes of a level; with at least as many beams as allowed IDs it finds what ``score`` finds.
 
 Nothing is added for length. Ties go to the lower code, then to the lower item row.
+
+Index and allowed sets lie on the host, where trees are made; a tree goes to the model's device and is walked there.
 """
 
 from collections.abc import Callable, Iterator
@@ -85,13 +87,14 @@ class _Walk:
     """The trees of some requests beside the whole catalog's, and a decoder's state on their memories."""
 
     def __init__(self, model: Model, memory: Memory, index: Index, tries: Tries, rows: int) -> None:
-        self.model, self.memory, self.index, self.tries = model, memory, index, tries
+        self.model, self.memory, self.index, self.device = model, memory, index, memory.rows.device
         self.state: TreeState = model.decoder.start(memory, rows)
         self.shared = tries is index.whole()  # one tree for all requests
         # what the softmax is over: tree and, by level, the numbers there of the nodes here, unless they are the same
         own = self.shared or model.softmax == "allowed"
-        self.every = tries if own else index.whole()
-        self.in_every = None if own else index.in_whole(tries)
+        self.tries = index.whole(self.device) if self.shared else tries.to(self.device)
+        self.every = self.tries if own else index.whole(self.device)
+        self.in_every = None if own else [x.to(self.device) for x in index.in_whole(tries)]
 
     def in_softmax(self, level: int, nodes: Tensor) -> Tensor:
         """Numbers of nodes of a level in the tree that the softmax is over; level 0: of the requests' roots."""
@@ -118,17 +121,17 @@ class _Walk:
             Logits [n, K], what to take off them to make them log p [n], and the nodes' own rows beside those above,
             [n, level + 1].
         """
-        model, every = self.model, self.every
+        model, every, device = self.model, self.every, self.device
         of_softmax = self.in_softmax(level, nodes)
-        rows = torch.cat([above, torch.full((len(nodes), 1), -1)], dim=1)
-        logits = torch.zeros(len(nodes), self.index.codes_per_level, dtype=self.memory.first.dtype)
+        rows = torch.cat([above, above.new_full((len(nodes), 1), -1)], dim=1)
+        logits = self.memory.first.new_zeros(len(nodes), self.index.codes_per_level)
         # where one semantic ID is left, its codes have p = 1, as logits of 0 and a softmax over one code give it
-        open_ = torch.ones(len(nodes), dtype=torch.bool)
+        open_ = torch.ones(len(nodes), dtype=torch.bool, device=device)
         if model.softmax != "own":
             open_ = every.below(level, of_softmax) > 1
         some = open_.nonzero().squeeze(1)
         if len(some):
-            rows[some, -1] = torch.arange(at, at + len(some))
+            rows[some, -1] = torch.arange(at, at + len(some), device=device)
             of = requests[some]
             offsets = F.pad(torch.bincount(of, minlength=len(self.memory.first)).cumsum(0), (1, 0)).tolist()
             if level == 0:
@@ -180,10 +183,6 @@ def segment_logsumexp(values: Tensor, of: Tensor, segments: int) -> Tensor:
 def _check(model: Model, memory: Memory, allowed: Allowed | None) -> None:
     if model.softmax not in ("own", "existing", "allowed"):
         raise ValueError(f"softmax: got {model.softmax!r}, expected own, existing or allowed")
-    if memory.rows.device.type != "cpu":
-        raise ValueError(
-            f"memory: got one on {memory.rows.device}, expected the CPU, where the index is; move the model"
-        )
     if model.decoder.training and model.decoder.dropout.p > 0:
         raise ValueError("the model is in training, where dropout makes other numbers each time; call eval() first")
     if allowed is not None and len(allowed.offsets) != len(memory.offsets):
@@ -217,10 +216,10 @@ def score(
 
     Returns:
         [T] in the order of ``allowed.items``, -inf for items without codes; without ``allowed`` [B, N] in that of
-        ``index.items``.
+        ``index.items``; where the memory is.
 
     Raises:
-        ValueError: an item twice in a request, another number of requests, a model in training or on a GPU.
+        ValueError: an item twice in a request, another number of requests, a model in training.
 
     Beside the result and the trees of ``REQUESTS`` requests (about 40 bytes an item) it holds ``CHUNK`` nodes
     a level, whatever the number of items.
@@ -240,7 +239,7 @@ def score(
         tries = index.tries(some)
         log_p = found.new_empty(len(tries.items))
         _score(model, memory.some(start, stop), index, tries, _later(last_mile, start), log_p)
-        found[tries.rows] = log_p
+        found[tries.rows.to(found.device)] = log_p
     return out
 
 
@@ -253,6 +252,7 @@ def _score(model: Model, memory: Memory, index: Index, tries: Tries, last_mile: 
     """Log p of the trees' items, into out [T]."""
     B, L = len(memory.first), index.levels
     walk = _Walk(model, memory, index, tries, B + CHUNK * (L - 1))
+    tries = walk.tries
 
     def descend(level: int, nodes: Tensor, requests: Tensor, totals: Tensor, above: Tensor) -> None:
         if level == L:
@@ -268,9 +268,9 @@ def _score(model: Model, memory: Memory, index: Index, tries: Tries, last_mile: 
             some = slice(cut, cut + CHUNK)
             descend(level + 1, children[some], requests[of[some]], found[some], rows[of[some]])
 
-    requests = torch.arange(B)
+    requests = torch.arange(B, device=walk.device)
     if len(tries.items):
-        descend(0, requests, requests, memory.first.new_zeros(B), torch.zeros(B, 0, dtype=torch.int64))
+        descend(0, requests, requests, memory.first.new_zeros(B), requests.new_zeros(B, 0))
 
 
 def best(log_p: Tensor, allowed: Allowed, k: int, seen: Tensor | None = None, new: int = 0) -> Lists:
@@ -324,8 +324,8 @@ def beam(
         k: items a request, at most; at most ``beams``, so that no list is shorter than what is allowed without need.
 
     Returns:
-        Lists, best first; min(k, allowed items with codes) items each. With beams for all allowed semantic IDs, the
-        best of ``score`` with the same log p.
+        Lists on the host, best first; min(k, allowed items with codes) items each. With beams for all allowed semantic
+        IDs, the best of ``score`` with the same log p.
 
     Raises:
         ValueError: more items than beams asked for, and what ``score`` refuses.
@@ -341,7 +341,7 @@ def beam(
         parts.append(_beam(model, memory.some(start, stop), index, tries, beams, k, _later(last_mile, start)))
     counts = torch.cat([torch.zeros(0, dtype=torch.int64), *(part.offsets.diff() for part in parts)])
     items = torch.cat([torch.zeros(0, dtype=torch.int64), *(part.items for part in parts)])
-    log_p = torch.cat([memory.first.new_zeros(0), *(part.log_p for part in parts)])
+    log_p = torch.cat([torch.zeros(0), *(part.log_p for part in parts)])
     return Lists(F.pad(counts.cumsum(0), (1, 0)), items, log_p)
 
 
@@ -350,13 +350,14 @@ def _beam(
 ) -> Lists:
     B, L = len(memory.first), index.levels
     walk = _Walk(model, memory, index, tries, B * (1 + beams * (L - 1)))
-    nodes = requests = torch.arange(B)
-    totals, rows, offsets, at = memory.first.new_zeros(B), torch.zeros(B, 0, dtype=torch.int64), torch.arange(B + 1), 0
+    nodes = requests = torch.arange(B, device=walk.device)
+    totals, rows, at = memory.first.new_zeros(B), requests.new_zeros(B, 0), 0
+    offsets = torch.arange(B + 1, device=walk.device)
     for level in range(L):
         logits, normaliser, own = walk.step(level, nodes, requests, rows, at)
         at += len(nodes)
         starts, stops = walk.children(level, nodes)
-        codes = tries.levels[level].codes
+        codes = walk.tries.levels[level].codes
         parents, nodes, totals, offsets = trie_topk_unchecked(
             logits, totals - normaliser, starts, stops, codes, offsets, beams
         )
@@ -366,6 +367,7 @@ def _beam(
     order = order[log_p[order].argsort(stable=True, descending=True)]
     order = order[of[order].argsort(stable=True)]
     counts = torch.bincount(of, minlength=B)
-    rank = torch.arange(len(order)) - (counts.cumsum(0) - counts)[of[order]]
+    rank = torch.arange(len(order), device=walk.device) - (counts.cumsum(0) - counts)[of[order]]
     best = order[rank < k]
-    return Lists(F.pad(counts.clamp(max=k).cumsum(0), (1, 0)), tries.items[places[best]].long(), log_p[best])
+    found = F.pad(counts.clamp(max=k).cumsum(0), (1, 0)), walk.tries.items[places[best]].long(), log_p[best]
+    return Lists(*(x.cpu() for x in found))

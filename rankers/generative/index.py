@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 _BITS = 63  # of a packed semantic ID
 _ITEMS = 2**31 - 1  # rows fit 32 bits
 _NO_ITEM = -1
+HOST = torch.device("cpu")
 
 
 class Level(NamedTuple):
@@ -52,6 +53,16 @@ class Tries(NamedTuple):
     levels: tuple[Level, ...]
     items: Tensor
     rows: Tensor
+
+    def to(self, device: torch.device) -> "Tries":
+        """The same on a device."""
+        if self.items.device == device:
+            return self
+        return Tries(
+            tuple(Level(*(x.to(device) for x in level)) for level in self.levels),
+            self.items.to(device),
+            self.rows.to(device),
+        )
 
     def below(self, level: int, nodes: Tensor) -> Tensor:
         """How many different semantic IDs lie below nodes of a level (0: a request's root), int64 like ``nodes``."""
@@ -103,7 +114,7 @@ class Index:
         self._keys, self._items = np.empty(0, np.int64), np.empty(0, np.int32)
         self._place = np.empty(0, np.int32)  # by item row: where it lies, or -1
         self._without = np.empty(0, np.int32)
-        self._whole: Tries | None = None
+        self._whole: dict[torch.device, Tries] = {}
         self.add(items, codes)
         if len(self._without):
             log.warning(f"{len(self._without):,} of {len(items):,} items have no semantic ID: they are never generated")
@@ -137,8 +148,9 @@ class Index:
     def nbytes(self) -> int:
         """Bytes held, the whole tree's among them if it has been asked for."""
         arrays: list[Any] = [self._keys, self._items, self._place, self._without]
-        whole = self._whole
-        tensors = [] if whole is None else [x for level in whole.levels for x in level] + [whole.rows]
+        tensors = [
+            x for whole in self._whole.values() for x in (*(y for level in whole.levels for y in level), whole.rows)
+        ]
         return sum(x.nbytes for x in [*arrays, *tensors])
 
     def check_lineage(self, trained_with: str) -> None:
@@ -258,19 +270,20 @@ class Index:
         return keys
 
     def _set(self, keys: NDArray[np.int64], items: NDArray[np.int32], without: NDArray[np.int32]) -> None:
-        self._keys, self._items, self._without, self._whole = keys, items, without, None
+        self._keys, self._items, self._without, self._whole = keys, items, without, {}
         rows = int(items.max(initial=-1)) + 1
         if rows > len(self._place):
             self._place = np.concatenate([self._place, np.full(rows - len(self._place), _NO_ITEM, np.int32)])
         _number(items, self._place)
 
-    def whole(self) -> Tries:
-        """The tree of all items, made once until items come or go; its ``rows`` are those of ``items``."""
-        if self._whole is None:
+    def whole(self, device: torch.device = HOST) -> Tries:
+        """The tree of all items, made once a device until items come or go; its ``rows`` are those of ``items``."""
+        if device not in self._whole:
             offsets = np.array([0, len(self)])
             levels = self._levels(self._keys, offsets)
-            self._whole = Tries(levels, torch.from_numpy(self._items), torch.zeros(0, dtype=torch.int64))
-        return self._whole
+            made = Tries(levels, torch.from_numpy(self._items), torch.zeros(0, dtype=torch.int64))
+            self._whole[device] = made.to(device)
+        return self._whole[device]
 
     def tries(self, allowed: Allowed) -> Tries:
         """The trees of what each request is allowed; items that have no codes or are not here are left out.

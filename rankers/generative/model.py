@@ -19,10 +19,10 @@ Shapes: S stretches of visits, T visits in all, B targets, U distinct items, d c
 columns of an item's row, P of a user's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +46,8 @@ from .reach import Allowed, everything
 
 if TYPE_CHECKING:
     from ...data.batches.batch import SampleBatch  # needs TorchRec, and the dense part runs where there is none
+
+T = TypeVar("T", bound=nn.Module)
 
 _STEP = 0.5
 KM_KNOTS, HOUR_KNOTS = 21, 25
@@ -100,8 +102,10 @@ class PlaceFacts(NamedTuple):
         )
 
 
-class Tree:
+class Tree(nn.Module):
     """The prefix tree of all items, with what is known of its nodes, for training and for scores.
+
+    Its tensors are buffers that no checkpoint has, so they lie where the model does.
 
     Attributes:
         starts, codes: by level 1 to L: first child of each node of the level above, and past the last one, int64
@@ -112,17 +116,43 @@ class Tree:
     """
 
     def __init__(self, index: Index, facts: PlaceFacts) -> None:
-        whole = index.whole()
-        self.starts = [whole.levels[0].offsets.long(), *(level.children.long() for level in whole.levels)]
-        self.codes = [level.codes.long() for level in whole.levels]
-        self.items = whole.items.long()
-        self.node = torch.full((len(facts.codes), index.levels), -1)
-        upto, numbers = self.items, torch.arange(len(self.items))
-        for level in range(index.levels, 0, -1):
-            numbers = torch.repeat_interleave(self.starts[level].diff())[numbers]
-            self.node[upto, level - 1] = numbers
-        self.facts = [_node_facts(facts, self.items, self.node[self.items, i]) for i in range(index.levels)]
-        self.facts.append(torch.cat([facts.popularity[:, None], torch.zeros(len(facts.place), 1), facts.place], dim=1))
+        super().__init__()
+        whole, levels = index.whole(), index.levels
+        items, node = whole.items.long(), torch.full((len(facts.codes), levels), -1)
+        starts = [whole.levels[0].offsets.long(), *(level.children.long() for level in whole.levels)]
+        numbers = torch.arange(len(items))
+        for level in range(levels, 0, -1):
+            numbers = torch.repeat_interleave(starts[level].diff())[numbers]
+            node[items, level - 1] = numbers
+        known = [_node_facts(facts, items, node[items, i]) for i in range(levels)]
+        known.append(torch.cat([facts.popularity[:, None], torch.zeros(len(facts.place), 1), facts.place], dim=1))
+        self.starts, self.facts = Buffers(starts), Buffers(known)
+        self.codes = Buffers([level.codes.long() for level in whole.levels])
+        self.items: Tensor
+        self.node: Tensor
+        self.register_buffer("items", items, persistent=False)
+        self.register_buffer("node", node, persistent=False)
+
+
+class Buffers(nn.Module):
+    """Tensors in a row that go where the model goes, and into no checkpoint."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()
+        for i, x in enumerate(tensors):
+            self.register_buffer(str(i), x, persistent=False)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return cast(Tensor, [*self._buffers.values()][i])
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return cast(Iterator[Tensor], iter(self._buffers.values()))
+
+
+def where_it_lies(module: nn.Module, part: T) -> T:
+    """A new part of a module, moved to the device of its parameters; of a module without any yet it stays."""
+    first = next(module.parameters(), None)
+    return part if first is None else part.to(first.device)
 
 
 def _node_facts(facts: PlaceFacts, items: Tensor, node: Tensor) -> Tensor:
@@ -302,7 +332,13 @@ class Generator(nn.Module):
 
     def set_items(self, facts: PlaceFacts, index: Index) -> None:
         """Take other items, as after ``tokenize --add``: no weight depends on how many there are."""
-        self.facts, self.index, self.tree = facts, index, Tree(index, facts)
+        self.index = index
+        self.tree, self._facts = where_it_lies(self, Tree(index, facts)), where_it_lies(self, Buffers(facts))
+
+    @property
+    def facts(self) -> PlaceFacts:
+        """What is known of all items, where the model lies."""
+        return PlaceFacts(*self._facts)
 
     # --- what has been ----------------------------------------------------------------------------------------------
 
@@ -315,14 +351,15 @@ class Generator(nn.Module):
             users: of the targets' users, [B, P].
         """
         tokens, lengths = self._tokens(q, rows), q.offsets.diff()
-        inside = torch.arange(int(lengths.max())) < lengths[:, None]
+        device = tokens.device
+        inside = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
         padded = tokens.new_zeros(*inside.shape, tokens.shape[1]).index_put((inside,), tokens)
         nothing = self.nobody.expand(len(lengths), 1, -1)
         visits = torch.cat([nothing, self.encoder(padded, lengths) if inside.shape[1] else padded], dim=1)
 
         # what each target sees, the oldest first, and the last of it
         M = max(min(self.config.copied, int(q.seen.max())), 1)
-        behind = torch.arange(M - 1, -1, -1)
+        behind = torch.arange(M - 1, -1, -1, device=device)
         there, row = behind < q.seen[:, None], (q.seen[:, None] - behind).clamp(min=0)
         visit = (q.offsets[q.stretch][:, None] + row - 1).clamp(0, max(len(q.visits) - 1, 0))
         item, time = q.items[q.visits], q.time
@@ -338,7 +375,7 @@ class Generator(nn.Module):
         known = (~q.place.isnan().any(1, keepdim=True)).float()
         state = self.request(torch.cat([hour, visits[q.stretch, row[:, -1]], users, *gaps, known], dim=1))
 
-        of = torch.arange(len(q.seen))[:, None].expand_as(row)
+        of = torch.arange(len(q.seen), device=device)[:, None].expand_as(row)
         keys = self.copy_key(visits)[q.stretch[:, None], row]
         logits = torch.einsum("bd,bmd->bm", self.copy_query(state), keys) * keys.shape[2] ** -0.5
         km = unit_vectors_km(place[:, None], self.facts.place[item]).log1p()
@@ -359,10 +396,10 @@ class Generator(nn.Module):
         tokens = sum((table(codes[:, i]) for i, table in enumerate(self.code)), torch.zeros_like(of_items))[q.visits]
         of_visits = of_items[q.visits]
         if self.training and self.config.item_dropout:
-            of_visits = of_visits * (torch.rand(len(of_visits), 1) >= self.config.item_dropout)
+            of_visits = of_visits * (torch.rand(len(of_visits), 1, device=rows.device) >= self.config.item_dropout)
         item = q.items[q.visits]
         hour = (q.time + self.facts.shift[item]) // HOUR % HOURS_PER_WEEK
-        first = torch.zeros(len(q.visits), dtype=torch.bool)
+        first = torch.zeros(len(q.visits), dtype=torch.bool, device=rows.device)
         first[q.offsets[:-1][q.offsets.diff() > 0]] = True
         hours = F.pad(q.time.diff(), (1, 0)) / HOUR if len(q.time) else q.time.float()
         place = self.facts.place[item]
@@ -385,7 +422,7 @@ class Generator(nn.Module):
         tree, node = self.tree, self.tree.node[target]
         codes = self.facts.codes[target].clamp(min=0)
         x = torch.stack([e.state, *(self.embed(i + 1, codes[:, i]) for i in range(self.levels - 1))], dim=1)
-        number = torch.arange(len(x)) - torch.searchsorted(q.stretch, q.stretch)
+        number = torch.arange(len(x), device=x.device) - torch.searchsorted(q.stretch, q.stretch)
         hidden = self.decoder.together(x, e.visits, q.stretch, number, self._sees(e, q))
         total, above = e.state.new_zeros(len(target)), torch.zeros_like(target)
         for level in range(1, self.levels + 1):
@@ -403,7 +440,7 @@ class Generator(nn.Module):
 
     def _sees(self, e: Encoded, q: Questions) -> Tensor:
         """Which rows of the visits each target's decoder looks at: that for nothing, and the last ones, bool [B, M]."""
-        row = torch.arange(e.visits.shape[1])
+        row = torch.arange(e.visits.shape[1], device=e.visits.device)
         return (row == 0) | ((row <= q.seen[:, None]) & (row > q.seen[:, None] - self.config.memory))
 
     def logits(self, level: int, hidden: Tensor, nodes: Tensor, about: Tensor | None) -> Tensor:
@@ -446,7 +483,7 @@ class Generator(nn.Module):
     def score(
         self, q: Questions, rows: Tensor, users: Tensor, index: Index | None = None, allowed: Allowed | None = None
     ) -> Tensor:
-        """Exact log p of every allowed item, as ``decoding.score`` returns them.
+        """Exact log p of every allowed item, as ``decoding.score`` returns them, on the host.
 
         Args:
             q, rows, users: as for ``encode``.
@@ -463,14 +500,17 @@ class Generator(nn.Module):
         B = len(q.seen)
         if allowed is None:
             allowed = everything(index.items, B)
+        allowed = allowed.to(generated.device)
         found = _mixed(e.gate[allowed.requests], self._copied(e, allowed), generated.flatten())
-        return found.view_as(generated)
+        return found.view_as(generated).cpu()
 
     def _copied(self, e: Encoded, allowed: Allowed) -> Tensor:
         """p_copy of allowed items, [T]."""
         items = len(self.facts.codes)
         keys, which = (
-            (torch.arange(len(e.copied))[:, None] * items + e.copied_items).flatten().unique(return_inverse=True)
+            (torch.arange(len(e.copied), device=e.copied.device)[:, None] * items + e.copied_items)
+            .flatten()
+            .unique(return_inverse=True)
         )
         p = e.copied.new_zeros(len(keys)).index_add(0, which, e.copied.flatten())
         wanted = allowed.requests * items + allowed.items

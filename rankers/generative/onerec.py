@@ -69,7 +69,7 @@ class OneRec(Generator):
             [B]; -inf for those without codes that were not visited before.
         """
         assert q.target is not None
-        each = torch.arange(len(q.target))
+        each = torch.arange(len(q.target), device=users.device)
         if lists is None:
             lists = self._drawn(q) if self.training else each
         first = torch.searchsorted(lists, lists)
@@ -85,7 +85,7 @@ class OneRec(Generator):
 
     def _drawn(self, q: Questions) -> Tensor:
         session = sessions(q.stretch, q.asked, self.config.session_hours)
-        new = (session.diff() > 0) | (torch.rand(max(len(session) - 1, 0)) >= self.config.joined)
+        new = (session.diff() > 0) | (torch.rand(max(len(session) - 1, 0), device=session.device) >= self.config.joined)
         return F.pad(new.cumsum(0), (1, 0))[: len(session)]
 
     def _codes(self, items: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class OneRec(Generator):
         allowed: Allowed | None = None,
         before: Tensor | None = None,
     ) -> Tensor:
-        """Exact log p of every allowed item as the next one of a list, as ``decoding.score`` returns them.
+        """Exact log p of every allowed item as the next one of a list, as ``decoding.score`` returns them, on the host.
 
         Args:
             q, rows, users: as for ``encode``; each target is the request of a list.
@@ -118,6 +118,7 @@ class OneRec(Generator):
         """
         listed = users.new_zeros(len(users), 2 * self.config.columns)
         if before is not None and before.shape[1]:
+            before = before.to(users.device)
             token = self._codes(before)
             listed = torch.cat([token[:, -1], token.mean(1)], dim=1)
             q = replace(q, place=self._here(q.place, before[:, -1]))

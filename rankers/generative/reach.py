@@ -35,6 +35,10 @@ class Allowed(NamedTuple):
         """The request of each item, int64 [T]."""
         return torch.repeat_interleave(self.offsets.diff(), output_size=len(self.items))
 
+    def to(self, device: torch.device) -> "Allowed":
+        """The same on a device."""
+        return Allowed(self.offsets.to(device), self.items.to(device))
+
     def some(self, start: int, stop: int) -> "Allowed":
         """Of requests start to stop alone."""
         offsets = self.offsets[start : stop + 1]

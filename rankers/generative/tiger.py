@@ -31,7 +31,7 @@ from .config import TigerConfig
 from .decoding import Softmax, score
 from .index import Index
 from .layers import Memory, Transformer
-from .model import PlaceFacts, Questions
+from .model import Buffers, PlaceFacts, Questions, where_it_lies
 from .reach import Allowed
 
 TOKENS = 4096
@@ -106,7 +106,12 @@ class Tiger(nn.Module):
                 f"index: got {alike:,} items with the codes of another, expected each item to have its own; "
                 "make it of SemanticFeatures.load(..., suffix=True), which adds the level that tells them apart"
             )
-        self.facts, self.index = facts, index
+        self.index, self._facts = index, where_it_lies(self, Buffers(facts))
+
+    @property
+    def facts(self) -> PlaceFacts:
+        """What is known of all items, where the model lies."""
+        return PlaceFacts(*self._facts)
 
     # --- what has been ----------------------------------------------------------------------------------------------
 
@@ -141,7 +146,9 @@ class Tiger(nn.Module):
         visits = q.seen.clamp(max=self.config.visits)
         order = visits.argsort(descending=True, stable=True)
         sizes, start = visits[order].tolist(), 0
-        tokens = (self.facts.codes[q.items] + 1 + torch.arange(self.levels) * (self.codes_per_level + 1))[q.visits]
+        device = users.device
+        of_level = torch.arange(self.levels, device=device) * (self.codes_per_level + 1)
+        tokens = (self.facts.codes[q.items] + 1 + of_level)[q.visits]
         last = q.offsets[q.stretch] + q.seen
         while start < len(sizes):
             longest, stop = sizes[start], start + 1
@@ -150,7 +157,7 @@ class Tiger(nn.Module):
                 stop += 1
             part = order[start:stop]
             _, at = segment_rows_unchecked(last[part] - visits[part], last[part])
-            there = torch.arange(longest) < visits[part][:, None]
+            there = torch.arange(longest, device=device) < visits[part][:, None]
             own = tokens.new_zeros(len(part), longest, self.levels)
             own[there] = tokens[at]
             x = torch.cat([self.of_user(users[part])[:, None], self.code(own.flatten(1))], dim=1)
@@ -176,7 +183,7 @@ class Tiger(nn.Module):
         rows, parts = [], []
         lengths = 1 + q.seen.clamp(max=self.config.visits) * self.levels
         for part, memory, own in self._memories(q, users):
-            rows.append(memory[torch.arange(memory.shape[1]) < own[:, None]])
+            rows.append(memory[torch.arange(memory.shape[1], device=memory.device) < own[:, None]])
             parts.append(part)
         offsets = F.pad(lengths.cumsum(0), (1, 0))
         if not rows:
@@ -190,11 +197,11 @@ class Tiger(nn.Module):
     def score(
         self, q: Questions, rows: Tensor, users: Tensor, index: Index | None = None, allowed: Allowed | None = None
     ) -> Tensor:
-        """Exact log p of every allowed item, as ``decoding.score`` returns them.
+        """Exact log p of every allowed item, as ``decoding.score`` returns them, on the host.
 
         Args:
             q, rows, users: as for ``forward``.
             index: what the columns are in the order of, without ``allowed``; default: the model's own.
             allowed: items of each request; None: all.
         """
-        return score(self, self.memory(q, users), self.index if index is None else index, allowed)
+        return score(self, self.memory(q, users), self.index if index is None else index, allowed).cpu()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from placerank.kernels.tree_attention import (
+    _padded_memory_attention,
     memory_attention,
     memory_attention_reference,
     tree_attention,
@@ -87,6 +88,9 @@ def test_memory(nodes: list[int], memory: list[int]) -> None:
     keys, values = torch.randn(2, sum(memory), 3, 8, generator=g)
     want = memory_attention_reference(queries, keys, values, offsets, memory_offsets)
     torch.testing.assert_close(memory_attention(queries, keys, values, offsets, memory_offsets), want)
+    if nodes:  # as elsewhere than on a CPU
+        got = _padded_memory_attention(queries, keys, values, offsets.tolist(), memory_offsets.tolist())
+        torch.testing.assert_close(got, want)
 
 
 def test_what_does_not_fit_is_told() -> None:

@@ -70,7 +70,7 @@ class _Device(TorchDispatchMode):
 
 
 class _Made(TorchFunctionMode):
-    """``torch.tensor`` and ``as_tensor`` copy to the device, which the operators of a build without one don't show."""
+    """``torch.tensor``, ``as_tensor`` and ``tolist`` copy, which operators of a build without a device don't show."""
 
     def __init__(self, waits: HostWaits) -> None:
         super().__init__()
@@ -78,6 +78,9 @@ class _Made(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func is Tensor.tolist and isinstance(args[0], Elsewhere):
+            self.waits.note("tolist")
+            return args[0].here.tolist()
         device = kwargs.get("device")
         if func not in (torch.tensor, torch.as_tensor) or device is None or torch.device(device) != DEVICE:
             return func(*args, **kwargs)

@@ -33,7 +33,6 @@ from placerank.rankers.plugins.akt import AktConfig
 from placerank.tokenization.codes.semantic_ids import SemanticIds
 from placerank.training.export import ExportConfig, export
 from placerank.training.inference import Loaded, load_ranker
-from placerank.training.inputs import read_inputs
 from placerank.training.model import OptimizerConfig
 from placerank.training.runtime import runtime
 from placerank.training.tasks import LEAST_LOG_P, visit_loader
@@ -307,8 +306,6 @@ def test_other_kinds_go_the_same_way(kind: str, world: SimpleNamespace, tmp_path
 
 def test_what_does_not_fit_is_told(world: SimpleNamespace, tmp_path: Path) -> None:
     config = small(world, tmp_path / "run")
-    with pytest.raises(NotImplementedError, match="runs on the CPU alone"):
-        read_inputs(config.data, config.features, config.ranker).make_ranker(torch.device("cuda"))
     with pytest.raises(ValueError, match=r"generates semantic IDs; name with features.semantic_ids"):
         small(world, tmp_path / "run", features=FeatureConfig())
     with pytest.raises(ValueError, match=r"ranker.akt.enabled: the plug-ins are for towers"):
