@@ -362,3 +362,16 @@ def test_an_export_gives_the_lists_of_the_run(world: SimpleNamespace, tmp_path: 
     (folder / "generator.json").unlink()
     with pytest.raises(ValueError, match=r"generator\.json"):
         ExportedGenerator.load(folder)
+
+
+@pytest.mark.parametrize("kind", ["generative", "tiger", "onerec"])
+def test_pipelined_as_plain(world: SimpleNamespace, kind: str, tmp_path: Path) -> None:
+    """What training on a GPU does by default gives the losses of plain steps."""
+    sizes = {"columns": 16, "heads": 2, "layers": 1, "hidden": 32}
+    settings = {"generative": GENERATOR, "tiger": TigerConfig(**sizes), "onerec": OneRecConfig(**sizes)}  # type: ignore[arg-type]
+    losses = []
+    for pipelined in (False, True):
+        config = small(world, tmp_path / f"{pipelined}", epochs=1, pipelined=pipelined)
+        train(replace(config, ranker=RankerConfig(kind=kind, **{kind: settings[kind]})))  # type: ignore[arg-type]
+        losses.append([line["loss"] for line in metrics(config.run, "train")])
+    assert losses[0] == losses[1]
