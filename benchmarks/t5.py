@@ -122,11 +122,12 @@ class T5Tokens:
 
         Without ``prefix`` it makes the dictionary of prefixes of the codes; with ``encoded`` it leaves out the encoder.
         """
+        known = {} if encoded is None else {"encoder_outputs": copy.copy(encoded)}
         out = self.model.generate(
             tokens, attention_mask=torch.ones_like(tokens), num_beams=beams, num_return_sequences=beams,
             max_new_tokens=self.levels, min_new_tokens=self.levels, length_penalty=0.0, do_sample=False,
             prefix_allowed_tokens_fn=prefix or self.prefix_function(codes), return_dict_in_generate=True,
-            output_scores=True, encoder_outputs=copy.copy(encoded),
+            output_scores=True, **known,
         )  # fmt: skip
         own = out.sequences[:, 1:].cpu() - 1 - torch.arange(self.levels) * self.K
         pairs = zip(map(tuple, own.tolist()), out.sequences_scores.tolist(), strict=True)

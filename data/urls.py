@@ -209,7 +209,7 @@ def open_parquet(path: Path, **options: Any) -> "pq.ParquetFile":
 def sizes(folder: Path, names: Iterable[str]) -> dict[str, int | None]:
     """Bytes of a folder's files by name; None for one that is not there."""
     if isinstance(folder, Url):
-        there = {name: size for name, size, _ in _listed(folder)}
+        there = {name: count for name, count, _ in _listed(folder)}  # not "size": Python 3.12.0 to 3.12.3 mix them up
         return {name: there.get(name) for name in names}
     return {name: size(folder / name) for name in names}
 

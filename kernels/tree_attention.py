@@ -28,6 +28,8 @@ def tree_attention_reference(
     """``tree_attention`` in plain PyTorch."""
     there = rows >= 0
     at = rows.clamp(min=0)
+    if not keys.shape[0]:  # rows of none then look at one of zeros
+        keys, values = (F.pad(x, (0, 0, 0, 0, 0, 1)) for x in (keys, values))
     logits = torch.einsum("nad,npad->nap", queries, keys[at])
     if bias is not None:
         logits = logits + bias
@@ -110,13 +112,13 @@ def memory_attention(queries: Tensor, keys: Tensor, values: Tensor, offsets: Ten
     check_offsets(memory_offsets, keys)
     if queries.is_meta:
         return torch.empty_like(queries)
-    return memory_attention_unchecked(queries, keys, values, offsets.tolist(), memory_offsets.tolist())
+    return memory_attention_by_lists(queries, keys, values, offsets.tolist(), memory_offsets.tolist())
 
 
-def memory_attention_unchecked(
+def memory_attention_by_lists(
     queries: Tensor, keys: Tensor, values: Tensor, offsets: list[int], memory_offsets: list[int]
 ) -> Tensor:
-    """``memory_attention`` by offsets that are known to be right, as the host has them."""
+    """``memory_attention`` by offsets that are known to be right, as lists that the host has."""
     if queries.device.type != "cpu" and len(offsets) > 2:
         return _padded_memory_attention(queries, keys, values, offsets, memory_offsets)
     parts = []

@@ -51,6 +51,26 @@ def test_every_room_says_what_it_is_for() -> None:
     assert [str(path) for path in rooms if not ast.get_docstring(ast.parse(path.read_text()))] == []
 
 
+def test_no_comprehension_hides_a_name_of_its_module() -> None:
+    """Python 3.12.0 to 3.12.3 take a name that one comprehension binds for a local in the next (UnboundLocalError)."""
+    comprehensions = (ast.ListComp, ast.SetComp, ast.DictComp)
+    hidden = []
+    for path in (path for name in FOLDERS for path in (ROOT / name).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        own = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        own |= {a.asname or a.name for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names}
+        for function in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)):
+            found = [n for n in ast.walk(function) if isinstance(n, comprehensions)]
+            bound = {
+                c: {n.id for g in c.generators for n in ast.walk(g.target) if isinstance(n, ast.Name)} for c in found
+            }
+            for c in found:
+                others = set().union(*(names for other, names in bound.items() if other is not c)) - bound[c]
+                names = {n.id for n in ast.walk(c) if isinstance(n, ast.Name)}
+                hidden += [f"{path.relative_to(ROOT)}:{c.lineno}: {name}" for name in others & names & own]
+    assert hidden == []
+
+
 def test_no_file_is_long() -> None:
     """About 200 lines are good; a file of over 600 needs a reason, given here by name."""
     reasons: dict[str, str] = {}

@@ -78,7 +78,8 @@ class TrainConfig:
     precision: str = "fp32"
     """fp32, or bf16 for the dense part (CUDA only)."""
     pipelined: bool | None = None
-    """Copy the next batches and exchange their ids between ranks while one is computed. Default: on CUDA."""
+    """Copy the next batches and exchange their ids between ranks while one is computed. Default: on CUDA, if there are
+    several ranks."""
     seed: int = 0
     """Of initial weights and of the order of samples."""
     resume: bool = False
@@ -211,7 +212,8 @@ class _Loop:
         hooks = () if elsewhere is None else (elsewhere.wait, elsewhere.start)
         self.checkpoints = Checkpointer(config.run / CHECKPOINTS, config.keep_checkpoints, rt.background, *hooks)
         self.step = 0
-        self.pipelined = rt.device.type == "cuda" if config.pipelined is None else config.pipelined
+        pays = rt.device.type == "cuda" and rt.world_size > 1  # one rank waits for nobody: plain steps were faster
+        self.pipelined = pays if config.pipelined is None else config.pipelined
         self.position = self.loader.state_dict()
         self.positions: deque[dict[str, Any]] = deque()  # of the batches taken whose steps are not done
         self.best: dict[str, Any] = {"step": 0, task.best: None, "without_gain": 0}

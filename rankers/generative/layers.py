@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ...kernels.tree_attention import memory_attention_unchecked, tree_attention_unchecked
+from ...kernels.tree_attention import memory_attention_by_lists, tree_attention_unchecked
 
 EPS = 1e-6  # of the norms, T5's
 
@@ -420,6 +420,6 @@ class Transformer(nn.Module):
             x = x + block.attention.out(found.flatten(1))
             norm, attention = block.of_memory()
             queries = attention.queries(norm(x))
-            found = memory_attention_unchecked(queries, memory_keys, memory_values, offsets, state.memory_offsets)
+            found = memory_attention_by_lists(queries, memory_keys, memory_values, offsets, state.memory_offsets)
             x = block.feed(x + attention.out(found.flatten(1)))
         return self.norm(x)

@@ -78,6 +78,12 @@ def compare(name: str, got: list[Tensor], want: list[Tensor], tolerance: float) 
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * largest, equal_nan=True)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_gpu_is_held_against_can_be_had(name: str) -> None:
+    for lengths in LENGTHS:
+        outcome(name, arguments(name, lengths, torch.float32), partial(exact, name))
+
+
 @pytest.mark.gpu
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
