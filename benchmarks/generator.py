@@ -21,16 +21,16 @@ from placerank.training.train import TrainConfig, train
 BATCH = 256  # visits that are scored together
 
 
-def trained(prepared: Path, tokens: Path, seed: int, run: Path) -> Path:
+def trained(prepared: Path, tokens: Path, seed: int, run: Path, kind: str = "generative", epochs: int = 12) -> Path:
     """The run folder, trained until validation gains no more; gone on with where it was cut off."""
     config = TrainConfig(
         data=prepared,
         run=run,
         features=FeatureConfig(semantic_ids=tokens),
-        ranker=RankerConfig(kind="generative"),
+        ranker=RankerConfig(kind=kind),
         optimizer=OptimizerConfig(dense_lr=2e-3),
         batch_size=512,
-        epochs=12,
+        epochs=epochs,
         seed=seed,
         keep_checkpoints=1,
         resume=True,

@@ -54,6 +54,21 @@ class Confidence:
         which = (p * _BINS).long().clamp(max=_BINS - 1)
         self.sums.index_add_(0, which, torch.stack([torch.ones_like(p), p, hit.double()], dim=1))
 
+    def add_within(self, scores: Tensor, near: Tensor, target: Tensor) -> None:
+        """Of lists within reach that hold the item that was visited: the question is which, not whether.
+
+        Args:
+            scores: log p, [B, I].
+            near: what is within reach, bool [B, I].
+            target: int64 [B].
+        """
+        near = near & near.gather(1, target[:, None])
+        some = near.any(1)
+        p = scores[some].double().masked_fill(~near[some], -torch.inf).softmax(dim=1)
+        top = p.max(dim=1)
+        can = ~top.values.isnan()  # nothing within reach has a probability
+        self.add(top.values[can], (top.indices == target[some])[can])
+
     def result(self) -> dict[str, Any]:
         """``ece``, None without lists, and for each bin that has any lists, confidence and hits; JSON-ready."""
         lists, sure, right = (x[self.sums[:, 0] > 0] for x in self.sums.T)
@@ -106,22 +121,12 @@ def measure_lists(ranker: Loaded, split: str, config: ListsConfig, rt: Runtime) 
         for name, found in ((MODEL, scores), *floors.scores(with_all)):
             for way, standing in ways.standings(found, with_all).items():
                 metrics[way, name].add(standing.gains().masked_fill(~here[:, None], torch.nan), with_all)
-        _add_confidence(confidence, scores[here], ways.within(with_all)[here], batch.target[here])
+        confidence.add_within(scores[here], ways.within(with_all)[here], batch.target[here])
         of_floor = floors.likelihood(with_all)[here]
         own = scores[here].gather(1, batch.target[here][:, None]).squeeze(1).double()
         both = own.isfinite() & (of_floor > 0)
         likelihood += torch.stack([both.sum().double(), -own[both].sum(), -of_floor[both].log().sum()])
     return _joined(metrics, ways.names, confidence, likelihood, config)
-
-
-def _add_confidence(confidence: Confidence, scores: Tensor, near: Tensor, target: Tensor) -> None:
-    """Of lists within reach that hold the item that was visited: the question is which, not whether."""
-    near = near & near.gather(1, target[:, None])
-    some = near.any(1)
-    p = scores[some].double().masked_fill(~near[some], -torch.inf).softmax(dim=1)
-    top = p.max(dim=1)
-    can = ~top.values.isnan()  # nothing within reach has a probability
-    confidence.add(top.values[can], (top.indices == target[some])[can])
 
 
 def _joined(

@@ -139,27 +139,34 @@ def memory_attention_by_lists(
 def _padded_memory_attention(
     queries: Tensor, keys: Tensor, values: Tensor, offsets: list[int], memory_offsets: list[int]
 ) -> Tensor:
-    """All requests at once, laid out to the longest. Where each row goes is found out on the host: nothing waits."""
-    requests = len(offsets) - 1
+    """All requests that have nodes at once, laid out to the longest. Where each row goes is found out on the host:
+    nothing waits.
+    """
+    starts, memory_starts = torch.tensor(offsets), torch.tensor(memory_offsets)
+    asked = starts.diff().nonzero().squeeze(1)
+    if not len(asked):
+        return torch.zeros_like(queries)
 
-    def places(offsets: list[int]) -> tuple[Tensor, int, Tensor]:
-        """Rows of each request, of the longest (1 at least), and where each row goes among all laid out."""
-        starts = torch.tensor(offsets)
-        counts = starts.diff()
+    def places(starts: Tensor) -> tuple[Tensor, int, Tensor, Tensor]:
+        """Rows of each request, of the longest (1 at least); and which rows go where among all laid out."""
+        counts = starts.diff()[asked]
         longest = max(int(counts.max()), 1)
-        shift = torch.arange(requests) * longest - starts[:-1]
-        at = torch.arange(offsets[-1]) + shift.repeat_interleave(counts)
-        return counts, longest, at.to(queries.device, non_blocking=True)
+        within = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        rows, at = (
+            (first.repeat_interleave(counts) + within).to(queries.device, non_blocking=True)
+            for first in (starts[asked], torch.arange(len(asked)) * longest)
+        )
+        return counts, longest, rows, at
 
-    _, most, at = places(offsets)
-    rows, longest, memory_at = places(memory_offsets)
+    def laid_out(x: Tensor, longest: int, rows: Tensor, at: Tensor) -> Tensor:
+        y = x.new_zeros(len(asked) * longest, *x.shape[1:]).index_copy(0, at, x.index_select(0, rows))
+        return y.unflatten(0, (len(asked), longest)).transpose(1, 2)
 
-    def laid_out(x: Tensor, at: Tensor, longest: int) -> Tensor:
-        y = x.new_zeros(requests * longest, *x.shape[1:]).index_copy(0, at, x)
-        return y.unflatten(0, (requests, longest)).transpose(1, 2)
-
+    _, most, rows, at = places(starts)
+    counts, longest, memory_rows, memory_at = places(memory_starts)
     # without a memory a request looks at a row of zeros, and gets zeros
-    seen = (torch.arange(longest) < rows.clamp(min=1)[:, None]).to(queries.device, non_blocking=True)
-    q, (k, v) = laid_out(queries, at, most), (laid_out(x, memory_at, longest) for x in (keys, values))
+    seen = (torch.arange(longest) < counts.clamp(min=1)[:, None]).to(queries.device, non_blocking=True)
+    q = laid_out(queries, most, rows, at)
+    k, v = (laid_out(x, longest, memory_rows, memory_at) for x in (keys, values))
     found = F.scaled_dot_product_attention(q, k, v, seen[:, None, None], scale=1.0)
     return found.transpose(1, 2).flatten(0, 1).index_select(0, at)

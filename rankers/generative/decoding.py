@@ -27,10 +27,12 @@ from ...kernels.jagged import segment_rows_unchecked
 from ...kernels.trie_topk import trie_logsumexp_unchecked, trie_topk_unchecked
 from .index import Index, Tries
 from .layers import Memory, Transformer, TreeState
-from .reach import Allowed
+from .reach import Allowed, everything
 
-CHUNK = 1024
-"""Nodes of a level that are computed together."""
+CHUNK, DEVICE_CHUNK = 1024, 16_384
+"""Nodes of a level that are computed together: on a CPU, where a level of them fits its caches, and elsewhere."""
+MOST = 50_000
+"""Items of a catalog, at most, that are scored for several requests together; on a CPU one request keeps it busy."""
 REQUESTS, TOKENS = 64, 4096
 """Requests, and rows of their memories, that are decoded together; one request at least."""
 
@@ -222,15 +224,18 @@ def score(
         ValueError: an item twice in a request, another number of requests, a model in training.
 
     Beside the result and the trees of ``REQUESTS`` requests (about 40 bytes an item) it holds ``CHUNK`` nodes
-    a level, whatever the number of items.
+    a level (elsewhere than on a CPU ``DEVICE_CHUNK``), whatever the number of items.
     """
     _check(model, memory, allowed)
     B = len(memory.first)
-    if allowed is None:
+    whole = allowed is None
+    if allowed is None and (memory.rows.device.type == "cpu" or len(index) > MOST):
         out = memory.first.new_empty(B, len(index))
         for b in range(B):
             _score(model, memory.some(b, b + 1), index, index.whole(), _later(last_mile, b), out[b])
         return out
+    if allowed is None:
+        allowed = everything(index.items, B)
     out = memory.first.new_full((len(allowed.items),), -torch.inf)
     for start, stop in _batches(memory):
         some = allowed.some(start, stop)
@@ -240,7 +245,7 @@ def score(
         log_p = found.new_empty(len(tries.items))
         _score(model, memory.some(start, stop), index, tries, _later(last_mile, start), log_p)
         found[tries.rows.to(found.device)] = log_p
-    return out
+    return out.view(B, -1) if whole else out
 
 
 def _later(last_mile: LastMile | None, start: int) -> LastMile | None:
@@ -251,7 +256,8 @@ def _later(last_mile: LastMile | None, start: int) -> LastMile | None:
 def _score(model: Model, memory: Memory, index: Index, tries: Tries, last_mile: LastMile | None, out: Tensor) -> None:
     """Log p of the trees' items, into out [T]."""
     B, L = len(memory.first), index.levels
-    walk = _Walk(model, memory, index, tries, B + CHUNK * (L - 1))
+    chunk = CHUNK if memory.rows.device.type == "cpu" else DEVICE_CHUNK
+    walk = _Walk(model, memory, index, tries, B + chunk * (L - 1))
     tries = walk.tries
 
     def descend(level: int, nodes: Tensor, requests: Tensor, totals: Tensor, above: Tensor) -> None:
@@ -259,13 +265,13 @@ def _score(model: Model, memory: Memory, index: Index, tries: Tries, last_mile: 
             _, places, log_p = walk.items(nodes, requests, totals, last_mile)
             out[places] = log_p
             return
-        at = 0 if level == 0 else B + CHUNK * (level - 1)
+        at = 0 if level == 0 else B + chunk * (level - 1)
         logits, normaliser, rows = walk.step(level, nodes, requests, above, at)
         of, children = segment_rows_unchecked(*walk.children(level, nodes))
         found = (totals - normaliser)[of] + logits[of, tries.levels[level].codes[children].long()]
         del logits
-        for cut in range(0, len(children), CHUNK):
-            some = slice(cut, cut + CHUNK)
+        for cut in range(0, len(children), chunk):
+            some = slice(cut, cut + chunk)
             descend(level + 1, children[some], requests[of[some]], found[some], rows[of[some]])
 
     requests = torch.arange(B, device=walk.device)
