@@ -103,7 +103,9 @@ def use_sorted_lookup(model: nn.Module) -> int:
     lookups = [lookup for m in model.modules() for lookup in getattr(m, "_lookups", [])]
     found = 0
     for tables in (m for lookup in lookups for m in lookup.modules()):
-        if getattr(tables, "pooling_mode", None) != PoolingMode.NONE or tables.current_device.type != "cpu":
+        if getattr(tables, "pooling_mode", None) != PoolingMode.NONE:
+            continue
+        if tables.current_device != torch.device("cpu"):  # on CUDA dense ones have its number there
             continue
         fused = isinstance(tables, SplitTableBatchedEmbeddingBagsCodegen)
         tables.forward = _forward(tables) if fused else _dense_forward(tables)

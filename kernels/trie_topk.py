@@ -6,7 +6,7 @@ of size n x C or B x items is made, and a prefix that no item has is never looke
 
 CPU: compiled loops over the children that there are (``trie_topk_cpu.py``), a heap of k a request. Elsewhere the
 reference, PyTorch's operations on all children laid out. No Triton kernel: beside the decoder's own products the loops
-take 4 to 5 % of a beam search on a CPU, and no profile of a GPU was at hand that would ask for one.
+take 4 to 5 % of a beam search on a CPU, and on an H100 neither is among what takes most (docs/kernels.md).
 """
 
 from typing import Any

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..data.batches.batch import SampleBatch
 from ..data.batches.catalog import Catalog
@@ -57,11 +58,14 @@ def export_generator(generator: AnyGenerator, kind: str, lineage: tuple[str, ...
 
 
 def with_codes(items: pa.Table, codes: Tensor) -> pa.Table:
-    """The catalog with a column of semantic IDs, int64 [I, L]; null where an item has none."""
-    flat, there = codes.int(), (codes >= 0).all(1)
-    values, mask = pa.array(flat.flatten().numpy()), pa.array(~there.numpy())
-    column = pa.FixedSizeListArray.from_arrays(values, codes.shape[1], mask=mask)
-    return items.append_column(CODES, column)
+    """The catalog with a column of semantic IDs, int64 [I, L]; null where an item has none.
+
+    Lists of no fixed size: pyarrow before 26 does not read fixed ones from Parquet if one of them is null.
+    """
+    there = (codes >= 0).all(1)
+    offsets = F.pad(there.cumsum(0) * codes.shape[1], (1, 0)).int()
+    values, mask = pa.array(codes[there].int().flatten().numpy()), pa.array(~there.numpy())
+    return items.append_column(CODES, pa.ListArray.from_arrays(pa.array(offsets.numpy()), values, mask=mask))
 
 
 class ExportedGenerator:
@@ -108,10 +112,11 @@ class ExportedGenerator:
         if missing := [t.name for t in features.tables if t.name not in tables]:
             raise ValueError(f"{folder} leaves out the tables {', '.join(missing)}; export all tables")
         items = pq.read_table(folder / "catalog.parquet", columns=["lat", "lon", "positives", CODES])
-        levels = items.schema.field(CODES).type.list_size
-        codes = np.full((len(items), levels), -1, np.int64)
         column = items[CODES].combine_chunks()
-        codes[column.is_valid().to_numpy(zero_copy_only=False)] = column.flatten().to_numpy().reshape(-1, levels)
+        there = column.is_valid().to_numpy(zero_copy_only=False)
+        levels = len(column.flatten()) // max(int(there.sum()), 1)
+        codes = np.full((len(items), levels), -1, np.int64)
+        codes[there] = column.flatten().to_numpy().reshape(-1, levels)
         semantic = SemanticFeatures(codes, told["codes_per_level"], tuple(told["lineage"]), "codes")
         kind = told["kind"]
         settings = from_plain(SETTINGS_OF[kind], told["settings"], str(folder / SETTINGS))

@@ -84,3 +84,13 @@ def test_rows_of_dense_parameters(lengths: list[int]) -> None:
     got.backward(grad)
     wanted = torch.cat([t.grad.flatten() for t in tables if t.grad is not None])
     torch.testing.assert_close(made.weights.grad, wanted)
+
+
+def test_tables_on_a_gpu_are_left_alone() -> None:
+    """Fused ones say a device, dense ones its number."""
+    for device in (torch.device("cuda", 0), 0):
+        made = tables(ours=False)
+        made.current_device = device  # type: ignore[assignment]
+        holder = nn.Module()
+        holder._lookups = [made]  # type: ignore[assignment]
+        assert use_sorted_lookup(holder) == 0
