@@ -31,6 +31,9 @@ OF_HISTORY: dict[str, Any] = {"history": np.int32, "history_hours": np.float32}
 OF_CANDIDATES: dict[str, Any] = {"item_row": np.int32, "label": np.int8, "visits": np.int32, "probability": np.float32}
 PROBABILITY, OFFSET = EXTRA = "probability", "utc_offset"
 """Columns of samples that not every source has."""
+OWN = "own."
+"""What the names of further columns begin with: a team's own, of requests or, as lists, of candidates; int32 or
+float32. The manifest says what they are."""
 ENCODING: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 1,
@@ -127,9 +130,9 @@ class Requests:
 
     Attributes:
         flat: what is of the request, ``OF_REQUEST`` by name, [R]; the offset (minutes east of UTC, NaN = unknown) where
-            the source has it.
+            the source has it; and columns of one's own.
         history: ``OF_HISTORY``, oldest first.
-        candidates: ``OF_CANDIDATES``, probability where the source knows it.
+        candidates: ``OF_CANDIDATES``, probability where the source knows it; and columns of one's own.
     """
 
     flat: dict[str, Array]
@@ -169,9 +172,12 @@ class Requests:
             ValueError: not in this layout.
         """
         there = table.column_names
-        candidates = [name for name in OF_CANDIDATES if name in there]
+        own = [name for name in there if name.startswith(OWN)]
+        lists = [name for name in own if pa.types.is_list(table.schema.field(name).type)]
+        candidates = [name for name in OF_CANDIDATES if name in there] + lists
+        flat = [name for name in OF_REQUEST if name not in EXTRA or name in there]
         return cls(
-            {name: table[name].to_numpy() for name in OF_REQUEST if name not in EXTRA or name in there},
+            {name: table[name].to_numpy() for name in (*flat, *(n for n in own if n not in lists))},
             Lists.of_table(table, [*OF_HISTORY]),
             Lists.of_table(table, candidates),
         )
@@ -227,7 +233,8 @@ class Sequences:
 
 def columns_to_read(there: Sequence[str]) -> list[str]:
     """All columns of samples, of those that a file has; some may be missing."""
-    return [n for n in (*OF_REQUEST, *OF_HISTORY, *OF_CANDIDATES) if n not in EXTRA or n in there]
+    known = [n for n in (*OF_REQUEST, *OF_HISTORY, *OF_CANDIDATES) if n not in EXTRA or n in there]
+    return known + [n for n in there if n.startswith(OWN)]
 
 
 def by_candidate(table: pa.Table, of_request: Sequence[str], of_candidates: Sequence[str]) -> Mapping[str, Array]:

@@ -25,7 +25,6 @@ CLUSTER, USER_CLUSTER = "cluster", "user_cluster"
 """Tables of AKT-Rec's clusters of items, and of users."""
 USER_TOKEN = "user_token"
 """The table of tokens that TIGER's users share."""
-_OF_USERS = "users_"
 _MODULE_NAMES = frozenset(dir(nn.ModuleDict()))  # of the modules that hold the tables: no name of a table
 _OWN_TABLES = {
     "item",
@@ -39,7 +38,7 @@ _OWN_TABLES = {
     *ITEM_ATTRIBUTES,
 }
 _OWN_COLUMNS = {"positives", "last_positive"}
-_OWN_PREFIXES = ("item_", "history_", LEVEL, NGRAM, _OF_USERS)
+_OWN_PREFIXES = ("item_", "history_", LEVEL, NGRAM, "users_", "items_", "interactions_")
 LONGEST_NAME = 120
 """Bytes of a table's name, at most: it is part of names of files."""
 HISTORY_GAPS = 2
@@ -85,23 +84,28 @@ class FeatureConfig:
         return replace(self, semantic_ids=semantic_ids or self.semantic_ids)
 
 
-def user_table(column: str) -> str:
-    """The name of a user column's table, vocabulary and feature: the column's own wherever that can be.
+def table_name(column: str, of: str, always: bool = False) -> str:
+    """The name of an own column's table, vocabulary and feature: the column's own wherever that can be.
 
     Tables are parts of modules and names of files, where "age.range", "age/range" and "type" can't be. Other
-    characters than letters, digits, "_", "-" and spaces are written as in a URL ("age%2Erange"), and "users_" comes
-    before names that placerank or PyTorch has already ("users_type", "users_city"). Different columns have different
-    tables.
+    characters than letters, digits, "_", "-" and spaces are written as in a URL ("age%2Erange"), and "users_" (or
+    "items_", "interactions_") comes before names that placerank or PyTorch has already ("users_type", "users_city").
+    Different columns of a table have different names.
+
+    Args:
+        column: its name in the raw table.
+        of: that table.
+        always: put the table's name before it in any case.
 
     Raises:
         ValueError: a name of more than ``LONGEST_NAME`` bytes.
     """
     name = re.sub(r"[^\w -]", lambda c: "".join(f"%{byte:02X}" for byte in c.group().encode()), column)
     taken = name in _MODULE_NAMES | _OWN_TABLES | _OWN_COLUMNS or name.startswith(_OWN_PREFIXES)
-    name = _OF_USERS + name if taken or not name else name
+    name = f"{of}_{name}" if taken or always or not name else name
     if len(name.encode()) > LONGEST_NAME:
         raise ValueError(
-            f"users.parquet: column {column[:40]!r}... makes a name of {len(name.encode())} bytes, expected at most "
+            f"{of}.parquet: column {column[:40]!r}... makes a name of {len(name.encode())} bytes, expected at most "
             f"{LONGEST_NAME}, since files are named after it; rename it"
         )
     return name

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..manifest import read_manifest
-from ..requests import OFFSET, PROBABILITY, Requests, columns_to_read
+from ..requests import OFFSET, OWN, PROBABILITY, Requests, columns_to_read
 from ..urls import place
 from .batch import SampleBatch
 from .line_loader import LineLoader, RowGroups
@@ -78,6 +78,7 @@ class SampleLoader(LineLoader[Requests, SampleBatch]):
         def real(x: NDArray[Any]) -> torch.Tensor:
             return torch.from_numpy(x.astype(np.float32, copy=False))
 
+        own = {name: x for name, x in (flat | candidates.values).items() if name.startswith(OWN)}
         known, offset = candidates.values.get(PROBABILITY), flat.get(OFFSET)
         return SampleBatch(
             request_id=whole(flat["request"]),
@@ -96,6 +97,7 @@ class SampleLoader(LineLoader[Requests, SampleBatch]):
             probability=None if known is None else real(known),
             valid=valid,
             utc_offset=None if offset is None else real(offset),
+            own={name[len(OWN) :]: real(x) if x.dtype.kind == "f" else whole(x) for name, x in own.items()},
         )
 
 

@@ -4,10 +4,11 @@ A user's bucket depends on the user's id alone, and rows of a bucket are sorted 
 that comes out of here depends on the order of the input.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..arrays import hash_ids, one_array, sort_order, starts_run
 from ..raw.columns import DataError
+from ..requests import OWN
 
 MOST_FILES = 256  # open at a time
 _WAITING = 1 << 20  # rows
@@ -27,18 +29,16 @@ def bucket_rows(block: pa.Table, buckets: int) -> pa.Table:
 
     Args:
         block: as ``schema.iter_interactions`` yields it: user_id, timestamp, label, user_lat, user_lon, request_id,
-            probability, utc_offset, item_index; other columns are not used.
+            probability, utc_offset, item_index, and own columns, text or numbers; others are not used.
         buckets: how many there are in all, at most 65,536.
 
     Returns:
         A row each, in the columns of ``rows_schema``: bucket (a hash of the user's id, modulo), user (the id), item
         (row in the order of the items' ids), time (unix seconds), label, request (a hash of request_id, 0 = none),
-        lat, lon (degrees, NaN = unknown), probability, utc_offset (minutes; NaN = unknown).
+        lat, lon (degrees, NaN = unknown), probability, utc_offset (minutes; NaN = unknown); then own columns: of text a
+        hash (0 = none), numbers (NaN = none).
     """
-    request = one_array(block["request_id"])
-    hashed = np.zeros(len(block), np.int64)
-    has = request.is_valid().to_numpy(zero_copy_only=False)
-    hashed[has] = hash_ids(request.drop_null()).view(np.int64)
+    own = [name for name in block.column_names if name.startswith(OWN)]
     user = one_array(block["user_id"])
     encoded = user.dictionary_encode()
     bucket = (hash_ids(encoded.dictionary) % np.uint64(buckets)).astype(np.int32)
@@ -49,20 +49,40 @@ def bucket_rows(block: pa.Table, buckets: int) -> pa.Table:
             "item": block["item_index"].cast(pa.int32()),
             "time": block["timestamp"],
             "label": block["label"],
-            "request": pa.array(hashed),
+            "request": hashed(block["request_id"]),
             "lat": block["user_lat"].cast(pa.float32()).fill_null(np.nan),
             "lon": block["user_lon"].cast(pa.float32()).fill_null(np.nan),
             "probability": block["probability"].fill_null(np.nan),
             "utc_offset": block["utc_offset"].fill_null(np.nan),
         }
+        | {name: _own(block[name]) for name in own}
     )
 
 
-def rows_schema(user: pa.DataType) -> pa.Schema:
-    """Of what ``bucket_rows`` returns, where ids of users are of that type: int64 or string."""
+def hashed(values: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Hashes of ids or texts, 0 for null, [n]."""
+    array = one_array(values)
+    out = np.zeros(len(array), np.int64)
+    has = array.is_valid().to_numpy(zero_copy_only=False)
+    if has.any():
+        encoded = array.drop_null().dictionary_encode()
+        out[has] = hash_ids(encoded.dictionary).view(np.int64)[encoded.indices.to_numpy()]
+    return out
+
+
+def _own(values: pa.ChunkedArray) -> NDArray[Any]:
+    if pa.types.is_string(values.type):
+        return hashed(values)
+    return values.cast(pa.float32(), safe=False).fill_null(np.nan).to_numpy()
+
+
+def rows_schema(user: pa.DataType, own: Iterable[tuple[str, pa.DataType]] = ()) -> pa.Schema:
+    """Of what ``bucket_rows`` returns, where ids of users are of that type: int64 or string; ``own``: names and types
+    of own columns in its argument."""
     numbers = {"item": pa.int32(), "time": pa.int64(), "label": pa.int8(), "request": pa.int64()}
     floats = dict.fromkeys(("lat", "lon", "probability", "utc_offset"), pa.float32())
-    return pa.schema({"bucket": pa.int32(), "user": user, **numbers, **floats})
+    more = {name: pa.int64() if pa.types.is_string(of) else pa.float32() for name, of in own}
+    return pa.schema({"bucket": pa.int32(), "user": user, **numbers, **floats, **more})
 
 
 class BucketWriter:
@@ -181,6 +201,7 @@ class Bucket:
         lat, lon: place of the request in degrees: the first known one of its rows; NaN = unknown, float32 [R].
         probability: NaN = unknown, float32 [R].
         utc_offset: of the request in minutes: the first known one of its rows; NaN = unknown, float32 [R].
+        own: further columns by name: hashes of text, int64 (0 = none), or numbers, float32 (NaN = none), [R].
     """
 
     user: NDArray[np.int32]
@@ -192,12 +213,23 @@ class Bucket:
     lon: NDArray[np.float32]
     probability: NDArray[np.float32]
     utc_offset: NDArray[np.float32]
+    own: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.user)
 
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """All of them by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "own"} | self.own
+
+    @classmethod
+    def of(cls, columns: dict[str, NDArray[Any]]) -> "Bucket":
+        """From ``columns``."""
+        own = {name: x for name, x in columns.items() if name.startswith(OWN)}
+        return cls(**{name: x for name, x in columns.items() if name not in own}, own=own)
+
     def save(self, file: Path) -> None:
-        table = pa.table(vars(self))
+        table = pa.table(self.columns())
         with pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
 
@@ -206,7 +238,7 @@ class Bucket:
         """A bucket as ``save`` wrote it; the arrays are the file, and can't be written."""
         with pa.memory_map(str(file)) as source:
             table = pa.ipc.open_file(source).read_all()
-        return cls(**{name: table[name].to_numpy() for name in table.column_names})
+        return cls.of({name: table[name].to_numpy() for name in table.column_names})
 
 
 @dataclass
@@ -235,12 +267,13 @@ def read_rows(files: Iterable[Path]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def sort_rows(table: pa.Table, each_row_a_request: bool) -> Sorted:
+def sort_rows(table: pa.Table, each_row_a_request: bool, of_request: Collection[str] = ()) -> Sorted:
     """All rows of a bucket, in whatever order they come.
 
     Args:
         table: of ``bucket_rows``, at least a row.
         each_row_a_request: of repeated rows one stays, and each is a request; else rows of a request share its place.
+        of_request: own columns that rows of a request share too.
 
     Raises:
         DataError: a request_id has rows of several moments.
@@ -257,26 +290,26 @@ def sort_rows(table: pa.Table, each_row_a_request: bool) -> Sorted:
         column["request"] = np.zeros_like(column["request"])
     keys = ("user", "time", "request", "item", "label")
     order = sort_order(*(column[n] for n in keys))
-    b = Bucket(**{name: values[order] for name, values in column.items()})
+    b = Bucket.of({name: values[order] for name, values in column.items()})
     first = starts_run(*(getattr(b, n) for n in keys))
     repeated = int(len(order) - first.sum())
     if repeated:  # rows that differ in their floats alone, if at all
         alike = np.flatnonzero(~first | ~np.append(first[1:], True))
         rows = order[alike]
-        floats = [column[n][rows] for n in ("utc_offset", "probability", "lon", "lat")]
-        rows = rows[np.lexsort((*floats, np.cumsum(first)[alike]))]
-        for name, values in vars(b).items():
+        others = [column[n][rows] for n in (*b.own, "utc_offset", "probability", "lon", "lat")]
+        rows = rows[np.lexsort((*others, np.cumsum(first)[alike]))]
+        for name, values in b.columns().items():
             values[alike] = column[name][rows]
     if each_row_a_request:
         if repeated:
-            b = Bucket(**{name: values[first] for name, values in vars(b).items()})
+            b = Bucket.of({name: values[first] for name, values in b.columns().items()})
         b.request = np.arange(len(b))
         return Sorted(b, users, repeated, 0)
     candidates = int(starts_run(b.user, b.time, b.request, b.item).sum())
     new = starts_run(b.user, b.time, b.request)
     _check_moments(users, b.user[new], b.request[new], b.time[new])
     b.request = np.cumsum(new) - 1
-    _share(b, np.flatnonzero(new))
+    _share(b, np.flatnonzero(new), of_request)
     return Sorted(b, users, repeated, len(order) - repeated - candidates)
 
 
@@ -295,14 +328,21 @@ def _check_moments(users: pa.Array, user: NDArray[np.int32], key: NDArray[np.int
         )
 
 
-def _share(b: Bucket, first: NDArray[np.int64]) -> None:
+def _share(b: Bucket, first: NDArray[np.int64], own: Collection[str]) -> None:
     """All rows of a request get its first known place and offset: on clicked rows alone these would tell the label."""
-    for names in (("lat", "lon"), ("utc_offset",)):
-        known = ~np.isnan(getattr(b, names[0]))
+    columns = b.columns()
+    for names in (("lat", "lon"), ("utc_offset",), *((name,) for name in own)):
+        known = is_known(columns[names[0]])
         if not known.any():
             continue
         source = np.minimum.reduceat(np.where(known, np.arange(len(b)), len(b)), first)[b.request]
         found = source < len(b)
         source = np.where(found, source, 0)
         for name in names:
-            setattr(b, name, np.where(found, getattr(b, name)[source], np.float32(np.nan)))
+            missing = np.float32(np.nan) if columns[name].dtype.kind == "f" else np.int64(0)
+            columns[name][:] = np.where(found, columns[name][source], missing)
+
+
+def is_known(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where an own column has a value, bool [n]."""
+    return ~np.isnan(values) if values.dtype.kind == "f" else values != 0

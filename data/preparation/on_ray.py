@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..ranks import Ranks
+from ..raw.own import normal_type
 from ..raw.parts import parts
 from .buckets import rows_schema
 from .prepare import Job, PrepareConfig, Raw
@@ -72,7 +73,8 @@ class RayJob(Job):
         """First pass: check every interaction and bring the rows of each bucket together."""
         (self.work / "spread").mkdir()
         raw, buckets = self.raw.path.resolve(), self.bucket_count()
-        schema = rows_schema(_user_type(raw))
+        own = [c for c in self.raw.own if c.of == "interactions"]
+        schema = rows_schema(_user_type(raw), [(c.key, normal_type(c)) for c in own])
         read = partial(
             read_share,
             raw=raw,
@@ -81,6 +83,7 @@ class RayJob(Job):
             schema=schema,
             skip=self.config.on_bad_rows == "skip",
             shares=self.shares,
+            own=own,
         )
         rows = _items(range(self.shares)).map_batches(read, batch_size=None, batch_format="pyarrow")
         keep = partial(keep_bucket, folder=self.work / "spread", schema=schema)

@@ -35,6 +35,7 @@ from ..requests import (
     Sequences,
 )
 from .buckets import Bucket, Sorted, sort_rows
+from .own import Extra, OwnSeen
 from .samples import CheckIns, check_ins, impressions, mixed, pieces, requests_of, sequences_of, user_blocks
 from .summary import busiest
 
@@ -54,6 +55,9 @@ class Context:
         starts: unix seconds at which the validation and the test split begin, of ``split_starts``.
         history_length, min_user_positives, seed: as in ``PrepareConfig``.
         extra: which of ``requests.EXTRA`` samples have; visits have no probability.
+        own: further columns of the samples, made of the buckets' own columns.
+        of_request: own columns of the buckets of which a request has one value, the first known one of its rows.
+        sampled: rows that ``count`` takes of a bucket as a sample, with what it sees of own columns; 0: neither.
         check_ins: how candidates are made where all interactions are visits; None where they are impressions.
         before: by bucket, how many users, requests and users of the vocabulary the buckets before it have;
             ``bucket_samples`` alone needs it.
@@ -65,6 +69,9 @@ class Context:
     seed: int
     extra: tuple[str, ...]
     check_ins: CheckIns | None
+    own: tuple[Extra, ...] = ()
+    of_request: tuple[str, ...] = ()
+    sampled: int = 0
     before: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
 
     def numbered(self, counts: pa.Table) -> "Context":
@@ -127,6 +134,7 @@ class BucketSize:
         by_split: of check-ins, the requests of each split.
         given, own_place: of check-ins, requests for which the source gives a place, and those of them whose given
             place is the visited item's own.
+        own: what is seen of own columns, where ``Context.sampled`` asks for it.
     """
 
     rows: int
@@ -140,6 +148,7 @@ class BucketSize:
     by_split: NDArray[np.int64]
     given: int
     own_place: int
+    own: OwnSeen | None = None
 
 
 @dataclass
@@ -210,7 +219,7 @@ def bucket_samples(table: pa.Table, context: Context) -> pa.Table:
         ValueError: rows of several buckets, or of one that was not counted.
         DataError: a request_id has rows of several moments.
     """
-    schema = samples_schema(context.extra)
+    schema = samples_schema(context.extra, context.own)
     if len(table) == 0:
         return schema.empty_table()
     made = []
@@ -242,13 +251,14 @@ def bucket_sequences(table: pa.Table, context: Context) -> pa.Table:
     return pa.concat_tables([sequences_schema().empty_table(), *made])
 
 
-def samples_schema(extra: Collection[str]) -> pa.Schema:
-    """Of what ``bucket_samples`` returns, with those of ``requests.EXTRA``."""
+def samples_schema(extra: Collection[str], own: Collection[Extra] = ()) -> pa.Schema:
+    """Of what ``bucket_samples`` returns, with those of ``requests.EXTRA`` and own columns."""
     flat, lists = {"split": np.int8, **OF_REQUEST}, {**OF_HISTORY, **OF_CANDIDATES}
     for name in {*EXTRA} - {*extra}:
         flat.pop(name, None)
         lists.pop(name, None)
-    return _schema(flat, lists)
+    flat |= {e.name: e.dtype for e in own if e.of == "request"}
+    return _schema(flat, lists | {e.name: e.dtype for e in own if e.of == "candidate"})
 
 
 def sequences_schema() -> pa.Schema:
@@ -282,7 +292,7 @@ def _number(table: pa.Table) -> int:
 
 
 def _sorted(table: pa.Table, context: Context) -> Sorted:
-    return sort_rows(table, each_row_a_request=context.check_ins is not None)
+    return sort_rows(table, context.check_ins is not None, context.of_request)
 
 
 def _user_positives(b: Bucket, context: Context) -> NDArray[np.int64]:
@@ -320,6 +330,8 @@ def count(found: Sorted, context: Context) -> BucketCounts:
         given=0,
         own_place=0,
     )
+    if context.sampled:
+        size.own = OwnSeen.of(b, found.users, train, context.sampled)
     if (how := context.check_ins) is not None:
         size.by_split = np.bincount(np.searchsorted(context.starts, b.time, "right"), minlength=len(SPLITS))
         given = np.flatnonzero(~np.isnan(b.lat))
@@ -357,13 +369,16 @@ def pieces_of_bucket(b: Bucket, number: int, context: Context) -> Iterator[tuple
     user_row = np.where(known, known_users + np.cumsum(known), 0).astype(np.int32)
     split = np.searchsorted(context.starts, b.time, "right")
     how = context.check_ins
+    extra: dict[str, NDArray[Any]] = {name: getattr(b, name) for name in context.extra}
+    extra |= {e.name: e.of_values(b.own[e.column]) for e in context.own}
+    of_candidates = {n for n in extra if n in OF_CANDIDATES} | {e.name for e in context.own if e.of == "candidate"}
     weight = np.ones(len(b), np.int64) if how is None else 1 + how.negatives[split]
     for block, rows in enumerate(user_blocks(b, weight)):
         rng = np.random.default_rng([context.seed, number, block])
         if how is None:
-            samples = impressions(b, rows, context.history_length, context.extra)
+            samples = impressions(b, rows, context.history_length, extra, of_candidates)
         else:
-            samples = check_ins(b, rows, context.history_length, context.extra, split, how, rng)
+            samples = check_ins(b, rows, context.history_length, extra, of_candidates, split, how, rng)
         of = np.searchsorted(context.starts, samples.time, "right")
         for i in range(len(SPLITS)):
             mine = mixed(samples, np.flatnonzero(of == i), requests_too=i == 0, rng=rng)

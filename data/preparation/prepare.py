@@ -14,7 +14,7 @@ import logging
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import takewhile
 from pathlib import Path
@@ -33,6 +33,7 @@ from ..ranks import Ranks, joined
 from ..raw.checks import BadRows, OnBadRows, merge_rejected
 from ..raw.columns import DataError
 from ..raw.lookup import IdIndex
+from ..raw.own import OwnColumn, own_columns, read_declaration
 from ..raw.readers import convert
 from ..raw.schema import check_not_all_bad, has_column, inventory, iter_interactions, read_items, read_users
 from ..raw.times import iso
@@ -40,6 +41,8 @@ from ..requests import EXTRA, PROBABILITY, SEQUENCES, SPLITS
 from ..urls import Url, check_seen, fetched, fingerprints
 from .buckets import MOST_FILES, by_number, part, sharing, spread
 from .negatives import Reach
+from .own import SAMPLED, OwnSeen
+from .own_plan import OwnPlan, plan
 from .per_bucket import BucketCounts, BucketSize, Context, split_starts
 from .samples import CheckIns
 from .summary import Seen, Told, lines, summarize
@@ -71,6 +74,8 @@ class PrepareConfig:
     """parquet: a folder in placerank's schema; csv: the same tables as CSV (see columns); or a public dataset."""
     columns: dict[str, str] = field(default_factory=dict)
     """Only for csv: column names in the file, by name in the schema; others are taken as they are."""
+    features: Path | None = None
+    """TOML file that says what columns of your own are (docs/data.md); default: the input's features.toml, if any."""
     history_length: int = 50
     """The user's last so many positives before a sample make its history."""
     valid_fraction: float = 0.1
@@ -202,7 +207,8 @@ class Raw:
 
     Attributes:
         path: the raw folder: the input, or what it was converted to.
-        rows, unused, notes: see ``schema.inventory``.
+        rows, notes: see ``schema.inventory``.
+        own, left: see ``own.own_columns``.
         source: the manifest of a converted input.
         rejected: of items, users and text files.
         extra: which of ``requests.EXTRA`` the interactions have.
@@ -210,8 +216,9 @@ class Raw:
 
     path: Path
     rows: dict[str, int]
-    unused: dict[str, list[str]]
     notes: list[str]
+    own: list[OwnColumn]
+    left: dict[str, dict[str, str]]
     source: dict[str, Any]
     rejected: list[dict[str, str | int]]
     extra: tuple[str, ...]
@@ -223,14 +230,20 @@ def _read_tables(config: PrepareConfig, folder: Path) -> Raw:
     work.mkdir()
     with BadRows(config.on_bad_rows, folder / "rejected" if config.on_bad_rows == "skip" else None) as bad_rows:
         raw, source = config.input, {}
+        declaration = read_declaration(config.features, config.input)
         if config.format != "parquet":
-            raw = convert(fetched(config.input), config.format, config.columns, work / "raw", bad_rows)
+            raw = convert(fetched(config.input), config.format, config.columns, work / "raw", bad_rows, declaration)
             source = read_manifest(raw, "raw")
-        write_table(read_items(raw, bad_rows).sort_by("item_id"), work / ITEMS_FILE)
-        if (users := read_users(raw, bad_rows)) is not None:
+        own, left = own_columns(raw, declaration)
+        write_table(read_items(raw, bad_rows, _of("items", own)).sort_by("item_id"), work / ITEMS_FILE)
+        if (users := read_users(raw, bad_rows, _of("users", own))) is not None:
             write_table(users, work / _USERS)
-        rows, unused, notes = inventory(raw)
-    return Raw(raw, rows, unused, notes, source, bad_rows.summary(), extra_columns(raw))
+        rows, notes = inventory(raw)
+    return Raw(raw, rows, notes, own, left, source, bad_rows.summary(), extra_columns(raw))
+
+
+def _of(table: str, own: Sequence[OwnColumn]) -> list[OwnColumn]:
+    return [c for c in own if c.of == table]
 
 
 def _fingerprint(path: Path) -> str:
@@ -292,6 +305,7 @@ class Job:
         self.written = Written.into(folder, config.row_group_rows)
         self.counted: dict[int, BucketSize] = {}
         self.context: Context | None = None
+        self.own: OwnPlan | None = None
 
     def run(self) -> None:
         """All passes."""
@@ -336,7 +350,9 @@ class Job:
 
             def blocks() -> Iterator[pa.Table]:
                 with self._progress("interactions", total) as progress:
-                    for block in self._going(iter_interactions(self.raw.path, index, bad_rows, share=(rank, world))):
+                    own = _of("interactions", self.raw.own)
+                    found = iter_interactions(self.raw.path, index, bad_rows, share=(rank, world), own=own)
+                    for block in self._going(found):
                         seen.add_block(block)
                         yield block
                         progress.update(len(block))
@@ -386,7 +402,11 @@ class Job:
         """From the counts of all times."""
         config, seen = self.config, self.seen
         self.starts = split_starts(bins, seen.first, seen.last, config.valid_fraction, config.test_fraction)
-        self.context = context_of(config, self.items, self.starts, seen.negatives == 0, self.raw.extra)
+        context = context_of(config, self.items, self.starts, seen.negatives == 0, self.raw.extra)
+        own = _of("interactions", self.raw.own)
+        shared = tuple(c.key for c in own if c.declared.joins == "request")
+        some = -(-SAMPLED // len(self.files)) if self.raw.own else 0
+        self.context = replace(context, of_request=shared, sampled=some)
 
     def sort(self) -> None:
         """Second pass: sort each bucket, and count its users, requests and what its training rows say of the items."""
@@ -420,11 +440,19 @@ class Job:
         self.counted = {number: counted[number] for number in sorted(counted)}
         columns = {name: [getattr(c, name) for c in self.counted.values()] for name in _NUMBERED}
         self.context = self.context.numbered(pa.table({"bucket": list(self.counted), **columns}))
+        seen = [c.own for c in self.counted.values() if c.own is not None]
+        self.own = self.ranks.first(lambda: self._plan(OwnSeen.joined(seen) if seen else None))
+        self.context = replace(self.context, own=self.own.extras, sampled=0)
         for c in self.counted.values():
             self.seen.repeated += c.repeated
             self.seen.both_labels += c.both_labels
             self.seen.top_user = max(self.seen.top_user, c.top, key=lambda top: top[1])
             self.seen.marker_users.update(c.markers)
+
+    def _plan(self, seen: OwnSeen | None) -> OwnPlan:
+        """What own columns become, on one rank."""
+        values = {name: found.values() for name, found in self.seen.values.items()}
+        return plan(self.raw.own, self.items, self.users, seen, values, self.seen.negatives == 0)
 
     def make_samples(self) -> None:
         """Third pass: samples of each bucket, in files of its own, numbered after those of the buckets before it."""
@@ -460,14 +488,18 @@ class Job:
         skipped = self._skipped()
         self._check_splits(skipped)
         vocabularies, columns = item_vocabularies(self.items, self.config.price_buckets)
+        own = self.own
+        assert own is not None
+        columns |= own.items
+        vocabularies |= own.vocabularies
         counts = {"positives": self.positives, "impressions": self.shown, "last_positive": self.last_positive}
         write_catalog(self.folder / "catalog.parquet", self.items, columns, counts)
         tables = {"item": len(self.items) + 1, "user": known_users + 1}
+        tables |= {name: rows + 1 for name, rows in own.hashed.items()}
         parts = [read_table(self.work / f"users-{number:05d}") for number in self.counted]
         ids = pa.chunked_array([chunk for part in parts for chunk in part["user_id"].chunks])
-        users_known, user_tables = write_users(
-            self.folder / "users.parquet", pa.concat_tables(parts), self.users, vocabularies
-        )
+        users_known = write_users(self.folder / "users.parquet", pa.concat_tables(parts), self.users, own.users)
+        user_tables = {f["column"]: f["name"] for f in own.features if f["of"] == "users" and f["kind"] == "category"}
         (self.folder / "vocab").mkdir()
         for name, table in vocabularies.items():
             pq.write_table(table, self.folder / "vocab" / f"{name}.parquet", compression="zstd")
@@ -479,6 +511,7 @@ class Job:
             "history_length": self.config.history_length,
             "users": users,
             "user_columns": list(user_tables.values()),
+            "own": own.features,
             "source": "check-ins" if check_ins else "impressions",
         }
         lost = int(skipped.sum())
@@ -488,8 +521,9 @@ class Job:
         source = self.raw.source
         told = Told(
             rows_in=source.get("rows", self.raw.rows),
-            unused=source.get("unused_columns", self.raw.unused),
-            notes=self.raw.notes + self._notes(),
+            unused=source.get("unused_columns", {}) | self._left(own),
+            own=own.told,
+            notes=self.raw.notes + self._notes() + own.warnings,
             rejected=self.raw.rejected + self.rejected,
             left_out=source.get("left_out", {}),
             items=self.items,
@@ -509,6 +543,11 @@ class Job:
         shutil.rmtree(self.work)
         write_manifest(self.folder, "prepared", self.config, {"raw": _fingerprint(self.config.input)}, **extra)
         return summary
+
+    def _left(self, own: OwnPlan) -> dict[str, list[str]]:
+        """Columns that are not used, with the reason, by table."""
+        every = {of: self.raw.left.get(of, {}) | own.left.get(of, {}) for of in ("items", "interactions", "users")}
+        return {of: [f"{name} ({why})" for name, why in columns.items()] for of, columns in every.items() if columns}
 
     def _notes(self) -> list[str]:
         """What looks wrong in the visits."""

@@ -1,6 +1,6 @@
 """From a bucket of interactions to requests with their candidates; nothing here reads or writes a file."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import first_of_run, ranges, sort_order, starts_run
-from ..requests import OF_CANDIDATES, Lists, Requests, Sequences
+from ..requests import Lists, Requests, Sequences
 from .buckets import Bucket
 from .history import earlier_visits, history_ranges
 from .negatives import Reach
@@ -51,7 +51,8 @@ class Samples:
     visits: NDArray[np.int32]
     history_start: NDArray[np.int64]
     history_end: NDArray[np.int64]
-    extra: dict[str, NDArray[np.float32]]  # of ``requests.EXTRA``, those that there are
+    extra: dict[str, NDArray[Any]]  # of ``requests.EXTRA``, those that there are, and columns of one's own
+    of_candidates: set[str]  # which of them are of candidates
     positives: Positives
 
 
@@ -81,8 +82,12 @@ def user_blocks(bucket: Bucket, weight: NDArray[np.int64]) -> Iterator[slice]:
     return (slice(a, b) for a, b in pairwise(cuts))
 
 
-def impressions(bucket: Bucket, rows: slice, longest: int, extra: Collection[str]) -> Samples:
-    """Samples of a source that says what was shown: one a row."""
+Extras = Mapping[str, NDArray[Any]]
+"""Further columns of the samples by name, an entry a row of the bucket."""
+
+
+def impressions(bucket: Bucket, rows: slice, longest: int, extra: Extras, of_candidates: set[str]) -> Samples:
+    """Samples of a source that says what was shown: one a row; ``of_candidates``: which of ``extra`` are."""
     user, item, time, label = (getattr(bucket, n)[rows] for n in ("user", "item", "time", "label"))
     positive = label == 1
     start, end = history_ranges(user, time, positive, longest)
@@ -99,7 +104,8 @@ def impressions(bucket: Bucket, rows: slice, longest: int, extra: Collection[str
         visits=visits,
         history_start=start,
         history_end=end,
-        extra={name: getattr(bucket, name)[rows] for name in extra},
+        extra={name: x[rows] for name, x in extra.items()},
+        of_candidates=of_candidates,
         positives=Positives(*(x[positive] for x in (user, item, time, request, lat, lon, visits))),
     )
 
@@ -122,12 +128,16 @@ def check_ins(
     bucket: Bucket,
     rows: slice,
     longest: int,
-    extra: Collection[str],
+    extra: Extras,
+    of_candidates: set[str],
     split: NDArray[np.int64],
     how: CheckIns,
     rng: np.random.Generator,
 ) -> Samples:
-    """Samples of a source of visits: each visit is a request, with negatives drawn within reach (see ``prepare``)."""
+    """Samples of a source of visits: each visit is a request, with negatives drawn within reach (see ``prepare``).
+
+    What is of candidates (``of_candidates``) only visits have; negatives have 0.
+    """
     user, item, time = bucket.user[rows], bucket.item[rows], bucket.time[rows]
     start, end = history_ranges(user, time, np.ones(len(user), bool), longest)
     lat, lon = _places(bucket, rows, how)
@@ -160,7 +170,13 @@ def check_ins(
         visits=visits[order],
         history_start=start[event],
         history_end=end[event],
-        extra={name: getattr(bucket, name)[rows][event] for name in extra},
+        extra={
+            name: np.where(label_of[order] == 1, x[rows][event], x.dtype.type(0))
+            if name in of_candidates
+            else x[rows][event]
+            for name, x in extra.items()
+        },
+        of_candidates=of_candidates,
         positives=Positives(user, item, time, np.where(alone, -1, request), lat, lon, visits[: len(user)]),
     )
 
@@ -203,7 +219,7 @@ def requests_of(
         "lon": s.lon[of],
     }
     for name, values in s.extra.items():
-        if name in OF_CANDIDATES:
+        if name in s.of_candidates:
             columns[name] = values[rows]
         else:
             flat[name] = values[of]

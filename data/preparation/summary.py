@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from ..raw.columns import DataError
 from ..raw.times import YEAR_1990, iso, looks_like
+from ..requests import OWN
+from .own import Distinct
 
 _NEVER = np.iinfo(np.int64).max
 _DAY = 86_400
@@ -40,6 +42,7 @@ class Seen:
         repeated, both_labels: see ``buckets.Sorted``.
         top_user: the id with most rows, and how many.
         marker_users: ids that read as a missing value, with their rows.
+        values: different texts of own columns.
     """
 
     rows: int = 0
@@ -55,6 +58,7 @@ class Seen:
     both_labels: int = 0
     top_user: tuple[Any, int] = (None, 0)
     marker_users: Counter[str] = field(default_factory=Counter)
+    values: dict[str, Distinct] = field(default_factory=dict)
     _now: float = field(default_factory=time.time)
 
     def add_block(self, block: pa.Table) -> None:
@@ -62,6 +66,9 @@ class Seen:
         moments = block["timestamp"].to_numpy()
         first, last = int(moments.min()), int(moments.max())
         self.rows += len(block)
+        for name in block.column_names:
+            if name.startswith(OWN) and pa.types.is_string(block.schema.field(name).type):
+                self.values.setdefault(name, Distinct()).add(block[name])
         self.negatives += int((block["label"].to_numpy() == 0).sum())
         self.first, self.last = min(self.first, first), max(self.last, last)
         if first < YEAR_1990:
@@ -81,6 +88,8 @@ class Seen:
         for one in seen:
             for name in ("rows", "negatives", "early", "future", "placed", "nowhere", "place"):
                 setattr(found, name, getattr(found, name) + getattr(one, name))
+        for name in {name: None for one in seen for name in one.values}:
+            found.values[name] = Distinct.joined(one.values[name] for one in seen if name in one.values)
         return found
 
     def check_times(self, source: Path) -> None:
@@ -121,6 +130,7 @@ class Told:
     Attributes:
         rows_in: rows by table or file of the input.
         unused: columns that were not used, by table or file.
+        own: what own columns were taken for.
         notes: warnings from elsewhere.
         rejected: ``BadRows.summary``.
         left_out: rows by the reason for which they were left out.
@@ -136,6 +146,7 @@ class Told:
 
     rows_in: dict[str, int]
     unused: dict[str, list[str]]
+    own: list[str]
     notes: list[str]
     rejected: list[dict[str, str | int]]
     left_out: dict[str, int]
@@ -181,6 +192,7 @@ def summarize(seen: Seen, told: Told) -> dict[str, Any]:
         "items_never_chosen": float((told.positives == 0).mean()),
         "users_known": None if told.users is None else [told.users_known, len(told.vocabulary_ids)],
         "user_tables": told.user_tables,
+        "own_columns": told.own,
         "unused_columns": told.unused,
         "warnings": [*told.notes, *_warnings(seen, told)],
     }
@@ -212,7 +224,9 @@ def lines(summary: dict[str, Any]) -> list[str]:
         "users": ", ".join([] if known is None else [f"{known[0]:,} of {known[1]:,} are in the users table", *renamed]),
         "not used": "; ".join(unused),
     }
-    return [f"  {name:<10}{text}" for name, text in told.items() if text]
+    found = [f"  {name:<10}{text}" for name, text in told.items() if text]
+    own = [f"  feature   {text}" for text in summary["own_columns"]]
+    return found[:-1] + own + found[-1:] if told["not used"] else found + own
 
 
 def _reason(column: str, reason: str, rows: list[dict[str, Any]]) -> str:
@@ -307,7 +321,7 @@ def _of_users(seen: Seen, told: Told) -> Iterator[str]:
             "others' columns are missing; check that both tables use the same ids"
         )
     for column in told.user_tables:
-        yield from _of_markers(f"users' {column}", told.users[column], "users")
+        yield from _of_markers(f"users' {column}", told.users[OWN + column], "users")
 
 
 def _of_places(seen: Seen, told: Told) -> Iterator[str]:

@@ -1,14 +1,14 @@
 """The catalog and the users' table that ``prepare`` writes."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..batches.features import user_table
-from .vocabulary import rows_of, vocabulary
+from .vocabulary import rows_of
 
 _HEAD, _MID = 0.1, 0.5  # the most popular tenth of the items is the head, the next 40 % the middle
 
@@ -20,7 +20,7 @@ def write_catalog(
 
     Args:
         items: in the columns of ``schema.ITEMS``.
-        columns: of ``vocabulary.item_vocabularies``.
+        columns: of ``vocabulary.item_vocabularies``, and own ones.
         counts: of the training split: ``positives`` and more columns.
     """
     n = len(items)
@@ -32,42 +32,43 @@ def write_catalog(
     table = items.select(raw)
     for name, column in {**columns, **counts, "popularity_bucket": bucket}.items():
         table = table.append_column(name, pa.array(column))
-    missing = {"popularity_bucket": 2, "category_path": [], "lat": np.nan, "lon": np.nan}
-    first = {f.name: [missing.get(f.name, None if f.name in raw else 0)] for f in table.schema}
+    missing = {"popularity_bucket": 2, "lat": np.nan, "lon": np.nan}
+    first = {f.name: [missing.get(f.name, None if f.name in raw else _nothing(f.type))] for f in table.schema}
     table = pa.concat_tables([pa.table(first, schema=table.schema), table])
     pq.write_table(table.combine_chunks(), file, compression="zstd")
 
 
-def write_users(
-    file: Path, table: pa.Table, users: pa.Table | None, vocabularies: dict[str, pa.Table]
-) -> tuple[int, dict[str, str]]:
-    """Write the users of the vocabulary after a row 0 for all others, and add their columns' vocabularies.
+def _nothing(type_: pa.DataType) -> Any:
+    """What a column has where there is nothing: row 0, no number, no list."""
+    return [] if pa.types.is_list(type_) else np.nan if pa.types.is_floating(type_) else 0
+
+
+def write_users(file: Path, table: pa.Table, users: pa.Table | None, own: dict[str, pa.Array]) -> int:
+    """Write the users of the vocabulary after a row 0 for all others.
 
     Args:
         table: ``user_id`` and counts, in the order of the vocabulary.
         users: of ``schema.read_users``.
-        vocabularies: by name; those of the users' columns are added.
+        own: columns of ``users``, in its order.
 
     Returns:
-        How many of the vocabulary are in ``users``, and the name of the table of each of its columns.
+        How many of the vocabulary are in ``users``.
     """
-    found, names = 0, {}
+    found = 0
     table = table.combine_chunks()
     if users is not None:
-        names = {c: user_table(c) for c in users.column_names if c != "user_id"}
         ids, known = table["user_id"], users["user_id"]
         if ids.type != known.type:  # 7 here and "7" there are the same user
             ids, known = ids.cast(pa.string()), known.cast(pa.string())
         at = rows_of(ids, pa.table({"value": _after_null(known)}))
         found = int((at > 0).sum())
-        for column, name in names.items():
-            vocabularies[name] = vocabulary(users[column])
-            rows = np.concatenate([[0], rows_of(users[column], vocabularies[name])]).astype(np.int32)
-            table = table.append_column(f"{name}_row", pa.array(rows[at]))
-    first = {f.name: [None if f.name == "user_id" else 0] for f in table.schema}
+        for name, values in own.items():
+            after = pa.concat_arrays([pa.array([_nothing(values.type)], values.type), values])
+            table = table.append_column(name, after.take(pa.array(at)))
+    first = {f.name: [None if f.name == "user_id" else _nothing(f.type)] for f in table.schema}
     table = pa.concat_tables([pa.table(first, schema=table.schema), table])
     pq.write_table(table.combine_chunks(), file, compression="zstd")
-    return found, names
+    return found
 
 
 def _after_null(values: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..raw.checks import BadRows
 from ..raw.lookup import IdIndex
+from ..raw.own import OwnColumn
 from ..raw.schema import iter_interactions
 from ..requests import SEQUENCES, SPLITS, Sequences
 from .buckets import LZ4, Bucket, bucket_rows, read_rows, sort_rows, times
@@ -52,7 +53,7 @@ def histogram(files: Iterable[Path], first: int, last: int) -> NDArray[np.int64]
 
 def count_bucket(work: Path, number: int, files: Sequence[Path], context: Context) -> BucketCounts:
     """Sort a bucket and count it; leaves it, and its users of the vocabulary, as files in ``work``."""
-    found = sort_rows(read_rows(files), each_row_a_request=context.check_ins is not None)
+    found = sort_rows(read_rows(files), context.check_ins is not None, context.of_request)
     counts = count(found, context)
     write_table(counts.users, work / f"users-{number:05d}")
     found.bucket.save(work / f"sorted-{number:05d}")
@@ -125,7 +126,14 @@ def bucket_file(folder: Path, number: int) -> Path:
 
 
 def read_share(
-    at: pa.Table, raw: Path, work: Path, buckets: int, schema: pa.Schema, skip: bool, shares: int
+    at: pa.Table,
+    raw: Path,
+    work: Path,
+    buckets: int,
+    schema: pa.Schema,
+    skip: bool,
+    shares: int,
+    own: Sequence[OwnColumn],
 ) -> Iterator[pa.Table]:
     """Rows of a share of the interactions; what was seen of them is left in ``work``."""
     if not work.is_dir():
@@ -139,7 +147,8 @@ def read_share(
     bad_rows = BadRows("skip", work / f"rejected-{share:05d}") if skip else BadRows("error")
     try:
         with bad_rows:
-            for block in iter_interactions(raw, _index(work / ITEMS_FILE), bad_rows, share=(share, shares)):
+            index = _index(work / ITEMS_FILE)
+            for block in iter_interactions(raw, index, bad_rows, share=(share, shares), own=own):
                 if (work / STOP_FILE).exists():
                     break
                 seen.add_block(block)

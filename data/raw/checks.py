@@ -301,7 +301,7 @@ class Block:
             bad_rows.write(self.file, name, aside)
             good = good.filter(pa.array(self.fault == 0))
         for position, column in enumerate(columns):
-            if column.kind in ("number", "label"):
+            if column.kind in ("number", "label") or pa.types.is_timestamp(column.type):
                 good = good.set_column(position, column.name, good[column.name].cast(column.type, safe=False))
         return good
 

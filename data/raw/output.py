@@ -1,7 +1,7 @@
 """The raw folder that a reader writes: tables checked row by row, and what came of every row."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,21 @@ class Output:
         return self.counted(file, csv_rows(file, self.bad_rows, self.repeats))
 
     def interactions(
-        self, file: Path, lines: np.ndarray, raw: pa.Table, values: pa.Table, item_ids: IdIndex | None
+        self,
+        file: Path,
+        lines: np.ndarray,
+        raw: pa.Table,
+        values: pa.Table,
+        item_ids: IdIndex | None,
+        own: Sequence[Column] = (),
     ) -> None:
-        """Check and write a block; ``item_ids`` None = the items are made from these very rows."""
-        block = Block(file, raw, lines, INTERACTIONS, unit="line", parsed=values)
+        """Check and write a block; ``item_ids`` None = the items are made from these rows; ``own``: more columns."""
+        columns = (*INTERACTIONS, *own)
+        block = Block(file, raw, lines, columns, unit="line", parsed=values)
         if item_ids is not None:
             mark_interactions(block, item_ids)
         name = file.name if item_ids is not None else f"{file.name}-visits"
-        table = block.finish(INTERACTIONS, self.bad_rows, name)
+        table = block.finish(columns, self.bad_rows, name)
         if item_ids is not None:
             table = table.drop_columns("item_index")
         # Columns that the source has not stay missing, rather than null: prepare looks whether they are there.
@@ -106,9 +113,14 @@ class Output:
         return {"rows": dict(rows), "left_out": left_out, "unused_columns": self.unused, "noted": self.noted}
 
 
-def write_items(output: Output, blocks: Iterator[tuple[np.ndarray, pa.Table, pa.Table]], file: Path) -> IdIndex:
+def write_items(
+    output: Output,
+    blocks: Iterable[tuple[np.ndarray, pa.Table, pa.Table]],
+    file: Path,
+    columns: tuple[Column, ...] = ITEMS,
+) -> IdIndex:
     """Check and write all items; an index of their ids."""
-    table = distinct(output, list(blocks), file, ITEMS)
+    table = distinct(output, list(blocks), file, columns)
     output.table("items", file, table)
     return IdIndex(table["item_id"])
 

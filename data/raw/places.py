@@ -28,6 +28,7 @@ from ..arrays import one_array
 from .checks import Block, as_mask, blank_to_null, is_text
 from .columns import ITEMS, DataError
 from .output import Output
+from .own import Declaration, own_columns
 from .parts import Part, open_parquet, parts, unreadable
 from .paths import PATH, category_paths
 from .schema import INTERACTIONS, has_column, inventory, iter_interactions, read_users
@@ -52,8 +53,8 @@ _OVERTURE = [
 ]  # fmt: skip
 
 
-def read_places(source: Path, output: Output) -> None:
-    """Places as items, then the interactions and users beside them.
+def read_places(source: Path, output: Output, declaration: Declaration) -> None:
+    """Places as items, then the interactions and users beside them, with columns of their own.
 
     Raises:
         FileNotFoundError: ``source`` is no folder with places and interactions.
@@ -69,18 +70,24 @@ def read_places(source: Path, output: Output) -> None:
     for part in parts(source, "places"):
         items.add(part)
     kept, gone = items.finish(source)
-    rows, unused, notes = inventory(source)
+    used = {of: {c: d for c, d in columns.items() if d.use} for of, columns in declaration.items() if of != "items"}
+    own, left = own_columns(source, used)  # what is left out as declared is so later
+    rows, notes = inventory(source)
     for note in notes:
         log.warning("warning: %s", note)
     output.read.update(rows)
-    output.unused |= unused
+    output.unused |= {of: [f"{name} ({why})" for name, why in columns.items()] for of, columns in left.items()}
+    of_rows, of_users = ([c for c in own if c.of == of] for of in ("interactions", "users"))
     names = [c.name for c in INTERACTIONS if c.required or has_column(source, c.name)]
     output.left_out[_LOST] = 0
-    for table in iter_interactions(source, pa.chunked_array([*kept.chunks, *gone.chunks], kept.type), output.bad_rows):
+    ids = pa.chunked_array([*kept.chunks, *gone.chunks], kept.type)
+    for table in iter_interactions(source, ids, output.bad_rows, own=of_rows):
         there = pc.less(table["item_index"], len(kept))
         output.left_out[_LOST] += len(table) - (pc.sum(there).as_py() or 0)
-        output.add(table.filter(there).select(names))
-    if (users := read_users(source, output.bad_rows)) is not None:
+        table = table.filter(there).select([*names, *(c.key for c in of_rows)])
+        output.add(table.rename_columns([*names, *(c.column for c in of_rows)]))
+    if (users := read_users(source, output.bad_rows, of_users)) is not None:
+        users = users.rename_columns(["user_id", *(c.column for c in of_users)])
         pq.write_table(users, output.folder / "users.parquet", compression="zstd")
 
 

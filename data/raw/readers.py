@@ -16,8 +16,10 @@ import pyarrow.compute as pc
 from ..manifest import whole_folder, write_manifest
 from .check_ins import foursquare, one_file, snap
 from .checks import BadRows, as_mask
-from .columns import INTERACTIONS, ITEMS, Column, DataError, key_column, text_column
+from .columns import INTERACTIONS, ITEMS, Column, DataError, key_column
 from .output import Output, distinct, write_items
+from .own import Declaration
+from .own_text import OwnText
 from .places import read_places
 from .text import json_lines
 from .values import parsed, times
@@ -51,7 +53,12 @@ _COMMA = "\x1f"  # stands for those commas
 
 
 def convert(
-    source: Path, format: SourceFormat, columns: dict[str, str], out: Path, bad_rows: BadRows | None = None
+    source: Path,
+    format: SourceFormat,
+    columns: dict[str, str],
+    out: Path,
+    bad_rows: BadRows | None = None,
+    declaration: Declaration | None = None,
 ) -> Path:
     """Write ``source`` as a raw folder in our schema.
 
@@ -67,6 +74,7 @@ def convert(
         columns: csv only: our column name -> the name in the files; a table without that name is read by our name.
         out: the folder to make. Ids are strings in it, those of ``places`` what they are there.
         bad_rows: what to do with bad rows and broken lines; default: the first raises.
+        declaration: csv and places: what is said of columns that the schema doesn't name.
 
     Returns:
         ``out``. The manifest (kind "raw") has ``rows`` by file, ``left_out`` by reason (check-ins that name no place,
@@ -84,7 +92,7 @@ def convert(
     with whole_folder(out) as folder:
         output = Output(folder, bad_rows or BadRows())
         if format == "csv":
-            _csv(source, columns, output)
+            _csv(source, columns, output, declaration or {})
         elif format == "yelp":
             _yelp(source, output)
         elif format == "foursquare":
@@ -92,7 +100,7 @@ def convert(
         elif format == "gowalla":
             snap(one_file(source, "*totalCheckins.txt*"), output)
         else:
-            read_places(source, output)
+            read_places(source, output, declaration or {})
         output.close(source)
         config = {"source": source, "format": format, "columns": columns}
         write_manifest(folder, "raw", config, interactions=output.kept, **output.told())
@@ -187,7 +195,7 @@ def _chosen(file: Path, table: pa.Table, mapping: dict[str, str], columns: tuple
     return chosen
 
 
-def _csv(source: Path, mapping: dict[str, str], output: Output) -> None:
+def _csv(source: Path, mapping: dict[str, str], output: Output, declaration: Declaration) -> None:
     known = [c.name for c in (*ITEMS, *INTERACTIONS)]
     for name in mapping:
         if name not in known:
@@ -200,37 +208,41 @@ def _csv(source: Path, mapping: dict[str, str], output: Output) -> None:
         raise FileNotFoundError(f"{source}: expected items.csv and interactions.csv (or .csv.gz), got {held}")
     used: set[str] = set()
 
-    def read(file: Path, columns: tuple[Column, ...]) -> Iterator[tuple[np.ndarray, pa.Table, pa.Table]]:
+    own: dict[str, OwnText] = {}
+
+    def read(file: Path, of: str, columns: tuple[Column, ...]) -> Iterator[tuple[np.ndarray, pa.Table, pa.Table]]:
         for lines, table in output.csv(file):
             chosen = _chosen(file, table, mapping, columns)
+            if of not in own:
+                ours = {theirs: name for name, theirs in chosen.items()}
+                if of == "users":  # one column alone may be the id
+                    _chosen(file, table.rename_columns([ours.get(n, n) for n in table.column_names]), {}, columns)
+                own[of] = OwnText(of, table, set(chosen.values()), declaration)
             used.update(chosen.values())
-            if unused := [name for name in table.column_names if name not in chosen.values()]:
+            taken = {*chosen.values(), *(c.name for c in own[of].columns)}
+            if unused := [name for name in table.column_names if name not in taken]:
                 output.unused[file.name] = unused
-            yield lines, *parsed(pa.table({ours: table[theirs] for ours, theirs in chosen.items()}), columns)
+            raw, values = parsed(pa.table({ours: table[theirs] for ours, theirs in chosen.items()}), columns)
+            yield lines, *map(_side_by_side, (raw, values), own[of].values(table))
 
-    ids = write_items(output, read(items, ITEMS), items)
-    for lines, raw, values in read(interactions, INTERACTIONS):
-        output.interactions(interactions, lines, raw, values, ids)
+    parts = list(read(items, "items", ITEMS))
+    ids = write_items(output, parts, items, (*ITEMS, *_own(own, "items")))
+    for lines, raw, values in read(interactions, "interactions", INTERACTIONS):
+        output.interactions(interactions, lines, raw, values, ids, _own(own, "interactions"))
     if users is not None:
-        used.update(_csv_users(users, mapping.get("user_id", "user_id"), output))
+        key = key_column("user_id")
+        parts = list(read(users, "users", (key,)))
+        output.table("users", users, distinct(output, parts, users, (key, *_own(own, "users"))))
     unknown = [f"{ours}={theirs}" for ours, theirs in mapping.items() if theirs not in used]
     if unknown:
         raise DataError(f"{source}: columns {', '.join(unknown)} name no column of the files; correct or drop them")
 
 
-def _csv_users(file: Path, theirs: str, output: Output) -> list[str]:
-    """Check and write the users: the id, and all other columns as text; the names of the file's columns."""
-    parts: list[tuple[np.ndarray, pa.Table, pa.Table]] = []
-    names: list[str] = []
-    columns: tuple[Column, ...] = ()
-    for lines, table in output.csv(file):
-        if not parts:
-            names = table.column_names
-            key = theirs if theirs in names else "user_id"
-            ours = ["user_id" if n == key else n for n in names]
-            others = [text_column(n) for n in ours if n != "user_id"]
-            columns = (key_column("user_id"), *others)
-            _chosen(file, table.rename_columns(ours), {}, columns)
-        parts.append((lines, *parsed(table.rename_columns(ours), columns)))
-    output.table("users", file, distinct(output, parts, file, columns))
-    return names
+def _own(own: dict[str, OwnText], of: str) -> list[Column]:
+    return own[of].columns if of in own else []
+
+
+def _side_by_side(one: pa.Table, other: pa.Table) -> pa.Table:
+    for name in other.column_names:
+        one = one.append_column(name, other[name])
+    return one

@@ -6,11 +6,11 @@ A raw folder holds
                            description?, image?
     interactions.parquet   user_id, item_id, timestamp, label, user_lat?, user_lon?, request_id?, probability?,
                            utc_offset?
-    users.parquet?         user_id and any categorical columns
+    users.parquet?         user_id
 
 each a file or a folder of that name, with or without ``.parquet``, as ``parts`` reads it. ``?`` columns may be missing
 or null; ``name`` and ``category`` must be there and may be null. Ids are integers or strings; "" and white space alone
-are null in all text. Columns that are not listed are ignored (``inventory`` names them). ``read_items``,
+are null in all text. Of columns that are not listed those are read that are asked for (``own``). ``read_items``,
 ``iter_interactions`` and ``read_users`` return the listed columns in this order and in the types of ``ITEMS`` and
 ``INTERACTIONS``, whatever Arrow type the file chose. Rows that break a rule raise ``DataError``, or are set aside by
 ``BadRows("skip", folder)``.
@@ -26,9 +26,10 @@ import numpy as np
 import pyarrow as pa
 
 from ..urls import UrlError, told
-from .checks import BadRows, Block, OnBadRows, as_mask, blank_to_null, check_type, is_text
-from .columns import INTERACTIONS, ITEMS, Column, DataError, key_column, text_column
+from .checks import BadRows, Block, OnBadRows, as_mask, check_type
+from .columns import INTERACTIONS, ITEMS, Column, DataError, key_column
 from .lookup import IdIndex
+from .own import OwnColumn, check_fits, normal, normal_type
 from .parts import Part, open_parquet, parts, table_files, unreadable
 
 __all__ = [
@@ -60,9 +61,25 @@ def _check_columns(part: Part, columns: Sequence[Column], tell: bool = True) -> 
             warnings.warn(f"{part.file}: column '{near[0]}' is ignored; did you mean '{column.name}'?", stacklevel=4)
 
 
-def _wanted(part: Part, columns: Sequence[Column], bad_rows: BadRows) -> list[str] | None:
-    """Columns to read: the known ones, or all where bad rows are set aside as they were."""
-    return None if bad_rows.policy == "skip" else [c.name for c in columns if c.name in part.stored]
+def _wanted(
+    part: Part, columns: Sequence[Column], bad_rows: BadRows, own: Sequence[OwnColumn] = ()
+) -> list[str] | None:
+    """Columns to read: the known ones and own ones, or all where bad rows are set aside as they were."""
+    if bad_rows.policy == "skip":
+        return None
+    return [name for name in (*(c.name for c in columns), *(c.column for c in own)) if name in part.stored]
+
+
+def _add_own(block: Block, own: Sequence[OwnColumn], with_time: bool = False) -> None:
+    """Own columns in normal form beside the schema's; null where a part lacks one."""
+    time = block.columns["timestamp"] if with_time else None
+    for column in own:
+        if column.column not in block.raw.column_names:
+            block.columns[column.key] = pa.chunked_array([pa.nulls(len(block.raw), normal_type(column))])
+            continue
+        values = block.raw[column.column]
+        check_fits(block.file, column, values.type)
+        block.columns[column.key] = normal(column, values, time)
 
 
 def _with_rows(path: Path, name: str) -> list[Part]:
@@ -74,16 +91,18 @@ def _with_rows(path: Path, name: str) -> list[Part]:
     return found
 
 
-def _read_whole(part: Part, columns: Sequence[Column], wanted: list[str] | None) -> Block:
+def _read_whole(part: Part, columns: Sequence[Column], own: Sequence[OwnColumn], bad_rows: BadRows) -> Block:
     _check_columns(part, columns)
     try:
         with open_parquet(part.file) as source, told(part.file):
-            table = source.read(columns=wanted)
+            table = source.read(columns=_wanted(part, columns, bad_rows, own))
     except UrlError:
         raise
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(unreadable(part.file, error)) from error
-    return Block(part.file, part.with_values(table), np.arange(part.rows), columns)
+    block = Block(part.file, part.with_values(table), np.arange(part.rows), columns)
+    _add_own(block, own)
+    return block
 
 
 def mark_duplicates(block: Block | Sequence[Block], key: str) -> None:
@@ -132,57 +151,42 @@ def check_not_all_bad(file: Path, rows: int) -> None:
         raise DataError(f"{file}: no row is left, all were set aside as bad; see the rejected files for the reasons")
 
 
-def read_items(path: Path, bad_rows: BadRows | None = None) -> pa.Table:
+def read_items(path: Path, bad_rows: BadRows | None = None, own: Sequence[OwnColumn] = ()) -> pa.Table:
     """The items of a raw folder (or of one Parquet file), whole and in normal form.
 
     Returns:
-        The columns of ``ITEMS``, in that order; ``item_id`` is int64 or string, unique and not null.
+        The columns of ``ITEMS``, in that order, then those of ``own`` as ``own.normal`` gives them; ``item_id`` is
+        int64 or string, unique and not null.
 
     Raises:
         DataError, FileNotFoundError: see the module.
     """
-    bad_rows = bad_rows or BadRows()
-    found = _with_rows(path, "items")
-    blocks = [_read_whole(part, ITEMS, _wanted(part, ITEMS, bad_rows)) for part in found]
-    return pa.concat_tables(_finish(path, found, blocks, [ITEMS] * len(found), "item_id", bad_rows))
+    table = _read_table(path, "items", ITEMS, own, bad_rows or BadRows())
+    assert table is not None
+    return table
 
 
-def read_users(path: Path, bad_rows: BadRows | None = None) -> pa.Table | None:
+def read_users(path: Path, bad_rows: BadRows | None = None, own: Sequence[OwnColumn] = ()) -> pa.Table | None:
     """The users of a raw folder (or of one Parquet file); None where the folder has no users.parquet.
 
     Returns:
-        ``user_id`` (int64 or string, unique), then every other column of the file as string, nulls kept.
+        ``user_id`` (int64 or string, unique), then the columns of ``own``.
 
     Raises:
-        DataError: also for a column that is not categorical (string, integer or boolean).
+        DataError: see the module.
     """
-    bad_rows = bad_rows or BadRows()
     if not table_files(path, "users"):
         return None
-    found = _with_rows(path, "users")
-    blocks, columns = [], []
-    for part in found:
-        block = _read_whole(part, [key_column("user_id")], None)
-        own = [f for f in part.schema if f.name != "user_id"]
-        for field in own:
-            block.columns[field.name] = _as_category(part.file, field, block.raw[field.name])
-        blocks.append(block)
-        columns.append([key_column("user_id"), *(text_column(f.name) for f in own)])
-    tables = _finish(path, found, blocks, columns, "user_id", bad_rows)
+    return _read_table(path, "users", (key_column("user_id"),), own, bad_rows or BadRows())
+
+
+def _read_table(
+    path: Path, name: str, columns: tuple[Column, ...], own: Sequence[OwnColumn], bad_rows: BadRows
+) -> pa.Table:
+    found = _with_rows(path, name)
+    blocks = [_read_whole(part, columns, own, bad_rows) for part in found]
+    tables = _finish(path, found, blocks, [columns] * len(found), columns[0].name, bad_rows)
     return pa.concat_tables(tables, promote_options="default")
-
-
-def _as_category(file: Path, field: pa.Field, array: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A user column as text."""
-    kinds = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_null)
-    if not (is_text(field.type) or any(kind(field.type) for kind in kinds)):
-        raise DataError(
-            f"{file}: column '{field.name}': got type {field.type}, expected a categorical one (string, integer or "
-            "boolean); put numbers in buckets, or drop the column"
-        )
-    if pa.types.is_dictionary(field.type):
-        array = array.cast(field.type.value_type)
-    return blank_to_null(array.cast(pa.string()))
 
 
 def has_column(path: Path, name: str) -> bool:
@@ -190,32 +194,27 @@ def has_column(path: Path, name: str) -> bool:
     return any(name in part.schema.names for part in parts(path, "interactions"))
 
 
-def inventory(path: Path) -> tuple[dict[str, int], dict[str, list[str]], list[str]]:
+def inventory(path: Path) -> tuple[dict[str, int], list[str]]:
     """What the tables of a raw folder hold, from their files' footers alone.
 
     Returns:
-        Rows by table ("items.parquet"); columns that are not in the schema, by table; and what is told of columns
-        that only some of a table's parts have.
+        Rows by table ("items.parquet"), and what is told of columns that only some of a table's parts have.
     """
     rows: dict[str, int] = {}
-    unused: dict[str, list[str]] = {}
     told = []
-    for name, columns in (("items", ITEMS), ("interactions", INTERACTIONS), ("users", None)):
+    for name in ("items", "interactions", "users"):
         if not table_files(path, name):
             continue
         every = parts(path, name)
         rows[f"{name}.parquet"] = sum(part.rows for part in every)
         found = Counter(column for part in every if part.rows for column in part.schema.names)
         count = sum(part.rows > 0 for part in every)
-        known = list(found) if columns is None else [c.name for c in columns]
-        if left := [c for c in found if c not in known]:
-            unused[f"{name}.parquet"] = left
         told += [
             f"{name}.parquet: column '{c}' is in {n:,} of {count:,} parts and null in the others; write all parts alike"
             for c, n in found.items()
-            if c in known and n < count
+            if n < count
         ]
-    return rows, unused, told
+    return rows, told
 
 
 def iter_interactions(
@@ -224,6 +223,7 @@ def iter_interactions(
     bad_rows: BadRows | None = None,
     block_rows: int = 131_072,
     share: tuple[int, int] = (0, 1),
+    own: Sequence[OwnColumn] = (),
 ) -> Iterator[pa.Table]:
     """Stream the interactions of a raw folder (or file, or folder of files) in normal form.
 
@@ -233,11 +233,12 @@ def iter_interactions(
         bad_rows: what to do with bad rows; default: raise.
         block_rows: rows held at once.
         share: (i, n): only the i-th of n about equal shares of the row groups, in their order; it may be empty.
+        own: columns that the schema doesn't name, which are wanted too.
 
     Yields:
         Tables with the columns of ``INTERACTIONS`` in that order (timestamp int64 unix seconds UTC, label int8,
         places float64, probability and utc_offset float32; missing ones null), then ``item_index`` int32, the row in
-        ``item_ids``.
+        ``item_ids``, then those of ``own`` by their ``key``, as ``own.normal`` gives them.
     """
     bad_rows = bad_rows or BadRows()
     items = item_ids if isinstance(item_ids, IdIndex) else IdIndex(item_ids)
@@ -250,11 +251,12 @@ def iter_interactions(
         _check_families(part, types, ("item_id", "user_id", "request_id"))
     good = 0
     for part, groups, first_row in _shared(found, *share):
-        for batch in _batches(part, block_rows, _wanted(part, INTERACTIONS, bad_rows), groups):
+        for batch in _batches(part, block_rows, _wanted(part, INTERACTIONS, bad_rows, own), groups):
             raw = part.with_values(batch)
             block = Block(part.file, raw, np.arange(first_row, first_row + len(batch)), INTERACTIONS)
             first_row += len(batch)
             mark_interactions(block, items)
+            _add_own(block, own, with_time=True)
             table = block.finish(INTERACTIONS, bad_rows, part.label)
             good += len(table)
             if len(table):

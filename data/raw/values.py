@@ -14,7 +14,7 @@ Numbers = TypeVar("Numbers", pa.Array, pa.ChunkedArray)
 # What MySQL and Hive (\N, NULL), JSON (null), NumPy (nan), Excel (#N/A) and pandas (<NA>, NaN) write for nothing.
 _MISSING = pa.array(["\\N", "NULL", "null", "NaN", "nan", "N/A", "n/a", "#N/A", "<NA>", "NaT"])
 # In names and regions these may be real (NA is Naples), in ids, numbers and times not. R writes NA, Python None.
-_MISSING_IDS = pa.array([*_MISSING.to_pylist(), "NA", "None"])
+MISSING_IDS = pa.array([*_MISSING.to_pylist(), "NA", "None"])
 _NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
 _ISO = (
     r"^\s*(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)"
@@ -140,7 +140,7 @@ def parsed(raw: pa.Table, columns: tuple[Column, ...]) -> tuple[pa.Table, pa.Tab
         if not pa.types.is_string(text.type):
             values[name] = text
             continue
-        missing = pc.is_in(text, value_set=_MISSING if kind in ("text", "path") else _MISSING_IDS)
+        missing = pc.is_in(text, value_set=_MISSING if kind in ("text", "path") else MISSING_IDS)
         if pc.any(missing).as_py():
             text = pc.if_else(missing, pa.scalar(None, pa.string()), text)
             if column is None or column.nullable:

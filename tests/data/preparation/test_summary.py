@@ -55,7 +55,11 @@ def test_nothing_wrong(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     items["rating"], rows["device"], rows["page"] = [3] * ITEMS, ["x"] * ROWS, [1] * ROWS
     rows["label"][7] = 2
     rows["item_id"][8:10] = ["nowhere", "elsewhere"]
-    users = {"user_id": [f"u{i}" for i in range(USERS)], "type": ["a", "b"] * (USERS // 2), "age": ["x"] * USERS}
+    users = {
+        "user_id": [f"u{i}" for i in range(USERS)],
+        "type": ["a", "b"] * (USERS // 2),
+        "age": ["x", None] * (USERS // 2),
+    }
     with caplog.at_level(logging.INFO, "placerank"):
         found = summary(tmp_path / "raw", items, rows, users, on_bad_rows="skip")
     assert found["warnings"] == []
@@ -67,10 +71,13 @@ def test_nothing_wrong(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     assert found["times"] == ["2020-09-13 12:26", "2020-10-06 15:43"]
     assert found["box"]["lat"] == [min(items["lat"]), max(items["lat"])]
     assert found["items_missing"] == {"name": 0, "category": 0, "brand": 0.25, "price": 1, "city": 0}
-    assert found["unused_columns"] == {"items.parquet": ["rating"], "interactions.parquet": ["device", "page"]}
+    assert found["unused_columns"] == {
+        "items": ["rating (the same in all rows)"],
+        "interactions": ["device (the same in all training rows)", "page (the same in all training rows)"],
+    }
     assert found["users_known"] == [USERS, USERS] and found["user_tables"] == {"type": "users_type", "age": "age"}
     shown = "\n".join(lines(found))
-    assert shown in caplog.text and len(shown.splitlines()) <= 12 and all(len(line) < 250 for line in lines(found))
+    assert shown in caplog.text and len(shown.splitlines()) <= 14 and all(len(line) < 250 for line in lines(found))
     for text in (
         "  rows in   items.parquet 100, interactions.parquet 2,000, users.parquet 40",
         "  set aside 1 of interactions.parquet, 'label': expected 0 or 1; 2 of interactions.parquet, 'item_id': ",
@@ -79,7 +86,8 @@ def test_nothing_wrong(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
         "  times     2020-09-13 12:26 to 2020-10-06 15:43 UTC, valid from 2020-1",
         "  items     without brand 25 %, price 100 %; never chosen in training 0 %",
         "  users     40 of 40 are in the users table, type as users_type",
-        "  not used  items.parquet: rating; interactions.parquet: device, page",
+        "  feature   users.type as users_type (string): category of 2 values, joins the user",
+        "  not used  items: rating (the same in all rows); interactions: device (the same in all training rows), page",
     ):
         assert text in shown
 
@@ -135,12 +143,12 @@ def test_what_looks_wrong(tmp_path: Path, change: Callable[[Columns, Columns], o
 
 
 def test_users_that_nobody_knows(tmp_path: Path) -> None:
-    users = {"user_id": [f" u{i} " for i in range(USERS)], "sex": ["f"] * USERS}
+    users = {"user_id": [f" u{i} " for i in range(USERS)], "sex": ["f", "m"] * (USERS // 2)}
     (warning,) = summary(tmp_path / "raw", *town(), users)["warnings"]
     assert "knows 0 of 40 users (0 %) of the vocabulary; ids there look like ' u0 ', here like 'u0'" in warning
-    users = {"user_id": [f"u{i}" for i in range(USERS)], "sex": ["\\N"] * USERS}
+    users = {"user_id": [f"u{i}" for i in range(USERS)], "sex": ["\\N", "m"] * (USERS // 2)}
     (warning,) = summary(tmp_path / "raw", *town(), users)["warnings"]
-    assert "users' sex is '\\\\N' in 40 of 40 users (100 %)" in warning
+    assert "users' sex is '\\\\N' in 20 of 40 users (50 %)" in warning
 
 
 def test_many_rows_set_aside(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from placerank.data.raw.own import own_columns
 from placerank.data.raw.schema import (
     BadRows,
     DataError,
@@ -52,9 +53,10 @@ def test_partitions_are_read_in_the_order_of_their_names(tmp_path: Path, name: s
     for i in range(4):
         put(VISITS.slice(3 * i, 3), tmp_path / name / f"day={i // 2}" / f"hour={i % 2}" / "part-0.parquet")
     assert visits(tmp_path)["user_id"].to_pylist() == VISITS["user_id"].to_pylist()
-    rows, unused, told = inventory(tmp_path)
+    rows, told = inventory(tmp_path)
     assert rows == {"items.parquet": 4, "interactions.parquet": 12} and not told
-    assert unused == {"interactions.parquet": ["day", "hour"]}
+    folder_names = dict.fromkeys(("day", "hour"), "the name of a folder")
+    assert own_columns(tmp_path, {}) == ([], {"interactions": folder_names})
 
 
 def test_folders_without_keys_are_read_too(tmp_path: Path) -> None:
@@ -93,8 +95,9 @@ def test_partitions_give_the_columns_that_files_lack(tmp_path: Path) -> None:
     assert visits(tmp_path)["label"].to_pylist() == [0] * 6 + [1] * 6
     for sex in "fm":
         put(pa.table({"user_id": [f"u{sex}"]}), tmp_path / "users" / f"sex={sex}" / "part-0.parquet")
-    users = read_users(tmp_path)
-    assert users is not None and users.to_pydict() == {"user_id": ["uf", "um"], "sex": ["f", "m"]}
+    own, _ = own_columns(tmp_path, {})
+    users = read_users(tmp_path, own=[c for c in own if c.of == "users"])
+    assert users is not None and users.to_pydict() == {"user_id": ["uf", "um"], "own.sex": ["f", "m"]}
 
 
 def test_a_files_own_column_wins_over_its_folder(tmp_path: Path) -> None:
@@ -149,10 +152,11 @@ def test_parts_that_differ(tmp_path: Path) -> None:
     put(VISITS.append_column("probability", pa.array([0.5] * 12)), tmp_path / "interactions" / "1.parquet")
     put(VISITS, tmp_path / "interactions" / "0.parquet")
     assert has_column(tmp_path, "probability") and not has_column(tmp_path, "request_id")
-    _, unused, told = inventory(tmp_path)
-    assert unused == {"items.parquet": ["rating"]}
+    _, told = inventory(tmp_path)
+    assert [c.column for c in own_columns(tmp_path, {})[0]] == ["rating"]
     assert [t.partition(";")[0] for t in told] == [
         "items.parquet: column 'brand' is in 2 of 3 parts and null in the others",
+        "items.parquet: column 'rating' is in 1 of 3 parts and null in the others",
         "interactions.parquet: column 'probability' is in 1 of 2 parts and null in the others",
     ]
     put(ITEMS.slice(3).set_column(0, "item_id", pa.array([4])), folder / "2.parquet")
@@ -166,9 +170,14 @@ def test_parts_that_differ(tmp_path: Path) -> None:
 def test_user_columns_of_some_parts(tmp_path: Path) -> None:
     put(pa.table({"user_id": [1], "age": ["old"]}), tmp_path / "users" / "0.parquet")
     put(pa.table({"user_id": [2], "sex": [1]}), tmp_path / "users" / "1.parquet")
-    users = read_users(tmp_path)
+    put(ITEMS, tmp_path / "items.parquet")
+    put(VISITS, tmp_path / "interactions.parquet")
+    users = read_users(tmp_path, own=own_columns(tmp_path, {})[0])
     assert users is not None
-    assert users.to_pydict() == {"user_id": [1, 2], "age": ["old", None], "sex": [None, "1"]}
+    assert users.to_pydict() == {"user_id": [1, 2], "own.age": ["old", None], "own.sex": [None, "1"]}
+    put(pa.table({"user_id": [3], "sex": [0.5]}), tmp_path / "users" / "2.parquet")
+    with pytest.raises(DataError, match=r"2.parquet: column 'sex': got type double, expected one that fits 'category'"):
+        read_users(tmp_path, own=own_columns(tmp_path, {})[0])
 
 
 def test_bad_rows_of_parts(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from placerank.data.manifest import read_manifest
 from placerank.data.raw.readers import convert, yelp_category
-from placerank.data.raw.schema import BadRows, DataError, iter_interactions, read_items, read_users
+from placerank.data.raw.schema import BadRows, DataError, iter_interactions, read_items
 
 NYC = (
     "470\t49bbd6c0f964a520f4531fe3\t4bf58dd8d48988d127951735\tArts & Crafts Store\t40.719\t-74.002\t-240\t"
@@ -159,8 +159,10 @@ def test_csv(tmp_path: Path) -> None:
     assert interactions(out)["timestamp"].to_pylist() == [1577836800, 1577836801]
     assert interactions(out)["label"].to_pylist() == [1, 0]
     assert "request_id" not in pq.read_schema(out / "interactions.parquet").names
-    users = read_users(out)
-    assert users is not None and users.to_pylist() == [{"user_id": "x", "age": "30"}, {"user_id": "y", "age": None}]
+    assert pq.read_table(out / "users.parquet").to_pylist() == [
+        {"user_id": "x", "age": 30},
+        {"user_id": "y", "age": None},
+    ]
 
 
 BAD_CSV = [
@@ -287,7 +289,7 @@ def test_what_came_of_every_row(tmp_path: Path) -> None:
     assert manifest["left_out"] == {
         "lines of items.csv that repeat the header": 1, "lines of users.csv that repeat the header": 1,
     }  # fmt: skip
-    assert manifest["unused_columns"] == {"items.csv": ["stars"]}
+    assert manifest["unused_columns"] == {} and "stars" in pq.read_schema(out / "items.parquet").names
     assert [(c["file"], c["column"], c["rows"]) for c in bad_rows.summary()] == [
         ("items.csv", "line", 1), ("items.csv", "line", 1), ("items.csv", "lat", 1), ("interactions.csv", "line", 1),
         ("interactions.csv", "item_id", 1), ("users.csv", "user_id", 1),
@@ -347,8 +349,7 @@ def test_markers_of_missing_values(tmp_path: Path) -> None:
     ]
     assert [items[-1][c] for c in ("name", "category", "brand", "price")] == ["NULLs", ["nan", "x"], None, None]
     assert interactions(out)["user_lat"].to_pylist() == [None]
-    users = read_users(out)
-    assert users is not None and users["sex"].to_pylist() == [None]
+    assert pq.read_table(out / "users.parquet")["sex"].to_pylist() == [None]
     for marker in [*markers[1:], "NA", "None"]:  # nobody is called so, and no moment and no place
         for i, name in ((0, "user_id"), (2, "timestamp"), (3, "label")):
             fields = ["u", "1", "5", "1"]

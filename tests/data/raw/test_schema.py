@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from placerank.data.raw.checks import Block
+from placerank.data.raw.own import OwnColumn, own_columns
 from placerank.data.raw.schema import (
     INTERACTIONS,
     ITEMS,
@@ -325,14 +326,17 @@ def test_users(tmp_path: Path) -> None:
     file = folder / "users.parquet"
     age = pa.array(["x", None, "y"]).dictionary_encode()
     pq.write_table(pa.table({"age": age, "user_id": [3, 1, 2], "vip": [True, False, None], "n": [1, 2, 3]}), file)
-    users = read_users(folder)
-    assert users is not None and users.to_pylist()[0] == {"user_id": 3, "age": "x", "vip": "true", "n": "1"}
+    own, left = own_columns(folder, {})
+    users = read_users(folder, own=own)
+    assert users is not None and users.to_pylist()[0] == {"user_id": 3, "own.age": "x", "own.vip": "true", "own.n": "1"}
+    assert left == {} and {c.kind for c in own} == {"category"}
     pq.write_table(pa.table({"user_id": [3, 1, 3]}), file)
     with pytest.raises(DataError, match="row 2, column 'user_id': got 3, which row 0 has too"):
         read_users(folder)
     pq.write_table(pa.table({"user_id": [3, 1], "height": [1.7, 1.8]}), file)
-    with pytest.raises(DataError, match="column 'height': got type double, expected a categorical one"):
-        read_users(folder)
+    assert [(c.column, c.kind) for c in own_columns(folder, {})[0]] == [("height", "buckets")]
+    pq.write_table(pa.table({"user_id": [3, 1], "home": [{"lat": 1}, None]}), file)
+    assert own_columns(folder, {}) == ([], {"users": {"home": "struct<lat: int64>, which makes no feature"}})
 
 
 @settings(max_examples=30, deadline=None)
@@ -366,8 +370,8 @@ def test_blank_text_is_missing(tmp_path: Path, blank: str) -> None:
     assert table["name"].to_pylist() == [None, "B", "C"] and table["brand"].to_pylist() == [None, " b ", None]
     assert table["category"].to_pylist() == [None, ["F"], ["G"]]
     pq.write_table(pa.table({"user_id": ["u", "v"], "age": [blank, "old"]}), tmp_path / "users.parquet")
-    users = read_users(tmp_path)
-    assert users is not None and users["age"].to_pylist() == [None, "old"]
+    users = read_users(tmp_path, own=[OwnColumn(of="users", column="age", kind="category", why="")])
+    assert users is not None and users["own.age"].to_pylist() == [None, "old"]
     folder = raw(tmp_path, visits_=visits(user_id=["u", blank, "v"], request_id=["r", "r", blank]))
     with pytest.raises(DataError) as error:
         read(folder)
