@@ -22,7 +22,8 @@ where its weights are moved to (``program.module().to("cuda")``), on inputs ther
     pooled    float32 [B, P]   for each of ``pooled``, and each of its features, the sum (or mean, if ``mean``) of the
                                candidate's rows of the table, side by side
     dense     float32 [B, F]   for each of ``dense``: distance gives log(1 + km) (0 if unknown) and 1 if known else 0;
-                               visits gives log(1 + the user's earlier visits to the candidate)
+                               visits gives log(1 + the user's earlier visits to the candidate); then for each of
+                               ``own`` that is a number its value (0 if unknown) and 1 if known else 0
     context   a tuple of seven tensors, for towers that use it: ``Context`` in ``data/batches/dense_batch.py``
     traits    a tuple of three tensors, for plug-ins: ``Traits`` there. A program for a tower that uses no context takes
               None in its place
@@ -45,7 +46,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor
 from ..data.batches.activity import ACTIVITY_DIM
 from ..data.batches.batch import SampleBatch
 from ..data.batches.catalog import Catalog
-from ..data.batches.features import HISTORY_GAPS, Features, Table
+from ..data.batches.features import HISTORY_GAPS, Features, Own, Table
 from ..data.manifest import read_manifest, write_json
 from ..data.urls import fetched, place
 from ..embeddings.reader import TABLES, EmbeddingTable, open_table
@@ -67,7 +68,8 @@ def load_features(file: Path) -> Features:
     plain = json.loads(file.read_text())
     tables = lambda key: tuple(Table(**{**t, "features": tuple(t["features"])}) for t in plain[key])  # noqa: E731
     rest = {name: plain[name] for name in ("context", "traits", "adaptive")}
-    return Features(tables("sequence"), tables("pooled"), tuple(plain["dense"]), **rest)
+    own = tuple(Own(**column) for column in plain.get("own", ()))  # older exports have none
+    return Features(tables("sequence"), tables("pooled"), tuple(plain["dense"]), **rest, own=own)
 
 
 def export_scorer(scorer: Scorer, features: Features, file: Path) -> None:

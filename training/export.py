@@ -129,6 +129,8 @@ def raw_ids(data: Path, features: Features, table: str) -> RawIds:
     if table in (CLUSTER, USER_CLUSTER, USER_TOKEN) or table.startswith((LEVEL, NGRAM)):
         return RawIds(next(t.rows for t in features.tables if t.name == table))  # the row is 1 + the code, or a hash
     vocabulary = "category" if table == "category_path" else table
+    if not (data / "vocab" / f"{vocabulary}.parquet").is_file():  # an own column's that is hashed
+        return RawIds(next(t.rows for t in features.tables if t.name == table))
     return RawIds.read(fetched(data / "vocab" / f"{vocabulary}.parquet"))
 
 

@@ -79,6 +79,8 @@ def vocabularies(inputs: Inputs) -> dict[str, dict[str, Any]]:
     found = {}
     for name in sorted(names & inputs.manifest["tables"].keys()):  # the others' rows are numbers by themselves: hours
         file, column = where.get(name, (f"vocab/{name}", "value"))
+        if f"{file}.parquet" not in inputs.manifest["files"]:
+            continue  # hashed
         ids = pq.read_table(fetched(inputs.folder / f"{file}.parquet"), columns=[column])[column]
         found[name] = {"ids": len(ids) - 1, "sha256": hash_in_order(ids)}
     return found
@@ -102,7 +104,8 @@ def hash_in_order(ids: pa.ChunkedArray) -> str:
 def signature(features: Features, config: RankerConfig) -> dict[str, Any]:
     """What must be equal for a checkpoint to fit a ranker, JSON-ready."""
     tables = {t.name: {"rows": t.rows, "dim": t.dim, "features": list(t.features)} for t in features.tables}
-    return {"tables": tables, "dense": list(features.dense), "ranker": asdict(config)}
+    own = {"own": {o.name: [o.of, o.form] for o in features.own}} if features.own else {}
+    return {"tables": tables, "dense": list(features.dense), **own, "ranker": asdict(config)}
 
 
 def check_signature(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:

@@ -152,12 +152,12 @@ def read_inputs(data: Path, features: FeatureConfig, ranker: RankerConfig) -> In
         sizes = {n: size for n, (_, size) in _tables(semantic, features.ngram_rows, ranker).items()}
         if ranker.akt.enabled and ranker.akt.users:
             sizes[USER_CLUSTER] = sizes[CLUSTER]
-    known = features, manifest["tables"], manifest["user_columns"]
+    known, own = (features, manifest["tables"], manifest["user_columns"]), manifest.get("own", [])
     if ranker.generates:
-        resolved = generative_features(*known, sizes, getattr(ranker.generator, "user_tokens", None))
+        resolved = generative_features(*known, sizes, getattr(ranker.generator, "user_tokens", None), own)
     else:
         adaptive = ranker.rest.enabled and ranker.rest.density_adaptive
-        resolved = build_features(*known, ranker.uses_context, ranker.uses_traits, sizes, adaptive)
+        resolved = build_features(*known, ranker.uses_context, ranker.uses_traits, sizes, adaptive, own)
     if ranker.rest.enabled and ranker.rest.contrast:
         lat = pq.read_table(fetched(data / _ITEMS), columns=["lat"])["lat"]
         if lat.null_count == len(lat):

@@ -12,6 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ...kernels.haversine import unit_vectors, unit_vectors_km
 from ...kernels.jagged import ranges_unchecked, segment_ids_unchecked, shared_rows_unchecked
+from ..arrays import ranges
 from ..urls import fetched
 from .activity import activity_features
 from .batch import RankingBatch, SampleBatch
@@ -22,6 +23,7 @@ from .host_batch import HostBatch
 from .item_columns import HOUR, FoundItems, Layout, catalog_columns, local_shift, with_columns
 
 Pieces = dict[str, Tensor]
+_MOST = 10.0  # deviations from the mean; farther ones say no more
 
 
 class Catalog:
@@ -119,7 +121,7 @@ class Catalog:
 
         Touches no device, so a thread that reads ahead may do it, and pin what comes out.
         """
-        pooled = [t.name for t in self.features.pooled]
+        pooled = self.features.pooled_keys
         user, request, offsets = sample.user, sample.request, sample.offsets
         found, at = torch.cat([sample.item, sample.history]).unique(return_inverse=True)
         target = at[: len(sample)]
@@ -133,14 +135,39 @@ class Catalog:
                 "user_head": self.on_host["user_head"].index_select(0, user),
                 "first": _firsts(target, len(found)),
             }
+        whole |= self._lists(sample)
         real = {"hours": sample.history_hours, "label": sample.label, "lat": sample.lat, "lon": sample.lon}
         real |= {"earlier": sample.visits}
         if sample.utc_offset is not None:
             real["utc_offset"] = sample.utc_offset
+        for own in self.features.own:
+            if own.of in ("request", "candidate"):
+                if own.name not in sample.own:
+                    raise ValueError(
+                        f"samples have no {own.name!r}, which the ranker was trained with; they have "
+                        f"{', '.join(sample.own) or 'no own columns'}: prepare them from tables with this column"
+                    )
+                (real if own.form == "number" else whole)[f"of_{own.of}.{own.name}"] = sample.own[own.name]
+            elif own.of == "user" and own.form == "number":
+                key = f"user_number.{own.name}"
+                real[key] = self.on_host[key].index_select(0, user)
         path_rows = 0
         if "category_path" in pooled:
             path_rows = int(self.on_host["path_length"].index_select(0, sample.item).sum())
         return HostBatch.of(whole, real, offsets.diff().index_select(0, request), path_rows)
+
+    def _lists(self, sample: SampleBatch) -> Pieces:
+        """Rows of own columns that are lists, by candidate, and how many each has."""
+        found: Pieces = {}
+        for own in self.features.own:
+            if own.form == "rows":
+                at = sample.item if own.of == "item" else sample.user.index_select(0, sample.request)
+                offsets, rows = self.on_host[f"{own.name}.offsets"], self.on_host[f"{own.name}.rows"]
+                start = offsets.index_select(0, at)
+                length = offsets.index_select(0, at + 1) - start
+                found[f"length.{own.name}"] = length
+                found[f"rows.{own.name}"] = rows[torch.from_numpy(ranges(start.numpy(), length.numpy()))]
+        return found
 
     def expand(self, batch: HostBatch | SampleBatch) -> RankingBatch:
         """The device's half: look up everything that follows from the rows of a batch. Samples are gathered first."""
@@ -180,24 +207,28 @@ class Catalog:
     def _pooled_ids(self, x: Pieces, items: FoundItems, path_rows: int) -> KeyedJaggedTensor:
         values, lengths = [], []
         one = torch.ones_like(x["target"])
-        for table in self.features.pooled:
-            n, on_host = one, f"user_{table.name}"
-            if table.name == "user" or table.name == USER_CLUSTER:
-                rows = x[table.name]
-            elif table.name == "hour":
+        own = {o.name: o for o in self.features.own}
+        for name in self.features.pooled_keys:
+            n = one
+            if name == "user" or name == USER_CLUSTER:
+                rows = x[name]
+            elif name == "hour":
                 rows = _hour(x["time"], _shift(x, items, x["target"]))
-            elif table.name == "category_path":
+            elif name == "category_path":
                 rows, n = self._paths(items.rows("category").index_select(0, x["target"]), path_rows)
-            elif on_host in x:
-                rows = x[on_host]
+            elif name in own and own[name].form == "rows":
+                rows, n = x[f"rows.{name}"], x[f"length.{name}"]
+            elif name in own and own[name].of != "user":
+                rows = x[f"of_{own[name].of}.{name}"]
+            elif f"user_{name}" in x:
+                rows = x[f"user_{name}"]
+            elif name.startswith("history_"):
+                rows = items.rows(name.removeprefix("history_")).index_select(0, x["pair_visits"])
+                n = x["pair_offsets"].diff()
             else:
-                of_items = items.rows(table.name)
-                rows = of_items.index_select(0, x["target"])
+                rows = items.rows(name.removeprefix("item_")).index_select(0, x["target"])
             values.append(rows)
             lengths.append(n)
-            if len(table.features) > 1:
-                values.append(of_items.index_select(0, x["pair_visits"]))
-                lengths.append(x["pair_offsets"].diff())
         return KeyedJaggedTensor(
             keys=self.features.pooled_keys,
             values=torch.cat(values),
@@ -223,6 +254,12 @@ class Catalog:
             elif name == "activity":
                 assert user_activity is not None
                 columns += [items.activity.index_select(0, x["target"]), user_activity]
+        for own in self.features.numbers:
+            if own.of == "item":
+                value = items.number(own.name).index_select(0, x["target"])
+            else:
+                value = x[f"user_number.{own.name}" if own.of == "user" else f"of_{own.of}.{own.name}"]
+            columns += [value.nan_to_num(0).clamp(-_MOST, _MOST)[:, None], (~value.isnan()).float()[:, None]]
         return torch.cat(columns, dim=1)
 
     def _loss_inputs(self, x: Pieces, items: FoundItems) -> LossInputs:
@@ -280,7 +317,8 @@ def _by_candidate(x: Pieces, pairs: int) -> Pieces:
     starts = x["offsets"][:-1].index_select(0, request)
     offsets = F.pad(x["offsets"].diff().index_select(0, request).cumsum(0), (1, 0))
     rows = shared_rows_unchecked(starts, offsets, pairs)
-    of_request = [n for n in x if n in ("time", "lat", "lon", "utc_offset") or n.startswith("user")]
+    repeats = ("user", "of_request.")
+    of_request = [n for n in x if n in ("time", "lat", "lon", "utc_offset") or n.startswith(repeats)]
     repeated = {n: x[n].index_select(0, request) for n in of_request}
     return (
         x

@@ -6,8 +6,10 @@ are numbers.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from torch import nn
 
@@ -19,6 +21,8 @@ ITEM_ATTRIBUTES = ("category", "brand", "price", "province", "city", "district")
 DENSE_WIDTHS = {"distance": 2, "visits": 1, "activity": 2 * ACTIVITY_DIM}
 """Dense features and how many columns each takes: log(1 + km) with a known flag; log(1 + visits); how active item and
 user are (``data/batches/activity.py``)."""
+OWN_WIDTH = 2
+"""Columns of an own number: standardised, 0 where it is unknown, and a known flag."""
 LEVEL, NGRAM = "semantic_", "prefix_"
 """Tables of semantic IDs: a level of the ID (semantic_1), or a prefix (prefix_2 is of the first two levels)."""
 CLUSTER, USER_CLUSTER = "cluster", "user_cluster"
@@ -54,9 +58,11 @@ class FeatureConfig:
     pooled_dim: int = 8
     """Columns of every pooled table (user, hour of the week, ...)."""
     history_attributes: list[str] = field(default_factory=lambda: ["category", "brand"])
-    """Item attributes that join the item's id in the target and in the history."""
+    """Item attributes, own columns among them, that join the item's id in the target and in the history."""
     pooled: list[str] | None = None
-    """Pooled features; default: user, hour, category_path, all remaining item attributes, all user columns."""
+    """Pooled features; default: user, hour, category_path, all remaining item attributes, all own columns."""
+    own: list[str] | None = None
+    """Own columns that are features; default: all that placerank prepare found."""
     dense: list[str] = field(default_factory=lambda: ["distance", "visits"])
     """Dense features: distance (request to item), visits (the user's earlier visits to the item), activity (how often
     and how recently the item was chosen, and the user chose)."""
@@ -74,10 +80,9 @@ class FeatureConfig:
                 raise ValueError(f"features.{name}={value}: fbgemm needs a positive multiple of 4")
         if self.pooled is not None and not self.pooled:
             raise ValueError("features.pooled is empty: name one or more, such as user, or leave it out for all")
-        for name, allowed in (("history_attributes", ITEM_ATTRIBUTES), ("dense", tuple(DENSE_WIDTHS))):
-            for value in getattr(self, name):
-                if value not in allowed:
-                    raise ValueError(f"features.{name}: got {value!r}, expected some of {', '.join(allowed)}")
+        for value in self.dense:
+            if value not in DENSE_WIDTHS:
+                raise ValueError(f"features.dense: got {value!r}, expected some of {', '.join(DENSE_WIDTHS)}")
 
     def moved(self, semantic_ids: Path | None) -> "FeatureConfig":
         """The same, with semantic IDs from another folder if one is given."""
@@ -126,6 +131,22 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Own:
+    """An own column among the features.
+
+    Attributes:
+        name: of the feature, and of what carries it: ``<name>_row``, ``_rows`` or ``_number`` of the catalog or the
+            users, or ``SampleBatch.own``.
+        of: whose it is.
+        form: a row of a table, some rows, or a standardised number (NaN = none).
+    """
+
+    name: str
+    of: Literal["item", "user", "request", "candidate"]
+    form: Literal["row", "rows", "number"]
+
+
+@dataclass(frozen=True)
 class Features:
     """The resolved description: every table with its size, in the order in which batches carry the features."""
 
@@ -138,6 +159,12 @@ class Features:
     """Whether batches carry Traits."""
     adaptive: bool = False
     """Whether radii of the contrast follow how dense it is around an item."""
+    own: tuple[Own, ...] = ()
+    """Own columns, in the order in which numbers stand among the dense features, after the others."""
+
+    @property
+    def numbers(self) -> list[Own]:
+        return [o for o in self.own if o.form == "number"]
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -154,7 +181,7 @@ class Features:
 
     @property
     def dense_dim(self) -> int:
-        return sum(DENSE_WIDTHS[name] for name in self.dense)
+        return sum(DENSE_WIDTHS[name] for name in self.dense) + OWN_WIDTH * len(self.numbers)
 
     @property
     def item_keys(self) -> list[str]:
@@ -166,8 +193,10 @@ class Features:
 
     @property
     def attributes(self) -> list[str]:
-        """What ReST warms up items from and contrasts, of the tables that target and history share."""
-        return [t.name for t in self.sequence if t.name in ("category", "brand")]
+        """What ReST warms up items from and contrasts: attributes that target and history share."""
+        return [
+            t.name for t in self.sequence if t.name not in ("item", CLUSTER) and not t.name.startswith((LEVEL, NGRAM))
+        ]
 
 
 def generative_features(
@@ -176,6 +205,7 @@ def generative_features(
     user_columns: list[str],
     semantic: dict[str, int],
     user_tokens: int | None = None,
+    own: Sequence[dict[str, Any]] = (),
 ) -> Features:
     """As ``build_features``, of what a generative ranker sees: rows of visited items, and of the user.
 
@@ -183,6 +213,7 @@ def generative_features(
         config: the wanted features; ``pooled`` is of the user alone, and there are no dense ones.
         tables, user_columns: see ``build_features``.
         semantic: tables made of semantic IDs -> rows, row 0 included; prefixes, here rows of visited items.
+        own: own columns as the manifest has them: those that join histories, and, in ``user_columns``, users'.
         user_tokens: tokens that users share, which are then all there is: TIGER knows items by their codes alone.
 
     Raises:
@@ -192,7 +223,8 @@ def generative_features(
         return Features((), (Table(USER_TOKEN, user_tokens + 1, config.pooled_dim, (USER_TOKEN,)),), ())
     d = config.embedding_dim
     sequence = [Table("item", tables["item"], d, ("item",))]
-    sequence += [Table(n, tables[n], d, (f"item_{n}",)) for n in config.history_attributes if tables.get(n, 1) > 1]
+    joined = dict.fromkeys([*config.history_attributes, *_histories(config, _chosen(config, own))])
+    sequence += [Table(n, tables[n], d, (f"item_{n}",)) for n in joined if tables.get(n, 1) > 1]
     sequence += [Table(n, rows, d, (f"item_{n}",)) for n, rows in semantic.items()]
     known = ["user", *user_columns]
     wanted = known if config.pooled is None else config.pooled
@@ -211,6 +243,7 @@ def build_features(
     traits: bool = False,
     semantic: dict[str, int] | None = None,
     adaptive: bool = False,
+    own: Sequence[dict[str, Any]] = (),
 ) -> Features:
     """Resolve a config against the vocabularies of a prepared folder.
 
@@ -222,36 +255,83 @@ def build_features(
         traits: whether batches carry Traits, for plug-ins.
         semantic: tables made of semantic IDs -> rows, row 0 included.
         adaptive: whether ReST's radii are density-adaptive.
+        own: own columns as the manifest has them; those of users among ``user_columns`` are there too.
 
     An attribute that no item has (a vocabulary of one row, the out-of-vocabulary one) makes no table.
 
     Raises:
-        ValueError: a pooled feature that the data doesn't have.
+        ValueError: a feature that the data doesn't have.
     """
+    mine = _chosen(config, own)
+    in_history = _histories(config, mine)
 
     def present(names: list[str] | tuple[str, ...]) -> list[str]:
         return [n for n in names if tables.get(n, 1) > 1]
 
-    shared = present(config.history_attributes)
+    shared = present([n for n in config.history_attributes if n in ITEM_ATTRIBUTES])
     d = config.embedding_dim
     sequence = [Table("item", tables["item"], d, ("item",))]
-    sequence += [Table(n, tables[n], d, (f"item_{n}",)) for n in shared]
+    sequence += [Table(n, tables[n], d, (f"item_{n}",)) for n in (*shared, *in_history)]
     semantic = semantic or {}
     sequence += [
         Table(n, rows, d, (f"item_{n}",)) for n, rows in semantic.items() if n.startswith(LEVEL) or n == CLUSTER
     ]
 
     rest = [n for n in present(ITEM_ATTRIBUTES) if n not in shared and n != "category"]
-    known = ["user", "hour", *(["category_path"] if tables.get("category", 1) > 1 else []), *rest, *user_columns]
+    of_users = [n for n in user_columns if n not in {c["name"] for c in own}]
+    beside = {c["name"]: c for c in mine if c["table"] is not None and c["name"] not in in_history}
+    known = ["user", "hour", *(["category_path"] if tables.get("category", 1) > 1 else []), *rest, *of_users, *beside]
     wanted = known if config.pooled is None else config.pooled
     pooled = []
     for name in wanted:
         if name not in known:
             raise ValueError(f"features.pooled: got {name!r}, this data has {', '.join(known)}")
+        if name in beside:
+            continue
         rows = {"hour": HOURS_PER_WEEK, "category_path": tables["category"]}.get(name) or tables[name]
         pooled.append(Table(name, rows, config.pooled_dim, (f"item_{name}" if name in rest else name,)))
     width = config.pooled_dim
+    chosen = [beside[name] for name in wanted if name in beside]
+    for table in dict.fromkeys(c["table"] for c in chosen):
+        members = [c for c in chosen if c["table"] == table]
+        dim = next((c["width"] for c in members if c["width"]), width)
+        lists = any(c["kind"] == "list" for c in members)
+        pooled.append(Table(table, tables[table], dim, tuple(map(_key, members)), mean=lists))
     ngrams = {n: rows for n, rows in semantic.items() if n.startswith(NGRAM)}
     pooled += [Table(n, rows, width, (f"item_{n}", f"history_{n}"), mean=True) for n, rows in ngrams.items()]
     pooled += [Table(n, rows, width, (n,)) for n, rows in semantic.items() if n == USER_CLUSTER]
-    return Features(tuple(sequence), tuple(pooled), tuple(config.dense), context, traits, adaptive)
+    found = [c for c in mine if c in chosen or c["table"] is None or c["name"] in in_history]
+    return Features(
+        tuple(sequence), tuple(pooled), tuple(config.dense), context, traits, adaptive, tuple(map(_own, found))
+    )
+
+
+def _chosen(config: FeatureConfig, own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Own columns that are features; all there are unless the config names some."""
+    there = {c["name"]: c for c in own}
+    for name in config.own or ():
+        if name not in there:
+            raise ValueError(f"features.own: got {name!r}, this data has {', '.join(there) or 'none'}")
+    return [c for n, c in there.items() if config.own is None or n in config.own]
+
+
+def _histories(config: FeatureConfig, own: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of own columns that join target and history."""
+    rows = {c["name"] for c in own if c["of"] == "items" and c["kind"] != "list" and c["table"] == c["name"]}
+    for name in config.history_attributes:
+        if name not in ITEM_ATTRIBUTES and name not in rows:
+            raise ValueError(
+                f"features.history_attributes: got {name!r}, expected some of {', '.join((*ITEM_ATTRIBUTES, *rows))}"
+            )
+    return [c["name"] for c in own if c["joins"] == "history" or c["name"] in config.history_attributes]
+
+
+def _key(column: dict[str, Any]) -> str:
+    """The feature of an own column that is pooled."""
+    return f"item_{column['name']}" if column["of"] == "items" and column["kind"] != "list" else column["name"]
+
+
+def _own(column: dict[str, Any]) -> Own:
+    of = {"items": "item", "users": "user"}.get(column["of"], column["joins"])
+    form = {"list": "rows", "number": "number"}.get(column["kind"], "row")
+    return Own(column["name"], of, form)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...kernels.haversine import unit_vectors
-from ..arrays import ranges
+from ..arrays import one_array, ranges
 from .activity import activity_numbers, find_heads, spread_activity
 from .density import density_scale
 from .features import CLUSTER, USER_CLUSTER, Features
@@ -50,14 +50,15 @@ class Layout:
     """Where each column stands among an item's words; follows from the features alone, so all ranks agree on it.
 
     Attributes:
-        tables: whose rows are kept, in the order of their words.
+        tables: whose rows are kept, in the order of their words; own columns by their name.
+        names: own numbers that are kept, in the order of their words.
         words: W.
     """
 
     def __init__(self, features: Features) -> None:
         paths = any(t.name == "category_path" for t in features.pooled)
         tables = [t.name for t in features.sequence if t.name != "item"]
-        tables += [t.name for t in features.pooled if t.features[0].startswith("item_")]
+        tables += [f.removeprefix("item_") for t in features.pooled for f in t.features if f.startswith("item_")]
         tables += ["category"] * (features.context or paths)
         self.tables = tuple(dict.fromkeys(tables))
         self.attributes = [self.tables.index(name) for name in features.attributes]
@@ -66,7 +67,9 @@ class Layout:
         self.place = slice(len(self.tables), len(self.tables) + 3)
         self.activity = slice(self.place.stop, self.place.stop + 2 * self.has_activity)
         self.scale = slice(self.activity.stop, self.activity.stop + self.adaptive)
-        self.small = self.scale.stop  # a word of four bytes: hours from UTC, bucket of activity, whether it is a head
+        self.names = [o.name for o in features.numbers if o.of == "item"]
+        self.numbers = slice(self.scale.stop, self.scale.stop + len(self.names))
+        self.small = self.numbers.stop  # a word of four bytes: hours from UTC, bucket of activity, whether it is a head
         self.words = self.small + 1
 
     def pack(self, items: pa.Table) -> Tensor:
@@ -74,7 +77,7 @@ class Layout:
 
         Args:
             items: the prepared ``catalog.parquet``, or its columns ``<table>_row`` of ``tables``, lat, lon, and where
-                there is activity, positives and last_positive.
+                there is activity, positives and last_positive; and ``<name>_number`` of ``names``.
         """
         words = np.zeros((len(items), self.words), np.int32)
         for i, name in enumerate(self.tables):
@@ -96,6 +99,8 @@ class Layout:
             small[:, 2] = find_heads(torch.from_numpy(count)).numpy()
         if self.adaptive:
             words[:, self.scale] = density_scale(lat, lon)[:, None].view(np.int32)
+        for i, name in enumerate(self.names, self.numbers.start):
+            words[:, i] = _numbers(items[f"{name}_number"], np.float32).view(np.int32)
         return torch.from_numpy(words)
 
 
@@ -136,6 +141,11 @@ class FoundItems:
         """``activity_features``, float32 [U, A]."""
         return spread_activity(self._numbers(self._layout.activity), self._small[:, 1])
 
+    def number(self, name: str) -> Tensor:
+        """An own column that is a number, NaN where unknown, float32 [U]."""
+        at = self._layout.numbers.start + self._layout.names.index(name)
+        return self._numbers(slice(at, at + 1)).squeeze(1)
+
     @property
     def head(self) -> Tensor:
         """Whether they belong to the most active items, bool [U]."""
@@ -155,7 +165,8 @@ def catalog_columns(items: pa.Table, users: pa.Table, features: Features) -> dic
     Of items: ``words`` (``Layout.pack``); where paths of categories are pooled ``path_offsets`` int64 [C+1] and
     ``path_values`` int64, the path of each category's row, and ``path_length`` int8 [I]; where users have clusters
     ``cluster`` int32 [I]; for plug-ins ``combinations`` int64 [M, F] and ``combination_counts`` int64 [M]. Of users:
-    ``user_<table>`` int32 for each pooled column, and for plug-ins ``user_head`` bool.
+    ``user_<name>`` int32 for each pooled column, and for plug-ins ``user_head`` bool. Of own columns: of users' numbers
+    ``user_number.<name>`` float32, of lists ``<name>.offsets`` int64 and ``<name>.rows`` int32.
 
     Args:
         items: the prepared ``catalog.parquet``, with a column for each table made of semantic IDs.
@@ -177,9 +188,17 @@ def catalog_columns(items: pa.Table, users: pa.Table, features: Features) -> dic
             found["words"][1:, layout.attributes]
         )
         found["user_head"] = find_heads(torch.from_numpy(_numbers(users["positives"], np.int64)))
-    for name in pooled:
-        if name not in layout.tables and f"{name}_row" in users.column_names:
+    for name in features.pooled_keys:
+        if f"{name}_row" in users.column_names:
             found[f"user_{name}"] = torch.from_numpy(_numbers(users[f"{name}_row"], np.int32))
+    for own in features.own:
+        table = items if own.of == "item" else users
+        if own.form == "number" and own.of == "user":
+            found[f"user_number.{own.name}"] = torch.from_numpy(_numbers(users[f"{own.name}_number"], np.float32))
+        elif own.form == "rows":
+            lists = one_array(table[f"{own.name}_rows"])
+            found[f"{own.name}.offsets"] = torch.from_numpy(lists.offsets.to_numpy().astype(np.int64))
+            found[f"{own.name}.rows"] = torch.from_numpy(lists.values.to_numpy().astype(np.int32))
     return found
 
 
@@ -187,6 +206,7 @@ def columns_to_read(features: Features, there: list[str]) -> list[str]:
     """The columns of ``there``, a prepared ``catalog.parquet``'s, that ``catalog_columns`` takes."""
     tables = {*Layout(features).tables, "category", CLUSTER}
     others = {"lat", "lon", "category_path", "positives", "last_positive"}
+    others |= {f"{o.name}_{o.form}" for o in features.own if o.of == "item" and o.form != "row"}
     return [c for c in there if c in others or (c.removesuffix("_row") in tables and c.endswith("_row"))]
 
 
@@ -212,14 +232,18 @@ def attribute_combinations(rows: Tensor, most: int = MOST_COMBINATIONS) -> tuple
     if not rows.numel():
         return rows[:0].long(), torch.zeros(0, dtype=torch.int64)
     sizes = (rows.amax(dim=0).long() + 1).tolist()
+    if math.prod(sizes) > torch.iinfo(torch.int64).max:
+        found, counts = np.unique(rows.numpy(), axis=0, return_counts=True)
+        top = np.argsort(-counts, kind="stable")[:most]
+        return torch.from_numpy(found[top].astype(np.int64)), torch.from_numpy(counts[top])
     small = math.prod(sizes) <= torch.iinfo(torch.int32).max  # sorted in half the time
     key = torch.zeros(len(rows), dtype=torch.int32 if small else torch.int64)
     for size, column in zip(sizes, rows.unbind(1), strict=True):
         key.mul_(size).add_(column)
     keys, counts = np.unique(key.numpy(), return_counts=True)
     top = np.argsort(-counts, kind="stable")[:most]
-    found = np.unravel_index(keys[top], sizes)
-    return torch.from_numpy(np.stack(found, axis=1)), torch.from_numpy(counts[top])
+    by_column = np.unravel_index(keys[top], sizes)
+    return torch.from_numpy(np.stack(by_column, axis=1)), torch.from_numpy(counts[top])
 
 
 def _numbers(column: pa.ChunkedArray, dtype: Any) -> NDArray[Any]:

@@ -500,6 +500,7 @@ class Job:
         ids = pa.chunked_array([chunk for part in parts for chunk in part["user_id"].chunks])
         users_known = write_users(self.folder / "users.parquet", pa.concat_tables(parts), self.users, own.users)
         user_tables = {f["column"]: f["name"] for f in own.features if f["of"] == "users" and f["kind"] == "category"}
+        of_users = [f["name"] for f in own.features if f["of"] == "users" and "list" != f["kind"] != "number"]
         (self.folder / "vocab").mkdir()
         for name, table in vocabularies.items():
             pq.write_table(table, self.folder / "vocab" / f"{name}.parquet", compression="zstd")
@@ -510,7 +511,7 @@ class Job:
             SEQUENCES: self.written.sequences.summary(),
             "history_length": self.config.history_length,
             "users": users,
-            "user_columns": list(user_tables.values()),
+            "user_columns": [name for name in of_users if name in tables],
             "own": own.features,
             "source": "check-ins" if check_ins else "impressions",
         }

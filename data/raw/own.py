@@ -141,6 +141,8 @@ def _check(d: Declared, of: str, where: str) -> None:
         raise ValueError(f"{where}: width = {d.width}, expected a multiple of 4 up to 4,096, which fbgemm needs")
     if d.rows is not None and not 2 <= d.rows <= 1 << 30:
         raise ValueError(f"{where}: rows = {d.rows}, expected 2 to {1 << 30:,}")
+    if d.width is not None and d.joins == "history":
+        raise ValueError(f"{where}: what joins histories is as wide as features.embedding_dim says; leave width out")
     if d.kind == "number" and (d.table or d.width or d.rows or d.joins == "history"):
         raise ValueError(
             f'{where}: a number has no table, and so no rows, width or place in histories; let its kind be "buckets"'

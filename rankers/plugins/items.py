@@ -14,6 +14,9 @@ from .akt import AktConfig
 from .rest import RestConfig
 
 
+_MOST = 2**62  # combinations that are told apart by one number
+
+
 def first_of_each(numbers: Tensor) -> tuple[Tensor, Tensor]:
     """Where each distinct number comes first, by number, [U], and which of those it is for each of the numbers [N].
 
@@ -62,7 +65,7 @@ class ItemEncoder(nn.Module):
         if rest.enabled and not self.attributes:
             raise ValueError(
                 "rest is enabled, but no item has a category or a brand, or features.history_attributes leaves them "
-                "out; add them, or leave rest out"
+                "out; add an attribute, or leave rest out"
             )
         if akt.enabled and CLUSTER not in self.names:
             raise ValueError(
@@ -111,9 +114,12 @@ class ItemEncoder(nn.Module):
         assert self.warm_up is not None
         if self.warm_up.drops or rows.device.type != "cpu" or torch.compiler.is_compiling():
             return self.warm_up.content(torch.stack(embeddings, dim=1), rows > 0)
-        combination = torch.zeros_like(rows[:, 0])
+        combination, below = torch.zeros_like(rows[:, 0]), 1
         for size, column in zip(self.attribute_rows, rows.unbind(1), strict=True):
-            combination = combination * size + column
+            if below * size > _MOST:
+                combination = combination.unique(return_inverse=True)[1]
+                below = len(combination)
+            combination, below = combination * size + column, below * size
         first, which = first_of_each(combination)
         chosen = torch.stack([x.index_select(0, first) for x in embeddings], dim=1)
         return self.warm_up.content(chosen, rows[first] > 0).index_select(0, which)

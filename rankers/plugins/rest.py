@@ -40,7 +40,8 @@ class RestConfig:
     attribute_dropout: float = 0.0
     """Probability with which the warm-up takes a known attribute for missing, in training."""
     contrast: list[str] = field(default_factory=lambda: list(ATTRIBUTES))
-    """Attributes with a contrastive loss each: category, brand; none: no contrast."""
+    """Attributes with a contrastive loss each: category, brand, or what else features.history_attributes has; none: no
+    contrast."""
     align: bool = True
     """Whether items weigh in by how far they are from the centre of their attributes; else all weigh 1."""
     positive_km: float = 30.0
@@ -71,9 +72,8 @@ class RestConfig:
             negatives=100_000,
             centres=1_000_000,
         )
-        for name in self.contrast:
-            if name not in ATTRIBUTES:
-                raise ValueError(f"rest.contrast: got {name!r}, expected some of {', '.join(ATTRIBUTES)}")
+        if len(set(self.contrast)) != len(self.contrast):
+            raise ValueError(f"rest.contrast={self.contrast}: expected each attribute once")
         for name in ("positive_km", "negative_km", "temperature", "weight"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"rest.{name}={getattr(self, name)}: expected a positive number")
@@ -161,8 +161,13 @@ class SpatialContrast(nn.Module):
     def __init__(self, dim: int, config: RestConfig, attributes: Sequence[str] = ATTRIBUTES) -> None:
         super().__init__()
         self.config = config
-        self.columns = {name: list(attributes).index(name) for name in config.contrast if name in attributes}
+        self.columns = {name: i for i, name in enumerate(attributes) if name in config.contrast}
         missing = sorted(set(config.contrast) - set(self.columns))
+        if unknown := [name for name in missing if name not in ATTRIBUTES]:
+            raise ValueError(
+                f"rest.contrast: got {unknown[0]!r}, target and history have {', '.join(attributes) or 'no attributes'}; "
+                "name one of them, or add it to features.history_attributes"
+            )
         if not self.columns:
             raise ValueError(
                 f"rest.contrast={config.contrast}: these items have {', '.join(attributes) or 'no attributes'}; "
@@ -216,17 +221,19 @@ class SpatialContrast(nn.Module):
         unit = F.normalize(items.vectors.float(), dim=1)
         loss = unit.sum() * 0  # so that there is a gradient, zero, even where no attribute has an anchor
         logged = {"alpha": alpha.sum() / max(1, len(alpha)), "drift": self.centres.drift.clone()}
-        values = [items.rows[:, self.columns[name]] if name in self.columns else None for name in ATTRIBUTES]
-        none = torch.full_like(items.ids, -1)
-        met = Places(items.ids, items.places, unit.detach(), *(none if x is None else x for x in values))
-        if self.config.across_ranks and dist.is_initialized() and dist.get_world_size() > 1:
-            assert most is not None
-            others = gather_places(met, most)
-            met = _each_once(Places(*map(torch.cat, zip(met, others, strict=True))))
-            unit = torch.cat([unit, others.embeddings])
-        for name, of_met in zip(ATTRIBUTES, (met.categories, met.brands), strict=True):
-            if name in self.columns:
-                own, share = self._attribute_loss(unit, alpha, met, of_met, items.radius_scale)
+        across = self.config.across_ranks and dist.is_initialized() and dist.get_world_size() > 1
+        names, none = list(self.columns), torch.full_like(items.ids, -1)
+        for i in range(0, len(names), 2):  # places carry two attributes
+            pair = names[i : i + 2]
+            values = [items.rows[:, self.columns[name]] for name in pair]
+            met, every = Places(items.ids, items.places, unit.detach(), *values, *[none] * (2 - len(pair))), unit
+            if across:
+                assert most is not None
+                others = gather_places(met, most)
+                met = _each_once(Places(*map(torch.cat, zip(met, others, strict=True))))
+                every = torch.cat([unit, others.embeddings])
+            for name, of_met in zip(pair, (met.categories, met.brands), strict=False):
+                own, share = self._attribute_loss(every, alpha, met, of_met, items.radius_scale)
                 loss = loss + own
                 logged |= {f"{name}_loss": own.detach(), f"{name}_positives": share}
         return self.config.weight * loss, logged

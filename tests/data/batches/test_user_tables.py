@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from placerank.data.batches.features import LONGEST_NAME, FeatureConfig, build_features, user_table
+from placerank.data.batches.features import LONGEST_NAME, FeatureConfig, build_features, table_name
 from placerank.embeddings.tables import FeatureEmbeddings
 
 OWN = [
@@ -42,10 +42,10 @@ ODD = [
 
 def test_names_stay_where_they_can() -> None:
     for name in ("age", "age range", "user_age", "home-city", "_x", "性别"):
-        assert user_table(name) == name
-    assert user_table("age/range") == "age%2Frange" and user_table("age.range") == "age%2Erange"
-    assert user_table("type") == "users_type" and user_table("users_type") == "users_users_type"
-    assert user_table("") == "users_"
+        assert table_name(name, "users") == name
+    assert table_name("age/range", "users") == "age%2Frange" and table_name("age.range", "users") == "age%2Erange"
+    assert table_name("type", "users") == "users_type" and table_name("users_type", "users") == "users_users_type"
+    assert table_name("", "users") == "users_"
 
 
 @settings(deadline=None)
@@ -53,7 +53,7 @@ def test_names_stay_where_they_can() -> None:
 @example([*OWN, *ODD])
 @example([n for n in dir(torch.nn.ModuleDict()) if len(n) < 100])
 def test_any_columns_have_tables_of_their_own(columns: list[str]) -> None:
-    names = [user_table(c) for c in columns]
+    names = [table_name(c, "users") for c in columns]
     assert len(set(names)) == len(names) and not set(names) & {*OWN, "positives", "last_positive"}
     modules = torch.nn.ModuleDict()
     for name in names:
@@ -62,7 +62,7 @@ def test_any_columns_have_tables_of_their_own(columns: list[str]) -> None:
 
 
 def test_odd_columns_are_looked_up() -> None:
-    names = [user_table(c) for c in ODD]
+    names = [table_name(c, "users") for c in ODD]
     sizes = {"item": 3, "user": 2, "category": 1, **dict.fromkeys(names, 4)}
     features = build_features(FeatureConfig(history_attributes=[], dense=["visits"]), sizes, names)
     tables = FeatureEmbeddings(features, "cpu")
@@ -74,6 +74,6 @@ def test_odd_columns_are_looked_up() -> None:
 
 
 def test_too_long_a_name_is_refused() -> None:
-    assert user_table("x" * LONGEST_NAME) == "x" * LONGEST_NAME
+    assert table_name("x" * LONGEST_NAME, "users") == "x" * LONGEST_NAME
     with pytest.raises(ValueError, match=r"column '\.\.\..* makes a name of 123 bytes, expected at most 120"):
-        user_table("." * 41)
+        table_name("." * 41, "users")

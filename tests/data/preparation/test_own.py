@@ -118,12 +118,12 @@ def test_catalog_and_users(tmp_path: Path) -> None:
 def test_shared_tables_and_what_is_left_out(tmp_path: Path) -> None:
     toml = (
         '[items.cuisines]\ntable = "cuisine"\n[users.likes]\ntable = "cuisine"\n[items.opened]\nuse = false\n'
-        '[items.kitchen]\njoins = "history"\nwidth = 8\n[items.address]\nkind = "category"\n'
+        '[items.kitchen]\njoins = "history"\n[items.vip]\nwidth = 12\n[items.address]\nkind = "category"\n'
     )
     folder = run(write_delivery(tmp_path / "raw"), toml)
     found = own(folder)
     assert found["cuisines"]["table"] == found["likes"]["table"] == "cuisine" and "opened" not in found
-    assert (found["kitchen"]["joins"], found["kitchen"]["width"]) == ("history", 8) and "address" in found
+    assert (found["kitchen"]["joins"], found["vip"]["width"]) == ("history", 12) and "address" in found
     words = column(folder, "vocab/cuisine.parquet", "value")
     assert words == [None, "burger", "pizza", "ramen", "thai", "vegan"]
     likes = dict(zip(*(column(folder, "users.parquet", c) for c in ("user_id", "likes_rows")), strict=True))
