@@ -25,6 +25,11 @@ class Oracle:
         config = read_manifest(folder, "raw").get("config")
         if config is None or "click_rate" not in config:
             raise ValueError(f"{folder}: expected a folder that placerank simulate wrote; nobody knows others' truth")
+        if config.get("delivery"):
+            raise ValueError(
+                f"{folder}: clicks depend on the fee and device of each offer there, so that user, place and time alone "
+                "have no probability; take that of the interactions"
+            )
         self._city = _City(from_plain(SimulateConfig, config, str(folder)))
         self._city.calibrate()
         self._row = np.argsort(self._city.places.item_id)  # item_id is 1 to N, in another order

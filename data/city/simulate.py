@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from ..manifest import whole_folder, write_manifest
 from ..plain import check_numbers, set_places
+from .delivery import Delivery
 from .words import COARSE, FINE_PER_COARSE, LEAVES
 from .world import (
     FAVOURITES,
@@ -72,6 +74,9 @@ class SimulateConfig:
     """No place farther than this from the person is shown, km."""
     click_rate: float = 0.18
     """Share of shown places that are clicked, in expectation."""
+    delivery: bool = False
+    """Whether clicks depend on columns of a delivery service too, which the tables then have: rating and dishes of
+    places, the dish that people look for, fee and device."""
     seed: int = 0
     """Seed of everything that is drawn."""
     overwrite: bool = False
@@ -102,6 +107,7 @@ class _Shown:
     lat: np.ndarray
     lon: np.ndarray
     logit: np.ndarray
+    own: dict[str, Any]
 
 
 class _City:
@@ -124,6 +130,7 @@ class _City:
         hours = np.tile(week, -(-config.days // 7))[: config.days * 24]
         self.rhythm = np.concatenate([[0.0], np.cumsum(hours) / hours.sum()])
         self.intercept = 0.0
+        self.delivery = Delivery(config.seed, config.items, config.users) if config.delivery else None
 
     def shown(self, rng: np.random.Generator, first: int, n: int) -> _Shown:
         """Requests ``first`` to ``first + n`` (in the order of time) and what each shows."""
@@ -152,7 +159,11 @@ class _City:
         # The local plane is right to 0.1 %: a little less than the reach keeps the promise on the sphere.
         keep &= (km <= config.reach_km * 0.998) & (places.opened[item] <= time[:, None])
         row, _ = np.nonzero(keep)
-        kept = item[keep]
+        kept, distance = item[keep], km[keep].astype(np.float32)
+        logit, own = self._logit(user, time, row, kept, distance), {}
+        if self.delivery is not None:
+            logit += self.delivery.effect(first + row, user[row], kept, distance)
+            own = self.delivery.of_rows(first + row, kept, distance)
         return _Shown(
             request=first + row,
             user=user[row],
@@ -160,7 +171,8 @@ class _City:
             time=time[row],
             lat=lat[row],
             lon=lon[row],
-            logit=self._logit(user, time, row, kept, km[keep].astype(np.float32)),
+            logit=logit,
+            own=own,
         )
 
     def _draw(self, rng: np.random.Generator, district: np.ndarray, favourite: np.ndarray) -> np.ndarray:
@@ -245,8 +257,15 @@ def _blocks(city: _City) -> Iterator[pa.Table]:
                 "user_lon": np.round(shown.lon, 6),
                 "request_id": shown.request,
                 "probability": probability,
+                **shown.own,
             }
         )
+
+
+def _with(table: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
+    for name, values in columns.items():
+        table = table.append_column(name, values)
+    return table
 
 
 def simulate(config: SimulateConfig) -> Path:
@@ -263,8 +282,13 @@ def simulate(config: SimulateConfig) -> Path:
     with whole_folder(config.out, config.overwrite) as folder:
         city = _City(config)
         city.calibrate()
-        pq.write_table(items_table(city.rng, city.districts, city.places), folder / "items.parquet", compression="zstd")
-        pq.write_table(users_table(city.districts, city.people), folder / "users.parquet", compression="zstd")
+        items = items_table(city.rng, city.districts, city.places)
+        users = users_table(city.districts, city.people)
+        if city.delivery is not None:
+            items = _with(items, city.delivery.of_items(np.argsort(city.places.item_id)))
+            users = _with(users, city.delivery.of_users())
+        pq.write_table(items, folder / "items.parquet", compression="zstd")
+        pq.write_table(users, folder / "users.parquet", compression="zstd")
         rows = clicks = 0
         writer: pq.ParquetWriter | None = None
         total = -(-config.requests // BLOCK)
@@ -273,7 +297,7 @@ def simulate(config: SimulateConfig) -> Path:
                 folder / "interactions.parquet",
                 table.schema,
                 compression="zstd",
-                use_dictionary=["user_id", "item_id", "timestamp", "label", "request_id"],
+                use_dictionary=["user_id", "item_id", "timestamp", "label", "request_id", *table.schema.names[8:]],
             )
             writer.write_table(table, row_group_size=len(table))
             rows += len(table)

@@ -286,7 +286,7 @@ def test_density_lengthens_radii_in_the_country() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"contrast": ["colour"]}, "rest.contrast: got 'colour', expected some of category, brand"),
+        ({"contrast": ["brand", "brand"]}, r"rest.contrast=\['brand', 'brand'\]: expected each attribute once"),
         ({"positive_km": 0.0}, "rest.positive_km=0.0: expected a positive number"),
         ({"temperature": math.nan}, "rest.temperature=nan: expected a finite number"),
         ({"negatives": 0}, "rest.negatives=0: expected at least 1"),
@@ -303,6 +303,8 @@ def test_what_does_not_fit_is_told(changes: dict[str, Any], message: str) -> Non
 def test_attributes_that_the_data_lacks_are_told(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ValueError, match="these items have no attributes; contrast one that they have"):
         SpatialContrast(D, RestConfig(), [])
+    with pytest.raises(ValueError, match="rest.contrast: got 'colour', target and history have brand; name one of them"):
+        SpatialContrast(D, RestConfig(contrast=["colour", "brand"]), ["brand"])
     with caplog.at_level(logging.WARNING):
         contrast = SpatialContrast(D, RestConfig(), ["category"])
     assert "no item has a brand, so it makes no loss" in caplog.text
