@@ -100,7 +100,9 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     shares = np.array([line["share_of_cost"] for line in lines])
-    print(f"share of what leaving the columns out costs: {shares.mean():.3f} ({shares.min():.3f} to {shares.max():.3f})")
+    print(
+        f"share of what leaving the columns out costs: {shares.mean():.3f} ({shares.min():.3f} to {shares.max():.3f})"
+    )
     if args.save:
         keep("own_features.csv", lines, ("seed", "requests"))
 

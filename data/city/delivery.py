@@ -1,8 +1,8 @@
 """Columns of a delivery service in a simulated city, which the true click probability depends on: ratings and dishes of
 places, what people look for, the fee of each offer, the device of each request.
 
-They are drawn from a seed of their own, or hashed from the numbers of request and place, so that the rest of the city is
-the same with them and without.
+They are drawn from a seed of their own, or hashed from the numbers of request and place, so that the rest of the city
+is the same with them and without.
 """
 
 from typing import Any
@@ -13,7 +13,20 @@ from numpy.typing import NDArray
 
 from ..arrays import hash_ids
 
-DISHES = ("burger", "curry", "dumplings", "falafel", "noodles", "pizza", "ramen", "salad", "sushi", "tacos", "thali", "vegan")
+DISHES = (
+    "burger",
+    "curry",
+    "dumplings",
+    "falafel",
+    "noodles",
+    "pizza",
+    "ramen",
+    "salad",
+    "sushi",
+    "tacos",
+    "thali",
+    "vegan",
+)
 DEVICES = ("android", "ios", "web")
 # Weights of the logit.
 RATING, FEE, DISH = 1.2, 0.5, 1.4
@@ -23,9 +36,11 @@ _FEE_OF_KM, _FEE_SPREAD = 0.3, 1.2
 
 
 class Delivery:
-    """Args:
-    seed: of the city.
-    items, users: how many.
+    """What a city's places, people, requests and offers have.
+
+    Args:
+        seed: of the city.
+        items, users: how many.
     """
 
     def __init__(self, seed: int, items: int, users: int) -> None:
@@ -71,9 +86,7 @@ class Delivery:
         """Columns of the users table."""
         return {"looks_for": pa.array(DISHES).take(pa.array(self.looks_for, mask=self.looks_for < 0))}
 
-    def of_rows(
-        self, request: NDArray[np.int64], item: NDArray[np.int64], km: NDArray[Any]
-    ) -> dict[str, Any]:
+    def of_rows(self, request: NDArray[np.int64], item: NDArray[np.int64], km: NDArray[Any]) -> dict[str, Any]:
         """Columns of the interactions."""
         return {"fee": self.fee(request, item, km), "device": pa.array(DEVICES).take(pa.array(self.device(request)))}
 

@@ -27,8 +27,8 @@ class Oracle:
             raise ValueError(f"{folder}: expected a folder that placerank simulate wrote; nobody knows others' truth")
         if config.get("delivery"):
             raise ValueError(
-                f"{folder}: clicks depend on the fee and device of each offer there, so that user, place and time alone "
-                "have no probability; take that of the interactions"
+                f"{folder}: clicks depend on the fee and device of each offer there, so that user, place and time "
+                "alone have no probability; take that of the interactions"
             )
         self._city = _City(from_plain(SimulateConfig, config, str(folder)))
         self._city.calibrate()

@@ -13,7 +13,6 @@ from ...embeddings.warm_up import MetaWarmUp
 from .akt import AktConfig
 from .rest import RestConfig
 
-
 _MOST = 2**62  # combinations that are told apart by one number
 
 

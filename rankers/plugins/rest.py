@@ -165,8 +165,8 @@ class SpatialContrast(nn.Module):
         missing = sorted(set(config.contrast) - set(self.columns))
         if unknown := [name for name in missing if name not in ATTRIBUTES]:
             raise ValueError(
-                f"rest.contrast: got {unknown[0]!r}, target and history have {', '.join(attributes) or 'no attributes'}; "
-                "name one of them, or add it to features.history_attributes"
+                f"rest.contrast: got {unknown[0]!r}, target and history have {', '.join(attributes) or 'none'}; name "
+                "one of them, or add it to features.history_attributes"
             )
         if not self.columns:
             raise ValueError(

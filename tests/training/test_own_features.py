@@ -52,12 +52,14 @@ REST = RankerConfig(
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     raw = write_delivery(tmp_path_factory.mktemp("own") / "raw", csv=True)
-    (raw / "features.toml").write_text(TOML + '[items.address]\nuse = false\n')
+    (raw / "features.toml").write_text(TOML + "[items.address]\nuse = false\n")
     return prepare(PrepareConfig(input=raw, out=raw.parent / "data", format="csv", row_group_rows=500))
 
 
 def config(data: Path, run: Path, **changes: Any) -> TrainConfig:
-    made = TrainConfig(data=data, run=run, features=FeatureConfig(embedding_dim=8), ranker=REST, batch_size=128, epochs=1)
+    made = TrainConfig(
+        data=data, run=run, features=FeatureConfig(embedding_dim=8), ranker=REST, batch_size=128, epochs=1
+    )
     return replace(made, **changes)
 
 
@@ -83,7 +85,11 @@ def test_batches_hold_what_the_tables_say(data: Path) -> None:
     assert features.attributes == ["category", "brand", "kitchen"]
     by_name = {t.name: t for t in features.tables}
     assert by_name["cuisine"].features == ("likes", "cuisines") and by_name["cuisine"].mean
-    assert by_name["device"].dim == 12 and by_name["device"].rows == 51 and by_name["kitchen"].features == ("item_kitchen",)
+    assert (
+        by_name["device"].dim == 12
+        and by_name["device"].rows == 51
+        and by_name["kitchen"].features == ("item_kitchen",)
+    )
     sample = next(iter(SampleLoader(data, "train", 40)))
     batch = catalog.expand(sample)
     pooled = {k: v.to_dense() for k, v in batch.pooled.to_dict().items()}
@@ -91,7 +97,10 @@ def test_batches_hold_what_the_tables_say(data: Path) -> None:
     for b in range(len(sample)):
         r = int(sample.request[b])
         item, user = items[int(sample.item[b])], users[int(sample.user[r])]
-        assert pooled["cuisines"][b].tolist() == item["cuisines_rows"] and pooled["likes"][b].tolist() == user["likes_rows"]
+        assert (
+            pooled["cuisines"][b].tolist() == item["cuisines_rows"]
+            and pooled["likes"][b].tolist() == user["likes_rows"]
+        )
         assert pooled["item_vip"][b].tolist() == [item["vip_row"]] and pooled["plan"][b].tolist() == [user["plan_row"]]
         assert pooled["device"][b].tolist() == [int(sample.own["device"][r])]
         numbers = {"rating": item["rating_number"], "age": user["age_number"], "fee": float(sample.own["fee"][b])}
@@ -136,12 +145,17 @@ def test_columns_are_chosen(data: Path) -> None:
     assert [o.name for o in few.own] == ["kitchen", "fee"] and "plan" not in {t.name for t in few.pooled}
     none = build_features(FeatureConfig(own=[]), *known, own=manifest["own"])
     assert none == build_features(FeatureConfig(), manifest["tables"], []) and not none.own
-    vip = build_features(FeatureConfig(history_attributes=["vip"], pooled=["user", "likes"]), *known, own=manifest["own"])
+    vip = build_features(
+        FeatureConfig(history_attributes=["vip"], pooled=["user", "likes"]), *known, own=manifest["own"]
+    )
     assert [t.name for t in vip.sequence] == ["item", "vip", "kitchen"]
     assert [t.name for t in vip.pooled] == ["user", "cuisine"]
     for config, message in (
         (FeatureConfig(own=["fees"]), "features.own: got 'fees', this data has plan, age"),
-        (FeatureConfig(history_attributes=["cuisines"]), "features.history_attributes: got 'cuisines', expected some of"),
+        (
+            FeatureConfig(history_attributes=["cuisines"]),
+            "features.history_attributes: got 'cuisines', expected some of",
+        ),
         (FeatureConfig(pooled=["nobody"]), "features.pooled: got 'nobody', this data has user, hour"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -13,11 +13,13 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from placerank.data.city import simulate as module
+from placerank.data.city.delivery import DEVICES, effect
+from placerank.data.city.oracle import Oracle
 from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.city.words import LEAVES
 from placerank.data.city.world import KM_PER_DEGREE, flat_km
 from placerank.data.manifest import read_manifest
-from placerank.data.raw.schema import iter_interactions, read_items, read_users
+from placerank.data.raw.schema import iter_interactions, read_items
 from placerank.kernels.haversine import haversine_km
 
 SMALL: dict[str, Any] = {"items": 600, "users": 400, "requests": 4_000, "cities": 2, "days": 60}
@@ -181,3 +183,28 @@ def test_flat_distance_is_near_the_sphere() -> None:
     want = haversine_km(*(torch.from_numpy(x) for x in (lat, np.zeros(3), lat + 0.05, np.full(3, 0.05))))
     np.testing.assert_allclose(got, want, rtol=1e-3)
     assert abs(KM_PER_DEGREE - np.pi / 180 * 6371.0088) < 1e-3
+
+
+def test_delivery_leaves_the_rest_of_the_city_as_it_is(tmp_path: Path) -> None:
+    """The same places, people and offers; clicks follow the probability that the columns move as told."""
+    plain, with_ = (simulate(SimulateConfig(out=tmp_path / str(on), delivery=on, **SMALL)) for on in (False, True))
+    for name, more in (("items", ["rating", "dishes"]), ("users", ["looks_for"]), ("interactions", ["fee", "device"])):
+        one, two = (pq.read_table(folder / f"{name}.parquet") for folder in (plain, with_))
+        assert two.column_names == one.column_names + more
+        same = [c for c in one.column_names if c not in ("label", "probability")]
+        assert two.select(same).equals(one.select(same))
+    rows, before = two.to_pydict(), column(one, "probability")
+    items, users = (pq.read_table(with_ / f"{n}.parquet").to_pylist() for n in ("items", "users"))
+    item, user = ([table[i - 1] for i in rows[f"{n}_id"]] for n, table in (("item", items), ("user", users)))
+    rating = np.array([np.nan if i["rating"] is None else i["rating"] for i in item])
+    fits = np.array([u["looks_for"] in i["dishes"] for i, u in zip(item, user, strict=True)])
+    device = np.array([DEVICES.index(d) for d in rows["device"]])
+    moved = np.log(rows["probability"]) - np.log1p(-np.array(rows["probability"])) - np.log(before) + np.log1p(-before)
+    of_columns = effect(rating, fits, np.array(rows["fee"]), device)
+    shift = moved - of_columns  # of the intercept, which keeps the click rate
+    assert np.abs(shift - np.median(shift)).max() < 1e-3
+    assert abs(np.mean(rows["label"]) - np.mean(rows["probability"])) < 0.01
+    by_request = {(r, d) for r, d in zip(rows["request_id"], rows["device"], strict=True)}
+    assert len(by_request) == len(set(rows["request_id"])) and {d for _, d in by_request} == set(DEVICES)
+    with pytest.raises(ValueError, match="user, place and time alone have no probability"):
+        Oracle(with_)

@@ -303,7 +303,9 @@ def test_what_does_not_fit_is_told(changes: dict[str, Any], message: str) -> Non
 def test_attributes_that_the_data_lacks_are_told(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ValueError, match="these items have no attributes; contrast one that they have"):
         SpatialContrast(D, RestConfig(), [])
-    with pytest.raises(ValueError, match="rest.contrast: got 'colour', target and history have brand; name one of them"):
+    with pytest.raises(
+        ValueError, match=r"rest.contrast: got 'colour', target and history have brand; name one of them"
+    ):
         SpatialContrast(D, RestConfig(contrast=["colour", "brand"]), ["brand"])
     with caplog.at_level(logging.WARNING):
         contrast = SpatialContrast(D, RestConfig(), ["category"])
