@@ -17,7 +17,7 @@ others too, each rank also holds the ids of both while it looks them up; a raw f
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from ..data.manifest import (
     write_manifest,
 )
 from ..data.plain import check_numbers, read_json, set_places
+from ..data.requests import OWN
 from ..data.urls import fetched
 from .codes.semantic_ids import FILE, KIND, SemanticIds
 from .codes.tokenizers import (
@@ -134,16 +135,18 @@ def tokenize(config: TokenizeConfig) -> Path:
     return config.out
 
 
-def items_of(data: Path, ids: pa.Array) -> pa.Table:
+def items_of(data: Path, ids: pa.Array, own: Sequence[str] = ()) -> pa.Table:
     """Attributes of the items with these ids, in their order: columns of the schema, missing ones null.
 
     Args:
         data: a prepared folder, or one with items.parquet (or that file).
+        own: own columns that the tokenizer was given weights for.
 
     Raises:
-        ValueError: an id that the items don't have.
+        ValueError: an id that the items don't have, or such a column.
     """
-    return take_rows(pa.concat_tables(item_blocks(data, _COLUMNS)), _all_found(data, ids))
+    columns = (*_COLUMNS, *(OWN + name for name in own))
+    return take_rows(pa.concat_tables(item_blocks(data, columns)), _all_found(data, ids))
 
 
 def _all_found(data: Path, ids: pa.Array) -> NDArray[np.int64]:
@@ -221,12 +224,20 @@ class _Job:
                 self.items.column_names.index("district"), "district", read_mapped(placed)["district"]
             )
 
+    def _own(self) -> list[str]:
+        """Own columns that the tokenizer takes."""
+        options: Any = self.config.options()
+        weights = getattr(options, "w_own", {})
+        if self.add is not None:  # it is fitted already
+            weights = read_manifest(self.add / _TOKENIZER, "tokenizer")["options"].get("w_own", {})
+        return [OWN + name for name in weights]
+
     def _write_items(self, every: Path, placed: Path) -> None:
         """The items in the order of the embeddings, and their districts: of the tokens to go on from, as the encoder
         saw them, or derived now."""
         config = self.config
         if not every.is_file():
-            in_order(every, item_blocks(config.data, _COLUMNS), self.rows)
+            in_order(every, item_blocks(config.data, (*_COLUMNS, *self._own())), self.rows)
         items, known = read_mapped(every), None
         if self.add is not None:
             known = self.add / _DISTRICTS

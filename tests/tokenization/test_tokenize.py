@@ -15,9 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from delivery import write_delivery
 
 from placerank.cli.main import main
 from placerank.data.manifest import read_manifest, sha256_file, write_manifest
+from placerank.data.preparation.prepare import PrepareConfig, prepare
+from placerank.data.raw.own import own_columns
 from placerank.data.raw.schema import read_items
 from placerank.tokenization import tokenize as tokenize_module
 from placerank.tokenization.codes.semantic_ids import SemanticIds, check_trained_with
@@ -350,3 +353,33 @@ def test_the_command(source: Any, tmp_path: Path, capsys: Any) -> None:
     assert "res_kmeans" in (tmp_path / "t/report.html").read_text()
     assert main(["tokenize", *flags]) == 1
     assert "exists; choose another folder" in capsys.readouterr().err
+
+
+def test_own_columns_of_raw_and_of_prepared_items(tmp_path: Path) -> None:
+    """HGIT takes them where a weight asks, by name; from either folder the codes are the same, and they count."""
+    raw = write_delivery(tmp_path / "raw")
+    data = prepare(PrepareConfig(input=raw, out=tmp_path / "data"))
+    ids = read_items(raw)["item_id"].combine_chunks()
+    vectors = torch.randn(len(ids), DIM, generator=torch.Generator().manual_seed(0))
+    write_embeddings(tmp_path / "e", ids, vectors)
+    options = HGITOptions(
+        epochs=1, iterations=2, epoch_steps=2, batch_rows=64, w_own={"cuisines": 50.0, "kitchen": 10.0}
+    )
+    config = TokenizeConfig(data=raw, embeddings=tmp_path / "e", out=tmp_path / "a", codebook=TokenizerConfig(levels=2, codes=6),
+                            hgit=options, report=ReportConfig(queries=20, points=50))  # fmt: skip
+    one = SemanticIds.read(tokenize(config))
+    two = SemanticIds.read(tokenize(replace(config, data=data, out=tmp_path / "b")))
+    assert np.array_equal(one.codes, two.codes)
+    plain = SemanticIds.read(tokenize(replace(config, hgit=replace(options, w_own={}), out=tmp_path / "c")))
+    first = [one.codes[:, 0], plain.codes[:, 0]]
+    kitchen = read_items(raw, own=[c for c in own_columns(raw, {})[0] if c.of == "items"])["own.kitchen"].to_pylist()
+    alike = [np.mean([kitchen[i] == kitchen[j] for i in range(100) for j in range(i) if x[i] == x[j]]) for x in first]
+    assert alike[0] > alike[1] + 0.1
+    embedded = load_tokenizer(tmp_path / "a" / "tokenizer").encode(
+        vectors, items_of(data, ids, ["cuisines", "kitchen"])
+    )
+    assert np.array_equal(embedded.numpy(), one.codes)
+    with pytest.raises(
+        ValueError, match=r"got no items' own column 'rating' of texts, expected some of cuisines, vip, kitchen"
+    ):
+        tokenize(replace(config, data=data, hgit=replace(options, w_own={"rating": 1.0}), out=tmp_path / "d"))

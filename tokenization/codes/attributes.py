@@ -14,6 +14,9 @@ f_geo is the unit vector of the place on the sphere: no seam at the antimeridian
 What is fitted are a mean and one scale a block, so that each block has total variance 1 over the items that have it,
 and the weights alone decide what counts. An item that misses a block has the block's mean there: it is pulled nowhere.
 A block that no item has, or that is the same for all, drops out.
+
+Beside the paper's blocks items' own columns can have one each, where a weight asks for it: categories become vectors as
+above, and lists the mean of those of their values.
 """
 
 import hashlib
@@ -27,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...data.requests import OWN
 from ...kernels.haversine import unit_vectors
 
 ADMIN = ("province", "city", "district")
@@ -81,7 +85,8 @@ def raw_blocks(
     """The blocks of some items before they are centred and scaled: name -> (float32 [N, d], bool [N] has it).
 
     Args:
-        items: any of province, city, district, lat, lon, category (list, coarse to fine), brand; others are ignored.
+        items: any of province, city, district, lat, lon, category (list, coarse to fine), brand, and own columns (text,
+            or lists of text); others are ignored.
     """
     names, blocks = set(items.column_names), {}
     if names & set(ADMIN):
@@ -104,6 +109,17 @@ def raw_blocks(
         blocks["category"] = _levels(levels, category_scale, seed=2)
     if "brand" in names:
         blocks["brand"] = _levels([one_array(items["brand"])], [1.0], seed=3)
+    for name in (n for n in items.column_names if n.startswith(OWN)):
+        seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+        column = one_array(items[name])
+        if not pa.types.is_list(column.type):
+            blocks[name] = _levels([column], [1.0], seed)
+            continue
+        vectors, _ = _levels([column.flatten()], [1.0], seed)
+        lengths = torch.from_numpy(pc.list_value_length(column).fill_null(0).to_numpy(False).astype(np.int64))
+        row = torch.repeat_interleave(torch.arange(len(column)), lengths)
+        sums = torch.zeros(len(column), SIGNS).index_add_(0, row, vectors)
+        blocks[name] = (sums / lengths.clamp(min=1)[:, None], lengths > 0)
     return blocks
 
 
@@ -112,7 +128,7 @@ class AttributeFeatures:
     """Fitted blocks: items in, F out.
 
     Attributes:
-        weights: w of each block that is used, in the order of ``BLOCKS``.
+        weights: w of each block that is used, in the order of ``BLOCKS``, then own columns'.
         mean: of each such block, float64 [d].
         scale: of each such block: 1 / root of its total variance.
     """
@@ -147,7 +163,7 @@ class AttributeFeatures:
                 squares[name] = squares.get(name, 0.0) + float(wide.square().sum())
                 counts[name] = counts.get(name, 0) + int(known.sum())
         used, mean, scale = {}, {}, {}
-        for name in BLOCKS:
+        for name in (*BLOCKS, *(n for n in weights if n.startswith(OWN))):
             if not counts.get(name) or not weights.get(name):
                 continue
             centre = sums[name] / counts[name]
@@ -190,7 +206,8 @@ class AttributeFeatures:
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> "AttributeFeatures":
-        used = [name for name in BLOCKS if f"{name}.mean" in state]
+        own = [n.removesuffix(".mean") for n in state if n.startswith(OWN) and n.endswith(".mean")]
+        used = [name for name in (*BLOCKS, *sorted(own)) if f"{name}.mean" in state]
         pairs = {name: state[f"{name}.weight_and_scale"].tolist() for name in used}
         return cls(
             {name: pairs[name][0] for name in used},

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from ...data.plain import check_numbers
+from ...data.requests import OWN
 from ...kernels.codebook import residual_encode, residual_lookup, soft_usage
 from ..ranks import Ranks
 from ..text.item_table import take_rows
@@ -60,6 +61,8 @@ class HGITOptions:
     """Weight of the primary and secondary category."""
     w_brand: float = 0.25
     """Weight of the brand."""
+    w_own: dict[str, float] = field(default_factory=dict)
+    """Weights of items' own columns, categories or lists, by the name that prepare gave them; the others have none."""
     admin_scale: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])
     """Fixed factors of province, city, district within their block."""
     category_scale: list[float] = field(default_factory=lambda: [1.0, 1.0])
@@ -92,6 +95,9 @@ class HGITOptions:
             value = getattr(self, name)
             if len(value) != count or not all(v >= 0 for v in value) or not any(value):
                 raise ValueError(f"hgit.{name}={value}: expected {count} numbers of 0 or more, not all 0")
+        for name, weight in self.w_own.items():
+            if not weight >= 0:
+                raise ValueError(f"hgit.w_own {name}={weight}: expected 0 or more")
         if self.epochs < 0:
             raise ValueError(f"hgit.epochs={self.epochs}: expected 0 or more")
         for name in ("lr", "temperature"):
@@ -100,7 +106,8 @@ class HGITOptions:
 
     @property
     def weights(self) -> dict[str, float]:
-        return {"admin": self.w_admin, "geo": self.w_geo, "category": self.w_category, "brand": self.w_brand}
+        own = {OWN + name: self.w_own[name] for name in sorted(self.w_own)}
+        return {"admin": self.w_admin, "geo": self.w_geo, "category": self.w_category, "brand": self.w_brand, **own}
 
 
 class HGIT(Tokenizer):

@@ -3,7 +3,7 @@
 Every rank of a machine reads the same pages of one file. What a process holds of it are the rows that it takes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ...data.manifest import whole_file
+from ...data.manifest import read_manifest, whole_file
+from ...data.raw.own import own_columns, read_declaration
 from ...data.raw.schema import read_items
+from ...data.requests import OWN
 from ...data.urls import fetched
 
 BLOCK_ROWS = 65_536
@@ -24,19 +26,60 @@ def item_blocks(data: Path, columns: tuple[str, ...]) -> Iterator[pa.Table]:
 
     Args:
         data: a prepared folder, or one with items.parquet (or that file).
-        columns: those of them that are there.
+        columns: those of them that are there; own ones, whose names begin with ``OWN``, have to be.
+
+    Raises:
+        ValueError: an own column that is not there, or has no text.
     """
     catalog = data / "catalog.parquet"
+    named = [name.removeprefix(OWN) for name in columns if name.startswith(OWN)]
     if not catalog.is_file():
-        table = read_items(data).select(columns)
+        own = own_columns(data, read_declaration(None, data))[0] if named else []
+        found = {c.column: c for c in own if c.of == "items" and c.kind in _TEXTS}
+        _check_own(data, named, found)
+        table = read_items(data, own=[found[name] for name in named]).select(columns)
         yield from (table.slice(start, BLOCK_ROWS) for start in range(0, len(table), BLOCK_ROWS))
         return
+    texts = _own_texts(data, named) if named else {}
     skipped = 1  # row 0 stands for unknown items
     with pq.ParquetFile(fetched(catalog)) as file:
         there = [name for name in columns if name in file.schema_arrow.names]
-        for batch in file.iter_batches(BLOCK_ROWS, columns=there):
-            yield pa.Table.from_batches([batch]).select(there).slice(skipped)
+        for batch in file.iter_batches(BLOCK_ROWS, columns=[*there, *(rows for rows, _ in texts.values())]):
+            table = pa.Table.from_batches([batch])
+            for name, (rows, values) in texts.items():
+                table = table.append_column(OWN + name, _named(table[rows].combine_chunks(), values))
+            yield table.select([*there, *(OWN + name for name in texts)]).slice(skipped)
             skipped = 0
+
+
+_TEXTS = {"category", "list"}
+
+
+def _check_own(data: Path, named: list[str], found: Collection[str]) -> None:
+    for name in named:
+        if name not in found:
+            raise ValueError(
+                f"{data}: got no items' own column {name!r} of texts, expected some of {', '.join(found) or 'none'}"
+            )
+
+
+def _own_texts(data: Path, named: list[str]) -> dict[str, tuple[str, pa.Array]]:
+    """By name of an own column of a prepared folder, which column of the catalog has its rows, and their texts."""
+    manifest = read_manifest(data, "prepared")
+    own = {c["name"]: c for c in manifest.get("own", []) if c["of"] == "items" and c["kind"] in _TEXTS}
+    files = {name: f"vocab/{c['table']}.parquet" for name, c in own.items()}
+    own = {name: c for name, c in own.items() if files[name] in manifest["files"]}  # the others are hashed
+    _check_own(data, named, own)
+    ends = {name: "_rows" if own[name]["kind"] == "list" else "_row" for name in named}
+    texts = {name: pq.read_table(fetched(data / files[name]))["value"].combine_chunks() for name in named}
+    return {name: (name + ends[name], texts[name]) for name in named}
+
+
+def _named(rows: pa.Array, texts: pa.Array) -> pa.Array:
+    """Rows, or lists of them, as the texts that they stand for."""
+    if isinstance(rows, pa.ListArray):
+        return pa.ListArray.from_arrays(rows.offsets, texts.take(rows.values))
+    return texts.take(rows)
 
 
 def same_order(a: Iterator[pa.Array], b: Iterator[pa.Array]) -> bool:

@@ -131,3 +131,28 @@ def test_state_is_everything() -> None:
     features = AttributeFeatures.fit(items(), EVEN)
     again = AttributeFeatures.from_state(features.state())
     assert torch.equal(features(items()), again(items()))
+
+
+def test_own_columns_have_blocks_where_a_weight_asks() -> None:
+    """A category is a vector by its name and text; a list the mean of its values'; none of either is known to be none."""
+    own = {"own.kitchen": pa.array(["gas", "wood", None, "gas"]),
+           "own.tags": pa.array([["a", "b"], ["a"], [], None], pa.list_(pa.string()))}  # fmt: skip
+    some = pa.table({"brand": ["x", "y", "x", "y"], **own})
+    blocks = raw_blocks(some)
+    kitchen, known = blocks["own.kitchen"]
+    assert known.tolist() == [True, True, False, True] and torch.equal(kitchen[0], kitchen[3])
+    assert distance(kitchen, 0, 1) > 0.3 and not torch.equal(
+        kitchen[:1], raw_blocks(pa.table({"own.other": ["gas"]}))["own.other"][0]
+    )
+    tags, known = blocks["own.tags"]
+    alone, _ = raw_blocks(pa.table({"own.tags": pa.array([["a"], ["b"]])}))["own.tags"]
+    assert known.tolist() == [True, True, False, False]
+    torch.testing.assert_close(tags[0], alone.mean(0))
+    assert torch.equal(tags[1], alone[0]) and not tags[2:].any()
+    without = AttributeFeatures.fit(some, {"brand": 1.0})
+    features = AttributeFeatures.fit(some, {"brand": 1.0, "own.tags": 2.0, "own.kitchen": 0.5})
+    assert torch.equal(AttributeFeatures.fit(some.select(["brand"]), {"brand": 1.0})(some), without(some))
+    assert list(features.weights) == ["brand", "own.tags", "own.kitchen"] and features.dim == 3 * without.dim
+    with_them = features(some)
+    torch.testing.assert_close(AttributeFeatures.from_state(features.state())(some)[:, :32], with_them[:, :32])
+    assert not with_them[2, 32:].any() and with_them[0, 32:].any()
