@@ -34,6 +34,8 @@ from placerank.training.inference import load_scorer
 from placerank.training.runtime import runtime
 from placerank.training.train import TrainConfig, train
 
+HISTORY = 20
+
 
 def oracles(raw: Path, data: Path) -> tuple[float, float, int]:
     """AUC of the true probability on the test split, of the same without the columns, and how many rows these are."""
@@ -66,7 +68,7 @@ def trained_auc(data: Path, run: Path, own: list[str] | None, seed: int, epochs:
 def measure(folder: Path, seed: int, requests: int, epochs: int) -> dict[str, Any]:
     """A line of one seed."""
     raw = simulate(SimulateConfig(out=folder / "raw", requests=requests, seed=seed, delivery=True, overwrite=True))
-    data = prepare(PrepareConfig(input=raw, out=folder / "data", seed=seed, overwrite=True))
+    data = prepare(PrepareConfig(input=raw, out=folder / "data", history_length=HISTORY, seed=seed, overwrite=True))
     oracle, blind, rows = oracles(raw, data)
     without, n = trained_auc(data, folder / "without", [], seed, epochs)
     with_, m = trained_auc(data, folder / "with", None, seed, epochs)
@@ -87,7 +89,7 @@ def measure(folder: Path, seed: int, requests: int, epochs: int) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--requests", type=int, default=34_000)
+    parser.add_argument("--requests", type=int, default=16_000)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()

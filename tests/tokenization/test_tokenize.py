@@ -379,7 +379,5 @@ def test_own_columns_of_raw_and_of_prepared_items(tmp_path: Path) -> None:
         vectors, items_of(data, ids, ["cuisines", "kitchen"])
     )
     assert np.array_equal(embedded.numpy(), one.codes)
-    with pytest.raises(
-        ValueError, match=r"got no items' own column 'rating' of texts, expected some of cuisines, vip, kitchen"
-    ):
+    with pytest.raises(ValueError, match=r"got no items' own column 'rating' of texts, expected some of"):
         tokenize(replace(config, data=data, hgit=replace(options, w_own={"rating": 1.0}), out=tmp_path / "d"))
