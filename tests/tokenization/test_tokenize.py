@@ -365,8 +365,14 @@ def test_own_columns_of_raw_and_of_prepared_items(tmp_path: Path) -> None:
     options = HGITOptions(
         epochs=1, iterations=2, epoch_steps=2, batch_rows=64, w_own={"cuisines": 50.0, "kitchen": 10.0}
     )
-    config = TokenizeConfig(data=raw, embeddings=tmp_path / "e", out=tmp_path / "a", codebook=TokenizerConfig(levels=2, codes=6),
-                            hgit=options, report=ReportConfig(queries=20, points=50))  # fmt: skip
+    config = TokenizeConfig(
+        data=raw,
+        embeddings=tmp_path / "e",
+        out=tmp_path / "a",
+        codebook=TokenizerConfig(levels=2, codes=6),
+        hgit=options,
+        report=ReportConfig(queries=20, points=50),
+    )
     one = SemanticIds.read(tokenize(config))
     two = SemanticIds.read(tokenize(replace(config, data=data, out=tmp_path / "b")))
     assert np.array_equal(one.codes, two.codes)

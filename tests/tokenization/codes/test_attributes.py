@@ -134,7 +134,7 @@ def test_state_is_everything() -> None:
 
 
 def test_own_columns_have_blocks_where_a_weight_asks() -> None:
-    """A category is a vector by its name and text; a list the mean of its values'; none of either is known to be none."""
+    """A category is a vector by its name and text, a list the mean of its values'; where there is none it is told."""
     own = {"own.kitchen": pa.array(["gas", "wood", None, "gas"]),
            "own.tags": pa.array([["a", "b"], ["a"], [], None], pa.list_(pa.string()))}  # fmt: skip
     some = pa.table({"brand": ["x", "y", "x", "y"], **own})
