@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -43,10 +44,13 @@ def parts(folder: Path, source: dict[str, Any]) -> Path:
 
 
 @needs_ray
-@pytest.mark.parametrize("kind", ["impressions", "visits", "bad rows"])
+@pytest.mark.parametrize("kind", ["impressions", "own columns", "visits", "bad rows"])
 def test_the_same_bytes(tmp_path: Path, cluster: None, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BUCKET_ROWS", 60)
     source, options = (visits(users=30) if kind == "visits" else impressions(users=30)), {"train_negatives": 2}
+    if kind == "own columns":
+        rng = np.random.default_rng(0)
+        source |= {"fee": rng.random(400), "device": [("ios", "web", None)[i] for i in rng.integers(0, 3, 400)]}
     if kind == "bad rows":
         source["label"][::9] = 7
         source["user_id"][1] = None

@@ -43,7 +43,10 @@ def on_ranks(sizes: dict[str, int], raw: Path, options: dict[str, Any]) -> list[
 def ways() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     bad = impressions(users=30) | {"label": np.where(np.arange(400) % 9 == 0, 7, np.arange(400) % 2)}
     bad["user_id"][1] = None
+    rng = np.random.default_rng(0)
+    own = {"fee": rng.random(400), "device": [("ios", "web", None)[i] for i in rng.integers(0, 3, 400)]}
     return {
+        "own columns": (impressions(users=30) | own, {}),
         "impressions": (impressions(users=30), {}),
         "visits": (visits(users=30), {"train_negatives": 2}),
         "bad rows": (bad, {"on_bad_rows": "skip"}),
@@ -64,7 +67,9 @@ def parts(folder: Path, source: dict[str, Any], one_file: bool) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("way", "few_files"), [("impressions", True), ("visits", False), ("bad rows", False)])
+@pytest.mark.parametrize(
+    ("way", "few_files"), [("impressions", True), ("own columns", False), ("visits", False), ("bad rows", False)]
+)
 def test_the_same_bytes_at_any_number_of_ranks(
     tmp_path: Path, ranks: Callable[..., list[Any]], way: str, few_files: bool
 ) -> None:
