@@ -28,7 +28,7 @@ where its weights are moved to (``program.module().to("cuda")``), on inputs ther
     traits    a tuple of three tensors, for plug-ins: ``Traits`` there. A program for a tower that uses no context takes
               None in its place
 
-``ExportedRanker`` does all of it from samples.
+``ExportedRanker`` does all of it from samples; its ``own_values`` makes their own columns of raw values.
 """
 
 import json
@@ -37,6 +37,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
@@ -48,6 +50,8 @@ from ..data.batches.batch import SampleBatch
 from ..data.batches.catalog import Catalog
 from ..data.batches.features import HISTORY_GAPS, Features, Own, Table
 from ..data.manifest import read_manifest, write_json
+from ..data.preparation.buckets import hashed
+from ..data.preparation.own import Extra, bucket_of
 from ..data.urls import fetched, place
 from ..embeddings.reader import TABLES, EmbeddingTable, open_table
 from ..kernels.jagged import shared_rows_unchecked
@@ -56,6 +60,7 @@ from .dense import Scorer
 FEATURES, SCORER = "features.json", "scorer.pt2"
 log = logging.getLogger(__name__)
 aten = torch.ops.aten
+_ANY: dict[str, Any] = {"name": "", "column": "", "of": "request"}
 
 
 def save_features(features: Features, file: Path) -> None:
@@ -179,12 +184,19 @@ class ExportedRanker:
         catalog: attributes by row.
         tables: exported tables by name.
         scorer: the loaded dense part.
+        own: what own columns are, by name, as the manifest has it.
     """
 
     def __init__(
-        self, features: Features, catalog: Catalog, tables: dict[str, EmbeddingTable], scorer: nn.Module
+        self,
+        features: Features,
+        catalog: Catalog,
+        tables: dict[str, EmbeddingTable],
+        scorer: nn.Module,
+        own: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         self.features, self.catalog, self.tables, self.scorer = features, catalog, tables, scorer
+        self.own = own or {}
 
     @classmethod
     def load(cls, folder: Path, verify: bool = True) -> Self:
@@ -199,7 +211,8 @@ class ExportedRanker:
             FileNotFoundError, ValueError: not an export folder, not a whole one, or a damaged one.
         """
         folder = fetched(place(folder))
-        exported: dict[str, Any] = read_manifest(folder, "export", verify)["tables"]
+        manifest = read_manifest(folder, "export", verify)
+        exported: dict[str, Any] = manifest["tables"]
         if not (folder / SCORER).is_file():
             raise ValueError(
                 f"{folder} has no {SCORER}: its ranker is a generative one; read it with ExportedGenerator"
@@ -208,7 +221,39 @@ class ExportedRanker:
         needed = {t.name for t in features.tables}
         tables = {n: open_table(folder / TABLES, n, table) for n, table in exported.items() if n in needed}
         scorer = torch.export.load(folder / SCORER).module()
-        return cls(features, Catalog.load(folder, features), tables, scorer)
+        own = {column["name"]: column for column in manifest.get("own", ())}
+        return cls(features, Catalog.load(folder, features), tables, scorer, own)
+
+    def own_values(self, name: str, values: pa.Array) -> Tensor:
+        """Raw values of a column of interactions as ``SampleBatch.own`` takes them.
+
+        Args:
+            name: of the feature.
+            values: text of a category (anything that casts to it), or numbers, null or NaN where there is none, [N]; a
+                date is the hours from the request's time to it.
+
+        Returns:
+            int64 rows of the column's table, 0 for what it does not know, or float32, standardised, NaN for none; [N].
+
+        Raises:
+            ValueError: no such column of interactions.
+        """
+        known = {n: column for n, column in self.own.items() if column["of"] == "interactions"}
+        if name not in known:
+            raise ValueError(f"own_values: got {name!r}, this ranker's interactions have {', '.join(known) or 'none'}")
+        column = known[name]
+        if column["kind"] == "category":
+            text = values.cast(pa.string())
+            table = self.tables[column["table"]]
+            if pa.types.is_string(table.ids.type):
+                return table.rows(text)
+            rows = Extra(form="hashed", size=len(table) - 1, **_ANY).of_values(hashed(pa.chunked_array([text])))
+            return torch.from_numpy(rows).long()
+        numbers = values.cast(pa.float32()).fill_null(float("nan")).to_numpy()
+        if column["kind"] == "number":
+            form = Extra(form="number", mean=column["mean"], scale=column["scale"], **_ANY)
+            return torch.from_numpy(form.of_values(numbers))
+        return torch.from_numpy(bucket_of(numbers, np.array(column["edges"]))).long()
 
     @torch.no_grad()
     def score(self, sample: SampleBatch) -> Tensor:

@@ -108,7 +108,8 @@ def export(config: ExportConfig) -> Path:
             told = table.replace_schema_metadata(for_pandas(table.schema, key).metadata)
             pq.write_table(told, folder / f"{name}.parquet", compression="zstd")
         made_from = {"checkpoint": sha256_file(checkpoint / MANIFEST), "prepared": prepared["content_hash"]}
-        write_manifest(folder, "export", config, made_from, step=saved["step"], tables=tables)
+        own = [c for c in prepared.get("own", []) if c["name"] in {o.name for o in features.own}]
+        write_manifest(folder, "export", config, made_from, step=saved["step"], tables=tables, own=own)
     return config.out
 
 

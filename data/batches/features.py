@@ -226,7 +226,8 @@ def generative_features(
     joined = dict.fromkeys([*config.history_attributes, *_histories(config, _chosen(config, own))])
     sequence += [Table(n, tables[n], d, (f"item_{n}",)) for n in joined if tables.get(n, 1) > 1]
     sequence += [Table(n, rows, d, (f"item_{n}",)) for n, rows in semantic.items()]
-    known = ["user", *user_columns]
+    chosen, names = {c["name"] for c in _chosen(config, own)}, {c["name"] for c in own}
+    known = ["user", *(n for n in user_columns if n in chosen or n not in names)]
     wanted = known if config.pooled is None else config.pooled
     for name in wanted:
         if name not in known:

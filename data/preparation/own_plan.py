@@ -36,8 +36,8 @@ class OwnPlan:
     """What own columns become; made by ``plan``.
 
     Attributes:
-        features: for the manifest: of each feature name, of, column, kind, table (None of numbers), joins, width, and
-            of numbers mean and scale.
+        features: for the manifest: of each feature name, of, column, kind, table (None of numbers), joins, width, of
+            numbers mean and scale, and of buckets edges (bucket i begins at edge i - 1).
         vocabularies: of the tables that have one.
         hashed: rows of the tables that have none.
         extras: what samples get.
@@ -108,6 +108,8 @@ def plan(
             "joins": joins[c],
         }
         entry["width"] = c.declared.width
+        if table in made.edges:
+            entry["edges"] = made.edges[table].tolist()
         extra = _extra(c, names[c], joins[c], table, made, seen)
         if c.kind == "number":
             entry |= {"mean": extra.mean, "scale": extra.scale} if c.of == "interactions" else {}

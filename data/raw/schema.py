@@ -58,7 +58,9 @@ def _check_columns(part: Part, columns: Sequence[Column], tell: bool = True) -> 
             hint = f"did you mean '{near[0]}'? Rename it to '{column.name}'" if near else f"add '{column.name}'"
             raise DataError(f"{part.file}: column '{column.name}' is missing; found {found}; {hint}")
         if near and tell:
-            warnings.warn(f"{part.file}: column '{near[0]}' is ignored; did you mean '{column.name}'?", stacklevel=4)
+            warnings.warn(
+                f"{part.file}: column '{near[0]}' is not the schema's; did you mean '{column.name}'?", stacklevel=4
+            )
 
 
 def _wanted(

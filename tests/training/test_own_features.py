@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -120,6 +121,14 @@ def test_scores_are_the_same_from_the_export(data: Path, tmp_path: Path) -> None
     got = torch.cat([ranker.score(sample) for sample in batches])
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
     assert set(load_table(out, "cuisine").ids.to_pylist()) == {None, "thai", "pizza", "vegan", "ramen", "burger"}
+    raw = {"device": pa.array(["ios", "symbian", None]), "fee": pa.array([2.5, None, float("nan")])}
+    device, fee = (ranker.own_values(name, values) for name, values in raw.items())
+    about = {c["name"]: c for c in read_manifest(data, "prepared")["own"]}["fee"]
+    assert fee[0] == pytest.approx((2.5 - about["mean"]) / about["scale"], rel=1e-6) and fee[1:].isnan().all()
+    assert 1 <= device[0] <= 50 and 1 <= device[1] <= 50 and device[2] == 0  # hashed
+    assert int(device[0]) in {int(x) for sample in batches for x in sample.own["device"]}
+    with pytest.raises(ValueError, match="own_values: got 'plan', this ranker's interactions have fee, device"):
+        ranker.own_values("plan", raw["device"])
     for name in ("device", "fee"):
         for sample in batches:
             sample.own[name] = sample.own[name].flip(0)
@@ -128,6 +137,26 @@ def test_scores_are_the_same_from_the_export(data: Path, tmp_path: Path) -> None
         del sample.own["fee"]
     with pytest.raises(ValueError, match="samples have no 'fee', which the ranker was trained with; they have device"):
         ranker.score(batches[0])
+
+
+def test_raw_values_of_categories_and_buckets(tmp_path: Path) -> None:
+    """As prepare took them, from what the export keeps: each training row's own value again."""
+    raw = write_delivery(tmp_path / "raw")
+    data = prepare(PrepareConfig(input=raw, out=tmp_path / "data"))
+    train(config(data, tmp_path / "run", ranker=RankerConfig(mlp=[8])))
+    ranker = ExportedRanker.load(export(ExportConfig(run=tmp_path / "run", out=tmp_path / "out")))
+    rows = pq.read_table(raw / "interactions.parquet")
+    ids = pq.read_table(data / "catalog.parquet")["item_id"].to_pylist()
+    values = {n: ranker.own_values(n, rows[n].combine_chunks()).tolist() for n in ("device", "fee")}
+    of = {}
+    for i, key in enumerate(zip(rows["timestamp"].to_pylist(), rows["item_id"].to_pylist(), strict=True)):
+        of.setdefault(key, []).append((values["device"][i], values["fee"][i]))
+    for sample in SampleLoader(data, "train", 200):
+        for b in range(sample.valid):
+            r = int(sample.request[b])
+            got = int(sample.own["device"][r]), int(sample.own["fee"][b])
+            assert got in of[int(sample.time[r]), ids[int(sample.item[b])]]
+    assert ranker.own_values("device", pa.array(["symbian", None])).tolist() == [0, 0]
 
 
 def test_two_ranks(data: Path, ranks: Callable[..., list[Any]], tmp_path: Path) -> None:

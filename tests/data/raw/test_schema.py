@@ -242,7 +242,7 @@ def test_missing_columns(tmp_path: Path) -> None:
         read(raw(tmp_path, visits_=visits(label=None)))
     with pytest.raises(DataError, match="column 'user_lon' is missing, but 'user_lat' is there; add it, or drop both"):
         read(raw(tmp_path, visits_=visits(user_lat=[1.0, 2.0, 3.0])))
-    with pytest.warns(UserWarning, match="column 'brands' is ignored; did you mean 'brand'?"):
+    with pytest.warns(UserWarning, match="column 'brands' is not the schema's; did you mean 'brand'?"):
         read(raw(tmp_path, items(brands=["x", "y", "z"])))
 
 
