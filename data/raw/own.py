@@ -257,6 +257,8 @@ def _range(name: str, every: Sequence[Part]) -> float:
                     return np.inf
                 if stats.has_min_max:
                     low, high = min(low, stats.min), max(high, stats.max)
+                if high - low >= _FEW:
+                    return high - low
     return high - low
 
 

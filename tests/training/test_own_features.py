@@ -14,7 +14,7 @@ from delivery import write_delivery
 from torch import Tensor
 
 from placerank.data.batches.catalog import Catalog
-from placerank.data.batches.features import FeatureConfig, build_features
+from placerank.data.batches.features import FeatureConfig, build_features, generative_features
 from placerank.data.batches.loader import SampleLoader
 from placerank.data.manifest import read_manifest
 from placerank.data.preparation.prepare import PrepareConfig, prepare
@@ -179,6 +179,11 @@ def test_columns_are_chosen(data: Path) -> None:
     )
     assert [t.name for t in vip.sequence] == ["item", "vip", "kitchen"]
     assert [t.name for t in vip.pooled] == ["user", "cuisine"]
+    generative = generative_features(FeatureConfig(), *known, {}, own=manifest["own"])
+    assert [t.name for t in generative.sequence] == ["item", "category", "brand", "kitchen"]
+    assert [t.name for t in generative.pooled] == ["user", "plan"]
+    alone = generative_features(FeatureConfig(own=[]), *known, {}, own=manifest["own"])
+    assert [t.name for t in (*alone.sequence, *alone.pooled)] == ["item", "category", "brand", "user"]
     for config, message in (
         (FeatureConfig(own=["fees"]), "features.own: got 'fees', this data has plan, age"),
         (

@@ -300,6 +300,26 @@ def test_what_does_not_fit_is_told(changes: dict[str, Any], message: str) -> Non
         RestConfig(**changes)
 
 
+def test_any_number_of_attributes() -> None:
+    """A third attribute, an own column, adds the loss that it has alone; so do the two before it."""
+    items, _, _ = make_items(60)
+    kitchen = torch.randint(4, (60, 1), generator=torch.Generator().manual_seed(3))
+    items = items._replace(rows=torch.cat([items.rows, kitchen], dim=1))
+    items = items._replace(attributes=torch.cat([items.attributes, items.attributes[:, :1]], dim=1))
+    names = ["category", "brand", "kitchen"]
+
+    def loss(contrasted: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        contrast = SpatialContrast(D, config(contrast=contrasted), names)
+        contrast.centres.centres.normal_(generator=torch.Generator().manual_seed(7))
+        found: tuple[Tensor, dict[str, Tensor]] = contrast(items)
+        return found
+
+    together, logged = loss(names)
+    alone = [loss([name])[0] for name in names]
+    torch.testing.assert_close(together, sum(alone, torch.zeros(())))
+    assert all(x > 0 for x in alone) and {f"{name}_loss" for name in names} <= {*logged}
+
+
 def test_attributes_that_the_data_lacks_are_told(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ValueError, match="these items have no attributes; contrast one that they have"):
         SpatialContrast(D, RestConfig(), [])
