@@ -339,7 +339,7 @@ def test_what_plugins_lack_is_told_and_costs_no_run(world: World, tmp_path: Path
     config = small(world, tmp_path / "run", rest=REST)
     train(config)
     again = replace(config, overwrite=True)
-    no_attributes = replace(config.features, history_attributes=["price"])
+    no_attributes = replace(config.features, history_attributes=[])
     with pytest.raises(ValueError, match="rest is enabled, but no item has a category or a brand"):
         train(replace(again, features=no_attributes))
     only_brand = replace(REST, contrast=["brand"])
