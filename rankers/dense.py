@@ -1,4 +1,4 @@
-"""The dense part of a ranker: plug-ins, interest tower, MLP, logit, and the losses beside the cross-entropy.
+"""The dense part of a ranker: plug-ins, interest tower, MLP or heads, logits, and the losses.
 
 Plain tensors in and out: nothing of it knows how tables are sharded, and it runs where there is no TorchRec.
 """
@@ -17,11 +17,11 @@ from ..data.batches.features import CLUSTER, HISTORY_GAPS, USER_CLUSTER, Feature
 from ..data.plain import check_numbers
 from ..embeddings.cluster_gate import ClusterGate
 from .generative.config import SETTINGS, GeneratorConfig, OneRecConfig, TigerConfig
+from .objectives import Heads, ObjectivesConfig, hidden, weighted_mean
 from .plugins.akt import AktConfig, one_way_loss
 from .plugins.items import ItemEncoder, Items
 from .plugins.rest import ContrastItems, RestConfig, SpatialContrast
 from .plugins.views import HierarchicalViews
-from .towers.din import Dice
 from .towers.tower import Samples, find_tower, with_options
 
 
@@ -44,6 +44,8 @@ class RankerConfig:
     """Numbers of the tower that are not its defaults, by name: top_k of twin, auxiliary_weight of dien, ..."""
     mlp: list[int] = field(default_factory=lambda: [128, 64])
     """Widths of the hidden layers between tower and logit."""
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    """What it learns to predict: one label or several, an amount."""
     rest: RestConfig = field(default_factory=RestConfig)
     """ReST: spatial contrast; warm-up on request."""
     akt: AktConfig = field(default_factory=AktConfig)
@@ -81,6 +83,11 @@ class RankerConfig:
             raise ValueError(
                 f"ranker.kind={self.kind} and ranker.{'rest' if self.rest.enabled else 'akt'}.enabled: the plug-ins "
                 "are for towers; leave one of them out"
+            )
+        if self.generates and self.objectives != ObjectivesConfig():
+            raise ValueError(
+                f"ranker.kind={self.kind} and ranker.objectives: objectives are those of towers, a generative ranker "
+                "learns which places are visited; leave them out"
             )
         check_numbers(self, "ranker", mlp=65_536)
         if not self.mlp or min(self.mlp) < 1:
@@ -127,11 +134,11 @@ class Scorer(nn.Module):
         else:
             self.tower = make(dim, HISTORY_GAPS)
         width = dim + self.tower.output_dim + self.users.output_dim + features.dense_dim
-        layers: list[nn.Module] = []
-        for hidden in config.mlp:
-            layers += [nn.Linear(width, hidden), Dice(hidden)]
-            width = hidden
-        self.mlp = nn.Sequential(*layers, nn.Linear(width, 1))
+        self.mlp: nn.Module
+        if len(features.objectives) > 1:
+            self.mlp = Heads(width, config.mlp, features, config.objectives)
+        else:
+            self.mlp = nn.Sequential(*hidden(width, config.mlp), nn.Linear(config.mlp[-1], 1))
 
     def forward(
         self,
@@ -145,7 +152,7 @@ class Scorer(nn.Module):
         context: Context | tuple[Tensor, ...] | None = None,
         traits: Traits | tuple[Tensor, ...] | None = None,
     ) -> Tensor:
-        """Logits float32 [B].
+        """Logits float32 [B]; of several objectives [B, K], see ``Heads``.
 
         Args:
             items: rows of distinct items, of all sequence tables side by side, [U, D].
@@ -192,9 +199,14 @@ class Scorer(nn.Module):
         return found[0] if self.views else found, None
 
     def logits(self, query: Tensor, interest: Tensor, pooled: Tensor, dense: Tensor) -> Tensor:
-        """The MLP on target [B, D], interest [B, I], pooled [B, P] and dense [B, F] features: float32 [B]."""
-        logit: Tensor = self.mlp(torch.cat([query, interest, pooled, dense], dim=1)).squeeze(1).float()
-        return logit
+        """The MLP on target [B, D], interest [B, I], pooled [B, P] and dense [B, F] features: as ``forward`` gives."""
+        logits: Tensor = self.mlp(torch.cat([query, interest, pooled, dense], dim=1))
+        return logits if self.heads else logits.squeeze(1).float()
+
+    @property
+    def heads(self) -> Heads | None:
+        """What gives several objectives; None where there is one."""
+        return self.mlp if isinstance(self.mlp, Heads) else None
 
 
 class UserEncoder(nn.Module):
@@ -234,8 +246,8 @@ class Scores(NamedTuple):
     """What a ranker gives for a batch.
 
     Attributes:
-        logits: float32 [B].
-        losses: by name, the weighted losses that join the cross-entropy; empty outside of training.
+        logits: float32 [B], or [B, K] of several objectives.
+        losses: by name, the weighted losses that join those of the objectives; empty outside of training.
         logged: by name, numbers worth a line in the log; no gradient.
     """
 
@@ -243,10 +255,28 @@ class Scores(NamedTuple):
     losses: dict[str, Tensor]
     logged: dict[str, Tensor]
 
-    def loss(self, label: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss to descend, cross-entropy plus ``losses``, and the cross-entropy alone; label float32 [B]."""
-        cross_entropy = binary_cross_entropy_with_logits(self.logits, label)
-        return sum(self.losses.values(), cross_entropy), cross_entropy
+    def loss(
+        self, label: Tensor, weight: Tensor | None = None, heads: Heads | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to descend, that of the objectives plus ``losses``; and what to log of the objectives.
+
+        Args:
+            label: float32 [B], or [B, K].
+            weight: of samples, float32 [B]; None: 1 each.
+            heads: that gave the logits, of several objectives.
+
+        Returns:
+            A scalar, and ``loss`` of all objectives, with ``loss/NAME`` of each where there are several.
+        """
+        if heads is None:
+            if weight is None:
+                own = binary_cross_entropy_with_logits(self.logits, label)
+            else:
+                own = weighted_mean(binary_cross_entropy_with_logits(self.logits, label, reduction="none"), weight)
+            return sum(self.losses.values(), own), {"loss": own}
+        each = heads.losses(self.logits, label, weight)
+        total = torch.stack([*each.values()]).sum()
+        return sum(self.losses.values(), total), {"loss": total} | {f"loss/{name}": x for name, x in each.items()}
 
 
 class DensePart(nn.Module):
@@ -269,7 +299,7 @@ class DensePart(nn.Module):
         )
 
     def forward(self, items: list[Tensor], pooled: Tensor, batch: DenseBatch) -> Scores:
-        """Logits, and in training the losses beside the cross-entropy.
+        """Logits, and in training the losses beside those of the objectives.
 
         Args:
             items: rows of the batch's distinct items, [U, D] by sequence table.

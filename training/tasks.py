@@ -74,7 +74,7 @@ class Task(ABC):
 
 
 class Candidates(Task):
-    """Rankers that score candidates: cross-entropy of clicks; validated by AUC."""
+    """Rankers that score candidates: the losses of their objectives; validated by AUC, of several labels its mean."""
 
     best, higher = "auc", True
 
@@ -95,11 +95,11 @@ class Candidates(Task):
         contrast.refresh(torch.stack(embeddings, dim=1), rows > 0, counts)
 
     def loss(self, batch: RankingBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy and the losses beside it."""
+        """Those of the objectives and those beside them."""
         scores: Scores = self.model(batch)
-        loss, cross_entropy = scores.loss(batch.label)
+        loss, objectives = scores.loss(batch.label, batch.weight, self.model.module.dense.scorer.heads)
         losses = {f"{name}_loss": x for name, x in scores.losses.items()}
-        return loss, {"loss": cross_entropy, **losses, **scores.logged}
+        return loss, {**objectives, **losses, **scores.logged}
 
     def validate(self, scratch: Path) -> dict[str, float]:
         """AUC, its mean over users, log-loss."""

@@ -156,8 +156,8 @@ def _steps(report: Report, name: str) -> None:
             side = bench_steps.Side(*bench_steps.sides()[name], items, users, rt)
 
             def forward(batch: RankingBatch, side: Any = side) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-                loss, cross_entropy = side.trainee.model(batch).loss(batch.label)
-                return loss, {"loss": cross_entropy.detach()}
+                loss, logged = side.trainee.model(batch).loss(batch.label)
+                return loss, {"loss": logged["loss"].detach()}
 
             gathered = [side.catalog.gather(sample) for sample in samples]  # in training a thread of its own does so
             gathered = gathered if report.dry else [x.pin_memory() for x in gathered]

@@ -75,16 +75,19 @@ class RankingBatch(Pipelineable):
             "sample" of the tensor.
         pooled: keys of the EmbeddingBagCollection.
         dense: what the dense part takes besides.
-        label: float32 [B].
+        label: float32 [B]; [B, K] where the ranker has several objectives, a column each, NaN where nobody knows them.
+        weight: of samples in training, float32 [B]; None: 1 each.
     """
 
     items: KeyedJaggedTensor
     pooled: KeyedJaggedTensor
     dense: DenseBatch
     label: Tensor
+    weight: Tensor | None = None
 
     def _map(self, f: Callable[[Any], Any]) -> Self:
-        return type(self)(f(self.items), f(self.pooled), self.dense.map(f), f(self.label))
+        weight = None if self.weight is None else f(self.weight)
+        return type(self)(f(self.items), f(self.pooled), self.dense.map(f), f(self.label), weight)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         return self._map(lambda x: x.to(device=device, non_blocking=non_blocking))
@@ -93,5 +96,6 @@ class RankingBatch(Pipelineable):
         return self._map(lambda x: x.pin_memory())
 
     def record_stream(self, stream: torch.Stream) -> None:
-        for x in (self.items, self.pooled, self.dense, self.label):
-            x.record_stream(stream)
+        for x in (self.items, self.pooled, self.dense, self.label, self.weight):
+            if x is not None:
+                x.record_stream(stream)

@@ -17,7 +17,7 @@ from ..urls import fetched
 from .activity import activity_features
 from .batch import RankingBatch, SampleBatch
 from .dense_batch import Context, DenseBatch, LossInputs, Traits
-from .features import CLUSTER, HOURS_PER_WEEK, USER_CLUSTER, Features
+from .features import CLUSTER, HOURS_PER_WEEK, LABEL, USER_CLUSTER, Features
 from .history_clusters import history_clusters
 from .host_batch import HostBatch
 from .item_columns import HOUR, FoundItems, Layout, catalog_columns, local_shift, with_columns
@@ -136,7 +136,10 @@ class Catalog:
                 "first": _firsts(target, len(found)),
             }
         whole |= self._lists(sample)
-        real = {"hours": sample.history_hours, "label": sample.label, "lat": sample.lat, "lon": sample.lon}
+        real = {"hours": sample.history_hours, "lat": sample.lat, "lon": sample.lon}
+        real |= {f"target {name}": _target(sample, name) for name in self.features.objectives}
+        if self.features.weight is not None:
+            real["weight"] = _target(sample, self.features.weight)
         real |= {"earlier": sample.visits}
         if sample.utc_offset is not None:
             real["utc_offset"] = sample.utc_offset
@@ -194,7 +197,14 @@ class Catalog:
             dense.traits = Traits(items.attributes, items.activity, user_activity)
             dense.loss_inputs = self._loss_inputs(x, items)
         pooled = self._pooled_ids(x, items, host.path_rows)
-        return RankingBatch(items=self._items(x, items), pooled=pooled, dense=dense, label=x["label"])
+        targets = [x[f"target {name}"] for name in self.features.objectives]
+        return RankingBatch(
+            items=self._items(x, items),
+            pooled=pooled,
+            dense=dense,
+            label=targets[0] if len(targets) == 1 else torch.stack(targets, dim=1),
+            weight=x.get("weight"),
+        )
 
     def of_users(self, table: str, user: Tensor) -> Tensor:
         """Rows of a user column's table by rows of users [B], int64 [B]; on the host."""
@@ -275,6 +285,15 @@ class Catalog:
             user_cluster=x[USER_CLUSTER] * (x["user"] > 0) if USER_CLUSTER in x else none(x["user"]),
             item=x["found"],
         )
+
+
+def _target(sample: SampleBatch, name: str) -> Tensor:
+    """What a ranker learns of candidates, or how much: a column of theirs, float32 [B]; NaN where it is not known, as in
+    serving. No training gets there: see ``training/inputs.py``."""
+    if name == LABEL:
+        return sample.label
+    known = sample.own.get(name)
+    return torch.full_like(sample.label, torch.nan) if known is None else known
 
 
 def in_bags(keys: list[str], columns: list[Tensor], bags: int) -> KeyedJaggedTensor:

@@ -27,6 +27,8 @@ LEVEL, NGRAM = "semantic_", "prefix_"
 """Tables of semantic IDs: a level of the ID (semantic_1), or a prefix (prefix_2 is of the first two levels)."""
 CLUSTER, USER_CLUSTER = "cluster", "user_cluster"
 """Tables of AKT-Rec's clusters of items, and of users."""
+LABEL = "label"
+"""The column of clicks or visits: what histories are made of, and what a ranker learns unless it is told otherwise."""
 USER_TOKEN = "user_token"
 """The table of tokens that TIGER's users share."""
 _MODULE_NAMES = frozenset(dir(nn.ModuleDict()))  # of the modules that hold the tables: no name of a table
@@ -161,6 +163,12 @@ class Features:
     """Whether radii of the contrast follow how dense it is around an item."""
     own: tuple[Own, ...] = ()
     """Own columns, in the order in which numbers stand among the dense features, after the others."""
+    objectives: tuple[str, ...] = (LABEL,)
+    """Columns that the ranker predicts, in the order in which it gives them."""
+    amount: str | None = None
+    """Which of them is an amount; the others are labels of 0 and 1."""
+    weight: str | None = None
+    """The column that says how much a sample counts in training."""
 
     @property
     def numbers(self) -> list[Own]:
