@@ -2,8 +2,8 @@
 
 Shapes: B samples, K objectives, X columns of what the tower and all features give, H columns of a representation.
 
-Each width of ``ranker.mlp`` but the last belongs to what objectives share or mix, the last is each objective's own layer;
-a single width is all shared.
+Each width of ``ranker.mlp`` but the last belongs to what objectives share or mix, the last is each objective's own
+layer; a single width is all shared.
 """
 
 from collections.abc import Sequence

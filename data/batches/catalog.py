@@ -288,8 +288,7 @@ class Catalog:
 
 
 def _target(sample: SampleBatch, name: str) -> Tensor:
-    """What a ranker learns of candidates, or how much: a column of theirs, float32 [B]; NaN where it is not known, as in
-    serving. No training gets there: see ``training/inputs.py``."""
+    """What a ranker learns of candidates, or how much of it: float32 [B]; NaN where nobody knows, as in serving."""
     if name == LABEL:
         return sample.label
     known = sample.own.get(name)

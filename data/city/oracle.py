@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..manifest import read_manifest
 from ..plain import from_plain
-from .simulate import SimulateConfig, _City, _sigmoid
+from .simulate import BASKET, SimulateConfig, _City, _sigmoid
 from .world import flat_km
 
 
@@ -41,10 +41,46 @@ class Oracle:
 
         What is out of reach or not open yet is never shown, but has a probability all the same.
         """
-        user = np.asarray(user_id, np.int64) - 1
-        item = self._row[np.asarray(item_id, np.int64) - 1]
-        places = self._city.places
-        km = flat_km(np.asarray(lat), np.asarray(lon), places.lat[item], places.lon[item]).astype(np.float32)
+        user, item = self._rows(user_id, item_id)
+        km = self._km(item, lat, lon)
         logit = self._city._logit(user, np.asarray(time, np.int64), np.arange(len(user)), item, km)
         found: NDArray[np.float64] = _sigmoid(logit.astype(np.float64))
         return found
+
+    def conversion(self, user_id: ArrayLike, item_id: ArrayLike, lat: ArrayLike, lon: ArrayLike) -> NDArray[np.float64]:
+        """Probability of an order after a click, clicked or not, of each [N]; arguments as of ``probability``.
+
+        Raises:
+            ValueError: a city without orders.
+        """
+        self._check_orders()
+        user, item = self._rows(user_id, item_id)
+        found: NDArray[np.float64] = _sigmoid(self._city.order_logit(user, item, self._km(item, lat, lon)))
+        return found
+
+    def amount(self, user_id: ArrayLike, item_id: ArrayLike) -> NDArray[np.float64]:
+        """Expected amount of an order, of each [N]; what is expected of a place that is shown is this times both
+        probabilities.
+
+        Raises:
+            ValueError: a city without orders.
+        """
+        self._check_orders()
+        found: NDArray[np.float64] = np.exp(self._city.log_amount(*self._rows(user_id, item_id)) + BASKET**2 / 2)
+        return found
+
+    def _check_orders(self) -> None:
+        if not self._city.config.orders:
+            raise ValueError("nobody orders in this city; simulate one with --orders 0.3, or another share of clicks")
+
+    def _rows(self, user_id: ArrayLike, item_id: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        item: NDArray[np.int64] = self._row[np.asarray(item_id, np.int64) - 1]
+        return np.asarray(user_id, np.int64) - 1, item
+
+    def _km(self, item: NDArray[np.int64], lat: ArrayLike, lon: ArrayLike) -> NDArray[np.float32]:
+        """From places in degrees to items, as clicks are drawn with."""
+        places = self._city.places
+        km: NDArray[np.float32] = flat_km(np.asarray(lat), np.asarray(lon), places.lat[item], places.lon[item]).astype(
+            np.float32
+        )
+        return km

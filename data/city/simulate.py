@@ -45,6 +45,11 @@ PRICE = 0.35
 QUALITY = 0.65
 STYLE = 0.3
 HOUR = 0.3
+# Of an order after a click. What brings a click brings an order too, but less; price and quality decide more.
+ORDER_FAVOURITE, ORDER_HABIT = 1.2, 0.8
+ORDER_DISTANCE, ORDER_PRICE, ORDER_QUALITY = 0.8, 0.7, 0.9
+# Logarithm of an order's amount: that of the place's price, more from those who pay more, and a basket that varies.
+SPENDING, BASKET = 0.2, 0.4
 
 
 @dataclass(kw_only=True)
@@ -77,6 +82,9 @@ class SimulateConfig:
     delivery: bool = False
     """Whether clicks depend on columns of a delivery service too, which the tables then have: rating and dishes of
     places, the dish that people look for, fee and device."""
+    orders: float = 0.0
+    """Share of clicks that become an order, in expectation: interactions then have columns order (0 or 1) and gmv (its
+    amount). 0: nobody orders, and there are none."""
     seed: int = 0
     """Seed of everything that is drawn."""
     overwrite: bool = False
@@ -92,6 +100,8 @@ class SimulateConfig:
             raise ValueError(f"reach_km: got {self.reach_km}, expected more than 0 and at most 100 (one city)")
         if not 0 < self.click_rate < 1:
             raise ValueError(f"click_rate: got {self.click_rate}, expected between 0 and 1")
+        if not 0 <= self.orders < 1:
+            raise ValueError(f"orders: got {self.orders}, expected 0 (none), or less than 1")
         if self.seed < 0:
             raise ValueError(f"seed: got {self.seed}, expected 0 or more")
 
@@ -106,6 +116,7 @@ class _Shown:
     time: np.ndarray
     lat: np.ndarray
     lon: np.ndarray
+    km: np.ndarray
     logit: np.ndarray
     own: dict[str, Any]
 
@@ -131,6 +142,7 @@ class _City:
         self.rhythm = np.concatenate([[0.0], np.cumsum(hours) / hours.sum()])
         self.intercept = 0.0
         self.delivery = Delivery(config.seed, config.items, config.users) if config.delivery else None
+        self.order_intercept = 0.0
 
     def shown(self, rng: np.random.Generator, first: int, n: int) -> _Shown:
         """Requests ``first`` to ``first + n`` (in the order of time) and what each shows."""
@@ -171,6 +183,7 @@ class _City:
             time=time[row],
             lat=lat[row],
             lon=lon[row],
+            km=distance,
             logit=logit,
             own=own,
         )
@@ -214,26 +227,50 @@ class _City:
         logit += STYLE * np.einsum("nd,nd->n", people.style[who], places.style[item])
         return logit + np.float32(self.intercept)
 
+    def order_logit(self, who: np.ndarray, item: np.ndarray, km: np.ndarray) -> np.ndarray:
+        """Logit of an order after a click, float64 [N]; all are by shown place."""
+        places, people = self.places, self.people
+        logit = ORDER_FAVOURITE * (people.favourites[who] == places.leaf[item][:, None]).any(axis=1).astype(np.float64)
+        logit += ORDER_HABIT * (people.habits[who] == places.brand[item][:, None]).any(axis=1)
+        logit -= ORDER_DISTANCE * np.log1p(km / people.radius[who])
+        logit -= ORDER_PRICE * np.abs(places.dearness[item] - people.thrift[who])
+        logit += ORDER_QUALITY * places.quality[item]
+        return logit + self.order_intercept
+
+    def log_amount(self, who: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """Mean of the logarithm of an order's amount, float64 [N]; its deviation is ``BASKET``."""
+        return self.places.log_price[item].astype(np.float64) + SPENDING * self.people.thrift[who]
+
     def calibrate(self) -> None:
-        """Set the intercept so that the expected click rate over the whole period is the asked one."""
+        """Set the intercepts so that expected rates of clicks and orders over the whole period are the asked ones."""
         rng = np.random.default_rng(np.random.SeedSequence(self.config.seed, spawn_key=(1,)))
         step = max(self.config.requests // 16, 1)
         n = min(256, step)
         firsts = range(0, self.config.requests - n + 1, step)
-        logit = np.concatenate([self.shown(rng, first, n).logit for first in firsts]).astype(np.float64)
+        shown = [self.shown(rng, first, n) for first in firsts]
+        logit = np.concatenate([s.logit for s in shown]).astype(np.float64)
         if not len(logit):
             raise ValueError(
                 f"nothing is within reach: reach_km {self.config.reach_km} and {self.config.items} items leave no "
                 "candidate; take more items or a larger reach"
             )
-        low, high = -20.0, 20.0
-        for _ in range(50):
-            middle = (low + high) / 2
-            if _sigmoid(logit + middle).mean() < self.config.click_rate:
-                low = middle
-            else:
-                high = middle
-        self.intercept = (low + high) / 2
+        self.intercept = _intercept(logit, None, self.config.click_rate)
+        if self.config.orders:
+            clicked = _sigmoid(logit + self.intercept)
+            order = np.concatenate([self.order_logit(s.user, s.item, s.km) for s in shown])
+            self.order_intercept = _intercept(order, clicked, self.config.orders)
+
+
+def _intercept(logit: np.ndarray, weight: np.ndarray | None, rate: float) -> float:
+    """What to add to logits so that their mean probability, by weight, is ``rate``."""
+    low, high = -20.0, 20.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        if np.average(_sigmoid(logit + middle), weights=weight) < rate:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
@@ -247,18 +284,20 @@ def _blocks(city: _City) -> Iterator[pa.Table]:
         rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(2, number)))
         shown = city.shown(rng, first, min(BLOCK, config.requests - first))
         probability = _sigmoid(shown.logit)
+        label = (rng.random(len(probability), dtype=np.float32) < probability).astype(np.int8)
         yield pa.table(
             {
                 "user_id": shown.user + 1,
                 "item_id": city.places.item_id[shown.item],
                 "timestamp": pa.array(shown.time).cast(pa.timestamp("s", "UTC")).cast(pa.timestamp("ms", "UTC")),
-                "label": (rng.random(len(probability), dtype=np.float32) < probability).astype(np.int8),
+                "label": label,
                 "user_lat": np.round(shown.lat, 6),
                 "user_lon": np.round(shown.lon, 6),
                 "request_id": shown.request,
                 "probability": probability,
                 **shown.own,
             }
+            | (_orders(city, number, shown, label) if config.orders else {})
         )
 
 
@@ -266,6 +305,15 @@ def _with(table: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
     for name, values in columns.items():
         table = table.append_column(name, values)
     return table
+
+
+def _orders(city: _City, number: int, shown: _Shown, label: np.ndarray) -> dict[str, np.ndarray]:
+    """Orders of a block and their amounts, 0 where there is none; clicks are those of a city without orders."""
+    rng = np.random.default_rng(np.random.SeedSequence(city.config.seed, spawn_key=(3, number)))
+    probability = _sigmoid(city.order_logit(shown.user, shown.item, shown.km))
+    order = label * (rng.random(len(label)) < probability).astype(np.int8)
+    amount = np.exp(city.log_amount(shown.user, shown.item) + BASKET * rng.normal(size=len(label)))
+    return {"order": order, "gmv": order * np.maximum(np.round(amount, 2), 0.01)}
 
 
 def simulate(config: SimulateConfig) -> Path:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from toy_ranker import FEATURES, make_batch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
+from toy_ranker import FEATURES, make_batch
 
 from placerank.rankers.dense import DensePart, RankerConfig, Scorer
 from placerank.rankers.objectives import (
@@ -69,7 +69,7 @@ def test_ple_is_the_papers_equation(widths: list[int]) -> None:
             own = [[one(e, g[k]) for e in group] for k, group in enumerate(groups)]  # type: ignore[arg-type]
             new = [mix(gates[k], g[k], own[k] + own[K]) for k in range(K)]  # type: ignore[index]
             if level + 1 < len(widths):
-                new.append(mix(gates[K], g[K], sum(own, [])))  # type: ignore[index]
+                new.append(mix(gates[K], g[K], [e for group in own for e in group]))  # type: ignore[index]
             g = new
         for k in range(K):
             torch.testing.assert_close(found[k][b], g[k])
