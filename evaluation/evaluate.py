@@ -15,13 +15,14 @@ from ..data.plain import check_numbers, set_places
 from ..data.urls import at_work, was_begun
 from ..training.inference import load_ranker, read_config
 from ..training.metrics import nan_to_none, reliability, summarize
-from ..training.predictions import Predictions, gather, predict, sampling_shift
+from ..training.predictions import CLICKS, Outcomes, Predictions, gather, predict, sampling_shift
 from ..training.run_files import ENVIRONMENT, read_best, read_metrics, read_object
 from ..training.runtime import on_first_rank, runtime
 from .baselines import Scorer, baselines, model, oracle
 from .breakdown import ItemFacts, Slicing, slice_metrics, slicings, weighted_auc
 from .list_report import list_table
 from .measure_lists import ListsConfig, measure_lists
+from .objectives import measure_amount, measure_first
 from .report import COLUMNS, write_report
 
 SPLITS = ("train", "valid", "test")
@@ -88,10 +89,11 @@ def evaluate(config: EvaluateConfig) -> Path:
         generates = ranker.inputs.ranker.generates
         # log-odds among all places are no odds among those of a sample, however these were drawn
         shift = 0.0 if generates else sampling_shift(read_manifest(data, "prepared"), config.split)
-        predictions = gather(predict(ranker.score(), loader, shift), scratch)
+        outcomes = ranker.inputs.outcomes
+        predictions = gather(predict(ranker.score(), loader, shift, outcomes), scratch)
         lists = measure_lists(ranker, config.split, config.lists, rt) if generates else None
         if predictions is not None:
-            write_evaluation(out, predictions, data, ranker.saved, config, lists)
+            write_evaluation(out, predictions, data, ranker.saved, config, lists, outcomes)
         dist.barrier()
     return out
 
@@ -110,6 +112,7 @@ def write_evaluation(
     info: dict[str, Any],
     config: EvaluateConfig,
     lists: dict[str, Any] | None = None,
+    outcomes: Outcomes = CLICKS,
 ) -> None:
     """Measure the rows of all ranks and write the evaluation folder; on rank 0.
 
@@ -120,11 +123,12 @@ def write_evaluation(
         info: manifest of the checkpoint, of which ``step`` is reported.
         config: for the report and the manifest.
         lists: of ``measure_lists``, for a generative ranker.
+        outcomes: what the rows know and the ranker predicts.
     """
     if not len(predictions):
         raise ValueError(f"the {config.split} split of {data} has no samples; choose another --split or prepare more")
     items = ItemFacts.load(data)
-    metrics: dict[str, Any] = {"split": config.split, "step": info.get("step")} | measure(predictions, items)
+    metrics: dict[str, Any] = {"split": config.split, "step": info.get("step")} | measure(predictions, items, outcomes)
     if lists is not None:
         metrics["lists"] = lists
         metrics["notes"].append(NO_ODDS)
@@ -140,14 +144,16 @@ def write_evaluation(
     Console().print(f"report: {out / 'report.html'}")
 
 
-def measure(predictions: Predictions, items: ItemFacts) -> dict[str, Any]:
+def measure(predictions: Predictions, items: ItemFacts, outcomes: Outcomes = CLICKS) -> dict[str, Any]:
     """All that ``metrics.json`` says about the rows: JSON-ready, null where undefined, with the reason beside it.
 
     Returns:
         ``scorers``: name -> metrics (with ``tauc`` and ``cauc``) of the model, the baselines and the oracle;
         ``share_of_oracle``: metric -> (model - chance) / (oracle - chance), chance being 0.5;
         ``slices``: slicing -> ``title`` and, by scorer, a list of slices with their metrics;
-        ``reliability``: the model's curve; ``notes``: what is missing and why.
+        ``reliability``: the model's curve; ``notes``: what is missing and why. Where there is more than one label, or
+        an amount: ``objective``, the label that all of this is about; ``objectives``, the same of the other labels that
+        the ranker predicts, by name; ``first``, and ``amount``, see ``objectives.py``.
     """
     scorers = [model(predictions), *baselines(predictions, items)]
     best = oracle(predictions)
@@ -156,6 +162,13 @@ def measure(predictions: Predictions, items: ItemFacts) -> dict[str, Any]:
     parts = slicings(predictions, items)
     overall = {scorer.name: _overall(scorer, predictions, parts) for scorer in scorers}
     curve = reliability(predictions.label, predictions.predicted())
+    several: dict[str, Any] = {}
+    if predictions.labels or predictions.amount is not None:
+        several["objective"] = outcomes.predicted[0]
+        several["objectives"] = {name: measure(predictions.of(name), items) for name in predictions.logits}
+        several["first"] = measure_first(predictions, scorers, outcomes)
+        if predictions.amount is not None:
+            several["amount"] = measure_amount(predictions, scorers, outcomes)
     return {
         "rows": len(predictions),
         "positives": int(predictions.label.sum()),
@@ -174,6 +187,7 @@ def measure(predictions: Predictions, items: ItemFacts) -> dict[str, Any]:
         },
         "reliability": {name: column.tolist() for name, column in curve._asdict().items()},
         "notes": _notes([s.name for s in scorers]),
+        **several,
     }
 
 
@@ -206,19 +220,25 @@ def _notes(names: list[str]) -> list[str]:
     return notes
 
 
-def print_summary(metrics: dict[str, Any]) -> None:
-    """A table on the terminal: the model beside the baselines and the oracle."""
-    scorers = metrics["scorers"]
-    title = f"{metrics['split']}: {metrics['rows']:,} rows, {metrics['positives']:,} positives"
+def _table(title: str, scorers: dict[str, Any]) -> Table:
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("")
-    for title in COLUMNS.values():
-        table.add_column(title, justify="right")
+    for heading in COLUMNS.values():
+        table.add_column(heading, justify="right")
     for name, scorer in scorers.items():
         cells = ["" if scorer.get(c) is None else f"{scorer[c]:.4f}" for c in COLUMNS]
         table.add_row(name, *cells, style="bold" if name == "model" else None)
-    console = Console()
-    console.print(table)
+    return table
+
+
+def print_summary(metrics: dict[str, Any]) -> None:
+    """A table on the terminal: the model beside the baselines and the oracle."""
+    scorers, console = metrics["scorers"], Console()
+    of = f" of {metrics['objective']}" if "objective" in metrics else ""
+    title = f"{metrics['split']}: {metrics['rows']:,} rows, {metrics['positives']:,} positives{of}"
+    console.print(_table(title, scorers))
+    for label, found in metrics.get("objectives", {}).items():
+        console.print(_table(f"{found['positives']:,} positives of {label}", found["scorers"]))
     for name, reason in scorers["model"]["undefined"].items():
         console.print(f"{name} is undefined: {reason}")
     share = metrics["share_of_oracle"]

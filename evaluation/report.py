@@ -13,6 +13,7 @@ from ..training.run_files import CONFIG, ENVIRONMENT, read_best, read_metrics, r
 from . import maps, pictures
 from .breakdown import ItemFacts
 from .list_report import list_section
+from .objectives import first_section
 
 COLUMNS = {
     "auc": "AUC",
@@ -43,11 +44,13 @@ def write_report(
     log = read_metrics(run)
     sections = [
         *([list_section(metrics["lists"])] if "lists" in metrics else []),
+        *([first_section(metrics["first"], metrics.get("amount"))] if "first" in metrics else []),
         _comparison(metrics),
         _maps(folder, predictions, items),
         _slices(metrics),
         _learning_curve(log, read_best(run)),
         _calibration(metrics, predictions),
+        *_others(metrics, predictions),
         _what_was_run(metrics, run),
     ]
     known = "" if metrics.get("step") is None else f" · checkpoint of step {metrics['step']:,}"
@@ -62,6 +65,19 @@ def write_report(
     )
     figures.save(lambda: maps.overview(metrics, log, items), folder / "overview.png")
     return path
+
+
+def _others(metrics: dict[str, Any], predictions: Predictions) -> list[str]:
+    """Of each further label that the model predicts, what there is of the first one."""
+    found = []
+    for name, own in metrics.get("objectives", {}).items():
+        parts = _comparison(own, name), _slices(own, name), _calibration(own, predictions.of(name), name)
+        found += [part for part in parts if part]
+    return found
+
+
+def _of(title: str, label: str | None) -> str:
+    return f"{label}: {title[0].lower()}{title[1:]}" if label else title
 
 
 def _number(name: str, value: float | None) -> str:
@@ -85,7 +101,7 @@ def _cards(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     return cards + [(_number(name, model[name]), text) for name, text in names.items()]
 
 
-def _comparison(metrics: dict[str, Any]) -> str:
+def _comparison(metrics: dict[str, Any], label: str | None = None) -> str:
     scorers = metrics["scorers"]
     rivals = {name: s for name, s in scorers.items() if name != "oracle"}
     best = {}
@@ -114,7 +130,7 @@ def _comparison(metrics: dict[str, Any]) -> str:
     )
     notes = "".join(map(page.lead, metrics["notes"]))
     picture = "" if model["auc"] is None else figures.svg(lambda: pictures.ladder(scorers))
-    return page.section("Model against scores that need no model", lead, table + notes + picture)
+    return page.section(_of("Model against scores that need no model", label), lead, table + notes + picture)
 
 
 def _maps(folder: Path, predictions: Predictions, items: ItemFacts) -> str:
@@ -134,7 +150,7 @@ def _maps(folder: Path, predictions: Predictions, items: ItemFacts) -> str:
     return page.section("Map of the items", lead, body)
 
 
-def _slices(metrics: dict[str, Any]) -> str:
+def _slices(metrics: dict[str, Any], label: str | None = None) -> str:
     names = list(metrics["scorers"])
     parts = [part for part in metrics["slices"].values() if len(part["scorers"]["model"]) > 1]
     if not parts:
@@ -146,7 +162,7 @@ def _slices(metrics: dict[str, Any]) -> str:
         "training, mid the next 40 %, tail the rest; local time comes from the item's longitude."
     )
     picture = figures.svg(lambda: pictures.slices(parts, names))
-    return page.section("Where it is good, and where not", lead, page.legend(marks) + picture)
+    return page.section(_of("Where it is good, and where not", label), lead, page.legend(marks) + picture)
 
 
 def _learning_curve(log: Sequence[dict[str, Any]], best: int | None) -> str:
@@ -156,7 +172,7 @@ def _learning_curve(log: Sequence[dict[str, Any]], best: int | None) -> str:
     return page.section("Learning curve", lead, figures.svg(lambda: pictures.learning_curve(log, best)))
 
 
-def _calibration(metrics: dict[str, Any], predictions: Predictions) -> str:
+def _calibration(metrics: dict[str, Any], predictions: Predictions, label: str | None = None) -> str:
     error = _number("ece", metrics["scorers"]["model"]["ece"])
     lead = (
         "Left: candidates in bins of equal size by predicted probability; on the dashed line, a prediction of 20 % "
@@ -166,7 +182,7 @@ def _calibration(metrics: dict[str, Any], predictions: Predictions) -> str:
     picture = figures.svg(
         lambda: pictures.calibration(metrics["reliability"], predictions.predicted(), predictions.label)
     )
-    return page.section("Calibration", lead, picture)
+    return page.section(_of("Calibration", label), lead, picture)
 
 
 def _what_was_run(metrics: dict[str, Any], run: Path) -> str:
@@ -186,7 +202,7 @@ def _what_was_run(metrics: dict[str, Any], run: Path) -> str:
     if config:
         body += page.folded("config", config)
     body += page.folded(
-        "all numbers", {k: v for k, v in metrics.items() if k not in ("slices", "reliability", "lists")}
+        "all numbers", {k: v for k, v in metrics.items() if k not in ("slices", "reliability", "lists", "objectives")}
     )
     lead = "predictions.parquet and metrics.json beside this page hold the rows and numbers."
     return page.section("What was run", lead, body)

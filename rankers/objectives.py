@@ -118,26 +118,52 @@ class PLE(nn.Module):
     def __init__(self, width: int, widths: Sequence[int], objectives: int, experts: int) -> None:
         super().__init__()
         self.objectives = objectives
-        self.experts, self.gates = nn.ModuleList(), nn.ModuleList()
+        levels = []
         for level, out in enumerate(widths):
-            groups = objectives + 1  # the shared ones are the last
-            self.experts.append(
-                nn.ModuleList(nn.ModuleList(hidden(width, [out]) for _ in range(experts)) for _ in range(groups))
-            )
-            seen = [2 * experts] * objectives + [groups * experts] * (level + 1 < len(widths))
-            self.gates.append(nn.ModuleList(nn.Linear(width, n, bias=False) for n in seen))
+            levels.append(Extraction(width, out, objectives, experts, last=level + 1 == len(widths)))
             width = out
+        self.levels = nn.Sequential(*levels)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        mixed = [x] * (self.objectives + 1)
-        for groups, gates in zip(self.experts, self.gates, strict=True):
-            found = [
-                torch.stack([expert(g) for expert in group], dim=1)  # type: ignore[union-attr]
-                for group, g in zip(groups, mixed, strict=True)  # type: ignore[arg-type]
-            ]
-            seen = [torch.cat([own, found[-1]], dim=1) for own in found[:-1]] + [torch.cat(found, dim=1)]
-            mixed = [_mix(gate(g), s) for gate, g, s in zip(gates, mixed, seen, strict=False)]  # type: ignore[arg-type]
+        mixed: list[Tensor] = self.levels([x] * (self.objectives + 1))
         return mixed
+
+
+class Extraction(nn.Module):
+    """One level of ``PLE``.
+
+    Args:
+        width, out: columns of what it takes and gives.
+        objectives: K.
+        experts: of each objective, and as many shared ones.
+        last: whether nobody needs the shared mixture.
+    """
+
+    def __init__(self, width: int, out: int, objectives: int, experts: int, last: bool) -> None:
+        super().__init__()
+        groups = objectives + 1  # the shared one is the last
+        self.experts = nn.ModuleList(Group(width, out, experts) for _ in range(groups))
+        seen = [2 * experts] * objectives + ([] if last else [groups * experts])
+        self.gates = nn.ModuleList(nn.Linear(width, n, bias=False) for n in seen)
+
+    def forward(self, mixed: list[Tensor]) -> list[Tensor]:
+        """[B, width] of each objective and of what they share, to [B, out] of each, and shared unless it's the last."""
+        found = [group(g) for group, g in zip(self.experts, mixed, strict=True)]
+        seen = [torch.cat([own, found[-1]], dim=1) for own in found[:-1]]
+        if len(self.gates) > len(seen):
+            seen.append(torch.cat(found, dim=1))
+        return [_mix(gate(g), s) for gate, g, s in zip(self.gates, mixed[: len(seen)], seen, strict=True)]
+
+
+class Group(nn.Module):
+    """Experts of one layer on the same columns: [B, width] to [B, experts, out]."""
+
+    def __init__(self, width: int, out: int, experts: int) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(hidden(width, [out]) for _ in range(experts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([expert(x) for expert in self.experts], dim=1)
 
 
 def _mix(gate: Tensor, experts: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """What a run reads besides samples: the description of its tables, and the catalog with semantic IDs joined to it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ import torch
 import torch.distributed as dist
 
 from ..data.batches.catalog import Catalog
-from ..data.batches.features import CLUSTER, USER_CLUSTER, FeatureConfig, Features, build_features, generative_features
+from ..data.batches.features import (
+    CLUSTER,
+    LABEL,
+    USER_CLUSTER,
+    FeatureConfig,
+    Features,
+    build_features,
+    generative_features,
+)
 from ..data.batches.item_columns import catalog_columns, columns_to_read, with_columns
 from ..data.batches.semantic_features import SemanticFeatures
 from ..data.batches.sharded_catalog import ShardedCatalog
@@ -22,7 +31,9 @@ from ..rankers.dense import RankerConfig
 from ..rankers.generative.index import Index
 from ..rankers.generative.model import PlaceFacts
 from ..rankers.generative_ranker import GenerativeRanker
+from ..rankers.objectives import ObjectivesConfig
 from ..rankers.ranker import Ranker
+from .predictions import Outcomes
 
 _ITEMS = "catalog.parquet"
 
@@ -51,6 +62,12 @@ class Inputs:
     def semantic_ids(self) -> str | None:
         """Hash of the semantic IDs that a run which starts now is trained with."""
         return self.lineage[-1] if self.lineage else None
+
+    @property
+    def outcomes(self) -> Outcomes:
+        """What the samples know of candidates, and which of it the ranker predicts."""
+        labels = LABEL, *self.manifest.get("labels", ())
+        return Outcomes(self.features.objectives, labels, self.manifest.get("amount"))
 
     def read_items(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The prepared ``catalog.parquet`` with a column for each table made of semantic IDs.
@@ -122,7 +139,12 @@ class Inputs:
         """
         if self.ranker.generates:
             return GenerativeRanker(self.features, self.ranker, *self.places())
-        return Ranker(self.features, self.ranker)
+        ranker = Ranker(self.features, self.ranker)
+        if self.features.amount is not None:
+            of = self.manifest["splits"]["train"]["amount"]
+            assert ranker.dense.scorer.heads is not None
+            ranker.dense.scorer.heads.unit.fill_(of["sum"] / of["rows"])
+        return ranker
 
     def check_semantic_ids(self, trained_with: str | None, where: str) -> None:
         """Raises ValueError if a checkpoint was trained with semantic IDs that these are not, and don't go back to."""
@@ -158,6 +180,7 @@ def read_inputs(data: Path, features: FeatureConfig, ranker: RankerConfig) -> In
     else:
         adaptive = ranker.rest.enabled and ranker.rest.density_adaptive
         resolved = build_features(*known, ranker.uses_context, ranker.uses_traits, sizes, adaptive, own)
+    resolved = _with_objectives(resolved, ranker.objectives, manifest, data)
     if ranker.rest.enabled and ranker.rest.contrast:
         lat = pq.read_table(fetched(data / _ITEMS), columns=["lat"])["lat"]
         if lat.null_count == len(lat):
@@ -166,6 +189,47 @@ def read_inputs(data: Path, features: FeatureConfig, ranker: RankerConfig) -> In
             )
     tokens = features.semantic_ids
     return Inputs(data, resolved, manifest, lineage, tokens, features.ngram_rows, ranker)
+
+
+def _with_objectives(features: Features, config: ObjectivesConfig, manifest: dict[str, Any], data: Path) -> Features:
+    """The description with what the ranker learns.
+
+    Raises:
+        ValueError: a label that the data doesn't have or that never happens, an amount alone, or for ESMM labels of
+            which one happens where the one before it did not.
+    """
+    amount, train = manifest.get("amount"), manifest["splits"]["train"]
+    known = [LABEL, *manifest.get("labels", ()), *([amount] if amount else ())]
+    for name in config.labels:
+        if name not in known:
+            raise ValueError(
+                f"ranker.objectives.labels: got {name!r}, {data} has {', '.join(known)}; name the column with --labels "
+                "or --amount of placerank prepare"
+            )
+        counted = train["amount"]["rows"] if name == amount else train["labels"][name] if name != LABEL else 1
+        if not counted:
+            raise ValueError(f"ranker.objectives.labels: {name!r} is 0 all over the training split; leave it out")
+    labels = [name for name in config.labels if name != amount]
+    if not labels:
+        raise ValueError(
+            f"ranker.objectives.labels={config.labels}: an amount is learned beside a label; expected one of "
+            f"{', '.join(known[:-1])} before it"
+        )
+    if config.esmm:
+        for before, after in pairwise(labels):
+            rows = train["outside"][after][before]
+            if rows:
+                raise ValueError(
+                    f"ranker.objectives.esmm: {after!r} happens without {before!r} in {rows:,} rows of the training "
+                    "split, so it is no conversion of it; order the labels as they follow each other, mend the column, "
+                    "or leave esmm out"
+                )
+        if len(labels) < 2:
+            raise ValueError(
+                f"ranker.objectives.esmm: got one label ({labels[0]}) beside the amount, expected two or more"
+            )
+    of_those = amount if amount in config.labels else None
+    return replace(features, objectives=tuple(config.labels), amount=of_those, weight=manifest.get("weight"))
 
 
 def _tables(semantic: SemanticFeatures, ngram_rows: int, ranker: RankerConfig) -> dict[str, tuple[torch.Tensor, int]]:

@@ -1,4 +1,4 @@
-"""Ranking metrics on NumPy arrays: AUC, GAUC, NDCG@K, Hit@K, log-loss, calibration.
+"""Ranking metrics on NumPy arrays: AUC, GAUC, NDCG@K, Hit@K, log-loss, calibration; those of amounts.
 
 Arrays of one length, one row per scored candidate. ``label`` is 0 or 1. ``score`` is any number that rises
 with preference; only its order counts. A metric that the rows do not define (one class only, no rows) is NaN,
@@ -23,6 +23,7 @@ Array = NDArray[Any]
 
 HIT_AT = (1, 5, 10)
 NDCG_AT = 10
+TOP = 10
 CALIBRATION_BINS = 20
 RANKING_METRICS = ("auc", "gauc", "request_auc", "ndcg@10", "hit@1", "hit@5", "hit@10")
 PROBABILITY_METRICS = ("log_loss", "calibration", "ece")
@@ -132,6 +133,70 @@ def gauc(user: Array, label: Array, score: Array) -> float:
     Users with one class have no AUC and are left out; ``grouped_auc(...).coverage()`` says how many rows count.
     """
     return grouped_auc(user, label, score).mean()
+
+
+def amount_auc(amount: Array, score: Array) -> float:
+    """AUC weighted by amount: chance that a unit of it, drawn evenly over all amounts, is outscored by no random row
+    without any, a tie being half; NaN where all rows have an amount, or none has.
+
+    Args:
+        amount: [N], 0 or more; rows of 0 are the negatives.
+        score: [N].
+    """
+    amount = _checked_amount(amount)
+    positive, score = _checked(amount > 0, score)
+    order = np.argsort(score, kind="stable")
+    amount, negative, score = amount[order], ~positive[order], score[order]
+    start = _starts(score)
+    negatives = _sums(negative.astype(np.int64), start)
+    below = np.cumsum(negatives) - negatives + negatives / 2
+    pairs = amount.sum() * negative.sum()
+    return float((_sums(amount, start) * below).sum() / pairs) if pairs > 0 else math.nan
+
+
+def amount_ratio(amount: Array, expected: Array) -> float:
+    """Amount expected in all / amount that came: 1 is right, above 1 promises too much; NaN where none came."""
+    total = float(_checked_amount(amount).sum())
+    return float(np.asarray(expected, np.float64).sum() / total) if total else math.nan
+
+
+def _checked_amount(amount: Array) -> Floats:
+    amount = np.asarray(amount, np.float64)
+    bad = np.flatnonzero(~(np.isfinite(amount) & (amount >= 0)))
+    if len(bad):
+        raise ValueError(
+            f"{len(bad)} of {len(amount)} amounts are not 0 or more, the first is {amount[bad[0]]} in row {bad[0]}"
+        )
+    return amount
+
+
+class First(NamedTuple):
+    """What lies in the first places of requests: its mean over all places, and a request."""
+
+    a_place: float
+    a_request: float
+
+
+def first_places(request: Array, score: Array, value: Array, places: int = TOP) -> First:
+    """How much of a value the first places of each request have, by score; NaN without rows.
+
+    Args:
+        request: [N] integers, equal for the candidates of one request.
+        score: [N]; ties share their places evenly.
+        value: [N], of each candidate: 1 where it was ordered, its amount.
+        places: a request of fewer candidates has as many places as those.
+    """
+    _, score = _checked(np.zeros(len(score)), score)
+    if not len(score):
+        return First(math.nan, math.nan)
+    order = np.lexsort((-score, request))
+    request, score, value = np.asarray(request)[order], score[order], np.asarray(value, np.float64)[order]
+    request_start, tie_start = _starts(request), _starts(request, score)
+    size = np.diff(tie_start, append=len(request))
+    above = tie_start - request_start[np.searchsorted(request_start, tie_start, side="right") - 1]
+    taken = np.clip(places - above, 0, size)
+    total = float((_sums(value, tie_start) * taken / size).sum())
+    return First(total / int(taken.sum()), total / len(request_start))
 
 
 def request_ranking(

@@ -102,9 +102,10 @@ class Candidates(Task):
         return loss, {**objectives, **losses, **scores.logged}
 
     def validate(self, scratch: Path) -> dict[str, float]:
-        """AUC, its mean over users, log-loss."""
+        """AUC, its mean over users, log-loss; of several labels their means, and each."""
         shift = sampling_shift(self.inputs.manifest, "valid")
-        return validate(candidate_scorer(self.model, self.catalog), self.validation, scratch, shift)
+        score = candidate_scorer(self.model, self.catalog)
+        return validate(score, self.validation, scratch, shift, outcomes=self.inputs.outcomes)
 
 
 class Visits(Task):
@@ -203,7 +204,7 @@ def history(ranker: RankerConfig) -> int:
 
 
 def candidate_scorer(model: nn.Module, catalog: Catalog) -> Callable[[SampleBatch], Tensor]:
-    """Samples to logits, without gradients."""
+    """Samples to logits [B], or [B, K] of several objectives; without gradients."""
 
     @torch.no_grad()
     def score(sample: SampleBatch) -> Tensor:

@@ -16,14 +16,14 @@ from placerank.evaluation import evaluate as module
 from placerank.evaluation.breakdown import ItemFacts
 from placerank.evaluation.evaluate import EvaluateConfig, evaluate, measure
 from placerank.rankers.dense import RankerConfig
-from placerank.training.predictions import Predictions
+from placerank.training.predictions import Outcomes, Predictions
 
 
 def fake_load_ranker(run, rt, data=None, checkpoint="best", batch_size=None, semantic_ids=None):
     """Logits that follow from the true probability, as a good model would say."""
     return SimpleNamespace(
         score=lambda: lambda batch: torch.logit(batch.probability) * 0.8 + torch.sin(batch.item),
-        inputs=SimpleNamespace(ranker=RankerConfig()),
+        inputs=SimpleNamespace(ranker=RankerConfig(), outcomes=Outcomes()),
         saved={"step": 30},
     )
 

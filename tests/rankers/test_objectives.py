@@ -65,11 +65,11 @@ def test_ple_is_the_papers_equation(widths: list[int]) -> None:
     assert len(found) == K
     for b in range(B):
         g: Any = [x[b]] * (K + 1)
-        for level, (groups, gates) in enumerate(zip(module.experts, module.gates, strict=True)):
-            own = [[one(e, g[k]) for e in group] for k, group in enumerate(groups)]  # type: ignore[arg-type]
-            new = [mix(gates[k], g[k], own[k] + own[K]) for k in range(K)]  # type: ignore[index]
-            if level + 1 < len(widths):
-                new.append(mix(gates[K], g[K], [e for group in own for e in group]))  # type: ignore[index]
+        for j, level in enumerate(module.levels):
+            own = [[one(e, g[k]) for e in group.experts] for k, group in enumerate(level.experts)]
+            new = [mix(level.gates[k], g[k], own[k] + own[K]) for k in range(K)]
+            if j + 1 < len(widths):
+                new.append(mix(level.gates[K], g[K], [e for group in own for e in group]))
             g = new
         for k in range(K):
             torch.testing.assert_close(found[k][b], g[k])
@@ -88,7 +88,10 @@ def test_every_parameter_of_heads_learns_and_an_empty_batch_passes(heads: str) -
 
 
 def test_with_ple_and_mmoe_one_label_does_not_move_the_others_own_layers() -> None:
-    for heads, frozen in (("mmoe", ("gates.1", "towers.1")), ("ple", ("experts.0.1", "gates.0.1", "towers.1"))):
+    for heads, frozen in (
+        ("mmoe", ("gates.1", "towers.1")),
+        ("ple", ("levels.0.experts.1", "levels.0.gates.1", "towers.1")),
+    ):
         module = Heads(X, [8, 5], of("label", "order"), ObjectivesConfig(labels=["label", "order"], heads=heads))
         module(torch.randn(B, X))[:, 0].sum().backward()
         moved = {n for n, p in module.named_parameters() if p.grad is not None and p.grad.any()}

@@ -170,3 +170,43 @@ def test_bad_input_is_told():
         m.auc(one, np.ones(2))
     with pytest.raises(ValueError, match=r"unknown metrics \['map'\]; expected some of auc, gauc"):
         m.summarize(label=one, score=one, user=one, request=one, metrics=["map"])
+
+
+def test_amount_auc_is_a_count_of_pairs() -> None:
+    rng = np.random.default_rng(3)
+    amount = np.where(rng.random(60) < 0.4, rng.lognormal(2, 1, 60), 0.0)
+    score = np.round(rng.normal(size=60) + amount / 20, 1)  # with ties
+    won = total = 0.0
+    for a, s in zip(amount, score, strict=True):
+        for b, t in zip(amount, score, strict=True):
+            if a > 0 and b == 0:
+                total += a
+                won += a * (1.0 if s > t else 0.5 if s == t else 0.0)
+    assert m.amount_auc(amount, score) == pytest.approx(won / total)
+    assert m.amount_auc(np.minimum(amount, 1e-3) * 1000 > 0, score) == pytest.approx(m.auc(amount > 0, score))
+    assert m.amount_auc(amount, np.zeros(60)) == 0.5
+    for nothing in (np.zeros(3), np.ones(3), np.empty(0)):
+        assert math.isnan(m.amount_auc(nothing, np.zeros(len(nothing))))
+    for wrong in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="1 of 2 amounts are not 0 or more, the first is .* in row 1"):
+            m.amount_auc(np.array([2.0, wrong]), np.zeros(2))
+    assert m.amount_ratio(np.array([0.0, 4]), np.array([1.0, 2])) == 0.75
+    assert math.isnan(m.amount_ratio(np.zeros(2), np.ones(2)))
+
+
+def test_first_places_are_the_mean_over_random_orders_of_ties() -> None:
+    rng = np.random.default_rng(4)
+    request, score = rng.integers(0, 6, 40), rng.integers(0, 4, 40)
+    value = rng.lognormal(0, 1, 40)
+    by_place, by_request = [], []
+    for _ in range(4000):
+        order = np.lexsort((rng.random(40), -score))
+        taken = [order[request[order] == r][:3] for r in np.unique(request)]
+        total = sum(value[rows].sum() for rows in taken)
+        by_place.append(total / sum(map(len, taken)))
+        by_request.append(total / len(taken))
+    got = m.first_places(request, score, value, places=3)
+    assert got.a_place == pytest.approx(np.mean(by_place), rel=0.01)
+    assert got.a_request == pytest.approx(np.mean(by_request), rel=0.01)
+    assert m.first_places(np.array([7, 7]), np.array([1.0, 2]), np.array([5.0, 3])) == (4.0, 8.0), "of two candidates"
+    assert all(math.isnan(x) for x in m.first_places(np.empty(0, int), np.empty(0), np.empty(0)))
