@@ -10,7 +10,8 @@ An export folder holds all that scoring needs:
     scorer.pt2         the dense part; ``torch.export.load`` reads it without placerank
 
 ``scorer.pt2`` takes these, for B candidates with T history entries in all, and gives logits float32 [B]; the
-click probability is their sigmoid. B, T and U are free, T may be 0. No device is written into the program: it runs
+click probability is their sigmoid. Where ``objectives`` in features.json has several names it gives float32 [B, K], a
+column each: a label's probability is the sigmoid, what is expected of the amount (``amount``) the exponential. B, T and U are free, T may be 0. No device is written into the program: it runs
 where its weights are moved to (``program.module().to("cuda")``), on inputs there.
 
     items     float32 [U, D]   for each of ``sequence`` in features.json an item's row of the table, side by side;
@@ -73,6 +74,8 @@ def load_features(file: Path) -> Features:
     plain = json.loads(file.read_text())
     tables = lambda key: tuple(Table(**{**t, "features": tuple(t["features"])}) for t in plain[key])  # noqa: E731
     rest = {name: plain[name] for name in ("context", "traits", "adaptive")}
+    if "objectives" in plain:  # an export of before there were several has one
+        rest |= {"objectives": tuple(plain["objectives"]), "amount": plain["amount"], "weight": plain["weight"]}
     own = tuple(Own(**column) for column in plain.get("own", ()))  # older exports have none
     return Features(tables("sequence"), tables("pooled"), tuple(plain["dense"]), **rest, own=own)
 
@@ -257,7 +260,10 @@ class ExportedRanker:
 
     @torch.no_grad()
     def score(self, sample: SampleBatch) -> Tensor:
-        """Logits of samples, float32 [B].
+        """Logits of samples, float32 [B]; of several objectives [B, K], in the order of ``features.objectives``.
+
+        Labels' columns are logits of their probability at an impression, the amount's is the logarithm of what is
+        expected of it; ``predict`` gives both as what they are.
 
         Raises:
             ValueError: a table that the ranker needs was not exported.
@@ -285,6 +291,19 @@ class ExportedRanker:
             *([tuple(dense.traits)] if dense.traits else []),
         )
         return logits
+
+    def predict(self, sample: SampleBatch) -> dict[str, Tensor]:
+        """Probability of each label, and expected amount, by name: float32 [B].
+
+        Raises:
+            ValueError: as ``score``.
+        """
+        outputs = self.score(sample)
+        columns = outputs.unbind(1) if outputs.dim() > 1 else (outputs,)
+        return {
+            name: z.exp() if name == self.features.amount else z.sigmoid()
+            for name, z in zip(self.features.objectives, columns, strict=True)
+        }
 
     def _pool(self, table: Table, rows: JaggedTensor) -> Tensor:
         vectors = self.tables[table.name].vectors(rows.values())

@@ -1,6 +1,7 @@
 """Exported dense parts: the scorer's numbers, and no device written into them."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from tower_cases import make_context
 from placerank.data.batches.activity import ACTIVITY_DIM
 from placerank.data.batches.features import HISTORY_GAPS, FeatureConfig, Features, build_features
 from placerank.rankers.dense import RankerConfig, Scorer
-from placerank.rankers.exported import _name_no_device, export_scorer
+from placerank.rankers.exported import _name_no_device, export_scorer, load_features, save_features
+from placerank.rankers.objectives import ObjectivesConfig
 from placerank.rankers.plugins.akt import AktConfig
 from placerank.rankers.plugins.rest import RestConfig
 from placerank.rankers.towers.tower import TOWERS
@@ -113,6 +115,29 @@ def test_programs_give_the_scorers_logits_and_run_on_any_device(tower: str, plug
             torch.testing.assert_close(loaded(*inputs), scorer(*inputs), rtol=1e-4, atol=1e-5)
     out = run_elsewhere(loaded, make_inputs(features, [3, 0, 1]))
     assert out.device == torch.device("cuda:1") and out.shape == (3,)
+
+
+@pytest.mark.parametrize("heads", ["shared", "mmoe", "ple"])
+def test_programs_give_a_column_for_each_objective(heads: str, tmp_path: Path) -> None:
+    names = ("label", "order", "gmv")
+    config = RankerConfig(mlp=[8, 6, 4], objectives=ObjectivesConfig(labels=[*names], heads=heads, esmm=True))
+    features = build_features(FeatureConfig(embedding_dim=8), {"item": 50, "user": 50, "category": 9, "brand": 9}, [])
+    features = replace(features, objectives=names, amount="gmv")
+    scorer, file = Scorer(features, config).eval(), tmp_path / "scorer.pt2"
+    assert scorer.heads is not None
+    scorer.heads.unit.fill_(17.0)
+    export_scorer(scorer, features, file)
+    program = torch.export.load(file)
+    assert devices(program) == []
+    loaded = program.module()
+    for lengths in ([3, 0, 1], [0], []):
+        inputs = make_inputs(features, lengths)
+        with torch.no_grad():
+            want = scorer(*inputs)
+            torch.testing.assert_close(loaded(*inputs), want, rtol=1e-4, atol=1e-5)
+        assert want.shape == (len(lengths), 3)
+    save_features(features, tmp_path / "features.json")
+    assert load_features(tmp_path / "features.json") == features
 
 
 class Maker(nn.Module):

@@ -133,7 +133,7 @@ def test_esmms_loss_is_the_papers() -> None:
         for p, label in ((ctr, click), (ctr * cvr, order))
     ]
     found = module.losses(module(x), torch.stack([click, order], dim=1))
-    assert [float(v) for v in found.values()] == pytest.approx(want, rel=1e-4) and [*found] == ["label", "order"]
+    assert [v.item() for v in found.values()] == pytest.approx(want, rel=1e-4) and [*found] == ["label", "order"]
 
 
 def test_amounts_loss_is_least_at_what_is_expected() -> None:

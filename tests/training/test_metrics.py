@@ -188,7 +188,7 @@ def test_amount_auc_is_a_count_of_pairs() -> None:
     for nothing in (np.zeros(3), np.ones(3), np.empty(0)):
         assert math.isnan(m.amount_auc(nothing, np.zeros(len(nothing))))
     for wrong in (-1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match="1 of 2 amounts are not 0 or more, the first is .* in row 1"):
+        with pytest.raises(ValueError, match=r"1 of 2 amounts are not 0 or more, the first is .* in row 1"):
             m.amount_auc(np.array([2.0, wrong]), np.zeros(2))
     assert m.amount_ratio(np.array([0.0, 4]), np.array([1.0, 2])) == 0.75
     assert math.isnan(m.amount_ratio(np.zeros(2), np.ones(2)))
