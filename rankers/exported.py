@@ -11,8 +11,9 @@ An export folder holds all that scoring needs:
 
 ``scorer.pt2`` takes these, for B candidates with T history entries in all, and gives logits float32 [B]; the
 click probability is their sigmoid. Where ``objectives`` in features.json has several names it gives float32 [B, K], a
-column each: a label's probability is the sigmoid, what is expected of the amount (``amount``) the exponential. B, T and U are free, T may be 0. No device is written into the program: it runs
-where its weights are moved to (``program.module().to("cuda")``), on inputs there.
+column each: a label's probability is the sigmoid, what is expected of the amount (``amount``) the exponential. B, T and
+U are free, T may be 0. No device is written into the program: it runs where its weights are moved to
+(``program.module().to("cuda")``), on inputs there.
 
     items     float32 [U, D]   for each of ``sequence`` in features.json an item's row of the table, side by side;
                                an item that is met more than once needs one row only
