@@ -66,8 +66,8 @@ class Inputs:
     @property
     def outcomes(self) -> Outcomes:
         """What the samples know of candidates, and which of it the ranker predicts."""
-        labels = LABEL, *self.manifest.get("labels", ())
-        return Outcomes(self.features.objectives, labels, self.manifest.get("amount"))
+        known = _outcomes(self.manifest)
+        return Outcomes(self.features.objectives, (LABEL, *known["labels"]), known["amount"])
 
     def read_items(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The prepared ``catalog.parquet`` with a column for each table made of semantic IDs.
@@ -141,7 +141,7 @@ class Inputs:
             return GenerativeRanker(self.features, self.ranker, *self.places())
         ranker = Ranker(self.features, self.ranker)
         if self.features.amount is not None:
-            of = self.manifest["splits"]["train"]["amount"]
+            of = _outcomes(self.manifest)["train"]["amount"]
             assert ranker.dense.scorer.heads is not None
             ranker.dense.scorer.heads.unit.fill_(of["sum"] / of["rows"])
         return ranker
@@ -191,6 +191,13 @@ def read_inputs(data: Path, features: FeatureConfig, ranker: RankerConfig) -> In
     return Inputs(data, resolved, manifest, lineage, tokens, features.ngram_rows, ranker)
 
 
+def _outcomes(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a prepared folder says of labels beside the first, amount and weight; of an older one there are none."""
+    nothing = {"labels": [], "amount": None, "weight": None, "train": {}}
+    found: dict[str, Any] = manifest.get("outcomes", nothing)
+    return found
+
+
 def _with_objectives(features: Features, config: ObjectivesConfig, manifest: dict[str, Any], data: Path) -> Features:
     """The description with what the ranker learns.
 
@@ -198,16 +205,16 @@ def _with_objectives(features: Features, config: ObjectivesConfig, manifest: dic
         ValueError: a label that the data doesn't have or that never happens, an amount alone, or for ESMM labels of
             which one happens where the one before it did not.
     """
-    amount, train = manifest.get("amount"), manifest["splits"]["train"]
-    known = [LABEL, *manifest.get("labels", ()), *([amount] if amount else ())]
+    outcomes = _outcomes(manifest)
+    amount, train = outcomes["amount"], outcomes["train"]
+    known = [LABEL, *outcomes["labels"], *([amount] if amount else ())]
     for name in config.labels:
         if name not in known:
             raise ValueError(
                 f"ranker.objectives.labels: got {name!r}, {data} has {', '.join(known)}; name the column with --labels "
                 "or --amount of placerank prepare"
             )
-        counted = train["amount"]["rows"] if name == amount else train["labels"][name] if name != LABEL else 1
-        if not counted:
+        if name != LABEL and not (train["amount"]["rows"] if name == amount else train["positives"][name]):
             raise ValueError(f"ranker.objectives.labels: {name!r} is 0 all over the training split; leave it out")
     labels = [name for name in config.labels if name != amount]
     if not labels:
@@ -229,7 +236,7 @@ def _with_objectives(features: Features, config: ObjectivesConfig, manifest: dic
                 f"ranker.objectives.esmm: got one label ({labels[0]}) beside the amount, expected two or more"
             )
     of_those = amount if amount in config.labels else None
-    return replace(features, objectives=tuple(config.labels), amount=of_those, weight=manifest.get("weight"))
+    return replace(features, objectives=tuple(config.labels), amount=of_those, weight=outcomes["weight"])
 
 
 def _tables(semantic: SemanticFeatures, ngram_rows: int, ranker: RankerConfig) -> dict[str, tuple[torch.Tensor, int]]:
