@@ -193,7 +193,7 @@ def read_inputs(data: Path, features: FeatureConfig, ranker: RankerConfig) -> In
 
 def _outcomes(manifest: dict[str, Any]) -> dict[str, Any]:
     """What a prepared folder says of labels beside the first, amount and weight; of an older one there are none."""
-    nothing = {"labels": [], "amount": None, "weight": None, "train": {}}
+    nothing: dict[str, Any] = {"labels": [], "amount": None, "weight": None, "train": {}}
     found: dict[str, Any] = manifest.get("outcomes", nothing)
     return found
 

@@ -292,7 +292,10 @@ def _target(sample: SampleBatch, name: str) -> Tensor:
     if name == LABEL:
         return sample.label
     known = sample.own.get(name)
-    return torch.full_like(sample.label, torch.nan) if known is None else known
+    if known is None:
+        return torch.full_like(sample.label, torch.nan)
+    # a weight may be of requests; where these are as many as candidates each has one
+    return known if len(known) == len(sample) else known.index_select(0, sample.request)
 
 
 def in_bags(keys: list[str], columns: list[Tensor], bags: int) -> KeyedJaggedTensor:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from ..ranks import Ranks
 from ..raw.own import normal_type
 from ..raw.parts import parts
+from ..requests import OWN
 from .buckets import rows_schema
 from .prepare import Job, PrepareConfig, Raw
 from .summary import Seen
@@ -74,7 +75,9 @@ class RayJob(Job):
         (self.work / "spread").mkdir()
         raw, buckets = self.raw.path.resolve(), self.bucket_count()
         own = [c for c in self.raw.own if c.of == "interactions"]
-        schema = rows_schema(_user_type(raw), [(c.key, normal_type(c)) for c in own])
+        types = [(OWN + c.name, c.type) for c in self.config.outcomes.columns]
+        types += [(c.key, normal_type(c)) for c in own]
+        schema = rows_schema(_user_type(raw), types)
         read = partial(
             read_share,
             raw=raw,
@@ -84,6 +87,7 @@ class RayJob(Job):
             skip=self.config.on_bad_rows == "skip",
             shares=self.shares,
             own=own,
+            outcomes=self.config.outcomes,
         )
         rows = _items(range(self.shares)).map_batches(read, batch_size=None, batch_format="pyarrow")
         keep = partial(keep_bucket, folder=self.work / "spread", schema=schema)

@@ -15,6 +15,7 @@ there should be one for about each million rows.
 ``prepare`` runs the same steps, streaming: ``count`` and ``pieces_of_bucket`` are what these functions are made of.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ..raw.outcomes import NO_OUTCOMES, Outcomes
 from ..requests import (
     EXTRA,
     OF_CANDIDATES,
@@ -35,6 +37,7 @@ from ..requests import (
     Sequences,
 )
 from .buckets import Bucket, Sorted, sort_rows
+from .outcomes import counts as count_outcomes
 from .own import Extra, OwnSeen
 from .samples import CheckIns, check_ins, impressions, mixed, pieces, requests_of, sequences_of, user_blocks
 from .summary import busiest
@@ -58,6 +61,7 @@ class Context:
         own: further columns of the samples, made of the buckets' own columns.
         of_request: own columns of the buckets of which a request has one value, the first known one of its rows.
         sampled: rows that ``count`` takes of a bucket as a sample, with what it sees of own columns; 0: neither.
+        outcomes: further labels, amount and weight, which are own columns of the buckets, too.
         check_ins: how candidates are made where all interactions are visits; None where they are impressions.
         before: by bucket, how many users, requests and users of the vocabulary the buckets before it have;
             ``bucket_samples`` alone needs it.
@@ -72,6 +76,7 @@ class Context:
     own: tuple[Extra, ...] = ()
     of_request: tuple[str, ...] = ()
     sampled: int = 0
+    outcomes: Outcomes = NO_OUTCOMES
     before: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
 
     def numbered(self, counts: pa.Table) -> "Context":
@@ -135,6 +140,7 @@ class BucketSize:
         given, own_place: of check-ins, requests for which the source gives a place, and those of them whose given
             place is the visited item's own.
         own: what is seen of own columns, where ``Context.sampled`` asks for it.
+        outcomes: counts of ``outcomes.counts``.
     """
 
     rows: int
@@ -149,6 +155,7 @@ class BucketSize:
     given: int
     own_place: int
     own: OwnSeen | None = None
+    outcomes: Counter[tuple[str, ...]] = field(default_factory=Counter)
 
 
 @dataclass
@@ -329,6 +336,7 @@ def count(found: Sorted, context: Context) -> BucketCounts:
         by_split=np.zeros(len(SPLITS), np.int64),
         given=0,
         own_place=0,
+        outcomes=count_outcomes(context.outcomes, b, train),
     )
     if context.sampled:
         size.own = OwnSeen.of(b, found.users, train, context.sampled)

@@ -33,6 +33,7 @@ from ..ranks import Ranks, joined
 from ..raw.checks import BadRows, OnBadRows, merge_rejected
 from ..raw.columns import DataError
 from ..raw.lookup import IdIndex
+from ..raw.outcomes import Outcomes
 from ..raw.own import OwnColumn, own_columns, read_declaration
 from ..raw.readers import convert
 from ..raw.schema import check_not_all_bad, has_column, inventory, iter_interactions, read_items, read_users
@@ -41,6 +42,7 @@ from ..requests import EXTRA, PROBABILITY, SEQUENCES, SPLITS
 from ..urls import Url, check_seen, fetched, fingerprints
 from .buckets import MOST_FILES, by_number, part, sharing, spread
 from .negatives import Reach
+from .outcomes import described, extras, in_words
 from .own import SAMPLED, OwnSeen
 from .own_plan import OwnPlan, plan
 from .per_bucket import BucketCounts, BucketSize, Context, split_starts
@@ -76,6 +78,12 @@ class PrepareConfig:
     """Only for csv: column names in the file, by name in the schema; others are taken as they are."""
     features: Path | None = None
     """TOML file that says what columns of your own are (docs/data.md); default: the input's features.toml, if any."""
+    labels: list[str] = field(default_factory=list)
+    """Columns of interactions that are further labels of 0 and 1, such as order; none is a feature."""
+    amount: str | None = None
+    """The column of interactions with an amount, 0 where there is none; no feature."""
+    weight: str | None = None
+    """The column of interactions that says how much a sample counts in training; no feature."""
     history_length: int = 50
     """The user's last so many positives before a sample make its history."""
     valid_fraction: float = 0.1
@@ -136,10 +144,16 @@ class PrepareConfig:
             raise ValueError(f"prepare.place_max_hours={self.place_max_hours}: expected 0 hours or more")
         if not 1 <= self.row_group_rows <= 65_536:
             raise ValueError(f"prepare.row_group_rows={self.row_group_rows}: expected 1 to 65,536 rows")
+        _ = self.outcomes  # told before anything is read
         if self.columns and self.format != "csv":
             raise ValueError(f"prepare.columns is for format 'csv' alone; got format {self.format!r}: drop columns")
         if self.input.resolve() == self.out.resolve():
             raise ValueError(f"prepare.out={self.out} is the input; choose another folder")
+
+    @property
+    def outcomes(self) -> Outcomes:
+        """Labels, amount and weight."""
+        return Outcomes(labels=tuple(self.labels), amount=self.amount, weight=self.weight)
 
 
 def prepare(config: PrepareConfig) -> Path:
@@ -234,7 +248,8 @@ def _read_tables(config: PrepareConfig, folder: Path) -> Raw:
         if config.format != "parquet":
             raw = convert(fetched(config.input), config.format, config.columns, work / "raw", bad_rows, declaration)
             source = read_manifest(raw, "raw")
-        own, left = own_columns(raw, declaration)
+        config.outcomes.check(raw)
+        own, left = own_columns(raw, declaration, config.outcomes.names)
         write_table(read_items(raw, bad_rows, _of("items", own)).sort_by("item_id"), work / ITEMS_FILE)
         if (users := read_users(raw, bad_rows, _of("users", own))) is not None:
             write_table(users, work / _USERS)
@@ -351,7 +366,9 @@ class Job:
             def blocks() -> Iterator[pa.Table]:
                 with self._progress("interactions", total) as progress:
                     own = _of("interactions", self.raw.own)
-                    found = iter_interactions(self.raw.path, index, bad_rows, share=(rank, world), own=own)
+                    found = iter_interactions(
+                        self.raw.path, index, bad_rows, share=(rank, world), own=own, outcomes=self.config.outcomes
+                    )
                     for block in self._going(found):
                         seen.add_block(block)
                         yield block
@@ -406,7 +423,7 @@ class Job:
         own = _of("interactions", self.raw.own)
         shared = tuple(c.key for c in own if c.declared.joins == "request")
         some = -(-SAMPLED // len(self.files)) if self.raw.own else 0
-        self.context = replace(context, of_request=shared, sampled=some)
+        self.context = replace(context, of_request=shared, sampled=some, outcomes=config.outcomes)
 
     def sort(self) -> None:
         """Second pass: sort each bucket, and count its users, requests and what its training rows say of the items."""
@@ -442,7 +459,8 @@ class Job:
         self.context = self.context.numbered(pa.table({"bucket": list(self.counted), **columns}))
         seen = [c.own for c in self.counted.values() if c.own is not None]
         self.own = self.ranks.first(lambda: self._plan(OwnSeen.joined(seen) if seen else None))
-        self.context = replace(self.context, own=self.own.extras, sampled=0)
+        of_outcomes = extras(self.config.outcomes, self.seen.negatives == 0)
+        self.context = replace(self.context, own=(*self.own.extras, *of_outcomes), sampled=0)
         for c in self.counted.values():
             self.seen.repeated += c.repeated
             self.seen.both_labels += c.both_labels
@@ -515,6 +533,8 @@ class Job:
             "own": own.features,
             "source": "check-ins" if check_ins else "impressions",
         }
+        if self.config.outcomes.names:
+            extra["outcomes"] = described(self.config.outcomes, (c.outcomes for c in self.counted.values()))
         lost = int(skipped.sum())
         if check_ins:
             kept, placed = (sum(getattr(w, n) for w in self.written.splits) for n in ("requests", "placed"))
@@ -523,7 +543,7 @@ class Job:
         told = Told(
             rows_in=source.get("rows", self.raw.rows),
             unused=source.get("unused_columns", {}) | self._left(own),
-            own=own.told,
+            own=own.told + self._outcomes_told(extra),
             notes=self.raw.notes + self._notes() + own.warnings,
             rejected=self.raw.rejected + self.rejected,
             left_out=source.get("left_out", {}),
@@ -544,6 +564,11 @@ class Job:
         shutil.rmtree(self.work)
         write_manifest(self.folder, "prepared", self.config, {"raw": _fingerprint(self.config.input)}, **extra)
         return summary
+
+    def _outcomes_told(self, manifest: dict[str, Any]) -> list[str]:
+        if "outcomes" not in manifest:
+            return []
+        return in_words(manifest["outcomes"], sum(int(x) for x in self.shown))
 
     def _left(self, own: OwnPlan) -> dict[str, list[str]]:
         """Columns that are not used, with the reason, by table."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..raw.checks import BadRows
 from ..raw.lookup import IdIndex
+from ..raw.outcomes import Outcomes
 from ..raw.own import OwnColumn
 from ..raw.schema import iter_interactions
 from ..requests import SEQUENCES, SPLITS, Sequences
@@ -134,6 +135,7 @@ def read_share(
     skip: bool,
     shares: int,
     own: Sequence[OwnColumn],
+    outcomes: Outcomes,
 ) -> Iterator[pa.Table]:
     """Rows of a share of the interactions; what was seen of them is left in ``work``."""
     if not work.is_dir():
@@ -148,7 +150,8 @@ def read_share(
     try:
         with bad_rows:
             index = _index(work / ITEMS_FILE)
-            for block in iter_interactions(raw, index, bad_rows, share=(share, shares), own=own):
+            found = iter_interactions(raw, index, bad_rows, share=(share, shares), own=own, outcomes=outcomes)
+            for block in found:
                 if (work / STOP_FILE).exists():
                     break
                 seen.add_block(block)

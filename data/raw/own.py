@@ -18,7 +18,7 @@ interactions.
 import difflib
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -153,12 +153,15 @@ def _check(d: Declared, of: str, where: str) -> None:
         )
 
 
-def own_columns(path: Path, declaration: Declaration) -> tuple[list[OwnColumn], dict[str, dict[str, str]]]:
+def own_columns(
+    path: Path, declaration: Declaration, outcomes: Collection[str] = ()
+) -> tuple[list[OwnColumn], dict[str, dict[str, str]]]:
     """What the columns of a raw folder that the schema doesn't name are taken for, from their files' footers.
 
     Args:
         path: the raw folder.
         declaration: what the user says of them.
+        outcomes: columns of interactions that came of the choice, so that none is a feature.
 
     Returns:
         The columns that become features, in the order of the tables; and by table and column, why others don't.
@@ -168,13 +171,16 @@ def own_columns(path: Path, declaration: Declaration) -> tuple[list[OwnColumn], 
     """
     found: list[OwnColumn] = []
     left: dict[str, dict[str, str]] = {}
+    for name in declaration.get("interactions", {}):
+        if name in outcomes:
+            raise DataError(f"{FILE}: [interactions.{name}]: it is a label, amount or weight; leave it out of the file")
     for of in get_args(Of):
         declared = declaration.get(of, {})
         every = [p for p in parts(path, of) if p.rows] if table_files(path, of) else []
         types: dict[str, pa.DataType] = {}
         for part in every:
             for field in part.schema:
-                if field.name in KNOWN[of]:
+                if field.name in KNOWN[of] or (of == "interactions" and field.name in outcomes):
                     continue
                 if field.name not in part.stored and of == "interactions":  # a day, mostly
                     left.setdefault(of, {})[field.name] = "the name of a folder"

@@ -29,6 +29,7 @@ from ..urls import UrlError, told
 from .checks import BadRows, Block, OnBadRows, as_mask, check_type
 from .columns import INTERACTIONS, ITEMS, Column, DataError, key_column
 from .lookup import IdIndex
+from .outcomes import NO_OUTCOMES, Outcomes, renamed
 from .own import OwnColumn, check_fits, normal, normal_type
 from .parts import Part, open_parquet, parts, table_files, unreadable
 
@@ -226,6 +227,7 @@ def iter_interactions(
     block_rows: int = 131_072,
     share: tuple[int, int] = (0, 1),
     own: Sequence[OwnColumn] = (),
+    outcomes: Outcomes = NO_OUTCOMES,
 ) -> Iterator[pa.Table]:
     """Stream the interactions of a raw folder (or file, or folder of files) in normal form.
 
@@ -236,12 +238,15 @@ def iter_interactions(
         block_rows: rows held at once.
         share: (i, n): only the i-th of n about equal shares of the row groups, in their order; it may be empty.
         own: columns that the schema doesn't name, which are wanted too.
+        outcomes: further labels, amount and weight.
 
     Yields:
         Tables with the columns of ``INTERACTIONS`` in that order (timestamp int64 unix seconds UTC, label int8,
         places float64, probability and utc_offset float32; missing ones null), then ``item_index`` int32, the row in
-        ``item_ids``, then those of ``own`` by their ``key``, as ``own.normal`` gives them.
+        ``item_ids``, then those of ``own`` by their ``key``, as ``own.normal`` gives them. Outcomes are called ``OWN``
+        and their name, and come before ``item_index``: int8 and float64.
     """
+    columns = (*INTERACTIONS, *outcomes.columns)
     bad_rows = bad_rows or BadRows()
     items = item_ids if isinstance(item_ids, IdIndex) else IdIndex(item_ids)
     found = [part for part in parts(path, "interactions") if part.rows]
@@ -249,17 +254,17 @@ def iter_interactions(
         raise DataError(f"{path}: the interactions have no rows, expected at least one; check the step that wrote them")
     types: dict[str, pa.DataType] = {"item_id": items.type}
     for part in found:
-        _check_columns(part, INTERACTIONS, tell=share[0] == 0)
+        _check_columns(part, columns, tell=share[0] == 0)
         _check_families(part, types, ("item_id", "user_id", "request_id"))
     good = 0
     for part, groups, first_row in _shared(found, *share):
-        for batch in _batches(part, block_rows, _wanted(part, INTERACTIONS, bad_rows, own), groups):
+        for batch in _batches(part, block_rows, _wanted(part, columns, bad_rows, own), groups):
             raw = part.with_values(batch)
-            block = Block(part.file, raw, np.arange(first_row, first_row + len(batch)), INTERACTIONS)
+            block = Block(part.file, raw, np.arange(first_row, first_row + len(batch)), columns)
             first_row += len(batch)
             mark_interactions(block, items)
             _add_own(block, own, with_time=True)
-            table = block.finish(INTERACTIONS, bad_rows, part.label)
+            table = renamed(block.finish(columns, bad_rows, part.label), outcomes.columns)
             good += len(table)
             if len(table):
                 yield table
