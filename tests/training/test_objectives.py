@@ -121,7 +121,7 @@ def test_evaluation_measures_each(trained: SimpleNamespace, tmp_path: Path) -> N
 
 
 def test_single_models_are_as_they_always_were(ordered: Path, prepared: Path, tmp_path: Path) -> None:
-    """Of the click: the run of a folder with outcomes is that of one without. Of an order: its metrics are the order's."""
+    """Of the click: the run of a folder with outcomes is that of one without. Of an order: its metrics are its own."""
     manifest = json.loads((ordered / "manifest.json").read_text())
     plain = tmp_path / "plain"
     prepare(
