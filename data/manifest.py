@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 
 from .leftovers import remove_leftovers, unfinished
 from .plain import Count, Each, fault, read_json
-from .urls import Url, at_work, place, put_folder, sizes, was_begun
+from .urls import Url, at_work, fingerprints, place, put_folder, sizes, was_begun
 
 MANIFEST = "manifest.json"
 _PACKAGES = ("placerank", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "triton", "numba", "numpy", "pyarrow")
@@ -290,6 +290,16 @@ def content_hash(folder: Path) -> str | None:
     except (OSError, ValueError):
         return None
     return str(manifest["content_hash"]) if manifest["kind"] in KINDS else None
+
+
+def fingerprint(path: Path) -> str:
+    """Content hash of raw data: of its manifest, or its files; behind a URL of their sizes and times of change."""
+    if known := content_hash(path):
+        return known
+    if isinstance(path, Url):
+        return joint_hash(fingerprints(path))
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return joint_hash((p.name, sha256_file(p)) for p in files)
 
 
 def check_replaceable(path: Path, overwrite: bool) -> None:

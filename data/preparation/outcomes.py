@@ -42,12 +42,15 @@ def counts(outcomes: Outcomes, b: Bucket, train: NDArray[np.bool_]) -> Counter[t
 
 
 def described(outcomes: Outcomes, counted: Iterable[Counter[tuple[str, ...]]]) -> dict[str, Any]:
-    """For the manifest: the columns, and under ``train`` what is counted of all buckets, in their order."""
+    """For the manifest: ``outcomes``, the columns, and under ``train`` what is counted of all buckets, in their order;
+    nothing where there are none."""
+    if not outcomes.names:
+        return {}
     total: Counter[tuple[str, ...]] = Counter()
     for one in counted:
         total.update(one)
     labels = (LABEL, *outcomes.labels)
-    return {
+    found = {
         "labels": list(outcomes.labels),
         "amount": outcomes.amount,
         "weight": outcomes.weight,
@@ -57,15 +60,18 @@ def described(outcomes: Outcomes, counted: Iterable[Counter[tuple[str, ...]]]) -
             "amount": {"rows": total["rows",], "sum": total["sum",]},
         },
     }
+    return {"outcomes": found}
 
 
-def in_words(described: dict[str, Any], rows: int) -> list[str]:
+def in_words(manifest: dict[str, Any], rows: int) -> list[str]:
     """For the summary: what each column was taken for.
 
     Args:
-        described: of ``described``.
+        manifest: with what ``described`` gave.
         rows: of the training split.
     """
+    if (described := manifest.get("outcomes")) is None:
+        return []
     train = described["train"]
     found = [
         f"interactions.{name}: label, {train['positives'][name]:,} of {rows:,} training rows"

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..manifest import content_hash, joint_hash, read_manifest, sha256_file, whole_folder, write_manifest
+from ..manifest import fingerprint, read_manifest, whole_folder, write_manifest
 from ..plain import check_numbers, set_places
 from ..ranks import Ranks, joined
 from ..raw.checks import BadRows, OnBadRows, merge_rejected
@@ -39,7 +39,7 @@ from ..raw.readers import convert
 from ..raw.schema import check_not_all_bad, has_column, inventory, iter_interactions, read_items, read_users
 from ..raw.times import iso
 from ..requests import EXTRA, PROBABILITY, SEQUENCES, SPLITS
-from ..urls import Url, check_seen, fetched, fingerprints
+from ..urls import check_seen, fetched
 from .buckets import MOST_FILES, by_number, part, sharing, spread
 from .negatives import Reach
 from .outcomes import described, extras, in_words
@@ -259,16 +259,6 @@ def _read_tables(config: PrepareConfig, folder: Path) -> Raw:
 
 def _of(table: str, own: Sequence[OwnColumn]) -> list[OwnColumn]:
     return [c for c in own if c.of == table]
-
-
-def _fingerprint(path: Path) -> str:
-    """The input's content hash: from its manifest, or of its files; behind a URL of their sizes and times of change."""
-    if known := content_hash(path):
-        return known
-    if isinstance(path, Url):
-        return joint_hash(fingerprints(path))
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return joint_hash((p.name, sha256_file(p)) for p in files)
 
 
 def extra_columns(raw: Path) -> tuple[str, ...]:
@@ -533,8 +523,7 @@ class Job:
             "own": own.features,
             "source": "check-ins" if check_ins else "impressions",
         }
-        if self.config.outcomes.names:
-            extra["outcomes"] = described(self.config.outcomes, (c.outcomes for c in self.counted.values()))
+        extra |= described(self.config.outcomes, (c.outcomes for c in self.counted.values()))
         lost = int(skipped.sum())
         if check_ins:
             kept, placed = (sum(getattr(w, n) for w in self.written.splits) for n in ("requests", "placed"))
@@ -543,7 +532,7 @@ class Job:
         told = Told(
             rows_in=source.get("rows", self.raw.rows),
             unused=source.get("unused_columns", {}) | self._left(own),
-            own=own.told + self._outcomes_told(extra),
+            own=own.told + in_words(extra, int(self.shown.sum())),
             notes=self.raw.notes + self._notes() + own.warnings,
             rejected=self.raw.rejected + self.rejected,
             left_out=source.get("left_out", {}),
@@ -562,13 +551,8 @@ class Job:
         summary = summarize(self.seen, told)
         extra |= {"rejected": told.rejected, "left_out": told.left_out, "summary": summary}
         shutil.rmtree(self.work)
-        write_manifest(self.folder, "prepared", self.config, {"raw": _fingerprint(self.config.input)}, **extra)
+        write_manifest(self.folder, "prepared", self.config, {"raw": fingerprint(self.config.input)}, **extra)
         return summary
-
-    def _outcomes_told(self, manifest: dict[str, Any]) -> list[str]:
-        if "outcomes" not in manifest:
-            return []
-        return in_words(manifest["outcomes"], sum(int(x) for x in self.shown))
 
     def _left(self, own: OwnPlan) -> dict[str, list[str]]:
         """Columns that are not used, with the reason, by table."""
