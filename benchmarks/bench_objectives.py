@@ -1,6 +1,6 @@
 """Heads of several objectives against models of one each, in the simulated city, whose oracle knows all of the truth.
 
-    python benchmarks/bench_objectives.py --seeds 5 --save
+    python benchmarks/bench_objectives.py --seeds 0 1 2 3 4 --save
 
 Each seed is a city with orders, and the training's seed. On each these rankers are trained, all alike but for this:
 
@@ -11,9 +11,9 @@ Each seed is a city with orders, and the training's seed. On each these rankers 
 
 Measured on the test split, of the last checkpoint: AUC of clicks and of orders, the AUC weighted by amount, what is
 expected by the oracle of the ten first of each request by predicted order (by click where that is all) and by predicted
-amount: orders a place and amount a request; and the conversion's calibration over all impressions, clicked or not: in
-twenty parts of equal size by predicted p(order | click), mean |predicted - true| by the oracle's probability. For
-models of one label it is p(order) / p(click) of the two, at most 1.
+amount: orders a place and amount a request; and calibration over all impressions, clicked or not, in twenty parts of
+equal size by prediction: mean |predicted - true| of p(order) and of p(order | click), by the oracle's probabilities. The
+latter is predicted as p(order) / p(click), at most 1, of models of one label by the two.
 
 Prints means over seeds and, against ``order`` and ``click``, paired differences with 95 % intervals over seeds.
 ``--save`` keeps a line a seed and ranker in results/objectives.csv.
@@ -62,7 +62,8 @@ FIGURES = {
     "orders": "orders a place of the first 10",
     "gmv": "amount of the first 10 by order",
     "gmv_by_amount": "the same by amount",
-    "conversion_ece": "ECE of conversion, all impressions",
+    "order_ece": "ECE of orders",
+    "conversion_ece": "ECE of orders after a click",
 }
 KEY = ("seed", "ranker", "requests", "tower", "epochs")
 _PARTS = 20
@@ -171,6 +172,8 @@ def measure(name: str, p: Predictions, truth: Truth, click: NDArray[Any] | None)
         found["auc_order"] = auc(labels["order"], order)
         found["auc_gmv"] = amount_auc(p.amount, order if p.log_amount is None else p.log_amount)
         expected = truth.click * truth.conversion
+        if "order" in logits:
+            found["order_ece"] = ece(sigmoid(order), expected)
         found["orders"] = first_places(p.request, order, expected).a_place
         found["gmv"] = first_places(p.request, order, expected * truth.amount).a_request
         if p.log_amount is not None:
@@ -198,6 +201,7 @@ def best(p: Predictions, truth: Truth) -> dict[str, float]:
         "orders": first_places(p.request, order, order).a_place,
         "gmv": first_places(p.request, order, order * truth.amount).a_request,
         "gmv_by_amount": first_places(p.request, order * truth.amount, order * truth.amount).a_request,
+        "order_ece": 0.0,
         "conversion_ece": 0.0,
     }
 
@@ -209,14 +213,14 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path("runs/objectives"), help="where what is made is kept")
-    parser.add_argument("--seeds", type=int, default=5, help="cities and trainings (default: %(default)s)")
-    parser.add_argument("--requests", type=int, default=34_000, help="of each city (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of cities and trainings")
+    parser.add_argument("--requests", type=int, default=102_000, help="of each city (default: %(default)s)")
     parser.add_argument("--tower", default="twin", help="of all rankers (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=2, help="passes of each training (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=1, help="passes of each training (default: %(default)s)")
     parser.add_argument("--save", action="store_true", help="keep lines in results/objectives.csv")
     args = parser.parse_args()
     lines: list[dict[str, Any]] = []
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         folder = args.out / f"{seed}-{args.requests}"
         raw, data = city(folder, seed, args.requests)
         truth, click = None, None
@@ -250,7 +254,7 @@ def report(lines: list[dict[str, Any]]) -> None:
         print(f"| {name} | " + " | ".join(cells) + " |")
     for figure, against in (
         ("auc_click", "click"), ("auc_order", "order"), ("auc_gmv", "order"), ("orders", "order"), ("gmv", "order"),
-        ("conversion_ece", "clicked"), ("conversion_ece", "order"),
+        ("order_ece", "order"), ("conversion_ece", "clicked"), ("conversion_ece", "order"),
     ):  # fmt: skip
         print(f"{FIGURES[figure]}, less that of {against}:")
         for name in RANKERS:

@@ -16,8 +16,10 @@ import pytest
 import torch
 from runs import metrics, small, train_and_die, train_here
 from sklearn.metrics import roc_auc_score
+from tokens import K, make_codes, write_tokens
 from torch import Tensor
 
+from placerank.data.batches.features import FeatureConfig
 from placerank.data.batches.loader import SampleLoader
 from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.preparation.prepare import PrepareConfig, prepare
@@ -25,6 +27,9 @@ from placerank.evaluation.evaluate import EvaluateConfig, evaluate
 from placerank.rankers.dense import RankerConfig
 from placerank.rankers.exported import ExportedRanker
 from placerank.rankers.objectives import ObjectivesConfig
+from placerank.rankers.plugins.akt import AktConfig
+from placerank.rankers.plugins.rest import RestConfig
+from placerank.tokenization.codes.semantic_ids import SemanticIds
 from placerank.training.export import ExportConfig, export
 from placerank.training.inference import load_scorer
 from placerank.training.predictions import Outcomes, Predictions, shifted
@@ -147,6 +152,28 @@ def _no_orders(folder: Path) -> Path:
     file = folder / "features.toml"
     file.write_text("[interactions.order]\nuse = false\n[interactions.gmv]\nuse = false\n")
     return file
+
+
+def test_plugins_are_as_with_one_label_and_the_pipeline_changes_nothing(ordered: Path, tmp_path: Path) -> None:
+    """ReST and AKT-Rec beside several objectives, exported too; TorchRec's pipeline gives the plain loop's losses."""
+    items = pq.read_table(ordered / "catalog.parquet")["item_id"].combine_chunks()[1:]
+    tokens = write_tokens(tmp_path / "tokens", SemanticIds.first(items, make_codes(len(items), 0), K, "tokenizer"))
+    plugins: dict[str, Any] = {
+        "rest": RestConfig(enabled=True, centres=5, positive_km=300, negative_km=300),
+        "akt": AktConfig(enabled=True, users=True),
+    }
+    features = FeatureConfig(embedding_dim=8, pooled_dim=4, semantic_ids=tokens)
+    plain = small(ordered, tmp_path / "plain", features=features, ranker=replace(objectives(), **plugins), epochs=1)
+    plain = replace(plain, batch_size=1024, checkpoint_every=0)
+    piped = replace(plain, run=tmp_path / "piped", pipelined=True)
+    train(plain)
+    train(piped)
+    lines = metrics(plain.run, "train")
+    assert {"loss/order", "loss/gmv", "rest_loss", "akt_items_loss", "akt_users_loss"} <= set(lines[0])
+    assert lines == metrics(piped.run, "train") and metrics(plain.run, "valid") == metrics(piped.run, "valid")
+    ranker = ExportedRanker.load(export(ExportConfig(run=plain.run, out=tmp_path / "export")))
+    got = torch.cat([ranker.score(sample) for sample in SampleLoader(ordered, "test", 120)])
+    torch.testing.assert_close(got, trainer_scores(plain.run, ordered), rtol=1e-5, atol=1e-5)
 
 
 def test_killed_and_resumed_at_other_ranks(ordered: Path, tmp_path: Path, ranks: AnyRanks) -> None:
