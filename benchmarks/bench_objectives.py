@@ -12,8 +12,8 @@ Each seed is a city with orders, and the training's seed. On each these rankers 
 Measured on the test split, of the last checkpoint: AUC of clicks and of orders, the AUC weighted by amount, what is
 expected by the oracle of the ten first of each request by predicted order (by click where that is all) and by predicted
 amount: orders a place and amount a request; and calibration over all impressions, clicked or not, in twenty parts of
-equal size by prediction: mean |predicted - true| of p(order) and of p(order | click), by the oracle's probabilities. The
-latter is predicted as p(order) / p(click), at most 1, of models of one label by the two.
+equal size by prediction: mean |predicted - true| of p(order) and of p(order | click), by the oracle's probabilities.
+The latter is predicted as p(order) / p(click), at most 1; of models of one label by the two.
 
 Prints means over seeds and, against ``order`` and ``click``, paired differences with 95 % intervals over seeds.
 ``--save`` keeps a line a seed and ranker in results/objectives.csv.
