@@ -14,7 +14,6 @@ import torch.distributed as dist
 from ..data.batches.catalog import Catalog
 from ..data.batches.features import (
     CLUSTER,
-    LABEL,
     USER_CLUSTER,
     FeatureConfig,
     Features,
@@ -26,6 +25,7 @@ from ..data.batches.semantic_features import SemanticFeatures
 from ..data.batches.sharded_catalog import ShardedCatalog
 from ..data.manifest import MANIFEST, read_manifest
 from ..data.one_copy import one_copy
+from ..data.requests import LABEL
 from ..data.urls import fetched
 from ..rankers.dense import RankerConfig
 from ..rankers.generative.index import Index

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.batches.batch import SampleBatch
-from ..data.batches.features import LABEL
+from ..data.requests import LABEL
 from .metrics import ALL_METRICS, Summary, amount_auc, amount_ratio, summarize
 from .runtime import on_first_rank
 

@@ -13,11 +13,12 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from ...kernels.haversine import unit_vectors, unit_vectors_km
 from ...kernels.jagged import ranges_unchecked, segment_ids_unchecked, shared_rows_unchecked
 from ..arrays import ranges
+from ..requests import LABEL
 from ..urls import fetched
 from .activity import activity_features
 from .batch import RankingBatch, SampleBatch
 from .dense_batch import Context, DenseBatch, LossInputs, Traits
-from .features import CLUSTER, HOURS_PER_WEEK, LABEL, USER_CLUSTER, Features
+from .features import CLUSTER, HOURS_PER_WEEK, USER_CLUSTER, Features
 from .history_clusters import history_clusters
 from .host_batch import HostBatch
 from .item_columns import HOUR, FoundItems, Layout, catalog_columns, local_shift, with_columns

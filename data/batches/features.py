@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ..plain import check_numbers, set_places
+from ..requests import LABEL
 from .activity import ACTIVITY_DIM
 
 HOURS_PER_WEEK = 168
@@ -27,8 +28,6 @@ LEVEL, NGRAM = "semantic_", "prefix_"
 """Tables of semantic IDs: a level of the ID (semantic_1), or a prefix (prefix_2 is of the first two levels)."""
 CLUSTER, USER_CLUSTER = "cluster", "user_cluster"
 """Tables of AKT-Rec's clusters of items, and of users."""
-LABEL = "label"
-"""The column of clicks or visits: what histories are made of, and what a ranker learns unless it is told otherwise."""
 USER_TOKEN = "user_token"
 """The table of tokens that TIGER's users share."""
 _MODULE_NAMES = frozenset(dir(nn.ModuleDict()))  # of the modules that hold the tables: no name of a table

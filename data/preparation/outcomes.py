@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..batches.features import LABEL
 from ..raw.outcomes import Outcomes
-from ..requests import OWN
+from ..requests import LABEL, OWN
 from .buckets import Bucket
 from .own import Extra
 

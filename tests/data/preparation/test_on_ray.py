@@ -51,6 +51,8 @@ def test_the_same_bytes(tmp_path: Path, cluster: None, kind: str, monkeypatch: p
     if kind == "own columns":
         rng = np.random.default_rng(0)
         source |= {"fee": rng.random(400), "device": [("ios", "web", None)[i] for i in rng.integers(0, 3, 400)]}
+        source |= {"order": rng.integers(0, 2, 400), "paid": rng.random(400), "sure": rng.random(400)}
+        options |= {"labels": ["order"], "amount": "paid", "weight": "sure"}
     if kind == "bad rows":
         source["label"][::9] = 7
         source["user_id"][1] = None
