@@ -217,6 +217,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=102_000, help="of each city (default: %(default)s)")
     parser.add_argument("--tower", default="twin", help="of all rankers (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=1, help="passes of each training (default: %(default)s)")
+    parser.add_argument("--rankers", nargs="+", choices=list(RANKERS), default=list(RANKERS), help="default: all")
     parser.add_argument("--save", action="store_true", help="keep lines in results/objectives.csv")
     args = parser.parse_args()
     lines: list[dict[str, Any]] = []
@@ -224,7 +225,7 @@ def main() -> None:
         folder = args.out / f"{seed}-{args.requests}"
         raw, data = city(folder, seed, args.requests)
         truth, click = None, None
-        for name in RANKERS:
+        for name in dict.fromkeys(["click", *args.rankers]):  # what others are compared with is always there
             run = folder / f"{args.tower}-{args.epochs}" / name
             p, seconds = scored(data["clicked" if name == "clicked" else "whole"], run, name, seed, args)
             about = {"seed": seed, "requests": args.requests, "tower": args.tower, "epochs": args.epochs}
@@ -258,11 +259,11 @@ def report(lines: list[dict[str, Any]]) -> None:
     ):  # fmt: skip
         print(f"{FIGURES[figure]}, less that of {against}:")
         for name in RANKERS:
-            pairs = zip(by[name], by[against], strict=True)
-            gaps = [a[figure] - b[figure] for a, b in pairs if "" not in (a[figure], b[figure])]
+            of = {row["seed"]: row[figure] for row in by[against] if row[figure] != ""}
+            gaps = [x[figure] - of[x["seed"]] for x in by[name] if x[figure] != "" and x["seed"] in of]
             if name != against and gaps:
                 found = paired_t(gaps)
-                print(f"  {name}: {found.mean:+.5f} ({found.low:+.5f} to {found.high:+.5f})")
+                print(f"  {name}: {found.mean:+.5f} ({found.low:+.5f} to {found.high:+.5f}), {len(gaps)} seeds")
 
 
 if __name__ == "__main__":
