@@ -28,6 +28,8 @@ HASHED = 1 << 18
 """Rows that a column of interactions is hashed into where it has too many values."""
 LEAK = 0.95
 """AUC of a column alone from which a warning says that it gives away the label."""
+AFTERWARDS = 0.05
+"""Share of the chosen rows, of whose values no other row has one, from which it says so too."""
 _UNLIKE = 0.5  # different texts a row from which text is taken for names and notes
 
 
@@ -361,10 +363,27 @@ def _leaks(columns: Sequence[OwnColumn], items: pa.Table, users: pa.Table | None
                 f"{c.of}.{c.column} alone tells the label (AUC {auc:.3f} in training): if it is known only after the "
                 f"choice, leave it out ([{c.of}.{c.column}] use = false in {FILE})"
             )
+        elif c.of == "interactions" and (share := only_chosen(column, label)) > AFTERWARDS:
+            yield (
+                f"{c.of}.{c.column}: {share:.0%} of the chosen rows have values of it that no other row has, as what "
+                f"happens after a choice does: leave it out ([{c.of}.{c.column}] use = false in {FILE}), or name it "
+                "with --labels, --amount or --weight"
+            )
 
 
 def _codes(values: pa.ChunkedArray) -> NDArray[Any]:
     return hashed(values) if pa.types.is_string(values.type) else _numbers(values)
+
+
+def only_chosen(values: NDArray[Any], label: NDArray[Any]) -> float:
+    """Share of the rows with label 1 whose values [n] no row of label 0 has, and not by chance (one in a million)."""
+    positives = int(label.sum())
+    if not 0 < positives < len(label):
+        return 0.0
+    _, code = np.unique(values, return_inverse=True)
+    shown, chosen = np.bincount(code), np.bincount(code, label)
+    least = np.log(1e-6) / np.log(positives / len(label))
+    return float(chosen[(shown == chosen) & (shown >= least)].sum() / positives)
 
 
 def auc_alone(values: NDArray[Any], label: NDArray[Any]) -> float:

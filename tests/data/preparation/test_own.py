@@ -13,7 +13,7 @@ from delivery import SHOWN, START, delivery, write_delivery
 from placerank.data.batches.loader import SampleLoader
 from placerank.data.manifest import read_manifest
 from placerank.data.preparation.own import Extra, quantile_edges
-from placerank.data.preparation.own_plan import auc_alone
+from placerank.data.preparation.own_plan import auc_alone, only_chosen
 from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.data.raw.columns import DataError
 
@@ -205,6 +205,18 @@ def test_visits_alone(tmp_path: Path) -> None:
 def test_declarations_that_cannot_be(tmp_path: Path, toml: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(write_delivery(tmp_path / "raw"), toml)
+
+
+def test_what_happens_after_the_choice_is_told(tmp_path: Path) -> None:
+    """A third of the chosen rows were ordered, and no other: AUC alone stays far below the limit."""
+    _, _, rows = delivery()
+    ordered = [int(label == 1 and i % 3 == 0) for i, label in enumerate(rows["label"].to_pylist())]
+    folder = run(write_delivery(tmp_path / "raw", interactions=rows.append_column("ordered", pa.array(ordered))))
+    (warning,) = read_manifest(folder, "prepared")["summary"]["warnings"]
+    assert "interactions.ordered: 3" in warning and "--labels" in warning
+    values, label = np.array([1] * 40 + [0] * 80 + [2] * 3), np.array([1] * 40 + [0, 1] * 40 + [1] * 3)
+    assert only_chosen(values, label) == pytest.approx(40 / 83)  # three may be by chance
+    assert only_chosen(values, np.ones(123)) == only_chosen(values[:0], label[:0]) == 0
 
 
 def test_auc_alone_is_that_of_pairs() -> None:
