@@ -193,7 +193,8 @@ class Sequences:
         flat: what is of the user, ``OF_USER`` by name, [U].
         visits: ``OF_VISITS``, in the order of histories: by time, and those of a moment by request and item. Beside
             item and time of a visit: place of its request in degrees (NaN = unknown), the user's visits of the item
-            strictly before, number of its split in ``SPLITS``, and its request in the samples (-1: it has none there).
+            strictly before, number of its split in ``SPLITS`` (-1: of a day before), and its request in the samples
+            (-1: it has none there).
     """
 
     flat: dict[str, Array]

@@ -163,7 +163,7 @@ class SequenceLoader(LineLoader[Stretches, SequenceBatch]):
     """Batches of the targets of one split, for one rank, as ``LineLoader`` deals them.
 
     All visits of the split are targets, those too that have no samples. The unit that stays together is a run of a
-    user's targets. Visits of earlier splits are seen and are no targets.
+    user's targets. Visits of earlier splits, and those of earlier days, are seen and are no targets.
 
     A batch holds at most ``history`` visits for each stretch and one for each target. Each target sees its last
     ``history`` visits, or all where there are fewer; later ones of a stretch see more, back to where it begins.
@@ -203,7 +203,7 @@ class SequenceLoader(LineLoader[Stretches, SequenceBatch]):
             if value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
         self.split, self.history, self.together = SPLITS.index(split), history, together
-        known = _row_groups(place(folder))
+        known = visit_groups(place(folder))
         of_split = {file: [group[self.split] for group in groups] for file, groups in known.items()}
         self._groups = RowGroups(place(folder) / SEQUENCES, of_split)
         about = f"{folder}: the {split} split"
@@ -258,14 +258,14 @@ def read_users(folder: Path, user_rows: Ints) -> Sequences:
     Raises:
         FileNotFoundError, ValueError: as ``SequenceLoader``.
     """
-    known = _row_groups(place(folder))
+    known = visit_groups(place(folder))
     groups = RowGroups(place(folder) / SEQUENCES, {f: [sum(x) for x in of_file] for f, of_file in known.items()})
     wanted = np.unique(user_rows[user_rows > 0])
     parts = []
     for found in groups.read(range(len(groups.sizes)), lambda _: [*OF_USER, *OF_VISITS]):
         with found.named():
             users = Sequences.of_table(found.table)
-        found.check(int(users.visits.offsets[-1]), "visits")
+        found.check(int((users.visits.values["split"] >= 0).sum()), "visits")
         parts.append(users.take(np.flatnonzero(np.isin(users.flat["user_row"], wanted))))
     users = Sequences.join(parts)
     return users.take(np.argsort(users.flat["user_row"]))
@@ -318,8 +318,12 @@ def ask(
     )
 
 
-def _row_groups(folder: Path) -> dict[str, list[list[int]]]:
-    """By file, visits of each row group by split: the manifest tells them."""
+def visit_groups(folder: Path) -> dict[str, list[list[int]]]:
+    """By file, visits of each row group by split: the manifest tells them. Those carried over are in none.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``SequenceLoader``.
+    """
     manifest = read_manifest(folder, "prepared")
     if SEQUENCES not in manifest:
         raise ValueError(f"{folder} has no {SEQUENCES}: an older placerank prepared it; prepare the data again")

@@ -35,8 +35,8 @@ def bucket_rows(block: pa.Table, buckets: int) -> pa.Table:
     Returns:
         A row each, in the columns of ``rows_schema``: bucket (a hash of the user's id, modulo), user (the id), item
         (row in the order of the items' ids), time (unix seconds), label, request (a hash of request_id, 0 = none),
-        lat, lon (degrees, NaN = unknown), probability, utc_offset (minutes; NaN = unknown); then own columns: of text a
-        hash (0 = none), numbers (NaN = none).
+        lat, lon (degrees, NaN = unknown), probability, utc_offset (minutes; NaN = unknown); user_row, folded (0: these
+        are of carried visits, see ``before``); then own columns: of text a hash (0 = none), numbers (NaN = none).
     """
     own = [name for name in block.column_names if name.startswith(OWN)]
     user = one_array(block["user_id"])
@@ -54,6 +54,8 @@ def bucket_rows(block: pa.Table, buckets: int) -> pa.Table:
             "lon": block["user_lon"].cast(pa.float32()).fill_null(np.nan),
             "probability": block["probability"].fill_null(np.nan),
             "utc_offset": block["utc_offset"].fill_null(np.nan),
+            "user_row": np.zeros(len(block), np.int32),
+            "folded": np.zeros(len(block), np.int32),
         }
         | {name: _own(block[name]) for name in own}
     )
@@ -81,8 +83,9 @@ def rows_schema(user: pa.DataType, own: Iterable[tuple[str, pa.DataType]] = ()) 
     of own columns in its argument."""
     numbers = {"item": pa.int32(), "time": pa.int64(), "label": pa.int8(), "request": pa.int64()}
     floats = dict.fromkeys(("lat", "lon", "probability", "utc_offset"), pa.float32())
+    carried = {"user_row": pa.int32(), "folded": pa.int32()}
     more = {name: pa.int64() if pa.types.is_string(of) else pa.float32() for name, of in own}
-    return pa.schema({"bucket": pa.int32(), "user": user, **numbers, **floats, **more})
+    return pa.schema({"bucket": pa.int32(), "user": user, **numbers, **floats, **carried, **more})
 
 
 class BucketWriter:
@@ -134,7 +137,7 @@ class BucketWriter:
                 self._writers[i].write_table(table.slice(start, end - start))
 
 
-def spread(blocks: Iterable[pa.Table], folder: Path, buckets: int) -> list[Path]:
+def spread(blocks: Iterable[pa.Table], folder: Path, buckets: int, more: Iterable[pa.Table] = ()) -> list[Path]:
     """Put blocks of interactions into bucket files, with at most ``MOST_FILES`` of them open.
 
     Where there are more buckets, neighbours share a file, which ``part`` parts.
@@ -143,6 +146,7 @@ def spread(blocks: Iterable[pa.Table], folder: Path, buckets: int) -> list[Path]
         blocks: as ``schema.iter_interactions`` yields them.
         folder: for the files ``NUMBER.arrow``; it is made.
         buckets: how many, at most ``MOST_FILES ** 2``.
+        more: rows of ``rows_schema`` that come to them.
 
     Returns:
         The files.
@@ -151,6 +155,8 @@ def spread(blocks: Iterable[pa.Table], folder: Path, buckets: int) -> list[Path]
     with BucketWriter(folder, buckets, sharing(buckets)) as writer:
         for block in blocks:
             writer.write(block)
+        for rows in more:
+            writer.add(rows)
     return list(folder.glob("*.arrow"))
 
 
@@ -201,6 +207,9 @@ class Bucket:
         lat, lon: place of the request in degrees: the first known one of its rows; NaN = unknown, float32 [R].
         probability: NaN = unknown, float32 [R].
         utc_offset: of the request in minutes: the first known one of its rows; NaN = unknown, float32 [R].
+        user_row: of carried visits, the user's row in the vocabulary so far; else 0, int32 [R].
+        folded: of carried visits, the user's visits of that item before it that are in no row, told on the first of
+            them alone; else 0, int32 [R].
         own: further columns by name: hashes of text, int64 (0 = none), or numbers, float32 (NaN = none), [R].
     """
 
@@ -213,6 +222,8 @@ class Bucket:
     lon: NDArray[np.float32]
     probability: NDArray[np.float32]
     utc_offset: NDArray[np.float32]
+    user_row: NDArray[np.int32]
+    folded: NDArray[np.int32]
     own: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:

@@ -30,12 +30,21 @@ def history_ranges(
     return start, end
 
 
-def earlier_visits(user: Ints, item: Ints, time: Ints, positive: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Positives of the row's user on the row's item strictly before the row's time, int32 [R]; rows in any order."""
+def earlier_visits(
+    user: Ints, item: Ints, time: Ints, positive: NDArray[np.bool_], folded: Ints | None = None
+) -> NDArray[np.int32]:
+    """Positives of the row's user on the row's item strictly before the row's time, int32 [R]; rows in any order.
+
+    Args:
+        folded: positives of the row's user and item that came before all rows and are in none; all those of a user and
+            an item are added up.
+    """
     order = sort_order(user, item, time)
     user, item, time, positive = user[order], item[order], time[order], positive[order]
     before: NDArray[np.int64] = np.cumsum(positive) - positive
     moment, pair = first_of_run(starts_run(user, item, time)), first_of_run(starts_run(user, item))
     visits = np.empty(len(order), np.int32)
     visits[order] = before[moment] - before[pair]
+    if folded is not None and folded.any():
+        visits[order] += np.bincount(pair, folded[order], minlength=len(order)).astype(np.int32)[pair]
     return visits

@@ -62,6 +62,28 @@ class OwnPlan:
     edges: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Then:
+    """What own columns became on the day before.
+
+    Attributes:
+        features: as in ``OwnPlan``.
+        vocabularies: by name.
+    """
+
+    features: list[dict[str, Any]]
+    vocabularies: dict[str, pa.Table]
+
+    def of(self, c: OwnColumn) -> dict[str, Any]:
+        """A column's entry of ``features``."""
+        return next(f for f in self.features if (f["of"], f["column"]) == (c.of, c.column))
+
+    def mean_and_scale(self, c: OwnColumn) -> tuple[float, float]:
+        """Of a column of numbers."""
+        entry = self.of(c)
+        return entry["mean"], entry["scale"]
+
+
 def plan(
     columns: Sequence[OwnColumn],
     items: pa.Table,
@@ -70,6 +92,7 @@ def plan(
     values: dict[str, pa.Array | None],
     visits_alone: bool,
     taken: Collection[str] = (),
+    then: Then | None = None,
 ) -> OwnPlan:
     """What own columns become.
 
@@ -80,6 +103,7 @@ def plan(
         values: different texts of interactions' columns; None where there are too many.
         visits_alone: whether negatives are drawn, which have no columns of interactions.
         taken: names that tables have already.
+        then: what they became on the day before.
 
     Raises:
         DataError: a declaration that can't be.
@@ -88,16 +112,17 @@ def plan(
     kept = []
     order = {"users": 0, "items": 1, "interactions": 2}  # users' columns had names of their own before others had any
     for c in sorted(columns, key=lambda c: order[c.of]):
-        if why := _says_nothing(c, items, users, seen):
+        if then is None and (why := _says_nothing(c, items, users, seen)):
             left.setdefault(c.of, {})[c.column] = why
         else:
             kept.append(c)
-    names = _names(kept, taken)
+    names = _names(kept, taken) if then is None else {c: then.of(c)["name"] for c in kept}
     joins = {c: _joins(c, seen, visits_alone) for c in kept}
     tables = _tables(kept, names, joins, taken)
     made = OwnPlan([], {}, {}, (), {}, {}, [], left, [])
     for shared, members in tables.items():
-        _add_table(made, shared, members, items, users, seen, values)
+        known = None if then is None else then.vocabularies.get(shared)
+        _add_table(made, shared, members, items, users, seen, values, known)
     extras = []
     for c in kept:
         table: str | None = next((t for t, members in tables.items() if c in members), None)
@@ -112,7 +137,7 @@ def plan(
         entry["width"] = c.declared.width
         if table in made.edges:
             entry["edges"] = made.edges[table].tolist()
-        extra = _extra(c, names[c], joins[c], table, made, seen)
+        extra = _extra(c, names[c], joins[c], table, made, seen, then)
         if c.kind == "number":
             entry |= {"mean": extra.mean, "scale": extra.scale} if c.of == "interactions" else {}
         if c.of == "interactions":
@@ -123,7 +148,7 @@ def plan(
             into = made.items if c.of == "items" else made.users
             if c.kind == "number":
                 number = _numbers(rows[c.key])
-                mean, scale = _mean_and_scale(number)
+                mean, scale = _mean_and_scale(number) if then is None else then.mean_and_scale(c)
                 entry |= {"mean": mean, "scale": scale}
                 into[f"{names[c]}_number"] = pa.array(((number - mean) / scale).astype(np.float32))
             elif c.kind == "list":
@@ -241,15 +266,21 @@ def _add_table(
     users: pa.Table | None,
     seen: OwnSeen | None,
     values: dict[str, pa.Array | None],
+    before: pa.Table | None,
 ) -> None:
-    """The vocabulary of a table, or how many rows it is hashed into."""
+    """The vocabulary of a table, which goes on from ``before``, or how many rows it is hashed into."""
     rows = next((c.declared.rows for c in members if c.declared.rows), None)
+    if members[0].kind == "buckets" and before is not None:
+        made.vocabularies[table], made.edges[table] = before, before["low"].to_numpy()[2:]
+        return
     if members[0].kind == "buckets":
         found = [_column(c, items, users, seen) for c in members]
         edges = quantile_edges(np.concatenate(found), rows or BUCKETS)
         bounds = [-np.inf, *edges, np.inf]
         names = [f"{low:.9g} to {high:.9g}" for low, high in pairwise(bounds)]
-        made.vocabularies[table] = pa.table({"value": pa.array([None, *names], pa.string())})
+        columns = {"low": [None, *bounds[:-1]], "high": [None, *bounds[1:]]}
+        texts = {"value": pa.array([None, *names], pa.string())}
+        made.vocabularies[table] = pa.table(texts | {n: pa.array(x, pa.float64()) for n, x in columns.items()})
         made.edges[table] = edges
         return
     if rows:
@@ -263,12 +294,14 @@ def _add_table(
             continue
         assert seen is not None
         known = values[c.key]
+        if known is None and before is not None:
+            continue  # too many to take any
         if known is None:
             made.hashed[table] = HASHED
             return
         own = hashed(pa.chunked_array([known]))
         texts.append(known.filter(pa.array(np.isin(own, seen.values[c.key]))))
-    made.vocabularies[table] = vocabulary(pa.chunked_array(texts, pa.string()))
+    made.vocabularies[table] = vocabulary(pa.chunked_array(texts, pa.string()), before)
 
 
 def _column(c: OwnColumn, items: pa.Table, users: pa.Table | None, seen: OwnSeen | None) -> NDArray[np.float64]:
@@ -280,7 +313,15 @@ def _column(c: OwnColumn, items: pa.Table, users: pa.Table | None, seen: OwnSeen
     return _numbers(table[c.key])
 
 
-def _extra(c: OwnColumn, name: str, joins: str, table: str | None, made: OwnPlan, seen: OwnSeen | None) -> Extra:
+def _extra(
+    c: OwnColumn,
+    name: str,
+    joins: str,
+    table: str | None,
+    made: OwnPlan,
+    seen: OwnSeen | None,
+    then: Then | None,
+) -> Extra:
     """How values of a column become rows or a number."""
     about: dict[str, Any] = {"name": OWN + name, "column": c.key}
     about["of"] = "candidate" if joins == "candidate" else "request"
@@ -288,7 +329,7 @@ def _extra(c: OwnColumn, name: str, joins: str, table: str | None, made: OwnPlan
         if c.of != "interactions":
             return Extra(form="number", **about)
         assert seen is not None
-        mean, scale = _mean_and_scale(seen.sample[c.key].to_numpy())
+        mean, scale = _mean_and_scale(seen.sample[c.key].to_numpy()) if then is None else then.mean_and_scale(c)
         return Extra(form="number", mean=mean, scale=scale, **about)
     if table in made.edges:
         return Extra(form="buckets", edges=made.edges[table], **about)

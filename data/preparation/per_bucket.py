@@ -43,8 +43,8 @@ from .samples import CheckIns, check_ins, impressions, mixed, pieces, requests_o
 from .summary import busiest
 
 _TIME_BINS = 1 << 22
-_NEVER = np.iinfo(np.int64).max
-_ITEM_COUNTS = ("item", "shown", "positives", "last_positive")
+_ALWAYS, _NEVER = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+_ITEM_COUNTS = ("item", "shown", "positives", "last_positive", "later_shown", "later_positives", "later_last_positive")
 _USER_COUNTS = ("user_id", "user_positives", "user_last_positive")
 
 
@@ -63,6 +63,9 @@ class Context:
         sampled: rows that ``count`` takes of a bucket as a sample, with what it sees of own columns; 0: neither.
         outcomes: further labels, amount and weight, which are own columns of the buckets, too.
         check_ins: how candidates are made where all interactions are visits; None where they are impressions.
+        since: unix seconds from which on rows are interactions; those before are visits that were carried over from a
+            folder before (``carried``): they are in histories and counts, and in no split.
+        known_users: users that the vocabulary had before; new ones get the rows after theirs.
         before: by bucket, how many users, requests and users of the vocabulary the buckets before it have;
             ``bucket_samples`` alone needs it.
     """
@@ -73,11 +76,17 @@ class Context:
     seed: int
     extra: tuple[str, ...]
     check_ins: CheckIns | None
+    since: int = _ALWAYS
+    known_users: int = 0
     own: tuple[Extra, ...] = ()
     of_request: tuple[str, ...] = ()
     sampled: int = 0
     outcomes: Outcomes = NO_OUTCOMES
     before: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
+
+    def splits(self, time: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of the split that each moment is in, -1 for those before ``since``."""
+        return np.searchsorted(np.array((self.since, *self.starts)), time, "right") - 1
 
     def numbered(self, counts: pa.Table) -> "Context":
         """With numbers for the users and requests of each bucket, in the order of the buckets' numbers.
@@ -131,8 +140,8 @@ class BucketSize:
     """What numbering and the summary need of a bucket.
 
     Attributes:
-        rows: how many, of visits without those that are repeated.
-        users, requests, known_users: how many, and how many of the users are in the vocabulary.
+        rows: how many, of visits without those that are repeated; without what was carried over.
+        users, requests, known_users: how many, and how many of the users are new in the vocabulary.
         repeated, both_labels: see ``buckets.Sorted``.
         top: the user with most rows, and how many.
         markers: ids that read as a missing value, with their rows.
@@ -164,20 +173,24 @@ class BucketCounts:
 
     Attributes:
         size: see ``BucketSize``.
-        items: of each item in the bucket's part of the training split, in any order: item (row of the items), shown,
-            positives, last_positive (unix seconds, 0 = none).
-        users: of each user of the vocabulary, in the order of the ids: user_id, positives, last_positive.
+        items: of each item in the bucket, in any order: item (row of the items); in the training split shown,
+            positives, last_positive (unix seconds, 0 = none), and the same in the later splits.
+        users: of each user of the vocabulary, in the order of the ids: user_id, positives, last_positive, both with
+            what was carried over, and user_row, the row so far, 0 for new ones.
+        ids: of all users, in order.
     """
 
     size: BucketSize
     items: dict[str, NDArray[Any]]
     users: pa.Table
+    ids: pa.Array
 
     def table(self, number: int) -> pa.Table:
         """As ``bucket_counts`` returns it."""
         size = {name: np.array([getattr(self.size, name)]) for name in ("users", "requests", "known_users")}
         items = {name: _one_list(pa.array(x)) for name, x in self.items.items()}
-        users = {name: _one_list(x.combine_chunks()) for name, x in zip(_USER_COUNTS, self.users.columns, strict=True)}
+        columns = self.users.columns[: len(_USER_COUNTS)]
+        users = {name: _one_list(x.combine_chunks()) for name, x in zip(_USER_COUNTS, columns, strict=True)}
         return pa.table({"bucket": pa.array([number], pa.int32()), **size, **items, **users})
 
 
@@ -196,8 +209,9 @@ def bucket_counts(table: pa.Table, context: Context) -> pa.Table:
     Returns:
         One row (``counts_schema``); none for no rows. bucket; users, requests and known_users, int64: how many, and how
         many of the users are in the vocabulary, with ``min_user_positives`` positives in the training split. Then
-        lists: of each item of the bucket's part of the training split item, shown, positives and last_positive (unix
-        seconds, 0 = none); of each user of the vocabulary user_id, user_positives and user_last_positive. An item's are
+        lists: of each item of the bucket item, and in the training split shown, positives and last_positive (unix
+        seconds, 0 = none), in the later ones later_shown and so on; of each user of the vocabulary user_id,
+        user_positives and user_last_positive. An item's are
         to be added over the buckets, and its latest positive is the latest of all; a user is in one bucket alone.
 
     Raises:
@@ -283,7 +297,7 @@ def _schema(flat: Mapping[str, Any], lists: Mapping[str, Any]) -> pa.Schema:
 def counts_schema(user_id: pa.DataType) -> pa.Schema:
     """Of what ``bucket_counts`` returns, where ids of users are of that type."""
     numbers = [("users", pa.int64()), ("requests", pa.int64()), ("known_users", pa.int64())]
-    types = [pa.int32(), *[pa.int64()] * 3, user_id, *[pa.int64()] * 2]
+    types = [pa.int32(), *[pa.int64()] * 6, user_id, *[pa.int64()] * 2]
     lists = [(n, pa.list_(of)) for n, of in zip((*_ITEM_COUNTS, *_USER_COUNTS), types, strict=True)]
     return pa.schema([("bucket", pa.int32()), *numbers, *lists])
 
@@ -302,33 +316,44 @@ def _sorted(table: pa.Table, context: Context) -> Sorted:
     return sort_rows(table, context.check_ins is not None, context.of_request)
 
 
-def _user_positives(b: Bucket, context: Context) -> NDArray[np.int64]:
-    """Positives of each user in the training split, [U]."""
-    positive = (b.time < context.starts[0]) & (b.label == 1)
-    return np.bincount(b.user[positive], minlength=int(b.user[-1]) + 1)
+def _vocabulary(b: Bucket, split: NDArray[np.int64], context: Context) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Of each user: positives in the training split and before; and the row in the vocabulary, -1 for one that is new
+    there, 0 for who isn't in it. [U] each."""
+    positive = (split <= 0) & (b.label == 1)
+    users = int(b.user[-1]) + 1
+    count = np.bincount(b.user[positive], minlength=users)
+    if (carried := split < 0).any():
+        count += np.bincount(b.user[carried], b.folded[carried], minlength=users).astype(np.int64)
+    row = np.zeros(users, np.int32)
+    np.maximum.at(row, b.user, b.user_row)
+    return count, np.where((row == 0) & (count >= context.min_user_positives), np.int32(-1), row)
 
 
 def count(found: Sorted, context: Context) -> BucketCounts:
     """Count a bucket that is sorted."""
     b = found.bucket
-    train = b.time < context.starts[0]
-    positive = train & (b.label == 1)
-    items = pa.array(b.item[train]).dictionary_encode()
+    split = context.splits(b.time)
+    own = np.flatnonzero(split >= 0)
+    items = pa.array(b.item[own]).dictionary_encode()
     n, at = len(items.dictionary), items.indices.to_numpy()
-    chosen, moment = at[b.label[train] == 1], b.time[positive]
-    last_of_item = np.zeros(n, np.int64)
-    np.maximum.at(last_of_item, chosen, moment)
-    counts = (np.bincount(at, minlength=n), np.bincount(chosen, minlength=n), last_of_item)
-    positives = _user_positives(b, context)
-    last = np.zeros(len(positives), np.int64)
-    np.maximum.at(last, b.user[positive], moment)
-    known = positives >= context.min_user_positives
-    top, markers = busiest(b.user, found.users)
+    counts = []
+    for later in (False, True):
+        which = (split[own] > 0) == later
+        positive = which & (b.label[own] == 1)
+        last = np.zeros(n, np.int64)
+        np.maximum.at(last, at[positive], b.time[own[positive]])
+        counts += [np.bincount(at[which], minlength=n), np.bincount(at[positive], minlength=n), last]
+    positives, row = _vocabulary(b, split, context)
+    known = row != 0
+    last_of_user = np.zeros(len(known), np.int64)
+    positive = (split <= 0) & (b.label == 1)
+    np.maximum.at(last_of_user, b.user[positive], b.time[positive])
+    top, markers = busiest(b.user[own], found.users)
     size = BucketSize(
-        rows=len(b),
+        rows=len(own),
         users=len(known),
         requests=int(b.request[-1]) + 1,
-        known_users=int(known.sum()),
+        known_users=int((row < 0).sum()),
         repeated=found.repeated,
         both_labels=found.both_labels,
         top=top,
@@ -339,10 +364,10 @@ def count(found: Sorted, context: Context) -> BucketCounts:
         outcomes=count_outcomes(context.outcomes, b, train),
     )
     if context.sampled:
-        size.own = OwnSeen.of(b, found.users, train, context.sampled)
+        size.own = OwnSeen.of(b, found.users, split == 0, context.sampled)
     if (how := context.check_ins) is not None:
-        size.by_split = np.bincount(np.searchsorted(context.starts, b.time, "right"), minlength=len(SPLITS))
-        given = np.flatnonzero(~np.isnan(b.lat))
+        size.by_split = np.bincount(split[own], minlength=len(SPLITS))
+        given = np.flatnonzero(~np.isnan(b.lat) & (split >= 0))
         apart = [np.abs(own[given] - of[b.item[given]]) for own, of in ((b.lat, how.lat), (b.lon, how.lon))]
         size.given, size.own_place = len(given), int((np.maximum(*apart) < 1e-5).sum())
     return BucketCounts(
@@ -352,9 +377,11 @@ def count(found: Sorted, context: Context) -> BucketCounts:
             {
                 "user_id": found.users.filter(pa.array(known)),
                 "positives": positives[known],
-                "last_positive": last[known],
+                "last_positive": last_of_user[known],
+                "user_row": np.maximum(row[known], 0),
             }
         ),
+        ids=found.users,
     )
 
 
@@ -373,23 +400,25 @@ def pieces_of_bucket(b: Bucket, number: int, context: Context) -> Iterator[tuple
             "all buckets (bucket_counts)"
         )
     users, requests, known_users = context.before[number]
-    known = _user_positives(b, context) >= context.min_user_positives
-    user_row = np.where(known, known_users + np.cumsum(known), 0).astype(np.int32)
-    split = np.searchsorted(context.starts, b.time, "right")
+    split = context.splits(b.time)
+    _, row = _vocabulary(b, split, context)
+    new = row < 0
+    user_row = np.where(new, context.known_users + known_users + np.cumsum(new), row).astype(np.int32)
     how = context.check_ins
     extra: dict[str, NDArray[Any]] = {name: getattr(b, name) for name in context.extra}
     extra |= {e.name: e.of_values(b.own[e.column]) for e in context.own}
     of_candidates = {n for n in extra if n in OF_CANDIDATES} | {e.name for e in context.own if e.of == "candidate"}
-    weight = np.ones(len(b), np.int64) if how is None else 1 + how.negatives[split]
+    weight = np.ones(len(b), np.int64) if how is None else 1 + np.where(split < 0, 0, how.negatives[split])
     for block, rows in enumerate(user_blocks(b, weight)):
         rng = np.random.default_rng([context.seed, number, block])
         if how is None:
-            samples = impressions(b, rows, context.history_length, extra, of_candidates)
+            samples = impressions(b, rows, context.history_length, extra, of_candidates, split)
         else:
             samples = check_ins(b, rows, context.history_length, extra, of_candidates, split, how, rng)
-        of = np.searchsorted(context.starts, samples.time, "right")
+        of = context.splits(samples.time)
         for i in range(len(SPLITS)):
             mine = mixed(samples, np.flatnonzero(of == i), requests_too=i == 0, rng=rng)
             for piece in pieces(samples, mine):
                 yield i, requests_of(samples, piece, user_row, users, requests)
-        yield sequences_of(samples.positives, context.starts, user_row, users, requests)
+        times = samples.positives.time
+        yield sequences_of(samples.positives, context.splits(times), user_row, users, requests)

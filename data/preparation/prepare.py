@@ -34,12 +34,13 @@ from ..raw.checks import BadRows, OnBadRows, merge_rejected
 from ..raw.columns import DataError
 from ..raw.lookup import IdIndex
 from ..raw.outcomes import Outcomes
-from ..raw.own import OwnColumn, own_columns, read_declaration
+from ..raw.own import OwnColumn, normal_type, own_columns, read_declaration
 from ..raw.readers import convert
 from ..raw.schema import check_not_all_bad, has_column, inventory, iter_interactions, read_items, read_users
 from ..raw.times import iso
 from ..requests import EXTRA, PROBABILITY, SEQUENCES, SPLITS
 from ..urls import check_seen, fetched
+from .before import COUNTS, RECENT, Before, write_next
 from .buckets import MOST_FILES, by_number, part, sharing, spread
 from .negatives import Reach
 from .outcomes import described, extras, in_words
@@ -48,7 +49,7 @@ from .own_plan import OwnPlan, plan
 from .per_bucket import BucketCounts, BucketSize, Context, split_starts
 from .samples import CheckIns
 from .summary import Seen, Told, lines, summarize
-from .tables import write_catalog, write_users
+from .tables import by_row, write_catalog, write_users
 from .tasks import ITEMS_FILE, STOP_FILE, Written, count_bucket, histogram, read_table, write_samples, write_table
 from .vocabulary import item_vocabularies
 
@@ -72,6 +73,9 @@ class PrepareConfig:
     """Folder (or file, for csv and the public formats) with the raw data."""
     out: Path
     """Folder to make; it appears when it is whole."""
+    after: Path | None = None
+    """Folder that prepare made of the day before: its rows stay, its visits are known, and only what came since is in
+    the input (see docs/day-two.md)."""
     format: Format = "parquet"
     """parquet: a folder in placerank's schema; csv: the same tables as CSV (see columns); or a public dataset."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -147,6 +151,15 @@ class PrepareConfig:
         _ = self.outcomes  # told before anything is read
         if self.columns and self.format != "csv":
             raise ValueError(f"prepare.columns is for format 'csv' alone; got format {self.format!r}: drop columns")
+        if self.after is not None and self.engine == "ray":
+            raise ValueError("prepare.after works with the built-in engine alone; leave out --engine")
+        if self.after is not None and self.after.resolve() == self.out.resolve():
+            raise ValueError(f"prepare.out={self.out} is the folder to go on from; choose another")
+        if self.history_length > RECENT and self.after is not None:
+            raise ValueError(
+                f"prepare.history_length={self.history_length}: {RECENT} visits of a user are carried over by --after; "
+                "expected at most so many"
+            )
         if self.input.resolve() == self.out.resolve():
             raise ValueError(f"prepare.out={self.out} is the input; choose another folder")
 
@@ -181,10 +194,15 @@ def prepare(config: PrepareConfig) -> Path:
     **Repeated rows.** Visits of one user to one item in the same second count once. Impressions that are repeated are
     kept and told: an item may be shown twice.
 
+    **After** another folder (``after``) the input is what came since. Values and ids of that folder keep their rows,
+    its users' visits are in histories and counts, and the split is of today's interactions alone, by the same shares.
+    So training samples see all days before, and validation and test are the end of today.
+
     The step ends with a summary in the log, which the manifest keeps as ``summary`` (see ``summary``).
 
     Raises:
-        DataError: the input breaks the schema, holds no positive, has no time after 1990, or leaves a split empty.
+        DataError: the input breaks the schema, holds no positive, has no time after 1990, or leaves a split empty; or
+            it doesn't go on from ``after``.
         FileExistsError: ``out`` exists and ``overwrite`` is False.
     """
     kind = Job
@@ -248,10 +266,20 @@ def _read_tables(config: PrepareConfig, folder: Path) -> Raw:
         if config.format != "parquet":
             raw = convert(fetched(config.input), config.format, config.columns, work / "raw", bad_rows, declaration)
             source = read_manifest(raw, "raw")
+        before = None if config.after is None else Before.open(config.after)
         config.outcomes.check(raw)
-        own, left = own_columns(raw, declaration, config.outcomes.names)
-        write_table(read_items(raw, bad_rows, _of("items", own)).sort_by("item_id"), work / ITEMS_FILE)
-        if (users := read_users(raw, bad_rows, _of("users", own))) is not None:
+        if before is not None:
+            declaration = before.declaration(raw)
+            own, left = own_columns(raw, declaration, config.outcomes.names, f"--after {config.after}")
+            own, left = before.known_alone(own, left)
+        else:
+            own, left = own_columns(raw, declaration, config.outcomes.names)
+        items = read_items(raw, bad_rows, _of("items", own)).sort_by("item_id")
+        users = read_users(raw, bad_rows, _of("users", own))
+        if before is not None:
+            items = before.items(items)
+        write_table(items, work / ITEMS_FILE)
+        if users is not None:
             write_table(users, work / _USERS)
         rows, notes = inventory(raw)
     return Raw(raw, rows, notes, own, left, source, bad_rows.summary(), extra_columns(raw))
@@ -267,7 +295,12 @@ def extra_columns(raw: Path) -> tuple[str, ...]:
 
 
 def context_of(
-    config: PrepareConfig, items: pa.Table, starts: tuple[int, int], visits_alone: bool, extra: Collection[str]
+    config: PrepareConfig,
+    items: pa.Table,
+    starts: tuple[int, int],
+    visits_alone: bool,
+    extra: Collection[str],
+    before: Before | None = None,
 ) -> Context:
     """What the samples of all buckets depend on; see ``per_bucket``.
 
@@ -276,6 +309,7 @@ def context_of(
         starts: of ``per_bucket.split_starts``.
         visits_alone: whether no interaction has label 0.
         extra: of ``extra_columns``.
+        before: the day before, if there was one.
     """
     how = None
     if visits_alone:
@@ -289,6 +323,7 @@ def context_of(
         seed=config.seed,
         extra=tuple(name for name in extra if name != PROBABILITY or not visits_alone),
         check_ins=how,
+        **({} if before is None else {"since": before.until + 1, "known_users": len(before.users) - 1}),
     )
 
 
@@ -298,6 +333,7 @@ class Job:
     def __init__(self, config: PrepareConfig, folder: Path, raw: Raw, ranks: Ranks) -> None:
         self.config, self.folder, self.raw, self.ranks = config, folder, raw, ranks
         self.work = folder / _BUCKETS
+        self.before = None if config.after is None else Before.open(config.after)
         self.items = read_table(self.work / ITEMS_FILE, mapped=not ranks.is_first)
         self.users = read_table(self.work / _USERS) if ranks.is_first and (self.work / _USERS).exists() else None
         self.seen = Seen()
@@ -307,6 +343,7 @@ class Job:
         self.positives = np.zeros(len(self.items), np.int64)
         self.shown = np.zeros(len(self.items), np.int64)
         self.last_positive = np.zeros(len(self.items), np.int64)
+        self.later = np.zeros((3, len(self.items)), np.int64)  # the same three of the validation and test splits
         self.written = Written.into(folder, config.row_group_rows)
         self.counted: dict[int, BucketSize] = {}
         self.context: Context | None = None
@@ -361,11 +398,16 @@ class Job:
                     )
                     for block in self._going(found):
                         seen.add_block(block)
+                        self._check_user_type(block)
                         yield block
                         progress.update(len(block))
 
             with bad_rows:
-                files = spread(blocks(), self.work / f"spread-{rank:05d}", buckets)
+                of_rows = [(c.key, normal_type(c)) for c in _of("interactions", self.raw.own)]
+                carried: Iterator[pa.Table] = iter(())
+                if self.before is not None:
+                    carried = self._going(self.before.carried(buckets, of_rows, (rank, world)))
+                files = spread(blocks(), self.work / f"spread-{rank:05d}", buckets, carried)
             return seen, bad_rows, files
 
         by_rank = self._each(mine)
@@ -382,9 +424,23 @@ class Job:
 
             self.files = by_number(file for files in self._each(parted) for file in files)
 
+    def _check_user_type(self, block: pa.Table) -> None:
+        if self.before is not None and block["user_id"].type != self.before.user_ids.type:
+            raise DataError(
+                f"interactions: user_id is {block['user_id'].type}, in {self.before.folder} it is "
+                f"{self.before.user_ids.type}; expected the same ids"
+            )
+
+    @property
+    def check_ins(self) -> bool:
+        """Whether the interactions are visits alone, those of the day before too."""
+        return self.seen.negatives == 0 if self.before is None else self.before.check_ins
+
     def bucket_count(self) -> int:
-        """How many buckets there are, by the rows that the input has."""
-        return min(max(1, -(-self.raw.rows["interactions.parquet"] // _BUCKET_ROWS)), MOST_FILES**2)
+        """How many buckets there are, by the rows that the input has, and what is carried over at most."""
+        rows = self.raw.rows["interactions.parquet"]
+        rows += 0 if self.before is None else self.before.visits
+        return min(max(1, -(-rows // _BUCKET_ROWS)), MOST_FILES**2)
 
     def check_seen(self, bad_rows: list[BadRows]) -> None:
         """Of what the first pass saw, on one rank; ``bad_rows`` are of all, closed."""
@@ -397,6 +453,8 @@ class Job:
                 "(clicked or visited); check the label column"
             )
         self.seen.check_times(self.config.input)
+        if self.before is not None:
+            self.before.check_interactions(self.seen.first, self.seen.negatives, self.config.input)
 
     def cut(self) -> None:
         """Choose where validation and test start."""
@@ -409,7 +467,7 @@ class Job:
         """From the counts of all times."""
         config, seen = self.config, self.seen
         self.starts = split_starts(bins, seen.first, seen.last, config.valid_fraction, config.test_fraction)
-        context = context_of(config, self.items, self.starts, seen.negatives == 0, self.raw.extra)
+        context = context_of(config, self.items, self.starts, self.check_ins, self.raw.extra, self.before)
         own = _of("interactions", self.raw.own)
         shared = tuple(c.key for c in own if c.declared.joins == "request")
         some = -(-SAMPLED // len(self.files)) if self.raw.own else 0
@@ -430,8 +488,9 @@ class Job:
             return found
 
         by_rank = self._each(mine)
-        self.ranks.sum_(torch.from_numpy(self.shown), torch.from_numpy(self.positives))
-        self.ranks.max_(torch.from_numpy(self.last_positive))
+        self.ranks.sum_(*(torch.from_numpy(x) for x in (self.shown, self.positives, *self.later[:2])))
+        for last in (self.last_positive, self.later[2]):
+            self.ranks.max_(torch.from_numpy(last))
         self.number({number: size for found in by_rank for number, size in found.items()})
 
     def add_items(self, counts: BucketCounts) -> None:
@@ -440,6 +499,9 @@ class Job:
         self.shown[item] += counts.items["shown"]
         self.positives[item] += counts.items["positives"]
         self.last_positive[item] = np.maximum(self.last_positive[item], counts.items["last_positive"])
+        self.later[0, item] += counts.items["later_shown"]
+        self.later[1, item] += counts.items["later_positives"]
+        self.later[2, item] = np.maximum(self.later[2, item], counts.items["later_last_positive"])
 
     def number(self, counted: dict[int, BucketSize]) -> None:
         """Users and requests after those of the buckets before; and what the summary tells of all buckets."""
@@ -460,7 +522,9 @@ class Job:
     def _plan(self, seen: OwnSeen | None) -> OwnPlan:
         """What own columns become, on one rank."""
         values = {name: found.values() for name, found in self.seen.values.items()}
-        return plan(self.raw.own, self.items, self.users, seen, values, self.seen.negatives == 0)
+        then = None if self.before is None else self.before.own
+        made = plan(self.raw.own, self.items, self.users, seen, values, self.check_ins, then=then)
+        return made if self.before is None else self.before.completed(made, self.items)
 
     def make_samples(self) -> None:
         """Third pass: samples of each bucket, in files of its own, numbered after those of the buckets before it."""
@@ -491,22 +555,32 @@ class Job:
 
     def finish(self) -> dict[str, Any]:
         """Write catalog, users, vocabularies and the manifest, on one rank; returns the summary."""
-        check_ins = self.seen.negatives == 0
-        users, known_users = (sum(getattr(c, name) for c in self.counted.values()) for name in ("users", "known_users"))
+        check_ins, before = self.check_ins, self.before
+        users = sum(c.users for c in self.counted.values())
         skipped = self._skipped()
         self._check_splits(skipped)
-        vocabularies, columns = item_vocabularies(self.items, self.config.price_buckets)
+        known = {} if before is None else before.vocabularies()
+        vocabularies, columns = item_vocabularies(self.items, self.config.price_buckets, known)
         own = self.own
         assert own is not None
         columns |= own.items
         vocabularies |= own.vocabularies
+        if before is not None:
+            then = before.counts(len(self.items))
+            self.positives += then["positives"]
+            self.shown += then["impressions"]
+            self.last_positive = np.maximum(self.last_positive, then["last_positive"])
         counts = {"positives": self.positives, "impressions": self.shown, "last_positive": self.last_positive}
         write_catalog(self.folder / "catalog.parquet", self.items, columns, counts)
-        tables = {"item": len(self.items) + 1, "user": known_users + 1}
+        shown, positives, last = self.later
+        every = self.positives + positives, self.shown + shown, np.maximum(self.last_positive, last)
+        everybody = [read_table(self.work / f"ids-{number:05d}") for number in self.counted]
+        write_next(self.folder, pa.concat_tables(everybody)["user_id"], dict(zip(COUNTS, every, strict=True)))
+        user_counts = by_row([read_table(self.work / f"users-{number:05d}") for number in self.counted])
+        ids = user_counts["user_id"]
+        tables = {"item": len(self.items) + 1, "user": len(ids) + 1}
         tables |= {name: rows + 1 for name, rows in own.hashed.items()}
-        parts = [read_table(self.work / f"users-{number:05d}") for number in self.counted]
-        ids = pa.chunked_array([chunk for part in parts for chunk in part["user_id"].chunks])
-        users_known = write_users(self.folder / "users.parquet", pa.concat_tables(parts), self.users, own.users)
+        users_known = write_users(self.folder / "users.parquet", user_counts, self.users, own.users, before)
         user_tables = {f["column"]: f["name"] for f in own.features if f["of"] == "users" and f["kind"] == "category"}
         of_users = [f["name"] for f in own.features if f["of"] == "users" and "list" != f["kind"] != "number"]
         (self.folder / "vocab").mkdir()
@@ -522,6 +596,7 @@ class Job:
             "user_columns": [name for name in of_users if name in tables],
             "own": own.features,
             "source": "check-ins" if check_ins else "impressions",
+            "until": self.seen.last,
         }
         extra |= described(self.config.outcomes, (c.outcomes for c in self.counted.values()))
         lost = int(skipped.sum())
@@ -551,7 +626,10 @@ class Job:
         summary = summarize(self.seen, told)
         extra |= {"rejected": told.rejected, "left_out": told.left_out, "summary": summary}
         shutil.rmtree(self.work)
-        write_manifest(self.folder, "prepared", self.config, {"raw": fingerprint(self.config.input)}, **extra)
+        made_from = {"raw": fingerprint(self.config.input)}
+        if before is not None:
+            made_from["after"] = before.manifest["content_hash"]
+        write_manifest(self.folder, "prepared", self.config, made_from, **extra)
         return summary
 
     def _left(self, own: OwnPlan) -> dict[str, list[str]]:
@@ -573,7 +651,7 @@ class Job:
         """Visits without samples, since nothing else is within reach, by split."""
         counted = np.sum([c.by_split for c in self.counted.values()], 0)
         made = [w.requests for w in self.written.splits]
-        return counted - made if self.seen.negatives == 0 else np.zeros_like(counted)
+        return counted - made if self.check_ins else np.zeros_like(counted)
 
     def _check_splits(self, skipped: NDArray[np.int64]) -> None:
         train = self.written.splits[0]

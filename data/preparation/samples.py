@@ -86,41 +86,48 @@ Extras = Mapping[str, NDArray[Any]]
 """Further columns of the samples by name, an entry a row of the bucket."""
 
 
-def impressions(bucket: Bucket, rows: slice, longest: int, extra: Extras, of_candidates: set[str]) -> Samples:
-    """Samples of a source that says what was shown: one a row; ``of_candidates``: which of ``extra`` are."""
+def impressions(
+    bucket: Bucket, rows: slice, longest: int, extra: Extras, of_candidates: set[str], split: NDArray[np.int64]
+) -> Samples:
+    """Samples of a source that says what was shown: one a row, but for those carried over (split -1);
+    ``of_candidates``: which of ``extra`` are."""
     user, item, time, label = (getattr(bucket, n)[rows] for n in ("user", "item", "time", "label"))
     positive = label == 1
     start, end = history_ranges(user, time, positive, longest)
     request, lat, lon = (getattr(bucket, n)[rows] for n in ("request", "lat", "lon"))
-    visits = earlier_visits(user, item, time, positive)
+    visits = earlier_visits(user, item, time, positive, bucket.folded[rows])
+    own = split[rows] >= 0
+    of_visit = np.where(own, request, -1)
     return Samples(
-        user=user,
-        item=item,
-        label=label,
-        time=time,
-        request=request,
-        lat=lat,
-        lon=lon,
-        visits=visits,
-        history_start=start,
-        history_end=end,
-        extra={name: x[rows] for name, x in extra.items()},
+        user=user[own],
+        item=item[own],
+        label=label[own],
+        time=time[own],
+        request=request[own],
+        lat=lat[own],
+        lon=lon[own],
+        visits=visits[own],
+        history_start=start[own],
+        history_end=end[own],
+        extra={name: x[rows][own] for name, x in extra.items()},
         of_candidates=of_candidates,
-        positives=Positives(*(x[positive] for x in (user, item, time, request, lat, lon, visits))),
+        positives=Positives(*(x[positive] for x in (user, item, time, of_visit, lat, lon, visits))),
     )
 
 
-def _places(bucket: Bucket, rows: slice, how: CheckIns) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Where the user is when a request is made, degrees [R]; NaN = unknown."""
+def _places(
+    bucket: Bucket, rows: slice, how: CheckIns, carried: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Where the user is when a request is made, degrees [R]; NaN = unknown. Of what was carried over it is known."""
     user, item, time = bucket.user[rows], bucket.item[rows], bucket.time[rows]
     lat, lon = bucket.lat[rows].astype(np.float64), bucket.lon[rows].astype(np.float64)
     given = ~np.isnan(lat)
     previous = first_of_run(starts_run(user, time)) - 1
-    recent = (previous >= first_of_run(starts_run(user))) & (time - time[previous] <= how.place_seconds)
+    recent = (previous >= first_of_run(starts_run(user))) & (time - time[previous] <= how.place_seconds) & ~carried
     before = item[previous]
     lat = np.where(given, lat, np.where(recent, how.lat[before], np.nan))
     lon = np.where(given, lon, np.where(recent, how.lon[before], np.nan))
-    known = how.reach.within(lat, lon, item)
+    known = how.reach.within(lat, lon, item) | (given & carried)
     return np.where(known, lat, np.nan).astype(np.float32), np.where(known, lon, np.nan).astype(np.float32)
 
 
@@ -140,7 +147,7 @@ def check_ins(
     """
     user, item, time = bucket.user[rows], bucket.item[rows], bucket.time[rows]
     start, end = history_ranges(user, time, np.ones(len(user), bool), longest)
-    lat, lon = _places(bucket, rows, how)
+    lat, lon = _places(bucket, rows, how, split[rows] < 0)
     known = ~np.isnan(lat)
     centre_lat, centre_lon = np.where(known, lat, how.lat[item]), np.where(known, lon, how.lon[item])
     of_event, candidate, label = [np.arange(len(user))], [item], [np.ones(len(user), np.int8)]
@@ -153,7 +160,8 @@ def check_ins(
         label.append(np.zeros(len(candidate[-1]), np.int8))
     event = np.concatenate(of_event)
     item_of, label_of = np.concatenate(candidate), np.concatenate(label)
-    visits = earlier_visits(user[event], item_of, time[event], label_of == 1)
+    folded = bucket.folded[rows][event] * label_of
+    visits = earlier_visits(user[event], item_of, time[event], label_of == 1, folded)
     alone = np.bincount(event, minlength=len(user)) == 1
     order = np.argsort(event, kind="stable")
     order = order[~alone[event[order]]]
@@ -234,13 +242,13 @@ def requests_of(
 
 
 def sequences_of(
-    p: Positives, starts: tuple[int, int], user_row: NDArray[np.int32], users: int, requests: int
+    p: Positives, split: NDArray[np.int64], user_row: NDArray[np.int32], users: int, requests: int
 ) -> Sequences:
     """Positives by user.
 
     Args:
         p: of whole users, sorted by user and time.
-        starts: first moment of the validation and of the test split.
+        split: of each, -1 where it was carried over.
         user_row: vocabulary row of each user of the bucket.
         users, requests: how many came before this bucket.
     """
@@ -252,7 +260,7 @@ def sequences_of(
         "lat": p.lat,
         "lon": p.lon,
         "visits": p.visits,
-        "split": np.searchsorted(starts, p.time, "right").astype(np.int8),
+        "split": split.astype(np.int8),
         "request": np.where(p.request < 0, -1, p.request + requests),
     }
     return Sequences(

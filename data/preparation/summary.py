@@ -109,7 +109,7 @@ class Seen:
 
 def busiest(user: NDArray[np.int32], ids: pa.Array) -> tuple[tuple[Any, int], dict[str, int]]:
     """Of a bucket: the id with most rows, and how many; and the rows of each id that reads as a missing value."""
-    rows = np.bincount(user)
+    rows = np.bincount(user, minlength=len(ids))
     top = int(rows.argmax())
     markers = {ids[int(at)].as_py(): int(rows[at]) for at in np.flatnonzero(_markers(ids))}
     return (ids[top].as_py(), int(rows[top])), markers

@@ -1,5 +1,6 @@
 """The catalog and the users' table that ``prepare`` writes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from .before import Before, carried_on
 from .vocabulary import rows_of
 
 _HEAD, _MID = 0.1, 0.5  # the most popular tenth of the items is the head, the next 40 % the middle
@@ -43,13 +45,16 @@ def _nothing(type_: pa.DataType) -> Any:
     return [] if pa.types.is_list(type_) else np.nan if pa.types.is_floating(type_) else 0
 
 
-def write_users(file: Path, table: pa.Table, users: pa.Table | None, own: dict[str, pa.Array]) -> int:
+def write_users(
+    file: Path, table: pa.Table, users: pa.Table | None, own: dict[str, pa.Array], before: Before | None = None
+) -> int:
     """Write the users of the vocabulary after a row 0 for all others.
 
     Args:
         table: ``user_id`` and counts, in the order of the vocabulary.
         users: of ``schema.read_users``.
-        own: columns of ``users``, in its order.
+        own: columns of ``users``, in its order; without such a table, of nobody.
+        before: the day before: its users come first in ``table``, and keep what today doesn't say of them.
 
     Returns:
         How many of the vocabulary are in ``users``.
@@ -62,13 +67,24 @@ def write_users(file: Path, table: pa.Table, users: pa.Table | None, own: dict[s
             ids, known = ids.cast(pa.string()), known.cast(pa.string())
         at = rows_of(ids, pa.table({"value": _after_null(known)}))
         found = int((at > 0).sum())
-        for name, values in own.items():
-            after = pa.concat_arrays([pa.array([_nothing(values.type)], values.type), values])
-            table = table.append_column(name, after.take(pa.array(at)))
+    else:
+        at = np.zeros(len(table), np.int32)
+    for name, values in own.items():
+        after = pa.concat_arrays([pa.array([_nothing(values.type)], values.type), values]).take(pa.array(at))
+        table = table.append_column(name, after if before is None else carried_on(after, at > 0, before.users[name]))
     first = {f.name: [None if f.name == "user_id" else _nothing(f.type)] for f in table.schema}
     table = pa.concat_tables([pa.table(first, schema=table.schema), table])
     pq.write_table(table.combine_chunks(), file, compression="zstd")
     return found
+
+
+def by_row(parts: Sequence[pa.Table]) -> pa.Table:
+    """Users of the vocabulary in the order of their rows, of ``BucketCounts.users`` of all buckets in order: those that
+    have a ``user_row``, which is left out, and then the new ones as they come."""
+    table = pa.concat_tables(parts)
+    row = table["user_row"].to_numpy()
+    order = np.argsort(np.where(row > 0, row, np.iinfo(np.int32).max), kind="stable")
+    return table.take(pa.array(order)).drop_columns(["user_row"])
 
 
 def _after_null(values: pa.ChunkedArray) -> pa.ChunkedArray:

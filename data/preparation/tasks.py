@@ -43,20 +43,23 @@ def read_table(file: Path, mapped: bool = False) -> pa.Table:
 
 
 def histogram(files: Iterable[Path], first: int, last: int) -> NDArray[np.int64]:
-    """Rows of buckets' files in each of ``per_bucket.time_bins``; ``first`` and ``last``: of all times."""
+    """Rows of buckets' files in each of ``per_bucket.time_bins``; ``first`` and ``last``: of all times. What is older
+    was carried over and doesn't count.
+    """
     width, size = time_bins(first, last)
     bins = np.zeros(size, np.int64)
     for file in files:
         for moments in times(file):
-            np.add.at(bins, (moments - first) // width, 1)
+            np.add.at(bins, (moments[moments >= first] - first) // width, 1)
     return bins
 
 
 def count_bucket(work: Path, number: int, files: Sequence[Path], context: Context) -> BucketCounts:
-    """Sort a bucket and count it; leaves it, and its users of the vocabulary, as files in ``work``."""
+    """Sort a bucket and count it; leaves it, its users, and those of the vocabulary, as files in ``work``."""
     found = sort_rows(read_rows(files), context.check_ins is not None, context.of_request)
     counts = count(found, context)
     write_table(counts.users, work / f"users-{number:05d}")
+    write_table(pa.table({"user_id": counts.ids}), work / f"ids-{number:05d}")
     found.bucket.save(work / f"sorted-{number:05d}")
     return counts
 

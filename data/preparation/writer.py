@@ -180,20 +180,24 @@ class SequenceWriter(GroupWriter[Sequences, list[int]]):
     encoding = ENCODING_OF_SEQUENCES
 
     users: int = 0
+    carried: int = 0  # visits of days before
 
     def _count(self, more: Sequences) -> None:
         self.users += len(more)
+        self.carried += int((more.visits.values["split"] < 0).sum())
 
     def _told(self, group: Sequences) -> list[int]:
-        found: list[int] = np.bincount(group.visits.values["split"], minlength=len(SPLITS)).tolist()
+        split = group.visits.values["split"]
+        found: list[int] = np.bincount(split[split >= 0], minlength=len(SPLITS)).tolist()
         return found
 
     def summary(self) -> dict[str, Any]:
         """For the manifest."""
         visits = sum(sum(group) for groups in self.row_groups.values() for group in groups)
-        return {"users": self.users, "visits": visits, "row_groups": self.row_groups}
+        return {"users": self.users, "visits": visits, "carried": self.carried, "row_groups": self.row_groups}
 
     def take_over(self, piece: "SequenceWriter") -> None:
         """Let the files of another writer, which is closed, be the next ones."""
         self.users += piece.users
+        self.carried += piece.carried
         self._take_files(piece)

@@ -154,7 +154,7 @@ def _check(d: Declared, of: str, where: str) -> None:
 
 
 def own_columns(
-    path: Path, declaration: Declaration, outcomes: Collection[str] = ()
+    path: Path, declaration: Declaration, outcomes: Collection[str] = (), said_by: str = FILE
 ) -> tuple[list[OwnColumn], dict[str, dict[str, str]]]:
     """What the columns of a raw folder that the schema doesn't name are taken for, from their files' footers.
 
@@ -162,6 +162,7 @@ def own_columns(
         path: the raw folder.
         declaration: what the user says of them.
         outcomes: columns of interactions that came of the choice, so that none is a feature.
+        said_by: where, for messages.
 
     Returns:
         The columns that become features, in the order of the tables; and by table and column, why others don't.
@@ -190,7 +191,7 @@ def own_columns(
             if name not in types:
                 near = difflib.get_close_matches(name, types, 1)
                 raise DataError(
-                    f"{FILE}: [{of}.{name}]: there is no such column in {of}; "
+                    f"{said_by}: [{of}.{name}]: there is no such column in {of}; "
                     + (f"did you mean '{near[0]}'?" if near else f"its own columns are {', '.join(types) or 'none'}")
                 )
         for name, type_ in types.items():
@@ -204,7 +205,7 @@ def own_columns(
                 continue
             if not _fits(kind, type_):
                 raise DataError(
-                    f"{FILE}: [{of}.{name}]: kind = {kind!r} does not fit its type {type_}; expected "
+                    f"{said_by}: [{of}.{name}]: kind = {kind!r} does not fit its type {type_}; expected "
                     f"{', '.join(k for k in get_args(Kind) if _fits(k, type_)) or 'use = false'}"
                 )
             if of == "interactions" and kind == "list":

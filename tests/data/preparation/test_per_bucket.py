@@ -62,6 +62,7 @@ def bucket(**columns: Any) -> pa.Table:
     nan = np.full(n, np.nan)
     whole = {"bucket": np.full(n, NUMBER), "label": np.ones(n), "request": np.zeros(n, np.int64)}
     whole |= dict.fromkeys(("lat", "lon", "probability", "utc_offset"), nan)
+    whole |= dict.fromkeys(("user_row", "folded"), np.zeros(n))
     whole |= columns
     text = n and isinstance(whole["user"][0], str)
     schema = rows_schema(pa.string() if text else pa.int64())
@@ -206,13 +207,17 @@ def check(table: pa.Table, of: Context) -> None:
     assert counts["requests"] == len(slow.shown) and counts["known_users"] == len(slow.known)
     assert counts["user_id"] == slow.known
     chosen = [r for r in slow.train if r["label"]]
-    for name, key, wanted in (("", "item", {r["item"] for r in slow.train}), ("user_", "user", slow.known)):
-        ids = counts[f"{name}id" if name else key]
+    later = [r for r in slow.rows if r["time"] >= of.starts[0]]
+    every = {r["item"] for r in slow.rows}
+    parts = [("", "item", every, chosen), ("user_", "user", slow.known, chosen)]
+    for name, key, wanted, rows in [*parts, ("later_", "item", every, [r for r in later if r["label"]])]:
+        ids = counts[key if key == "item" else "user_id"]
         assert sorted(ids) == sorted(wanted)
-        assert counts[f"{name}positives"] == [sum(r[key] == i for r in chosen) for i in ids]
-        last = [max((r["time"] for r in chosen if r[key] == i), default=0) for i in ids]
+        assert counts[f"{name}positives"] == [sum(r[key] == i for r in rows) for i in ids]
+        last = [max((r["time"] for r in rows if r[key] == i), default=0) for i in ids]
         assert counts[f"{name}last_positive"] == last
-    assert counts["shown"] == [sum(r["item"] == i for r in slow.train) for i in counts["item"]]
+    for name, rows in (("shown", slow.train), ("later_shown", later)):
+        assert counts[name] == [sum(r["item"] == i for r in rows) for i in counts["item"]]
 
 
 def ugly() -> dict[str, tuple[pa.Table, bool]]:

@@ -117,4 +117,4 @@ def test_public_formats_and_csv(tmp_path: Path) -> None:
     assert told["left_out"] == {"check-ins without a location": 0} and sum(r["rows"] for r in told["rejected"]) == 1
     assert sum(s["positives"] for s in told["splits"].values()) == 56 and told["tables"]["item"] == 6
     folders = sorted(p.name for p in folder.iterdir() if p.is_dir())
-    assert folders == ["rejected", "sequences", "test", "train", "valid", "vocab"]
+    assert folders == ["next", "rejected", "sequences", "test", "train", "valid", "vocab"]
