@@ -279,8 +279,8 @@ def _add_table(
         bounds = [-np.inf, *edges, np.inf]
         names = [f"{low:.9g} to {high:.9g}" for low, high in pairwise(bounds)]
         columns = {"low": [None, *bounds[:-1]], "high": [None, *bounds[1:]]}
-        texts = {"value": pa.array([None, *names], pa.string())}
-        made.vocabularies[table] = pa.table(texts | {n: pa.array(x, pa.float64()) for n, x in columns.items()})
+        bounded = {name: pa.array(x, pa.float64()) for name, x in columns.items()}
+        made.vocabularies[table] = pa.table({"value": pa.array([None, *names], pa.string())} | bounded)
         made.edges[table] = edges
         return
     if rows:

@@ -316,15 +316,17 @@ def context_of(
         lat, lon = (items[c].to_numpy() for c in ("lat", "lon"))
         counts = np.array([config.train_negatives, config.eval_negatives, config.eval_negatives])
         how = CheckIns(lat, lon, Reach(lat, lon, config.reach_km), counts, config.place_max_hours * 3600)
-    return Context(
+    made = Context(
         starts=starts,
         history_length=config.history_length,
         min_user_positives=config.min_user_positives,
         seed=config.seed,
         extra=tuple(name for name in extra if name != PROBABILITY or not visits_alone),
         check_ins=how,
-        **({} if before is None else {"since": before.until + 1, "known_users": len(before.users) - 1}),
     )
+    if before is None:
+        return made
+    return replace(made, since=before.until + 1, known_users=len(before.users) - 1)
 
 
 class Job:

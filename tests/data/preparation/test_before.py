@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from delivery import delivery, write_delivery
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_tables import ITEMS, START, column, everything, impressions, read, run, visits, write
@@ -252,6 +253,64 @@ def test_a_day_without_some_users_and_items(tmp_path: Path) -> None:
 def _raw(x: dict[str, Any]) -> tuple[list[Any], list[Any], list[int]]:
     table = pa.table(x)
     return table["user_id"].to_pylist(), table["item_id"].to_pylist(), table["timestamp"].cast(pa.int64()).to_pylist()
+
+
+def own_days(tmp: Path, **second: Any) -> tuple[Path, Path]:
+    """Delivery's raw folders of the first two thirds of the interactions, and of the rest, where tables may differ."""
+    rows = delivery()[2]
+    cut = 2 * len(rows) // 3
+    (tmp / "two").mkdir()
+    one = write_delivery(tmp / "one", interactions=rows.slice(0, cut))
+    return one, write_delivery(tmp / "two" / "raw", **{"interactions": rows.slice(cut), **second})
+
+
+def test_own_columns_go_on(tmp_path: Path) -> None:
+    items, _, rows = delivery()
+    cut = 2 * len(rows) // 3
+    device = [d if i % 4 else "a tv" for i, d in enumerate(rows["device"].to_pylist())]
+    later = rows.set_column(rows.column_names.index("device"), "device", pa.array(device)).slice(cut)
+    later = later.append_column("new", pa.array(range(len(later))))
+    opened = pa.table({n: [x if n != "item_id" else "p999"] for n, x in items.slice(0, 1).to_pylist()[0].items()})
+    opened = opened.set_column(opened.column_names.index("cuisines"), "cuisines", pa.array([["acme", "thai"]]))
+    some = pa.concat_tables([items.slice(3), opened.select(items.column_names).cast(items.schema)])
+    one, two = own_days(tmp_path, items=some, interactions=later)
+    (two / "users.parquet").unlink()
+    first, second = run(one), run(two, after=one.parent / "out")
+    then, now = (read_manifest(f, "prepared") for f in (first, second))
+    assert now["own"] == then["own"] and now["user_columns"] == then["user_columns"]
+    for name in then["tables"]:
+        if (first / "vocab" / f"{name}.parquet").exists():
+            old, new = (column(f, f"vocab/{name}.parquet", "value") for f in (first, second))
+            assert new[: len(old)] == old, name
+    assert column(second, "vocab/device.parquet", "value")[-1] == "a tv"
+    assert column(second, "vocab/cuisines.parquet", "value")[-1] == "acme"
+    a, b = (pq.read_table(f / "catalog.parquet") for f in (first, second))
+    own = [n for n in b.column_names if n.split("_")[0] in ("rating", "cuisines", "vip", "opened", "kitchen")]
+    assert own and all(b[n].to_pylist()[: len(a)] == a[n].to_pylist() for n in own)  # listed today or not
+    assert b["rating_row"][-1] == a["rating_row"][a["item_id"].to_pylist().index("p0")]
+    a, b = (pq.read_table(f / "users.parquet") for f in (first, second))
+    own = [n for n in b.column_names if n.split("_")[0] in ("plan", "age", "likes")]
+    assert own and all(b[n].to_pylist()[: len(a)] == a[n].to_pylist() for n in own)
+    words_ = column(second, "vocab/device.parquet", "value")
+    found = {words_[r["own.device"]] for split in everything(second).values() for r in split}
+    assert found == {"a tv", "ios", "android", "web"}
+    left = now["summary"]["unused_columns"]["interactions"]
+    assert any(text.startswith("new (no feature in") for text in left)
+
+
+def test_own_columns_that_changed_overnight(tmp_path: Path) -> None:
+    rows = delivery()[2]
+    one, two = own_days(tmp_path)
+    first = run(one)
+    cut = rows.slice(2 * len(rows) // 3)
+    at = cut.column_names.index("fee")
+    for change, told in (
+        (cut.drop_columns(["fee"]), r"\[interactions.fee\]: there is no such column"),
+        (cut.set_column(at, "fee", pa.array(["free"] * len(cut))), "kind = 'buckets' does not fit its type string"),
+    ):
+        pq.write_table(change, two / "interactions.parquet")
+        with pytest.raises(DataError, match=told):
+            run(two, after=first)
 
 
 words = st.lists(st.text("abc", min_size=1, max_size=2), max_size=8)
