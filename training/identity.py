@@ -1,12 +1,14 @@
 """What a checkpoint must share with the data and the config that it is used with: the ranker, and whose its rows are.
 
-Every consumer of a checkpoint (resume, evaluate, export) asks ``Identity.check``. Rows of a table belong to ids only by
-their number, so each vocabulary's ids, in the order of their rows, are hashed into the checkpoint. Data of other days
-over the same vocabularies passes; data with one item more is refused, since from there on every row is another's.
+Resume and export ask ``Identity.check``. Rows of a table belong to ids only by their number, so each vocabulary's ids,
+in the order of their rows, are hashed into the checkpoint. Data of other days over the same vocabularies passes; data
+with one item more is refused. Evaluation and a warm start find such rows by id (``rows_by_id``).
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
@@ -50,7 +52,12 @@ class Identity:
             "semantic_ids": self.inputs.semantic_ids,
         }
 
-    def check(self, saved: dict[str, Any], where: str) -> None:
+    def same_rows(self, saved: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint's rows are those of the same ids."""
+        then, now = saved["vocabularies"], self.vocabularies
+        return all(then[n] == now[n] for n in then.keys() & now.keys())
+
+    def check(self, saved: Mapping[str, Any], where: str) -> None:
         """Compare with what a checkpoint kept.
 
         Args:
@@ -66,7 +73,8 @@ class Identity:
             listed = ", ".join(f"{n} ({then[n]['ids']:,} ids, now {now[n]['ids']:,} others)" for n in others)
             raise ValueError(
                 f"{where} was trained on other ids than {self.inputs.folder} has, so its rows are not theirs: {listed}"
-                ". Name with --data the folder that it was trained on, or one prepared with the same ids, or train anew"
+                ". Name with --data the folder that it was trained on, or one prepared with the same ids, or train "
+                "anew; train --warm-start goes on with the rows that are known"
             )
         check_signature(saved["signature"], self.signature, where)
         self.inputs.check_semantic_ids(saved["semantic_ids"], where)
@@ -75,15 +83,23 @@ class Identity:
 def vocabularies(inputs: Inputs) -> dict[str, dict[str, Any]]:
     """Size and hash of the ids that the rows of tables stand for, by vocabulary: item, user, category, ..."""
     names = {"category" if t.name == "category_path" else t.name for t in inputs.features.tables}
-    where = {"item": ("catalog", "item_id"), "user": ("users", "user_id")}
     found = {}
     for name in sorted(names & inputs.manifest["tables"].keys()):  # the others' rows are numbers by themselves: hours
-        file, column = where.get(name, (f"vocab/{name}", "value"))
-        if f"{file}.parquet" not in inputs.manifest["files"]:
+        if f"{_where(name)[0]}.parquet" not in inputs.manifest["files"]:
             continue  # hashed
-        ids = pq.read_table(fetched(inputs.folder / f"{file}.parquet"), columns=[column])[column]
+        ids = read_ids(inputs, name)
         found[name] = {"ids": len(ids) - 1, "sha256": hash_in_order(ids)}
     return found
+
+
+def _where(name: str) -> tuple[str, str]:
+    return {"item": ("catalog", "item_id"), "user": ("users", "user_id")}.get(name, (f"vocab/{name}", "value"))
+
+
+def read_ids(inputs: Inputs, name: str, folder: Path | None = None) -> pa.ChunkedArray:
+    """Ids of a vocabulary by row, null in row 0; of the inputs' prepared folder, or of another one."""
+    file, column = _where(name)
+    return pq.read_table(fetched((folder or inputs.folder) / f"{file}.parquet"), columns=[column])[column]
 
 
 def hash_in_order(ids: pa.ChunkedArray) -> str:

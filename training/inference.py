@@ -1,24 +1,26 @@
 """A trained ranker from its run folder, ready to score."""
 
-import os
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..data.batches.catalog import Catalog
-from ..data.manifest import MANIFEST
 from ..data.plain import from_plain
 from ..data.urls import Url, fetched
-from .checkpoint import checkpoint_path, load, saved_steps, verify
+from .checkpoint import checkpoint_path, load
 from .identity import Identity
 from .inputs import Inputs, read_inputs
 from .model import assemble
 from .predictions import Score
-from .run_files import CHECKPOINTS, CONFIG, read_best, read_object
+from .rows_by_id import find_moves, load_by_id
+from .run_files import CHECKPOINTS, CONFIG, found_folder, read_object, trained_on, whole_checkpoint
 from .runtime import Runtime, on_first_rank
 from .sharding import ShardingConfig
 from .tasks import candidate_scorer, visit_scorer
 from .train import TrainConfig
+
+log = logging.getLogger(__name__)
 
 
 def read_config(run: Path, data: Path | None = None, semantic_ids: Path | None = None) -> TrainConfig:
@@ -42,45 +44,9 @@ def read_config(run: Path, data: Path | None = None, semantic_ids: Path | None =
     config = from_plain(TrainConfig, content, str(file))
     tokens = semantic_ids or config.features.semantic_ids
     if semantic_ids is None and tokens is not None:
-        tokens = _found(tokens, run, config.run, "--semantic-ids")
-    data = data or _found(config.data, run, config.run, "--data")
+        tokens = found_folder(tokens, run, config.run, "--semantic-ids")
+    data = data or found_folder(config.data, run, config.run, "--data")
     return replace(config, data=data, run=run, features=config.features.moved(tokens))
-
-
-def _found(folder: Path, run: Path, run_then: Path, flag: str) -> Path:
-    """A folder that a run was made of."""
-    moved = folder
-    if not any(isinstance(path, Url) for path in (folder, run, run_then)):
-        moved = Path(os.path.normpath(run.absolute() / os.path.relpath(folder, run_then)))
-    for path in (folder, moved):
-        if (path / MANIFEST).is_file():
-            return path
-    also = f" nor in {moved}" if moved != folder else ""
-    raise FileNotFoundError(f"{run} was made of {folder}, which is not there{also}; say where it is with {flag}")
-
-
-def find_checkpoint(run: Path, which: str) -> Path:
-    """The folder of a run's checkpoint: "best" (by validation AUC), "latest", or a step number.
-
-    Raises:
-        FileNotFoundError: there is none such; lists the steps that there are.
-    """
-    folder = run / CHECKPOINTS
-    steps = saved_steps(folder)
-    if not steps:
-        raise FileNotFoundError(f"{folder} holds no whole checkpoint; train first")
-    best = read_best(run) if which == "best" else None
-    if best is not None:
-        step = best
-    elif which in ("best", "latest"):
-        step = steps[-1]
-    elif which.isdecimal():
-        step = int(which)
-    else:
-        raise ValueError(f"checkpoint={which!r}: expected best, latest or a step number")
-    if step not in steps:
-        raise FileNotFoundError(f"{run} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
-    return checkpoint_path(folder, step)
 
 
 def open_checkpoint(run: Path, which: str, identity: Identity) -> tuple[Path, dict[str, Any]]:
@@ -98,15 +64,9 @@ def open_checkpoint(run: Path, which: str, identity: Identity) -> tuple[Path, di
         FileNotFoundError: there is none such.
         ValueError: it is damaged, or its rows or its ranker are others.
     """
-    path = find_checkpoint(run, which)
-    try:
-        saved = verify(copy := fetched(path))
-    except ValueError as error:
-        steps = [str(step) for step in saved_steps(path.parent) if checkpoint_path(path.parent, step) != path]
-        others = f"choose another with --checkpoint: {', '.join(steps)}" if steps else "there is no other: train again"
-        raise ValueError(f"checkpoint {path} can't be used: {error}; {others}") from error
+    path, saved = whole_checkpoint(run, which)
     identity.check(saved, f"checkpoint {path}")
-    return copy, saved
+    return path, saved
 
 
 @dataclass(frozen=True)
@@ -142,6 +102,8 @@ def load_ranker(
 ) -> Loaded:
     """Build a run's ranker on this run's ranks, whatever number it was trained on, and load a checkpoint.
 
+    Rows are those of the data's ids, as training with ``warm_start`` would begin: new ones start from what is known.
+
     Args:
         run: the run folder.
         rt: ranks and device of this process.
@@ -152,12 +114,19 @@ def load_ranker(
 
     Raises:
         FileNotFoundError: no such run, checkpoint or data.
-        ValueError: the checkpoint is damaged, or belongs to other ids or another ranker than the data makes.
+        ValueError: the checkpoint is damaged, or belongs to another ranker than the data makes, or to other data.
     """
     config = on_first_rank(lambda: read_config(run, data, semantic_ids))
     inputs = read_inputs(config.data, config.features, config.ranker)
     identity = Identity.of(inputs, config.ranker)
-    path, saved = on_first_rank(lambda: open_checkpoint(run, checkpoint, identity))
+    path, saved = on_first_rank(lambda: whole_checkpoint(run, checkpoint))
+    moves = None
+    if identity.same_rows(saved):
+        identity.check(saved, f"checkpoint {path}")
+    else:
+        moves = on_first_rank(lambda: find_moves(identity, saved, f"checkpoint {path}", lambda: trained_on(run)))
+        if rt.is_first:
+            log.info("%s was trained on other ids: %s", run, "; ".join(moves.lines()))
     if isinstance(run, Url):  # on this machine, too
         path = fetched(checkpoint_path(run / CHECKPOINTS, saved["step"]))
     catalog = inputs.catalog(rt.device, cut=config.sharding.catalog == "sharded")
@@ -173,7 +142,10 @@ def load_ranker(
         inputs.make_ranker(),
     )
     state = trainee.model.state_dict()
-    load(path, {"model": state})
+    if moves is None:
+        load(path, {"model": state})
+    else:
+        load_by_id(path, inputs, moves, {"model": state}, config.new_rows)
     trainee.model.load_state_dict(state)
     trainee.model.eval()
     return Loaded(trainee.model, catalog, inputs, saved)

@@ -1,11 +1,15 @@
 """What a run folder holds beside its checkpoints, read back: whole, or the file that is damaged is told."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from ..data.manifest import MANIFEST
 from ..data.plain import Count, read_json
+from ..data.urls import Url, fetched, place
+from .checkpoint import checkpoint_path, saved_steps, verify
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
@@ -42,6 +46,75 @@ def read_best(run: Path) -> int | None:
         return None
     step: int = read_json(file, {"step": Count}, "remove it, and say --checkpoint latest or a step number")["step"]
     return step
+
+
+def found_folder(folder: Path, run: Path, run_then: Path, flag: str) -> Path:
+    """A folder that a run was made of."""
+    moved = folder
+    if not any(isinstance(path, Url) for path in (folder, run, run_then)):
+        moved = Path(os.path.normpath(run.absolute() / os.path.relpath(folder, run_then)))
+    for path in (folder, moved):
+        if (path / MANIFEST).is_file():
+            return path
+    also = f" nor in {moved}" if moved != folder else ""
+    raise FileNotFoundError(f"{run} was made of {folder}, which is not there{also}; say where it is with {flag}")
+
+
+def find_checkpoint(run: Path, which: str) -> Path:
+    """The folder of a run's checkpoint: "best" (by validation AUC), "latest", or a step number.
+
+    Raises:
+        FileNotFoundError: there is none such; lists the steps that there are.
+    """
+    folder = run / CHECKPOINTS
+    steps = saved_steps(folder)
+    if not steps:
+        raise FileNotFoundError(f"{folder} holds no whole checkpoint; train first")
+    best = read_best(run) if which == "best" else None
+    if best is not None:
+        step = best
+    elif which in ("best", "latest"):
+        step = steps[-1]
+    elif which.isdecimal():
+        step = int(which)
+    else:
+        raise ValueError(f"checkpoint={which!r}: expected best, latest or a step number")
+    if step not in steps:
+        raise FileNotFoundError(f"{run} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
+    return checkpoint_path(folder, step)
+
+
+def whole_checkpoint(run: Path, which: str) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint of a run that is whole: its folder on this disk, and its manifest.
+
+    Args:
+        run: the run folder.
+        which: see ``find_checkpoint``.
+
+    Raises:
+        FileNotFoundError: there is none such.
+        ValueError: it is damaged.
+    """
+    path = find_checkpoint(run, which)
+    try:
+        saved = verify(copy := fetched(path))
+    except ValueError as error:
+        steps = [str(step) for step in saved_steps(path.parent) if checkpoint_path(path.parent, step) != path]
+        others = f"choose another with --checkpoint: {', '.join(steps)}" if steps else "there is no other: train again"
+        raise ValueError(f"checkpoint {path} can't be used: {error}; {others}") from error
+    return copy, saved
+
+
+def trained_on(run: Path) -> Path:
+    """The prepared folder that a run was trained on, where it is now.
+
+    Raises:
+        FileNotFoundError: not a run folder, or that folder is gone.
+        ValueError: the config is damaged.
+    """
+    file = run / CONFIG
+    config = read_json(file, {"data": str, "run": str}, "mend it or train again")
+    return found_folder(place(Path(config["data"])), run, place(Path(config["run"])), "--data")
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -26,14 +26,15 @@ from ..data.leftovers import remove_leftovers
 from ..data.manifest import drop_lines_after, environment, write_json
 from ..data.plain import check_numbers, set_places
 from ..data.ranks import Ranks
-from ..data.urls import Url, at_work, check_seen
+from ..data.urls import Url, at_work, check_seen, fetched
 from ..rankers.dense import RankerConfig
-from .checkpoint import Checkpointer, load, newest_whole, remove_partial
+from .checkpoint import Checkpointer, checkpoint_path, load, newest_whole, remove_partial
 from .identity import Identity
 from .inputs import read_inputs
 from .model import OptimizerConfig, Trainee, assemble, average_buffers
+from .rows_by_id import NewRows, find_moves, load_by_id
 from .run_at_url import RunAtUrl
-from .run_files import BEST, CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, empty
+from .run_files import BEST, CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, empty, trained_on, whole_checkpoint
 from .run_lock import LOCK, run_lock
 from .runtime import Runtime, on_first_rank, runtime
 from .sharding import ShardingConfig
@@ -53,6 +54,11 @@ class TrainConfig:
     """Folder that `placerank prepare` made."""
     run: Path
     """Folder of this run: config, metrics, checkpoints. Behind a URL it is kept as far as checkpoints are whole."""
+    warm_start: Path | None = None
+    """Run to go on from: rows and states of the optimizer by raw id, the dense part as it is (see docs/day-two.md)."""
+    new_rows: NewRows = "known"
+    """Only for warm_start. known: a new id starts at the mean of the trained rows that it shares most with, by semantic
+    ID, category and brand; random: as in a new run."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
     """Which features the ranker sees."""
     ranker: RankerConfig = field(default_factory=RankerConfig)
@@ -100,6 +106,10 @@ class TrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision={self.precision!r}: expected fp32 or bf16")
+        if self.warm_start is not None and self.warm_start.resolve() == self.run.resolve():
+            raise ValueError(
+                f"run={self.run} is the run to go on from; choose another folder, or --resume for the same"
+            )
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite are both set; choose one")
         if self.ranker.akt.enabled is None:
@@ -151,8 +161,9 @@ def train(config: TrainConfig) -> Path:
             on_first_rank(elsewhere.clear)
         task = make_task(inputs, catalog, trainee.model, rt, config.batch_size, config.seed)
         loop = _Loop(config, rt, task, trainee, identity, elsewhere)
-        if config.resume:
-            loop.resume()
+        resumed = config.resume and loop.resume()
+        if config.warm_start is not None and not resumed:
+            loop.go_on_from(config.warm_start)
         if rt.is_first:  # not before: a config that doesn't fit must not replace the run's own
             write_json(config.run / CONFIG, _with_whole_paths(replace(config, run=there)))
             if damaged := drop_lines_after(config.run / METRICS, loop.step):
@@ -190,7 +201,8 @@ def _with_whole_paths(config: TrainConfig) -> TrainConfig:
     """The config as another process finds its folders, wherever it runs."""
     tokens = config.features.semantic_ids
     features = config.features.moved(tokens and tokens.absolute())
-    return replace(config, data=config.data.absolute(), run=config.run.absolute(), features=features)
+    before = config.warm_start and config.warm_start.absolute()
+    return replace(config, data=config.data.absolute(), run=config.run.absolute(), warm_start=before, features=features)
 
 
 class _Loop:
@@ -353,12 +365,27 @@ class _Loop:
             states[f"cuda-{self.rt.rank:05d}"] = torch.cuda.get_rng_state()
         return states
 
-    def resume(self) -> None:
-        """Go on from the newest whole checkpoint, at whatever number of ranks it was saved; from the start if none."""
+    def go_on_from(self, run: Path) -> None:
+        """Begin with what another run ends with, best checkpoint, at whatever number of ranks it was trained."""
+        path, saved = on_first_rank(lambda: whole_checkpoint(run, "best"))
+        where = f"checkpoint {path}"
+        moves = on_first_rank(lambda: find_moves(self.identity, saved, where, lambda: trained_on(run)))
+        if isinstance(run, Url):  # on this machine, too
+            path = fetched(checkpoint_path(run / CHECKPOINTS, saved["step"]))
+        state = self.trainee.state()
+        load_by_id(path, self.identity.inputs, moves, state, self.config.new_rows)
+        self.trainee.model.load_state_dict(state["model"])
+        if self.rt.is_first:
+            log.info("going on from step %d of %s: %s", saved["step"], run, "; ".join(moves.lines()) or "the same ids")
+            then, now = saved["scheduler"]["_last_lr"][0], self.trainee.scheduler.get_last_lr()[0]
+            log.info("the learning rate of the dense part starts again, at %g; it was %g there", now, then)
+
+    def resume(self) -> bool:
+        """Go on from the newest whole checkpoint, at whatever number of ranks it was saved; False: there is none."""
         found = newest_whole(self.checkpoints.folder)
         if found is None:
             log.info("%s has no checkpoint yet: starting at step 0", self.config.run)
-            return
+            return False
         path, saved = found
         self.identity.check(saved, f"checkpoint {path}")
         data = self.identity.inputs.manifest["content_hash"]
@@ -380,6 +407,7 @@ class _Loop:
         for name, value in rng.items():
             torch.set_rng_state(value) if name.startswith("cpu") else torch.cuda.set_rng_state(value)
         log.info("going on from step %d of %s", self.step, path)
+        return True
 
     def _write(self, split: str, **values: float) -> None:
         """One line of metrics.jsonl, and the same to TensorBoard."""
