@@ -17,8 +17,9 @@ from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.evaluation.evaluate import EvaluateConfig, evaluate
 from placerank.training.checkpoint import _SEAL, _seal
 from placerank.training.export import ExportConfig, export
-from placerank.training.inference import find_checkpoint, load_scorer, read_config
+from placerank.training.inference import load_scorer, read_config
 from placerank.training.predictions import sampling_shift
+from placerank.training.run_files import find_checkpoint
 from placerank.training.runtime import runtime
 from placerank.training.train import train
 

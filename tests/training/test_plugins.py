@@ -35,9 +35,10 @@ from placerank.tokenization.codes.semantic_ids import SemanticIds
 from placerank.training.checkpoint import load
 from placerank.training.export import ExportConfig, export
 from placerank.training.identity import Identity
-from placerank.training.inference import find_checkpoint, load_scorer
+from placerank.training.inference import load_scorer
 from placerank.training.inputs import read_inputs
 from placerank.training.model import assemble, table_rows
+from placerank.training.run_files import find_checkpoint
 from placerank.training.runtime import runtime
 from placerank.training.sharding import ShardingConfig
 from placerank.training.steps import plain_steps

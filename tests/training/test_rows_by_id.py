@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_refused(days: tuple[Path, Path, Path], tmp_path: P
     rows["item_id"] = [f"x{i[1:]}" for i in rows["item_id"]]
     foreign = ITEMS.set_column(0, "item_id", pa.array([f"x{i}" for i in range(12)]))
     data = run(write(tmp_path / "raw", rows, foreign))
-    with pytest.raises(ValueError, match="knows 12 items and .* has 12, and none is the same"):
+    with pytest.raises(ValueError, match=r"knows 12 items and .* has 12, and none is the same"):
         train(small(data, tmp_path / "b", warm_start=before))
 
 

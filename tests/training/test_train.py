@@ -20,8 +20,9 @@ from placerank.data.batches.features import FeatureConfig
 from placerank.data.batches.loader import SampleLoader
 from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.training.checkpoint import _WholeFolderWriter, saved_steps
-from placerank.training.inference import find_checkpoint, load_scorer, read_config
+from placerank.training.inference import load_scorer, read_config
 from placerank.training.model import OptimizerConfig
+from placerank.training.run_files import find_checkpoint
 from placerank.training.run_lock import run_lock
 from placerank.training.runtime import runtime
 from placerank.training.sharding import ShardingConfig
