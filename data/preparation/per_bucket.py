@@ -361,7 +361,7 @@ def count(found: Sorted, context: Context) -> BucketCounts:
         by_split=np.zeros(len(SPLITS), np.int64),
         given=0,
         own_place=0,
-        outcomes=count_outcomes(context.outcomes, b, train),
+        outcomes=count_outcomes(context.outcomes, b, split == 0),
     )
     if context.sampled:
         size.own = OwnSeen.of(b, found.users, split == 0, context.sampled)

@@ -62,7 +62,9 @@ def refused(run: Path, data: Path, out: Path, message: str) -> None:
     assert (run / "config.json").read_text() == before
 
 
-def test_rows_of_other_ids_are_refused(check_ins: SimpleNamespace, tmp_path: Path) -> None:
+def test_rows_of_other_ids_are_found_or_refused(
+    check_ins: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """One place closed and one opened: as many, but every row between the two is another's."""
     other = Path(shutil.copytree(check_ins.raw, tmp_path / "raw"))
     first = pq.read_table(other / "items.parquet")["item_id"].to_pylist()[0]
@@ -73,7 +75,13 @@ def test_rows_of_other_ids_are_refused(check_ins: SimpleNamespace, tmp_path: Pat
         pq.write_table(table.set_column(table.column_names.index("item_id"), "item_id", new), other / f"{name}.parquet")
     data = prepare(PrepareConfig(input=other, out=tmp_path / "data", history_length=10))
     (tmp_path / "out").mkdir()
-    refused(check_ins.run, data, tmp_path / "out", r"trained on other ids than .*: item \(300 ids, now 300 others\)")
+    use = consumers(check_ins.run, data, tmp_path / "out")
+    for name in ("export", "resume"):
+        with pytest.raises(ValueError, match=r"trained on other ids than .*: item \(300 ids, now 300 others\)"):
+            use[name]()
+    with caplog.at_level("INFO"):
+        use["evaluate"]()
+    assert "was trained on other ids: item: 1 new beside 299 known, 1 gone" in caplog.text
 
 
 def test_other_samples_over_the_same_ids_are_fine(check_ins: SimpleNamespace, tmp_path: Path) -> None:
