@@ -48,7 +48,7 @@ from torch.nn import functional as F
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from ..data.batches.activity import ACTIVITY_DIM
-from ..data.batches.batch import SampleBatch
+from ..data.batches.batch import RankingBatch, SampleBatch
 from ..data.batches.catalog import Catalog
 from ..data.batches.features import HISTORY_GAPS, Features, Own, Table
 from ..data.manifest import read_manifest, write_json
@@ -259,12 +259,8 @@ class ExportedRanker:
             return torch.from_numpy(form.of_values(numbers))
         return torch.from_numpy(bucket_of(numbers, np.array(column["edges"]))).long()
 
-    @torch.no_grad()
-    def score(self, sample: SampleBatch) -> Tensor:
-        """Logits of samples, float32 [B]; of several objectives [B, K], in the order of ``features.objectives``.
-
-        Labels' columns are logits of their probability at an impression, the amount's is the logarithm of what is
-        expected of it; ``predict`` gives both as what they are.
+    def looked_up(self, sample: SampleBatch) -> tuple[RankingBatch, list[Tensor], Tensor]:
+        """A batch of samples, rows of its distinct items by sequence table, float32 [U, D], and pooled features [B, P].
 
         Raises:
             ValueError: a table that the ranker needs was not exported.
@@ -275,8 +271,23 @@ class ExportedRanker:
                 f"scoring needs the tables {', '.join(missing)}, which this export leaves out; export all tables"
             )
         batch = self.catalog.expand(sample)
-        items, pooled, dense = batch.items.to_dict(), batch.pooled.to_dict(), batch.dense
+        items, pooled = batch.items.to_dict(), batch.pooled.to_dict()
         rows = [self.tables[t.name].vectors(items[t.features[0]].values()) for t in self.features.sequence]
+        parts = [self._pool(t, pooled[key]) for t in self.features.pooled for key in t.features]
+        return batch, rows, torch.cat(parts, dim=1)
+
+    @torch.no_grad()
+    def score(self, sample: SampleBatch) -> Tensor:
+        """Logits of samples, float32 [B]; of several objectives [B, K], in the order of ``features.objectives``.
+
+        Labels' columns are logits of their probability at an impression, the amount's is the logarithm of what is
+        expected of it; ``predict`` gives both as what they are.
+
+        Raises:
+            ValueError: a table that the ranker needs was not exported.
+        """
+        batch, rows, pooled = self.looked_up(sample)
+        dense = batch.dense
         visits = dense.visits
         if dense.starts is not None:  # a program takes candidates alone, each with its own history
             visits = visits[shared_rows_unchecked(dense.starts, dense.offsets, len(dense.history_gaps))]
@@ -286,7 +297,7 @@ class ExportedRanker:
             visits,
             dense.offsets,
             dense.history_gaps,
-            torch.cat([self._pool(t, pooled[key]) for t in self.features.pooled for key in t.features], dim=1),
+            pooled,
             dense.features,
             *([tuple(dense.context)] if dense.context else [None] if dense.traits else []),
             *([tuple(dense.traits)] if dense.traits else []),
@@ -299,7 +310,10 @@ class ExportedRanker:
         Raises:
             ValueError: as ``score``.
         """
-        outputs = self.score(sample)
+        return self.probabilities(self.score(sample))
+
+    def probabilities(self, outputs: Tensor) -> dict[str, Tensor]:
+        """What ``predict`` gives, of what ``score`` gave."""
         columns = outputs.unbind(1) if outputs.dim() > 1 else (outputs,)
         return {
             name: z.exp() if name == self.features.amount else z.sigmoid()

@@ -109,7 +109,8 @@ def export(config: ExportConfig) -> Path:
             pq.write_table(told, folder / f"{name}.parquet", compression="zstd")
         made_from = {"checkpoint": sha256_file(checkpoint / MANIFEST), "prepared": prepared["content_hash"]}
         own = [c for c in prepared.get("own", []) if c["name"] in {o.name for o in features.own}]
-        write_manifest(folder, "export", config, made_from, step=saved["step"], tables=tables, own=own)
+        about = {"ranker": trained.ranker, "history_length": prepared["history_length"]}
+        write_manifest(folder, "export", config, made_from, step=saved["step"], tables=tables, own=own, **about)
     return config.out
 
 

@@ -1,0 +1,248 @@
+"""Lists from ``placerank.load``: beside brute force over all items, and beside the exported ranker's samples."""
+
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor
+
+import placerank
+from placerank.data.batches.batch import SampleBatch
+from placerank.data.batches.features import FeatureConfig
+from placerank.data.batches.loader import SampleLoader
+from placerank.data.city.simulate import SimulateConfig, simulate
+from placerank.data.preparation.prepare import PrepareConfig, prepare
+from placerank.kernels.haversine import haversine_km
+from placerank.rankers.dense import RankerConfig
+from placerank.rankers.objectives import ObjectivesConfig
+from placerank.rankers.rank import Ranker
+from placerank.training.export import ExportConfig, export
+from placerank.training.train import TrainConfig, train
+
+LABELS = ["label", "order", "gmv"]
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A city with columns of one's own and three objectives: ``raw``, ``data``, ``out`` (the export), ``ranker``."""
+    folder = tmp_path_factory.mktemp("city")
+    made = SimulateConfig(
+        out=folder / "raw", cities=1, items=300, users=120, requests=900, candidates=8, delivery=True, orders=0.3
+    )
+    raw = simulate(made)
+    data = prepare(PrepareConfig(input=raw, out=folder / "data", history_length=6, labels=["order"], amount="gmv"))
+    config = RankerConfig(mlp=[16, 8], objectives=ObjectivesConfig(labels=LABELS))
+    train(TrainConfig(data=data, run=folder / "run", features=FeatureConfig(embedding_dim=8), ranker=config, epochs=1))
+    out = export(ExportConfig(run=folder / "run", out=folder / "export"))
+    return SimpleNamespace(raw=raw, data=data, out=out, ranker=placerank.load(out))
+
+
+def asked_of(city: SimpleNamespace) -> tuple[SampleBatch, pa.Table]:
+    """Some test samples as they were prepared, and the same requests by raw ids, from the raw interactions."""
+    sample = next(iter(SampleLoader(city.data, "test", 400)))
+    raw = pq.read_table(city.raw / "interactions.parquet").to_pandas()
+    raw["timestamp"] = raw["timestamp"].astype("datetime64[s, UTC]").astype("int64")
+    ranker = city.ranker
+    users, rows = pq.read_table(city.data / "users.parquet")["user_id"].to_pylist(), []
+    own = [c["name"] for c in ranker.exported.own.values() if c["of"] == "interactions"]
+    for r, time in enumerate(sample.time.tolist()):
+        mine = sample.request == r
+        user = users[int(sample.user[r])]
+        candidates = ranker.item_ids.take(pa.array(sample.item[mine].numpy())).to_pylist()
+        of_user = raw[raw["user_id"] == user]
+        before = of_user[(of_user["timestamp"] < time) & (of_user["label"] == 1)].sample(frac=1, random_state=r)
+        now = of_user[(of_user["timestamp"] == time) & of_user["item_id"].isin(candidates)].set_index("item_id")
+        row = {
+            "user_id": user,
+            "time": time,
+            "lat": float(sample.lat[r]),
+            "lon": float(sample.lon[r]),
+            "history": before["item_id"].tolist(),
+            "history_time": before["timestamp"].tolist(),
+            "candidates": candidates,
+        }
+        for name in own:
+            value = now.loc[candidates, name].tolist()
+            row[name] = value if of(ranker, name) == "candidate" else value[0]
+        rows.append(row)
+    return sample, pa.Table.from_pylist(rows)
+
+
+def of(ranker: Ranker, name: str) -> str:
+    return next(o.of for o in ranker.exported.features.own if o.name == name)
+
+
+def by_pair(ranker: Ranker, found: pa.Table) -> dict[tuple[int, Any], list[float]]:
+    columns = [c for c in found.column_names if c.startswith(("score", "probability", "expected"))]
+    return {(r["request"], r["item_id"]): [r[c] for c in columns] for r in found.to_pylist()}
+
+
+def test_scores_are_those_of_prepared_samples(city: SimpleNamespace) -> None:
+    """From raw ids and whole, unsorted histories: users, visits, gaps, own columns and objectives as prepared."""
+    ranker, (sample, asked) = city.ranker, asked_of(city)
+    assert ranker.dense is not None and sample.visits.max() > 0 and len(asked) > 30
+    assert (sample.offsets.diff() == 6).any(), "histories that are cut"
+    assert max(map(len, asked["history"].to_pylist())) > 6
+    assert [c for c in ranker.exported.own.values() if c["of"] == "interactions"], "own columns of interactions"
+    (found,) = ranker.predict(asked, k=50)
+    got = by_pair(ranker, found)
+    logits, expected = ranker.exported.score(sample), ranker.exported.predict(sample)
+    assert found.column_names[4:] == [
+        *("score_label", "probability_label", "score_order", "probability_order", "score_gmv", "expected_gmv")
+    ]
+    ids = ranker.item_ids.take(pa.array(sample.item.numpy())).to_pylist()
+    lines = torch.tensor([got.pop(pair) for pair in zip(sample.request.tolist(), ids, strict=True)])
+    assert not got and logits.std() > 0.05
+    torch.testing.assert_close(lines[:, 0::2], logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(lines[:, 1::2], torch.stack([expected[n] for n in LABELS], 1), rtol=1e-4, atol=1e-5)
+    ranker.dense, dense = None, ranker.dense
+    try:
+        (program,) = ranker.predict(asked, k=50)  # as for an export of an older placerank
+    finally:
+        ranker.dense = dense
+    again = by_pair(ranker, program)
+    lines = torch.tensor([again[pair] for pair in zip(sample.request.tolist(), ids, strict=True)])
+    torch.testing.assert_close(lines[:, 0::2], logits, rtol=1e-4, atol=1e-5)
+
+
+def test_lists_are_those_of_brute_force(city: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All items scored by the program, one request each; scores are rounded, so that many are tied."""
+    ranker = city.ranker
+    (sample, asked), scored = asked_of(city), ranker._logits
+
+    def rounded(x: SampleBatch) -> Tensor:
+        return (scored(x) * 20).round() / 20
+
+    monkeypatch.setattr(ranker, "_logits", rounded)
+    some = asked.slice(0, 12).drop_columns(["candidates", *(n for n in asked.column_names if n in ranker.exported.own)])
+    km, k = 2.5, 7
+    everything = some.append_column("candidates", pa.array([ranker.item_ids[1:].to_pylist()] * 12))
+    (whole,) = ranker.predict(everything, k=10**6)
+    ties, lengths = 0, set()
+    (found,) = ranker.predict(some, within_km=km, k=k)
+    row_of = {item: row for row, item in enumerate(ranker.item_ids.to_pylist())}
+    for request, about in enumerate(some.to_pylist()):
+        lines = [x for x in whole.to_pylist() if x["request"] == request]
+        here = torch.tensor([about["lat"], about["lon"]], dtype=torch.float64)
+        for x in lines:
+            row = row_of[x["item_id"]]
+            there = torch.tensor([ranker.lat[row], ranker.lon[row]])
+            x["km"] = float(haversine_km(*here, *there))
+        near = sorted((x for x in lines if x["km"] <= km), key=lambda x: (-x["score_label"], row_of[x["item_id"]]))
+        want = [x["item_id"] for x in near[:k]]
+        got = [x for x in found.to_pylist() if x["request"] == request]
+        assert [x["item_id"] for x in got] == want
+        assert [x["km"] for x in got] == pytest.approx([x["km"] for x in near[:k]], abs=1e-4)
+        ties += len(want) - len({x["score_label"] for x in near[:k]})
+        lengths.add(len(near))
+    assert ties > 5 and len(lengths) > 3 and max(lengths) > k
+
+
+def test_batches_change_nothing(city: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut within requests, and by pieces of a Parquet file."""
+    _, asked = asked_of(city)
+    (want,) = city.ranker.predict(asked, k=3)
+    monkeypatch.setattr("placerank.rankers.rank._TOGETHER", 5)
+    monkeypatch.setattr("placerank.rankers.rank._REQUESTS", 7)
+    pq.write_table(asked, file := city.out.parent / "asked.parquet")
+    for source in (asked, file):
+        pieces = list(city.ranker.predict(source, k=3))
+        assert len(pieces) == -(-len(asked) // 7)
+        got = pa.concat_tables(pieces)
+        assert got.drop_columns(["score_label"]).column_names == want.drop_columns(["score_label"]).column_names
+        for name in ("request", "item_id"):
+            assert got[name].to_pylist() == want[name].to_pylist()
+        np.testing.assert_allclose(got["score_label"].to_numpy(), want["score_label"].to_numpy(), atol=1e-5)
+
+
+def test_one_user_many_users_and_strangers(city: SimpleNamespace) -> None:
+    ranker, when = city.ranker, datetime(2024, 6, 1, 12, tzinfo=UTC)
+    ids, here = ranker.item_ids.to_pylist(), (float(ranker.lat[9]), float(ranker.lon[9]))
+    history = [(ids[4], int(when.timestamp()) - 60), (ids[7], datetime(2024, 5, 1, tzinfo=UTC))]
+    known, stranger = ranker._users.ids[1].as_py(), 10**9
+    one = ranker.rank(known, here, when, history, k=4)
+    assert len(one) == 4 and set(one["user_id"].to_pylist()) == {known}
+    assert (np.diff(one["score_label"].to_numpy()) <= 0).all() and (one["km"].to_numpy() <= 3).all()
+    many = ranker.rank([known, stranger], [here, here], [when, when], [history, []], k=4)
+    assert many.slice(0, 4).drop_columns("user_id").equals(one.drop_columns("user_id")) and len(many) == 8
+    given = ranker.rank(stranger, None, when, [("never", 1)] if isinstance(ids[1], str) else [], ids[1:4], k=9)
+    assert set(given["item_id"].to_pylist()) == set(ids[1:4]) and np.isnan(given["km"].to_numpy()).all()
+    assert len(ranker.rank(known, (-60.0, 10.0), when)) == 0, "nothing is there"
+    assert len(ranker.rank([], [], [])) == 0
+    by = ranker.rank(known, here, when, history, by="gmv", k=100)
+    assert (np.diff(by["score_gmv"].to_numpy()) <= 0).all() and not (np.diff(by["score_label"].to_numpy()) <= 0).all()
+    column = next(o.name for o in ranker.exported.features.own if o.of == "request" and o.form == "row")
+    some = ranker.exported.tables[column].ids[1].as_py()
+    told = ranker.rank(known, here, when, history, own={column: some}, k=100)
+    assert not np.allclose(sorted(told["score_label"].to_numpy()), sorted(by["score_label"].to_numpy()))
+
+
+def test_what_is_wrong_is_told(city: SimpleNamespace) -> None:
+    ranker, now = city.ranker, 1717243200
+    user, item = ranker._users.ids[1].as_py(), ranker.item_ids[1].as_py()
+    unknown = "never" if isinstance(item, str) else 10**12
+    good: dict[str, Any] = {"user": user, "place": (float(ranker.lat[1]), float(ranker.lon[1])), "time": now}
+    for change, error, text in (
+        ({"place": (91, 0)}, ValueError, "got lat 91, expected degrees from -90 to 90"),
+        ({"place": (0, float("inf"))}, ValueError, "got lon inf"),
+        ({"place": (float("nan"), 0)}, ValueError, "expected degrees; None where it is unknown"),
+        ({"place": 40.7}, ValueError, r"place: got 40.7, expected \(latitude, longitude\)"),
+        ({"place": None}, ValueError, "request 0 has neither a place nor candidates"),
+        ({"time": datetime(2024, 6, 1)}, ValueError, "without a time zone"),
+        ({"time": now * 1000}, ValueError, "milliseconds since 1970: divide them by 1,000"),
+        ({"time": now + 0.5}, TypeError, "expected a datetime with a time zone, or whole seconds"),
+        ({"time": "2024-06-01"}, TypeError, "got '2024-06-01'"),
+        ({"k": 0}, ValueError, "k=0: expected a whole number of places, at least 1"),
+        ({"k": 2.0}, ValueError, "k=2.0"),
+        ({"within_km": 0}, ValueError, "within_km=0: expected more than 0 km"),
+        ({"within_km": float("nan")}, ValueError, "within_km=nan"),
+        ({"by": "taste"}, ValueError, "by='taste': this ranker has label, order, gmv"),
+        ({"candidates": [item, unknown]}, ValueError, f"1 of 2 are not in the catalog, such as {unknown!r} of request 0"),
+        ({"candidates": [item, None]}, ValueError, "1 of 2 are not in the catalog, such as None"),
+        ({"candidates": [item, item]}, ValueError, f"request 0 has {item!r} twice"),
+        ({"candidates": "cafe"}, TypeError, "got 'cafe', expected a list"),
+        ({"history": [(item, now)]}, ValueError, "expected all before the request"),
+        ({"history": [item]}, ValueError, r"expected \(item id, time\) pairs"),
+        ({"history": [(item, datetime(2024, 5, 1))]}, ValueError, "without a time zone"),
+        ({"user": [user, user]}, (TypeError, ValueError), ""),
+        ({"user": 1.5}, TypeError, "floating|double"),
+        ({"own": {"shoes": 3}}, ValueError, "got a column 'shoes', expected some of user_id, time"),
+        ({"own": {"lat": 3.0}}, ValueError, "own: got 'lat', expected own columns of interactions"),
+    ):
+        with pytest.raises(error, match=text):
+            ranker.rank(**{**good, **change})
+    with pytest.raises(ValueError, match="time: got 1, expected 2, one a request"):
+        ranker.rank([user, user], [None, None], [now])
+    asked = pa.table({"user_id": [user], "time": [now], "lat": [0.0]})
+    for table, text in (
+        (asked, "got one of lat and lon alone"),
+        (asked.drop_columns("time"), "no column time"),
+        (pa.table({"user_id": [user], "time": pa.array([None], pa.int64())}), "with 1 nulls"),
+        (pa.table({"user_id": [user], "time": [datetime(2024, 6, 1)]}), "without a time zone"),
+        (pa.table({"user_id": [user], "time": [now], "candidates": [item]}), "expected a list a request"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            list(ranker.predict(table))
+
+
+def test_code_that_is_not_the_programs_is_not_used(city: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
+    ranker = placerank.load(city.out)
+    settings = {"tower": "din", "objectives": {"labels": LABELS}, "mlp": [16, 8]}
+    assert ranker._as_code(settings, "here") is None and "here: its program is used, which is slower" in caplog.text
+    assert ranker._as_code({"tower": "nowhere:Tower"}, "here") is None
+    assert ranker._as_code(None, "here") is None
+
+
+def test_importing_placerank_is_cheap() -> None:
+    code = "import sys, placerank; assert not {'torch', 'pyarrow', 'numpy'} & set(sys.modules); placerank.load"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        placerank.nothing  # noqa: B018
