@@ -84,7 +84,7 @@ class Ranker:
         history_length: int | None = None,
     ) -> None:
         self.exported, self.dense, self.history_length = exported, dense, history_length
-        self.item_ids = one_array(items["item_id"])
+        self.item_ids, self.user_ids = one_array(items["item_id"]), users
         self.lat, self.lon = (items[c].to_numpy().astype(np.float64) for c in ("lat", "lon"))
         self._items, self._users = _index("item_id", self.item_ids), _index("user_id", users)
         self._near: dict[float, Near] = {}
@@ -122,7 +122,7 @@ class Ranker:
     def _probe(self) -> SampleBatch:
         """A request of nobody, who was at the last items, for the first."""
         known = np.arange(1, len(self.item_ids))
-        asked = pa.table({"user_id": pa.nulls(1, self._users.ids.type), "time": [YEAR_1990 + _HOUR]})
+        asked = pa.table({"user_id": pa.nulls(1, self.user_ids.type), "time": [YEAR_1990 + _HOUR]})
         visits = pa.array([self.item_ids.take(pa.array(known[-4:])).to_pylist()], pa.list_(self.item_ids.type))
         when = pa.array([[YEAR_1990] * len(known[-4:])], pa.list_(pa.int64()))
         asked = asked.append_column("history", visits).append_column("history_time", when)
@@ -177,11 +177,13 @@ class Ranker:
         if utc_offset is not None:
             given["utc_offset"] = utc_offset
         for name, values in given.items():
-            if name in ("place", "time") and values is None or values is not None and len(values) != len(user):
-                got = "none" if values is None else str(len(values))
+            if values is None and name not in ("place", "time"):
+                continue
+            got = 0 if values is None else len(values)
+            if got != len(user):
                 raise ValueError(f"{name}: got {got}, expected {len(user)}, one a request")
         columns: dict[str, Any] = {
-            "user_id": pa.array(user, self._users.ids.type if not len(user) else None),
+            "user_id": pa.array(user, self.user_ids.type if not len(user) else None),
             "time": pa.array([seconds(t) for t in time], pa.int64()),
         }
         at = [(math.nan, math.nan) if p is None else _place(p) for p in place]
@@ -227,7 +229,7 @@ class Ranker:
     def _ranked(self, asked: pa.Table, within_km: float, k: int, by: str | None) -> pa.Table:
         """Lists for requests in the columns of ``predict``."""
         names = self.exported.features.objectives
-        if isinstance(k, bool) or not isinstance(k, numbers.Integral) or k < 1:
+        if not _is_whole(k) or k < 1:
             raise ValueError(f"k={k!r}: expected a whole number of places, at least 1")
         if by is not None and by not in names:
             raise ValueError(f"by={by!r}: this ranker has {', '.join(names)}")
@@ -298,7 +300,7 @@ class Ranker:
                 at = int(np.setdiff1d(np.arange(len(rows)), first)[0])
                 raise ValueError(f"candidates: request {request[at]} has {ids[at].as_py()!r} twice; expected each once")
             return offsets, rows
-        if not (isinstance(within_km, numbers.Real) and within_km > 0):
+        if not within_km > 0:
             raise ValueError(f"within_km={within_km!r}: expected more than 0 km")
         if np.isnan(lat).any():
             at = int(np.isnan(lat).argmax())
@@ -324,6 +326,12 @@ class Ranker:
             parts.append(outputs if outputs.dim() > 1 else outputs[:, None])
         found: NDArray[np.float32] = torch.cat(parts).numpy()
         return found
+
+    def samples(self, asked: pa.Table) -> SampleBatch:
+        """Requests with candidates, in the columns of ``predict``, as ``ExportedRanker`` takes them."""
+        asked = self._checked(asked)
+        lat, lon = (_numbers(asked, c, np.float64) for c in ("lat", "lon"))
+        return self._samples(asked, *self._candidates(asked, lat, lon, 0))
 
     @torch.no_grad()
     def _logits(self, sample: SampleBatch) -> Tensor:
@@ -385,11 +393,11 @@ class Ranker:
                 f"request {of[at]}: got a visit at {moment[at]}, expected all before the request, {time[of[at]]}; "
                 "leave out what came with it or after"
             )
-        order = np.lexsort((moment, of))
+        order = np.lexsort((visited, moment, of))  # of one moment by item, as prepared histories are
         pair, times = np.unique(of * len(self.item_ids) + visited, return_counts=True)
         wanted = request * len(self.item_ids) + rows
-        at = np.minimum(np.searchsorted(pair, wanted), max(len(pair) - 1, 0))
-        earlier = np.where(pair[at] == wanted, times[at], 0) if len(pair) else np.zeros(len(rows))
+        found = np.minimum(np.searchsorted(pair, wanted), max(len(pair) - 1, 0))
+        earlier = np.where(pair[found] == wanted, times[found], 0) if len(pair) else np.zeros(len(rows))
         kept = np.minimum(np.diff(offsets), self.history_length or len(of))
         order = order[ranges(offsets[1:] - kept, kept)]
         hours = ((time[of[order]] - moment[order]) / _HOUR).astype(np.float32)
@@ -433,6 +441,10 @@ def _index(name: str, ids: pa.Array) -> EmbeddingTable:
     return EmbeddingTable(name, 0, "fp32", ids, np.empty((len(ids), 0), np.float32))
 
 
+def _is_whole(number: object) -> bool:
+    return isinstance(number, numbers.Integral) and not isinstance(number, bool)
+
+
 def seconds(time: Any) -> int:
     """A moment as whole seconds since 1970 UTC.
 
@@ -443,7 +455,7 @@ def seconds(time: Any) -> int:
         if time.tzinfo is None:
             raise ValueError(f"time: got {time} without a time zone; say which, as with replace(tzinfo=UTC)")
         return math.floor(time.timestamp())
-    if isinstance(time, bool) or not isinstance(time, numbers.Integral):
+    if not _is_whole(time):
         raise TypeError(f"time: got {time!r}, expected a datetime with a time zone, or whole seconds since 1970 UTC")
     return int(time)
 

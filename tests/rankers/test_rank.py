@@ -2,8 +2,7 @@
 
 import subprocess
 import sys
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,29 +47,35 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 def asked_of(city: SimpleNamespace) -> tuple[SampleBatch, pa.Table]:
     """Some test samples as they were prepared, and the same requests by raw ids, from the raw interactions."""
     sample = next(iter(SampleLoader(city.data, "test", 400)))
-    raw = pq.read_table(city.raw / "interactions.parquet").to_pandas()
-    raw["timestamp"] = raw["timestamp"].astype("datetime64[s, UTC]").astype("int64")
+    raw = pq.read_table(city.raw / "interactions.parquet")
+    moment = raw["timestamp"].cast(pa.timestamp("s", "UTC")).cast(pa.int64())
+    raw = raw.set_column(raw.column_names.index("timestamp"), "timestamp", moment)
+    of_users: dict[Any, list[dict[str, Any]]] = {}
+    who = {}  # also users outside the vocabulary, whose raw ids prepared samples don't have
+    for line in raw.to_pylist():
+        of_users.setdefault(line["user_id"], []).append(line)
+        who[line["timestamp"], line["item_id"]] = line["user_id"]
     ranker = city.ranker
-    users, rows = pq.read_table(city.data / "users.parquet")["user_id"].to_pylist(), []
+    rows = []
     own = [c["name"] for c in ranker.exported.own.values() if c["of"] == "interactions"]
     for r, time in enumerate(sample.time.tolist()):
         mine = sample.request == r
-        user = users[int(sample.user[r])]
         candidates = ranker.item_ids.take(pa.array(sample.item[mine].numpy())).to_pylist()
-        of_user = raw[raw["user_id"] == user]
-        before = of_user[(of_user["timestamp"] < time) & (of_user["label"] == 1)].sample(frac=1, random_state=r)
-        now = of_user[(of_user["timestamp"] == time) & of_user["item_id"].isin(candidates)].set_index("item_id")
+        user = who[time, candidates[0]]
+        before = [x for x in of_users[user] if x["timestamp"] < time and x["label"] == 1]
+        np.random.default_rng(r).shuffle(before)  # type: ignore[arg-type]
+        now = {x["item_id"]: x for x in of_users[user] if x["timestamp"] == time}
         row = {
             "user_id": user,
             "time": time,
             "lat": float(sample.lat[r]),
             "lon": float(sample.lon[r]),
-            "history": before["item_id"].tolist(),
-            "history_time": before["timestamp"].tolist(),
+            "history": [x["item_id"] for x in before],
+            "history_time": [x["timestamp"] for x in before],
             "candidates": candidates,
         }
         for name in own:
-            value = now.loc[candidates, name].tolist()
+            value = [now[x][name] for x in candidates]
             row[name] = value if of(ranker, name) == "candidate" else value[0]
         rows.append(row)
     return sample, pa.Table.from_pylist(rows)
@@ -116,7 +121,7 @@ def test_scores_are_those_of_prepared_samples(city: SimpleNamespace) -> None:
 def test_lists_are_those_of_brute_force(city: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """All items scored by the program, one request each; scores are rounded, so that many are tied."""
     ranker = city.ranker
-    (sample, asked), scored = asked_of(city), ranker._logits
+    (_, asked), scored = asked_of(city), ranker._logits
 
     def rounded(x: SampleBatch) -> Tensor:
         return (scored(x) * 20).round() / 20
@@ -167,13 +172,13 @@ def test_one_user_many_users_and_strangers(city: SimpleNamespace) -> None:
     ranker, when = city.ranker, datetime(2024, 6, 1, 12, tzinfo=UTC)
     ids, here = ranker.item_ids.to_pylist(), (float(ranker.lat[9]), float(ranker.lon[9]))
     history = [(ids[4], int(when.timestamp()) - 60), (ids[7], datetime(2024, 5, 1, tzinfo=UTC))]
-    known, stranger = ranker._users.ids[1].as_py(), 10**9
+    known, stranger = ranker.user_ids[1].as_py(), 10**9
     one = ranker.rank(known, here, when, history, k=4)
     assert len(one) == 4 and set(one["user_id"].to_pylist()) == {known}
     assert (np.diff(one["score_label"].to_numpy()) <= 0).all() and (one["km"].to_numpy() <= 3).all()
     many = ranker.rank([known, stranger], [here, here], [when, when], [history, []], k=4)
     assert many.slice(0, 4).drop_columns("user_id").equals(one.drop_columns("user_id")) and len(many) == 8
-    given = ranker.rank(stranger, None, when, [("never", 1)] if isinstance(ids[1], str) else [], ids[1:4], k=9)
+    given = ranker.rank(stranger, None, when, [(10**12, when - timedelta(days=9))], ids[1:4], k=9)
     assert set(given["item_id"].to_pylist()) == set(ids[1:4]) and np.isnan(given["km"].to_numpy()).all()
     assert len(ranker.rank(known, (-60.0, 10.0), when)) == 0, "nothing is there"
     assert len(ranker.rank([], [], [])) == 0
@@ -187,7 +192,7 @@ def test_one_user_many_users_and_strangers(city: SimpleNamespace) -> None:
 
 def test_what_is_wrong_is_told(city: SimpleNamespace) -> None:
     ranker, now = city.ranker, 1717243200
-    user, item = ranker._users.ids[1].as_py(), ranker.item_ids[1].as_py()
+    user, item = ranker.user_ids[1].as_py(), ranker.item_ids[1].as_py()
     unknown = "never" if isinstance(item, str) else 10**12
     good: dict[str, Any] = {"user": user, "place": (float(ranker.lat[1]), float(ranker.lon[1])), "time": now}
     for change, error, text in (
@@ -205,7 +210,11 @@ def test_what_is_wrong_is_told(city: SimpleNamespace) -> None:
         ({"within_km": 0}, ValueError, "within_km=0: expected more than 0 km"),
         ({"within_km": float("nan")}, ValueError, "within_km=nan"),
         ({"by": "taste"}, ValueError, "by='taste': this ranker has label, order, gmv"),
-        ({"candidates": [item, unknown]}, ValueError, f"1 of 2 are not in the catalog, such as {unknown!r} of request 0"),
+        (
+            {"candidates": [item, unknown]},
+            ValueError,
+            f"1 of 2 are not in the catalog, such as {unknown!r} of request 0",
+        ),
         ({"candidates": [item, None]}, ValueError, "1 of 2 are not in the catalog, such as None"),
         ({"candidates": [item, item]}, ValueError, f"request 0 has {item!r} twice"),
         ({"candidates": "cafe"}, TypeError, "got 'cafe', expected a list"),
