@@ -112,12 +112,13 @@ class Ranker:
             log.warning("%s: its program is used, which is slower, since the ranker can't be made: %s", where, error)
             return None
         probe = self._probe()
-        self.dense = dense.eval()
-        off = (self._logits(probe) - self.exported.score(probe)).abs().max().item() if len(probe) else 0.0
+        off = 0.0
+        if len(probe):
+            off = (self._by_code(dense.eval(), probe) - self.exported.score(probe)).abs().max().item()
         if not off <= _ALIKE:
             log.warning("%s: its program is used, which is slower: this placerank's code is off by %.2g", where, off)
             return None
-        return dense
+        return dense.eval()
 
     def _probe(self) -> SampleBatch:
         """A request of nobody, who was at the last items, for the first."""
@@ -333,14 +334,15 @@ class Ranker:
         lat, lon = (_numbers(asked, c, np.float64) for c in ("lat", "lon"))
         return self._samples(asked, *self._candidates(asked, lat, lon, 0))
 
-    @torch.no_grad()
     def _logits(self, sample: SampleBatch) -> Tensor:
         """As ``ExportedRanker.score``."""
-        if self.dense is None:
-            return self.exported.score(sample)
+        return self.exported.score(sample) if self.dense is None else self._by_code(self.dense, sample)
+
+    @torch.no_grad()
+    def _by_code(self, dense: DensePart, sample: SampleBatch) -> Tensor:
         batch, rows, pooled = self.exported.looked_up(sample)
-        outputs: Tensor = self.dense(rows, pooled, batch.dense).logits
-        return outputs
+        logits: Tensor = dense(rows, pooled, batch.dense).logits
+        return logits
 
     def _samples(self, asked: pa.Table, offsets: NDArray[np.int64], rows: NDArray[np.int64]) -> SampleBatch:
         """Requests as samples, as ``prepare`` would have made them."""
