@@ -23,7 +23,8 @@ COMMANDS = {
     "train": "train a ranker; --nproc 2 for two ranks, --resume to go on",
     "evaluate": "metrics, baselines and a report of a trained ranker",
     "generate": "lists of places for requests, from a generative ranker",
-    "export": "embedding tables and the scorer, for serving",
+    "export": "embedding tables and the scorer, for serving; --since for what changed",
+    "apply": "the whole export, of the one before and what changed",
     "bench": "bench kernels: time the kernels beside their peers; bench gpu: check all that wants a GPU, in 8 minutes",
 }
 

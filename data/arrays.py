@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 Ints = NDArray[np.integer]
@@ -99,3 +100,50 @@ def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:
     data *= powers[np.arange(len(data)) - np.repeat(offsets[:-1], length)]
     total = np.concatenate([[np.uint64(0)], np.cumsum(data)])  # wraps, and so does the difference
     return _mix(total[offsets[1:]] - total[offsets[:-1]] + length.astype(np.uint64))
+
+
+def rows_differ(a: pa.Array, b: pa.Array) -> NDArray[np.bool_]:
+    """Which rows of two columns of one type and length are not the same to the bit, bool [n].
+
+    Null is equal to null, NaN to the same NaN; 0.0 is not equal to -0.0. Lists and structs are compared throughout.
+    """
+    if not (a.null_count or b.null_count):
+        return _values_differ(a, b)
+    here, there = (x.is_valid().to_numpy(zero_copy_only=False) for x in (a, b))
+    differ: NDArray[np.bool_] = here != there
+    both = here & there
+    differ[both] = _values_differ(a.filter(pa.array(both)), b.filter(pa.array(both)))
+    return differ
+
+
+def _values_differ(a: pa.Array, b: pa.Array) -> NDArray[np.bool_]:
+    """As ``rows_differ``, of columns without nulls; their children may have some."""
+    kind = a.type
+    unequal: NDArray[np.bool_]
+    if not len(a):  # of the type null, too
+        return np.zeros(0, np.bool_)
+    if pa.types.is_dictionary(kind):
+        return rows_differ(a.dictionary_decode(), b.dictionary_decode())
+    if pa.types.is_struct(kind):
+        parts = [rows_differ(x, y) for x, y in zip(a.flatten(), b.flatten(), strict=True)]
+        unequal = np.zeros(len(a), np.bool_)
+        for part in parts:
+            unequal |= part
+        return unequal
+    if pa.types.is_fixed_size_list(kind):
+        unequal = np.asarray(rows_differ(a.flatten(), b.flatten()).reshape(len(a), kind.list_size).any(axis=1))
+        return unequal
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        length, other = (pc.list_value_length(x).to_numpy() for x in (a, b))
+        differ: NDArray[np.bool_] = length != other
+        alike = np.flatnonzero(~differ)
+        parts = [x.take(pa.array(alike)).flatten() for x in (a, b)]
+        owner = np.repeat(alike, length[alike])
+        differ[owner[rows_differ(*parts)]] = True
+        return differ
+    if pa.types.is_floating(kind):
+        bits = f"u{kind.bit_width // 8}"
+        unequal = a.to_numpy().view(bits) != b.to_numpy().view(bits)
+    else:
+        unequal = pc.not_equal(a, b).to_numpy(zero_copy_only=False)
+    return unequal

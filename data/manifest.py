@@ -56,6 +56,7 @@ _SPLIT = {
     "row_groups": dict[str, list[Count]],
 }
 _TABLE = {"rows": Count, "dim": Count, "format": str, "dtype": str, "file": str}
+_CHANGED = {"rows": Count, "base": Count, "block": Count, "changed": Count, "gone": Count}
 KINDS = {
     "raw": Kind("placerank simulate", {}),
     "prepared": Kind(
@@ -88,6 +89,10 @@ KINDS = {
     "evaluation": Kind("placerank evaluate", {}),
     "lists": Kind("placerank generate", {}),
     "export": Kind("placerank export", {"tables": Each(_TABLE)}),
+    "delta": Kind(
+        "placerank export --since",
+        {"base": str, "result": str, "pyarrow": str, "rows": Each(_CHANGED)},
+    ),
 }
 
 

@@ -18,11 +18,12 @@ In a table's file name, all but letters, digits, ``_``, ``-``, ``.`` and spaces 
 pandas reads integer ids as its nullable integers, since a null would else make them float64, which rounds long ones.
 """
 
+import io
 import json
 import re
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -40,6 +41,7 @@ from .quantize import DTYPES, pack, packed_layout
 
 FORMATS = ("parquet", "safetensors", "npy", "faiss")
 IDS, OOV = ".ids.parquet", ".oov.npy"
+_ATTRIBUTE_ROWS = 1 << 18  # a row group of items' or users' attributes
 
 
 class TableSource(Protocol):
@@ -87,18 +89,24 @@ class RawIds:
             for start in range(0, self.rows, block_rows):
                 yield pa.array(np.arange(start, min(start + block_rows, self.rows)))
             return
-        held: list[pa.Array] = []
-        count = 0
-        with pq.ParquetFile(self.file) as f:
-            for batch in f.iter_batches(block_rows, columns=[self.column]):
-                held.append(batch.column(0))
-                count += len(batch)
-                if count >= block_rows:
-                    whole = pa.concat_arrays(held)
-                    yield whole.slice(0, block_rows)
-                    held, count = [whole.slice(block_rows)], count - block_rows
-        if count:
-            yield pa.concat_arrays(held)
+        for block in row_blocks(self.file, block_rows, [self.column]):
+            yield block.column(0)
+
+
+def row_blocks(file: Path, block_rows: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file in blocks of ``block_rows`` (the last may have fewer), however its row groups lie."""
+    held: list[pa.RecordBatch] = []
+    count = 0
+    with pq.ParquetFile(file) as f:
+        for batch in f.iter_batches(block_rows, columns=columns):
+            held.append(batch)
+            count += len(batch)
+            if count >= block_rows:
+                whole = pa.concat_batches(held)
+                yield whole.slice(0, block_rows)
+                held, count = [whole.slice(block_rows)], count - block_rows
+    if count:
+        yield pa.concat_batches(held)
 
 
 def table_file(name: str, ending: str) -> str:
@@ -119,7 +127,55 @@ def for_pandas(schema: pa.Schema, *columns: str) -> pa.Schema:
     return schema.with_metadata({**(schema.metadata or {}), "pandas": note}) if told else schema
 
 
-class _Writer(ABC):
+def save_attributes(table: pa.Table, key: str, file: Path) -> None:
+    """Write attributes of items or users, whose ids are the column ``key``, as Parquet."""
+    read_back = io.BytesIO()  # Parquet renames the elements of lists: the file has those names from the start
+    pq.write_table(for_pandas(table.schema, key).empty_table(), read_back)
+    told = table.cast(pq.read_schema(read_back))
+    pieces = (told.slice(start, _ATTRIBUTE_ROWS) for start in range(0, len(told), _ATTRIBUTE_ROWS))
+    write_blocks((batch for piece in pieces for batch in piece.combine_chunks().to_batches()), told.schema, file)
+
+
+def write_blocks(blocks: Iterable[pa.RecordBatch], schema: pa.Schema, file: Path) -> None:
+    """Write Parquet, a row group a block: the same blocks give the same bytes."""
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for block in blocks:
+            writer.write_batch(block, row_group_size=max(len(block), 1))
+
+
+def vector_type(dim: int, dtype: str) -> pa.DataType:
+    """What a packed row is in Parquet: a list of fixed length, or binary of fixed length where codes are in it."""
+    kind, width = packed_layout(dim, dtype)
+    if kind == np.uint8:
+        return pa.binary(width)
+    return pa.list_(pa.field("element", pa.from_numpy_dtype(kind), nullable=False), width)
+
+
+def table_schema(ids: pa.DataType, dim: int, dtype: str) -> pa.Schema:
+    """Columns of a table in Parquet, for raw ids of that type."""
+    fields = [pa.field("id", ids), pa.field("vector", vector_type(dim, dtype), nullable=False)]
+    return for_pandas(pa.schema(fields), "id")
+
+
+def vector_column(packed: NDArray, dim: int, dtype: str) -> pa.Array:
+    """Packed rows [n, width], row after row in memory, as a column of ``vector_type``; shares their memory."""
+    kind = vector_type(dim, dtype)
+    if packed.dtype == np.uint8:
+        return pa.FixedSizeBinaryArray.from_buffers(kind, len(packed), [None, pa.py_buffer(packed)])
+    return pa.FixedSizeListArray.from_arrays(pa.array(packed.reshape(-1)), type=kind)
+
+
+def packed_rows(column: pa.Array, dim: int, dtype: str) -> NDArray:
+    """What ``vector_column`` was made of; shares memory."""
+    kind, width = packed_layout(dim, dtype)
+    if kind == np.uint8:
+        values = np.frombuffer(column.buffers()[1], np.uint8)[column.offset * width :]
+    else:
+        values = column.flatten().to_numpy()
+    return values[: len(column) * width].reshape(-1, width)
+
+
+class TableWriter(ABC):
     """Takes a table block by block: ``add`` for each, then ``close``; a context manager that closes."""
 
     def __init__(self, file: Path, rows: int, dim: int, dtype: str, ids: pa.DataType) -> None:
@@ -131,8 +187,8 @@ class _Writer(ABC):
     def open(self, file: Path, ids: pa.DataType) -> None: ...
 
     @abstractmethod
-    def add(self, start: int, ids: pa.Array, block: Tensor) -> None:
-        """Rows ``start`` on: their ids and vectors, float32 [n, dim]."""
+    def add(self, start: int, ids: pa.Array, packed: NDArray) -> None:
+        """Rows ``start`` on: their ids, and vectors [n, width] as ``pack`` gives them."""
 
     @abstractmethod
     def close(self) -> None: ...
@@ -144,15 +200,9 @@ class _Writer(ABC):
         self.close()
 
 
-class _ParquetWriter(_Writer):
+class _ParquetWriter(TableWriter):
     def open(self, file: Path, ids: pa.DataType) -> None:
-        if self.kind == np.uint8:
-            self.vector = pa.binary(self.width)
-        else:
-            element = pa.from_numpy_dtype(self.kind)
-            self.vector = pa.list_(pa.field("element", element, nullable=False), self.width)
-        fields = [pa.field("id", ids), pa.field("vector", self.vector, nullable=False)]
-        self.schema = for_pandas(pa.schema(fields), "id")
+        self.schema = table_schema(ids, self.dim, self.dtype)
         self.writer = pq.ParquetWriter(
             file,
             self.schema,
@@ -161,12 +211,8 @@ class _ParquetWriter(_Writer):
             write_statistics=["id"],
         )
 
-    def add(self, start: int, ids: pa.Array, block: Tensor) -> None:
-        packed = pack(block, self.dtype)
-        if self.kind == np.uint8:
-            vector = pa.FixedSizeBinaryArray.from_buffers(self.vector, len(packed), [None, pa.py_buffer(packed)])
-        else:
-            vector = pa.FixedSizeListArray.from_arrays(pa.array(packed.reshape(-1)), type=self.vector)
+    def add(self, start: int, ids: pa.Array, packed: NDArray) -> None:
+        vector = vector_column(packed, self.dim, self.dtype)
         self.writer.write_batch(pa.record_batch([ids, vector], schema=self.schema), row_group_size=max(len(ids), 1))
 
     def close(self) -> None:
@@ -181,13 +227,13 @@ class _IdsFile:
         self.writer = pq.ParquetWriter(file.with_suffix(IDS), self.schema, compression="zstd")
 
     def add(self, ids: pa.Array) -> None:
-        self.writer.write_table(pa.table([ids], schema=self.schema))
+        self.writer.write_batch(pa.record_batch([ids], schema=self.schema), row_group_size=max(len(ids), 1))
 
     def close(self) -> None:
         self.writer.close()
 
 
-class _FlatWriter(_Writer):
+class _FlatWriter(TableWriter):
     """A header, then rows: npy and safetensors."""
 
     def open(self, file: Path, ids: pa.DataType) -> None:
@@ -198,8 +244,8 @@ class _FlatWriter(_Writer):
     @abstractmethod
     def header(self) -> None: ...
 
-    def add(self, start: int, ids: pa.Array, block: Tensor) -> None:
-        rest = pack(block, self.dtype).data.cast("B")
+    def add(self, start: int, ids: pa.Array, packed: NDArray) -> None:
+        rest = packed.data.cast("B")
         while rest:  # a raw file may take less than it is given
             rest = rest[self.file.write(rest) :]
         self.ids.add(ids)
@@ -226,7 +272,7 @@ class _SafetensorsWriter(_FlatWriter):
         self.file.write(struct.pack("<Q", len(text)) + text)
 
 
-class _FaissWriter(_Writer):
+class _FaissWriter(TableWriter):
     def open(self, file: Path, ids: pa.DataType) -> None:
         import faiss  # here: it starts a thread pool of its own
 
@@ -239,10 +285,9 @@ class _FaissWriter(_Writer):
         self.index = faiss.IndexIDMap2(flat)
         self.save = faiss.write_index
 
-    def add(self, start: int, ids: pa.Array, block: Tensor) -> None:
+    def add(self, start: int, ids: pa.Array, packed: NDArray) -> None:
         self.ids.add(ids)
-        pack(block, self.dtype)  # tells values that fp16 can't hold
-        vectors = pack(block, "fp32")
+        vectors = packed.astype(np.float32, copy=False)
         labels: NDArray[np.int64] = np.arange(start, start + len(ids))
         if start == 0 and ids[0].as_py() is None:
             np.save(self.path.with_suffix(OOV), vectors[0])
@@ -256,7 +301,7 @@ class _FaissWriter(_Writer):
         self.ids.close()
 
 
-_WRITERS: dict[str, type[_Writer]] = {
+WRITERS: dict[str, type[TableWriter]] = {
     "parquet": _ParquetWriter,
     "safetensors": _SafetensorsWriter,
     "npy": _NpyWriter,
@@ -332,13 +377,13 @@ def export_tables(
         for name, table in written.items():
             bar.set_description(name)
             file = folder / table["file"]
-            with _WRITERS[format](file, table["rows"], table["dim"], dtype, ids[name].type) as writer:
+            with WRITERS[format](file, table["rows"], table["dim"], dtype, ids[name].type) as writer:
                 start = 0
                 for raw_ids, block in zip(ids[name].blocks(block_rows), tables.blocks(name, block_rows), strict=True):
                     got, want = tuple(block.shape), (len(raw_ids), table["dim"])
                     if got != want:
                         raise ValueError(f"table {name!r}, row {start}: got a block {got}, expected {want}")
-                    writer.add(start, raw_ids, block)
+                    writer.add(start, raw_ids, pack(block, dtype))
                     start += len(block)
                     bar.update(len(block))
     return written

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..data.arrays import hash_ids, starts_run
 from ..data.manifest import read_manifest, verify_files
 from ..data.urls import fetched, place
-from .export import IDS, OOV
+from .export import IDS, OOV, RawIds, packed_rows, row_blocks, table_schema, vector_column
 from .quantize import packed_layout, unpack
 
 TABLES = "tables"  # in an export folder
@@ -158,10 +159,11 @@ def open_table(folder: Path, name: str, table: dict[str, Any]) -> EmbeddingTable
     try:
         if table["format"] == "parquet":
             columns = pq.read_table(file)
-            ids, packed = columns["id"].combine_chunks(), _from_parquet(columns["vector"], dim, dtype)
+            ids, packed = columns["id"].combine_chunks(), columns["vector"]
+            packed = np.concatenate([packed_rows(chunk, dim, dtype) for chunk in packed.chunks])
         else:
             ids = pq.read_table(file.with_suffix(IDS))["id"].combine_chunks()
-            packed = {"npy": _map_npy, "safetensors": _map_safetensors, "faiss": _from_faiss}[table["format"]](file)
+            packed = _FLAT[table["format"]](file)
     except Exception as error:  # each format's library has errors of its own
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{file} can't be read as {table['format']} ({why}); export again") from error
@@ -174,18 +176,23 @@ def open_table(folder: Path, name: str, table: dict[str, Any]) -> EmbeddingTable
     return EmbeddingTable(name, dim, dtype, ids, packed)
 
 
-def _from_parquet(column: pa.ChunkedArray, dim: int, dtype: str) -> NDArray:
-    kind, width = packed_layout(dim, dtype)
-    out = np.empty((len(column), width), kind)
-    start = 0
-    for chunk in column.chunks:
-        if kind == np.uint8:
-            values = np.frombuffer(chunk.buffers()[1], np.uint8)[chunk.offset * width :]
-        else:
-            values = chunk.flatten().to_numpy()
-        out[start : start + len(chunk)] = values[: len(chunk) * width].reshape(-1, width)
-        start += len(chunk)
-    return out
+def table_blocks(folder: Path, table: dict[str, Any], block_rows: int) -> Iterator[pa.RecordBatch]:
+    """A table that ``export_tables`` wrote, in blocks of ``block_rows`` rows: ``id``, and ``vector``, packed.
+
+    Args:
+        folder: where it lies.
+        table: the manifest's description.
+        block_rows: rows in memory at a time (FAISS: all).
+    """
+    file, dim, dtype = folder / table["file"], table["dim"], table["dtype"]
+    if table["format"] == "parquet":
+        yield from row_blocks(file, block_rows, ["id", "vector"])
+        return
+    packed, start = _FLAT[table["format"]](file), 0
+    for ids in RawIds.read(file.with_suffix(IDS), "id").blocks(block_rows):
+        vectors = vector_column(packed[start : start + len(ids)], dim, dtype)
+        yield pa.record_batch([ids, vectors], schema=table_schema(ids.type, dim, dtype))
+        start += len(ids)
 
 
 def _map_npy(file: Path) -> NDArray:
@@ -211,3 +218,6 @@ def _from_faiss(file: Path) -> NDArray:
     oov = file.with_suffix(OOV)
     vectors = np.concatenate([np.load(oov)[None], vectors]) if oov.is_file() else vectors
     return vectors.astype("<f2") if isinstance(flat, faiss.IndexScalarQuantizer) else vectors
+
+
+_FLAT = {"npy": _map_npy, "safetensors": _map_safetensors, "faiss": _from_faiss}

@@ -1,18 +1,19 @@
 """From a run to a folder that serves: tables keyed by raw ids, the dense part, and what both need."""
 
+import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 
 from ..data.batches.features import CLUSTER, HOURS_PER_WEEK, LEVEL, NGRAM, USER_CLUSTER, USER_TOKEN, Features
-from ..data.manifest import MANIFEST, sha256_file, whole_folder, write_manifest
+from ..data.manifest import MANIFEST, read_manifest, sha256_file, whole_folder, write_manifest
 from ..data.plain import check_numbers, set_places
 from ..data.urls import fetched
-from ..embeddings.export import RawIds, check_format, export_tables, for_pandas
+from ..embeddings.delta import CATALOG, USERS, write_changes
+from ..embeddings.export import RawIds, check_format, export_tables, save_attributes
 from ..embeddings.reader import TABLES
 from ..embeddings.shards import CheckpointTables
 from ..rankers.dense import RankerConfig, Scorer
@@ -52,6 +53,8 @@ class ExportConfig:
     """fp32, fp16, int8 or int4 (row-wise scale and bias); faiss: fp32 or fp16."""
     block_rows: int = 65_536
     """Rows of a table in memory at a time (faiss holds the whole table)."""
+    since: Path | None = None
+    """An earlier export. Then ``out`` gets a delta, what changed since: ``placerank apply`` makes the whole of both."""
     overwrite: bool = False
     """Replace the folder if it exists."""
 
@@ -69,9 +72,18 @@ def export(config: ExportConfig) -> Path:
     Raises:
         FileNotFoundError: no such run, checkpoint or data.
         FileExistsError: the folder exists and ``overwrite`` is not set.
-        ValueError: an unknown table, a damaged checkpoint, or data with other ids than the run was trained on.
+        ValueError: an unknown table, a damaged checkpoint, data with other ids than the run was trained on, or an
+            earlier export that is damaged or of another format.
         OSError: the disk is full. On every error the folder is as it was before.
     """
+    base = None if config.since is None else fetched(config.since)
+    if base is not None:
+        for name, table in read_manifest(base, "export")["tables"].items():
+            if (table["format"], table["dtype"]) != (config.format, config.dtype):
+                raise ValueError(
+                    f"since: {base} has the table {name!r} as {table['format']} {table['dtype']}, got format="
+                    f"{config.format} dtype={config.dtype}; give those of the earlier export, or export the whole"
+                )
     trained = read_config(config.run, config.data, config.semantic_ids)
     data = trained.data
     inputs = read_inputs(data, trained.features, trained.ranker)
@@ -89,28 +101,29 @@ def export(config: ExportConfig) -> Path:
     raw = CheckpointTables(checkpoint)
     how = config.format, config.dtype, config.block_rows
     with whole_folder(config.out, config.overwrite) as folder:
-        (folder / TABLES).mkdir()
-        tables = export_tables(raw, {n: x for n, x in ids.items() if n not in FINAL}, folder / TABLES, *how)
+        whole = folder if base is None else folder / "whole"
+        (whole / TABLES).mkdir(parents=True)
+        tables = export_tables(raw, {n: x for n, x in ids.items() if n not in FINAL}, whole / TABLES, *how)
         items = inputs.read_items()
         if not isinstance(dense, Scorer):
-            export_generator(dense, trained.ranker.kind, inputs.lineage, folder)
+            export_generator(dense, trained.ranker.kind, inputs.lineage, whole)
             items = with_codes(items, dense.facts.codes.cpu())
         else:
-            export_scorer(dense, features, folder / SCORER)
+            export_scorer(dense, features, whole / SCORER)
             if computed := {n: x for n, x in ids.items() if n in FINAL}:
                 final = FinalVectors(raw, dense, inputs.catalog(torch.device("cpu")), data)
-                tables |= export_tables(final, computed, folder / TABLES, *how)
-        save_features(features, folder / FEATURES)
-        for table, key, name in (
-            (items, "item_id", "catalog"),
-            (inputs.read_users(), "user_id", "users"),
-        ):
-            told = table.replace_schema_metadata(for_pandas(table.schema, key).metadata)
-            pq.write_table(told, folder / f"{name}.parquet", compression="zstd")
+                tables |= export_tables(final, computed, whole / TABLES, *how)
+        save_features(features, whole / FEATURES)
+        save_attributes(items, "item_id", whole / CATALOG)
+        save_attributes(inputs.read_users(), "user_id", whole / USERS)
         made_from = {"checkpoint": sha256_file(checkpoint / MANIFEST), "prepared": prepared["content_hash"]}
         own = [c for c in prepared.get("own", []) if c["name"] in {o.name for o in features.own}]
         about = {"ranker": trained.ranker, "history_length": prepared["history_length"]}
-        write_manifest(folder, "export", config, made_from, step=saved["step"], tables=tables, own=own, **about)
+        write_manifest(whole, "export", config, made_from, step=saved["step"], tables=tables, own=own, **about)
+        if base is not None:
+            told = write_changes(base, whole, folder)
+            shutil.rmtree(whole)
+            write_manifest(folder, "delta", config, made_from, **told)
     return config.out
 
 

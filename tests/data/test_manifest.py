@@ -129,6 +129,12 @@ FIELDS: dict[str, dict[str, Any]] = {
     "evaluation": {},
     "lists": {},
     "export": {"tables": {"item": {"rows": 9, "dim": 8, "format": "npy", "dtype": "fp32", "file": "item.npy"}}},
+    "delta": {
+        "base": "ab",
+        "result": "cd",
+        "pyarrow": "26.0.1",
+        "rows": {"catalog.parquet": {"rows": 9, "base": 7, "block": 64, "changed": 3, "gone": 0}},
+    },
 }
 
 
@@ -164,7 +170,7 @@ def test_every_field_that_readers_take_is_checked(kind: str, tmp_path: Path) -> 
             or way[-1] in ("train", "part-00000.parquet")
         ):
             continue  # one fewer is another folder's manifest, not a damaged one
-        if not (way[0] == "tables" and kind == "export" and len(way) == 2):
+        if not (way[0] in ("tables", "rows") and kind in ("export", "delta") and len(way) == 2):
             assert f"'{name}' is missing; it is damaged, or another version of placerank wrote it: make" in refused(
                 without(manifest, way)
             )

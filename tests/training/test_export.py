@@ -20,6 +20,7 @@ from placerank.data.batches.loader import SampleLoader
 from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.manifest import read_manifest
 from placerank.data.preparation.prepare import PrepareConfig, prepare
+from placerank.embeddings.delta import apply_delta
 from placerank.embeddings.reader import load_table
 from placerank.rankers.dense import RankerConfig, Scorer
 from placerank.rankers.exported import ExportedRanker, export_scorer, load_features, save_features
@@ -268,3 +269,19 @@ def test_full_disk_leaves_what_was_there(trained: SimpleNamespace, tmp_path: Pat
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     read_manifest(out, "export", verify=True)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_delta_of_a_run_leads_to_its_whole_export(trained: SimpleNamespace, tmp_path: Path) -> None:
+    whole = export(ExportConfig(run=trained.run, out=tmp_path / "whole", checkpoint="latest", block_rows=50))
+    delta = export(
+        ExportConfig(run=trained.run, out=tmp_path / "delta", checkpoint="latest", block_rows=50, since=trained.out)
+    )
+    assert not (delta / "whole").exists()
+    out = apply_delta(trained.out, delta, tmp_path / "out")
+    hashes = [read_manifest(folder, "export", verify=True)["files"] for folder in (whole, out)]
+    assert hashes[0] == hashes[1]
+    assert_same_scores(exported_scores(trained.data, out), trained.logits)
+    with pytest.raises(
+        ValueError, match=r"since: .* has the table 'item' as parquet fp32, got format=npy dtype=int8; give"
+    ):
+        export(ExportConfig(run=trained.run, out=tmp_path / "d", since=trained.out, format="npy", dtype="int8"))
