@@ -1,0 +1,249 @@
+"""Walking forward: days in order, each asked before it is trained on. Warm start beside training anew and not at all.
+
+    python -m placerank.benchmarks.bench_walk --days 5 --requests 24000 --seeds 0 1 --save
+    python -m placerank.benchmarks.bench_walk --data DATASETS/context_trails_pj --days 14 --save
+
+In the simulated city, a city a seed, or on raw folders. A ranker is trained on all days but the last ``--days``. Then
+each of these is prepared with ``--after``, the rankers of all sides are asked about all its requests, and go on:
+
+    known, random   ``--warm-start`` on the day alone, new rows from what is known of them, or from noise
+    anew            prepared and trained from nothing on all days so far
+    none            the first ranker, never trained again
+
+Places open on the day that first shows them (of check-ins that is not known), and a tenth of those shown before the
+walk is held back: each opens on a day drawn for it, and what was before is dropped. AUC of rows of places that opened
+that day, and of all others. A request's figure: of its pairs of a click and none, one of them a new place, the share in
+order; known less random has a 95 % interval by drawing requests of all days and seeds anew. Processor seconds are of
+preparing and training for the next day, on one thread. One pass, whatever the side; 5 % of the rows are for validation.
+
+A day and side that is kept in ``--out`` is not run again. ``--save`` writes results/walk.csv and walk.png.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from matplotlib import pyplot as plt
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from placerank.benchmarks.papers.paired import paired_bootstrap
+from placerank.benchmarks.results_file import RESULTS, keep
+from placerank.data.batches.batch import SampleBatch
+from placerank.data.batches.loader import SampleLoader
+from placerank.data.city.simulate import SimulateConfig, simulate
+from placerank.data.manifest import write_json
+from placerank.data.preparation.prepare import PrepareConfig, prepare
+from placerank.training.inference import load_ranker
+from placerank.training.metrics import auc
+from placerank.training.predictions import Predictions, predict
+from placerank.training.run_files import CONFIG, read_object
+from placerank.training.runtime import runtime
+from placerank.training.train import TrainConfig, train
+
+SIDES = {"known": "warm start", "random": "new rows from noise", "anew": "trained anew", "none": "not trained again"}
+PARTS = {"auc_known": "known places", "auc_new": "places that opened that day"}
+SHOWN = {"auc": "AUC", **PARTS, "pairs": "pairs in order", "prepare_cpu_s": "prepare, s", "train_cpu_s": "train, s"}
+SHARE = 0.1
+NEGATIVES = 9  # a visit, of check-ins alone
+BATCH = 512  # small, as a day has few
+PLACES = 2_000  # of a city, and people
+_KEY = ("dataset", "days", "requests", "seed", "day", "side")
+
+
+@dataclass(frozen=True)
+class Walk:
+    """One walk, and the folder that all of it is kept in.
+
+    Attributes:
+        raw: folder in the schema of docs/data.md.
+        days: how many, the last ones that have interactions.
+        seed: of the places that are held back, and of trainings.
+    """
+
+    raw: Path
+    folder: Path
+    days: int
+    seed: int
+
+    @cached_property
+    def tables(self) -> tuple[pa.Table, pa.Table, NDArray[np.int64], NDArray[np.int64]]:
+        """Interactions that count, items, and the day of the walk that each is of, or opens on; -1 = before."""
+        items, shown = (pq.read_table(self.raw / f"{name}.parquet") for name in ("items", "interactions"))
+        date = shown["timestamp"].cast(pa.timestamp("s", "UTC"), safe=False).cast(pa.int64()).to_numpy() // 86_400
+        day = np.maximum(np.searchsorted(np.unique(date)[-self.days :], date, side="right") - 1, -1)
+        row = pc.index_in(shown["item_id"], value_set=items["item_id"].combine_chunks()).to_numpy()
+        first = np.full(len(items), self.days)
+        np.minimum.at(first, row, day)
+        visits_alone = pc.min(shown["label"]).as_py() == 1  # they don't say of a place that it is open but not chosen
+        opens = np.where(visits_alone | (first == self.days), -1, first)
+        rng, early = np.random.default_rng(self.seed), np.flatnonzero(first == -1)
+        held = rng.choice(early, int(SHARE * len(early)), replace=False)
+        opens[held] = rng.integers(0, self.days, len(held))
+        kept = day >= opens[row]
+        return shown.filter(pa.array(kept)), items, day[kept], opens
+
+    def data(self, day: int, whole: bool = False) -> Path:
+        """Prepared after the day before, or of all days up to this one; -1 is all before the walk."""
+        out = self.folder / f"day-{day}" / ("whole" if whole and day >= 0 else "data")
+        after = None if whole or day < 0 else self.data(day - 1)
+        if not out.with_suffix(".seconds").exists():
+            shown, items, of, opens = self.tables
+            raw, first = out.with_suffix(".raw"), -1 if after is None else day
+            raw.mkdir(parents=True, exist_ok=True)
+            pq.write_table(shown.filter(pa.array((of >= first) & (of <= day))), raw / "interactions.parquet")
+            pq.write_table(items.filter(pa.array(opens <= day)), raw / "items.parquet")
+            if (self.raw / "users.parquet").exists():
+                shutil.copy(self.raw / "users.parquet", raw)
+            how: dict[str, Any] = {"valid_fraction": 0.05, "test_fraction": 0, "seed": self.seed}
+            how |= {"train_negatives": NEGATIVES, "eval_negatives": NEGATIVES}
+            start = time.process_time()
+            prepare(PrepareConfig(input=raw, out=out, after=after, overwrite=True, **how))
+            out.with_suffix(".seconds").write_text(f"{time.process_time() - start:.2f}")
+            shutil.rmtree(raw)
+        return out
+
+    def run(self, side: str, day: int) -> Path:
+        """The ranker of a side once a day is over; -1: before the walk, the same of all."""
+        day = -1 if side == "none" else day
+        run = self.folder / f"day-{day}" / (f"{side}.run" if day >= 0 else "first.run")
+        if not run.with_suffix(".seconds").exists():
+            before = self.run(side, day - 1) if day >= 0 and side != "anew" else None
+            how: dict[str, Any] = {"new_rows": "random" if side == "random" and day >= 0 else "known"}
+            how |= {"epochs": 1, "patience": 0, "batch_size": BATCH, "keep_checkpoints": 1, "seed": self.seed}
+            data = self.data(day, whole=before is None)
+            start = time.process_time()
+            train(TrainConfig(data=data, run=run, warm_start=before, overwrite=True, **how))
+            run.with_suffix(".seconds").write_text(f"{time.process_time() - start:.2f}")
+        if day < 0 and side == "random":  # the same, but for how it takes rows that it doesn't know
+            run = Path(shutil.copytree(run, run.with_name("noise.run"), dirs_exist_ok=True))
+            write_json(run / CONFIG, (read_object(run / CONFIG) or {}) | {"new_rows": "random"})
+        return run
+
+    def measure(self, side: str, day: int) -> dict[str, Any]:
+        """What is kept of a side on a day: its line, and ``requests``, the figures of requests with new places."""
+        path = self.folder / f"day-{day}" / f"{side}.json"
+        if path.exists():
+            kept: dict[str, Any] = json.loads(path.read_text())
+            return kept
+        data, run, (_, items, _, opens) = self.data(day), self.run(side, day - 1), self.tables
+        ids = pq.read_table(data / "catalog.parquet", columns=["item_id"])["item_id"]
+        fresh = pc.is_in(ids, value_set=items["item_id"].filter(pa.array(opens == day)).combine_chunks()).to_numpy()
+        with runtime(self.seed) as rt:
+            score = load_ranker(run, rt, data).score()
+            splits = [predict(score, self._asked(day, split)).sort() for split in ("train", "valid")]
+        p = Predictions.of_columns({n: np.concatenate([getattr(s, n) for s in splits]) for n in splits[0].columns()})
+        new = fresh[p.item_row]
+        made = () if side == "none" else (self.data(day, whole=side == "anew"), self.run(side, day))
+        seconds = [float(path.with_suffix(".seconds").read_text()) for path in made] or [0.0, 0.0]
+        found: dict[str, Any] = {"rows": len(p), "new_rows": int(new.sum()), "new_positives": int(p.label[new].sum())}
+        for name, rows in (("auc", new | True), ("auc_known", ~new), ("auc_new", new)):
+            found[name] = auc(p.label[rows], p.logit[rows])
+        found |= {"prepare_cpu_s": seconds[0], "train_cpu_s": seconds[1], "requests": pairs_in_order(p, new)}
+        write_json(path, found)
+        return found
+
+    def _asked(self, day: int, split: str) -> Iterator[SampleBatch]:
+        """Requests of a day by users as they are known before it: who got a row for that day's clicks has none yet."""
+        known = pq.read_metadata(self.data(day - 1) / "users.parquet").num_rows
+        for batch in SampleLoader(self.data(day), split, 4096):
+            yield replace(batch, user=torch.where(batch.user < known, batch.user, 0))
+
+
+def pairs_in_order(p: Predictions, new: NDArray[np.bool_]) -> list[float]:
+    """Of each request with pairs of a positive and a negative, one of them new, the share in order; a tie is half."""
+    found = []
+    for rows in np.split(np.arange(len(p)), np.flatnonzero(np.diff(p.request)) + 1):
+        label, here, score = p.label[rows] > 0, new[rows], p.logit[rows]
+        gap = (score[label][:, None] - score[~label])[here[label][:, None] | here[~label]]
+        if len(gap):
+            found.append(float(np.mean((gap > 0) + (gap == 0) / 2)))
+    return found
+
+
+def report(lines: Sequence[dict[str, Any]], requests: dict[tuple[Any, ...], list[float]]) -> list[dict[str, Any]]:
+    """Print means a side and the interval of each dataset; returns the intervals as lines of the file."""
+    out = []
+    for name in dict.fromkeys(x["dataset"] for x in lines):
+        print(f"\n{name}\n\n| side | {' | '.join(SHOWN.values())} |\n|---|{'---|' * len(SHOWN)}")
+        for side, title in SIDES.items():
+            here = [x for x in lines if (x["dataset"], x["side"]) == (name, side)]
+            print(f"| {title} | " + " | ".join(f"{np.nanmean([x[k] for x in here]):.4f}" for k in SHOWN) + " |")
+        keys = [key for key in requests if (key[0], key[3]) == (name, "known")]
+        gaps = np.concatenate([np.subtract(requests[key], requests[(*key[:3], "random")]) for key in keys])
+        found = paired_bootstrap(gaps)
+        print(f"known less random: {found.mean:+.5f} ({found.low:+.5f} to {found.high:+.5f}) of {len(gaps):,} requests")
+        about = {"seed": "all", "day": "all", "side": "known - random", "new_requests": len(gaps)}
+        about |= {k: here[0][k] for k in ("dataset", "days", "requests")}
+        about |= {f"pairs{end}": round(v, 5) for end, v in zip(("", "_low", "_high"), found, strict=True)}
+        out.append(dict.fromkeys(lines[0], "") | about)
+    return out
+
+
+def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """AUC by day, mean of the seeds: a row a dataset, known and new places apart."""
+    names = list(dict.fromkeys(x["dataset"] for x in lines))
+    figure, grid = plt.subplots(len(names), 2, figsize=(9, 3.2 * len(names)), squeeze=False, layout="constrained")
+    for row, name in zip(grid, names, strict=True):
+        for axis, (part, title) in zip(row, PARTS.items(), strict=True):
+            for (side, label), mark in zip(SIDES.items(), "osD^", strict=True):
+                here = [x for x in lines if (x["dataset"], x["side"]) == (name, side)]
+                days = sorted({x["day"] for x in here})
+                means = [np.nanmean([x[part] for x in here if x["day"] == day]) for day in days]
+                axis.plot(days, means, f"{mark}-", markersize=4, label=label)
+            axis.set(title=f"{name}: {title}", xlabel="day", ylabel="AUC", xticks=days)
+            axis.grid(True, alpha=0.3)
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="*", default=[], help="raw folders; default: a simulated city")
+    parser.add_argument("--days", type=int, default=14, help="that are walked (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=34_000, help="of a city, in 4 times the days (default: 34000)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/walk"), help="where what is made is kept")
+    parser.add_argument("--save", action="store_true", help="write results/walk.csv and walk.png")
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # threads that wait for each other take processor time, too
+    lines: list[dict[str, Any]] = []
+    requests: dict[tuple[Any, ...], list[float]] = {}
+    walks = list(product(args.data or [None], args.seeds))
+    with tqdm(total=len(walks) * args.days * len(SIDES), desc="days and sides") as bar:
+        for source, seed in walks:
+            name, size = ("city", args.requests) if source is None else (source.name, "")
+            folder = args.out / "-".join(map(str, (name, seed, args.days, *([size] if size else []))))
+            raw = source or folder / "raw"
+            if not raw.exists():
+                of: dict[str, Any] = {"items": PLACES, "users": PLACES, "days": 4 * args.days, "seed": seed}
+                simulate(SimulateConfig(out=raw, requests=args.requests, **of))
+            walk = Walk(raw, folder, args.days, seed)
+            for day, side in product(range(args.days), SIDES):
+                found = walk.measure(side, day)
+                pairs = requests[name, seed, day, side] = found.pop("requests")
+                about = {"dataset": name, "days": args.days, "requests": size, "seed": seed, "day": day, "side": side}
+                found |= {"new_requests": len(pairs), "pairs": float(np.mean(pairs)) if pairs else np.nan}
+                lines.append(about | {k: round(v, 5) for k, v in found.items()} | {"pairs_low": "", "pairs_high": ""})
+                bar.update()
+    intervals = report(lines, requests)
+    if args.save:
+        keep("walk.csv", [*lines, *intervals], _KEY, torch.device("cpu"))
+        draw(lines, RESULTS / "walk.png")
+
+
+if __name__ == "__main__":
+    main()
