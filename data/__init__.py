@@ -5,3 +5,6 @@ catalog's columns of them (the ``prepare`` step), ``batches`` reads those for tr
 beside the rooms: whole folders and manifests, what killed processes leave, plain values (JSON, settings) and their
 checks, geohashes, array helpers. May import kernels, nothing else of ours.
 """
+
+LABEL = "label"
+"""The column of clicks or visits: what histories are made of, and what a ranker learns unless it is told otherwise."""

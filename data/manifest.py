@@ -16,9 +16,10 @@ import subprocess
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import GenericAlias
 from typing import Annotated, Any, Literal
 
 from .leftovers import remove_leftovers, unfinished
@@ -39,12 +40,14 @@ class Kind:
         format: counts the changes after which an older placerank would misread the folder. A manifest without a
             number is older than the numbers and is read as format 1.
         oldest: the oldest format that can still be read.
+        optional: as fields, of those that some folders lack.
     """
 
     made_by: str
     fields: dict[str, Any]
     format: int = 1
     oldest: int = 1
+    optional: dict[str, Any] = field(default_factory=dict)
 
 
 _FILES = Each({"bytes": Count, "sha256": str})
@@ -56,6 +59,25 @@ _SPLIT = {
     "row_groups": dict[str, list[Count]],
 }
 _TABLE = {"rows": Count, "dim": Count, "format": str, "dtype": str, "file": str}
+_OWN = {
+    "name": str,
+    "of": Literal["items", "users", "interactions"],
+    "column": str,
+    "kind": Literal["category", "buckets", "number", "list"],
+    "table": str | None,
+    "joins": Literal["target", "history", "user", "request", "candidate"],
+    "width": int | None,
+}
+_OUTCOMES = {
+    "labels": list[str],
+    "amount": str | None,
+    "weight": str | None,
+    "train": {
+        "positives": dict[str, Count],
+        "outside": Each(dict[str, Count]),
+        "amount": {"rows": Count, "sum": float},
+    },
+}
 _CHANGED = {"rows": Count, "base": Count, "block": Count, "changed": Count, "gone": Count}
 KINDS = {
     "raw": Kind("placerank simulate", {}),
@@ -70,6 +92,7 @@ KINDS = {
         },
         format=2,  # 1: a row of the samples was a candidate, with a history of its own
         oldest=2,
+        optional={"own": GenericAlias(list, (_OWN,)), "outcomes": _OUTCOMES},
     ),
     "align": Kind("placerank align", {"encoder": dict[str, Any], "prompts": dict[str, Any], "items": Count}),
     "tokenizer": Kind(
@@ -275,7 +298,8 @@ def read_manifest(folder: Path, kind: str, verify: bool = False) -> dict[str, An
         raise ValueError(
             f"{path}: got format {written} of an older placerank, expected {known.oldest} or more; {again}"
         )
-    if found := fault(manifest, {"format": Count, **_COMMON, **known.fields}):
+    optional = {name: want for name, want in known.optional.items() if name in manifest}
+    if found := fault(manifest, {"format": Count, **_COMMON, **known.fields, **optional}):
         raise ValueError(f"{path}: {found}; it is damaged, or another version of placerank wrote it: {again}")
     there = sizes(folder, manifest["files"])
     for name, want in manifest["files"].items():

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..data import LABEL
 from ..data.batches.features import Features
 from ..data.plain import check_numbers
-from ..data.requests import LABEL
 from .towers.din import Dice
 
 _CERTAIN = -1e-30  # log of the largest probability below 1 whose logit is finite in float32

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
+from ..data import LABEL
 from ..data.batches.catalog import Catalog
 from ..data.batches.features import (
     CLUSTER,
@@ -25,7 +26,6 @@ from ..data.batches.semantic_features import SemanticFeatures
 from ..data.batches.sharded_catalog import ShardedCatalog
 from ..data.manifest import MANIFEST, read_manifest
 from ..data.one_copy import one_copy
-from ..data.requests import LABEL
 from ..data.urls import fetched
 from ..rankers.dense import RankerConfig
 from ..rankers.generative.index import Index
@@ -175,6 +175,9 @@ def read_inputs(data: Path, features: FeatureConfig, ranker: RankerConfig) -> In
         if ranker.akt.enabled and ranker.akt.users:
             sizes[USER_CLUSTER] = sizes[CLUSTER]
     known, own = (features, manifest["tables"], manifest["user_columns"]), manifest.get("own", [])
+    for c in own:
+        if c["table"] not in manifest["tables"] and (c["kind"] != "number" or c["table"] is not None):
+            raise ValueError(f"{data / MANIFEST}: no table of the own column {c['name']!r}; make the folder again")
     if ranker.generates:
         resolved = generative_features(*known, sizes, getattr(ranker.generator, "user_tokens", None), own)
     else:

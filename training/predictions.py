@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..data import LABEL
 from ..data.batches.batch import SampleBatch
-from ..data.requests import LABEL
 from .metrics import ALL_METRICS, Summary, amount_auc, amount_ratio, summarize
 from .runtime import on_first_rank
 

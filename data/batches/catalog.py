@@ -12,8 +12,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ...kernels.haversine import unit_vectors, unit_vectors_km
 from ...kernels.jagged import ranges_unchecked, segment_ids_unchecked, shared_rows_unchecked
+from .. import LABEL
 from ..arrays import ranges
-from ..requests import LABEL
 from ..urls import fetched
 from .activity import activity_features
 from .batch import RankingBatch, SampleBatch

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from torch import nn
 
+from .. import LABEL
 from ..plain import check_numbers, set_places
-from ..requests import LABEL
 from .activity import ACTIVITY_DIM
 
 HOURS_PER_WEEK = 168

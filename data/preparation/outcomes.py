@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import LABEL
 from ..raw.outcomes import Outcomes
-from ..requests import LABEL, OWN
+from ..requests import OWN
 from .buckets import Bucket
 from .own import Extra
 
