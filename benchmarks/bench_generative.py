@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from placerank.benchmarks.results_file import keep
-from placerank.benchmarks.t5 import T5Tokens, of_stack, small_t5
+from placerank.benchmarks.t5 import TIGER, T5Tokens, of_stack, small_t5
 from placerank.kernels.haversine import haversine_km
 from placerank.rankers.generative.decoding import Softmax, beam, score
 from placerank.rankers.generative.index import Index
@@ -48,7 +48,6 @@ from placerank.rankers.generative.layers import Memory
 from placerank.rankers.generative.reach import WEEK, Allowed, Near, OpeningHours, everything, open_now
 from placerank.training.runtime import keep_freed_memory
 
-TIGER = {"columns": 128, "heads": 6, "head_columns": 64, "hidden": 1024, "layers": 4}
 SMALL = {"columns": 32, "heads": 2, "head_columns": 16, "hidden": 64, "layers": 1}
 PARTS = ("index", "memory", "sums", "speed", "cornac", "lists")
 Line = dict[str, Any]

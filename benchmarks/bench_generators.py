@@ -45,7 +45,7 @@ KINDS = ("tiger", "generative", "onerec")
 GIVEN_CODE = "given code"
 SHOWN = ("hit@1", "hit@10", "ndcg@10")
 BASE = "hgit"
-TITLES = {variant.name: variant.title for variant in TOKENS}
+VARIANTS = {variant.name: variant for variant in TOKENS}
 _KEY = ("dataset", "ranker", "tokenizer", "way", "part", "metric")
 Line = dict[str, Any]
 
@@ -85,7 +85,7 @@ class Cell:
             return
         torch.set_num_threads(1)
         place = self.place
-        variant = next(v for v in TOKENS if v.name == self.tokenizer)
+        variant = VARIANTS[self.tokenizer]
         folder = self.folder / "generators" / f"{self.kind}-{self.tokenizer}-{self.seed}"
         run = generator.trained(place.prepared(), place.tokens(variant, 0), self.seed, folder, self.kind, self.epochs)
         wanted = wanted_visits(self)
@@ -116,7 +116,7 @@ def measure(cell: Cell, scores: Tensor, wanted: Tensor) -> dict[str, Any]:
     """What is kept of a cell: see ``Cell.out``; and ``popular``, gains [N, M] of the most popular given the code."""
     prepared = cell.place.prepared()
     items = ItemFacts.load(prepared)
-    codes = codes_of(cell.place, cell.tokenizer)
+    codes = codes_of(cell.place, VARIANTS[cell.tokenizer])
     ways = Ways(items, cell.reach_km, codes)
     floors = Floors(items, transitions(prepared, len(items)))
     floors.fit(prepared)
@@ -156,7 +156,7 @@ def lines_of(dataset: str, cells: list[Cell]) -> list[Line]:
     lines: list[Line] = []
     kept = {(c.kind, c.tokenizer, c.seed): dict(np.load(c.out)) for c in cells if c.out.exists()}
     for kind in KINDS:
-        for tokenizer in TITLES:
+        for tokenizer in VARIANTS:
             own = [x for (k, t, _), x in sorted(kept.items()) if (k, t) == (kind, tokenizer)]
             base = [kept.get((kind, BASE, s)) for (k, t, s) in sorted(kept) if (k, t) == (kind, tokenizer)]
             if not own:
@@ -174,7 +174,7 @@ def lines_of(dataset: str, cells: list[Cell]) -> list[Line]:
             for metric in ("nll", "nll_floor", "ece"):
                 where = {"way": "all", "part": "all", "metric": metric}
                 lines.append({**about, **where, **_over_seeds([float(x[metric]) for x in own])})
-    for tokenizer in TITLES:
+    for tokenizer in VARIANTS:
         some = next((x for (_, t, _), x in sorted(kept.items()) if t == tokenizer), None)
         if some is None:
             continue
@@ -216,7 +216,7 @@ def markdown(lines: list[Line]) -> str:
         out += [f"\n{dataset}, {kind}; in brackets HGIT less this\n"]
         out.append("| | " + " | ".join(f"{way}, {part}: {metric}" for way, part, metric in heads) + " | nll | ece |")
         out.append("|" + "---|" * (len(heads) + 3))
-        for tokenizer, title in TITLES.items():
+        for tokenizer, variant in VARIANTS.items():
             if (dataset, kind, tokenizer, *heads[0]) not in by:
                 continue
             cells = []
@@ -225,7 +225,7 @@ def markdown(lines: list[Line]) -> str:
                 gain = f" ({line['low']} to {line['high']})" if line["low"] else ""
                 cells.append(f"{line['mean']}{gain}")
             cells += [by[dataset, kind, tokenizer, "all", "all", metric]["mean"] for metric in ("nll", "ece")]
-            out.append(f"| {title} | " + " | ".join(cells) + " |")
+            out.append(f"| {variant.title} | " + " | ".join(cells) + " |")
     return "\n".join(out)
 
 
@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders in the schema of docs/data.md")
     parser.add_argument("--out", type=Path, default=Path("runs/papers"), help="where what is made is kept")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS])
-    parser.add_argument("--tokenizers", nargs="+", choices=[*TITLES], default=[*TITLES])
+    parser.add_argument("--tokenizers", nargs="+", choices=[*VARIANTS], default=[*VARIANTS])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--targets", type=int, default=3000, help="test visits, drawn once (default: %(default)s)")
     parser.add_argument("--reach", type=float, default=10.0, help="km (default: %(default)s)")
@@ -265,9 +265,8 @@ def main() -> None:
     for data in args.data:  # what all cells need is made once, before they start
         cells = of[data.name]
         cells[0].place.prepared()
-        for variant in TOKENS:
-            if variant.name in args.tokenizers:
-                cells[0].place.tokens(variant, 0)
+        for tokenizer in args.tokenizers:
+            cells[0].place.tokens(VARIANTS[tokenizer], 0)
     cells = [cell for some in of.values() for cell in some if not cell.out.exists()]
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(_run, cell) for cell in cells]

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from placerank.benchmarks import generator
 from placerank.benchmarks.papers.cells import Budget, Workplace
-from placerank.benchmarks.papers.grids import HGIT, TOKENS
+from placerank.benchmarks.papers.grids import HGIT, Variant
 from placerank.benchmarks.papers.paired import paired_bootstrap
 from placerank.benchmarks.results_file import keep
 from placerank.benchmarks.throughput.environments import LISTS, environment
@@ -146,9 +146,8 @@ def generative(place: Workplace, wanted: Tensor, folder: Path, seeds: int) -> di
     return found
 
 
-def codes_of(place: Workplace, tokenizer: str = HGIT.name) -> Tensor:
+def codes_of(place: Workplace, variant: Variant = HGIT) -> Tensor:
     """Of each catalog row, without TIGER's suffix, int64 [I, L]."""
-    variant = next(v for v in TOKENS if v.name == tokenizer)
     ids = pq.read_table(place.prepared() / "catalog.parquet", columns=["item_id"])["item_id"]
     return torch.from_numpy(SemanticFeatures.load(place.tokens(variant, seed=0), ids).codes)
 

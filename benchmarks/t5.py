@@ -13,6 +13,9 @@ from torch.nn import functional as F
 from placerank.rankers.generative.decoding import Softmax
 from placerank.rankers.generative.layers import Memory, Transformer
 
+TIGER = {"columns": 128, "heads": 6, "head_columns": 64, "hidden": 1024, "layers": 4}
+"""The sizes of TIGER, as published."""
+
 
 def small_t5(
     *, vocabulary: int, columns: int, heads: int, head_columns: int, hidden: int, layers: int, seed: int

@@ -16,13 +16,12 @@ import numpy as np
 import torch
 
 from ..kernels.harness import peak_mib, seconds
-from ..t5 import T5Tokens, small_t5
+from ..t5 import TIGER, T5Tokens, small_t5
 from .report import Cases, Report, needed
 from .speed import profiled
 from .training import city
 
 KINDS = ("generative", "tiger", "onerec")
-TIGER = {"columns": 128, "heads": 6, "head_columns": 64, "hidden": 1024, "layers": 4}
 SMALL = {"columns": 16, "heads": 2, "head_columns": 8, "hidden": 32, "layers": 1}
 LEAST = 8  # times transformers' generate
 
