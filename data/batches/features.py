@@ -339,7 +339,11 @@ def _key(column: dict[str, Any]) -> str:
     return f"item_{column['name']}" if column["of"] == "items" and column["kind"] != "list" else column["name"]
 
 
+def form_of(kind: str) -> Literal["row", "rows", "number"]:
+    """What an own column of a kind becomes: a row of its table, several, or a number; with it names in catalogs end."""
+    return "rows" if kind == "list" else "number" if kind == "number" else "row"
+
+
 def _own(column: dict[str, Any]) -> Own:
     of = {"items": "item", "users": "user"}.get(column["of"], column["joins"])
-    form = {"list": "rows", "number": "number"}.get(column["kind"], "row")
-    return Own(column["name"], of, form)  # type: ignore[arg-type]
+    return Own(column["name"], of, form_of(column["kind"]))

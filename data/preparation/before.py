@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..arrays import hash_ids, one_array, starts_run
+from ..batches.features import form_of
 from ..batches.line_loader import RowGroups
 from ..batches.sequences import visit_groups
 from ..manifest import read_manifest
@@ -181,12 +182,12 @@ class Before:
             if (f["of"], f["column"]) in today:
                 continue
             made.features.append(f)
-            table, column = f["table"], {"number": "number", "list": "rows"}.get(f["kind"], "row")
+            table = f["table"]
             if table in self.own.vocabularies:
                 made.vocabularies.setdefault(table, self.own.vocabularies[table])
             elif table is not None:
                 made.hashed[table] = self.manifest["tables"][table] - 1
-            name = f"{f['name']}_{column}"
+            name = f"{f['name']}_{form_of(f['kind'])}"
             made.users[name] = pa.array([], self.users[name].type)
         order = [(f["of"], f["column"]) for f in self.own.features]
         made.features.sort(key=lambda f: order.index((f["of"], f["column"])))
