@@ -56,10 +56,15 @@ class DIN(InterestTower):
     The product is not in the paper; the authors' code gives the ranker one of the target and the keys' sum. On the
     simulated city the AUC without it depended on the seed by 0.01.
 
-    The weights are not normalised. The unit of the paper is an MLP on [q, k, q - k, q * k]. Its first layer is linear
-    in q and k, so the difference adds nothing that separate maps of q, k and q * k do not have: those are what is
-    learned here, and the map of q is computed once a sample instead of once a visit. The gaps (hours and km, log
-    scale) join the unit's input.
+    The weights are not normalised (section 4.3). The unit's input is that of the authors' code (github.com/zhougr1993/
+    DeepInterestNetwork), [q, k, q - k, q * k]: the paper's figure 2 has the outer product of q and k in place of the
+    last two, D^2 numbers a visit. The unit's first layer is linear in q and k, so the difference adds nothing that
+    separate maps of q, k and q * k do not have: those are what is learned here, and the map of q is computed once a
+    sample instead of once a visit. The gaps (hours and km, log scale) join the unit's input.
+
+    Left out: mini-batch aware regularisation (section 5.1), a decay of the rows that a batch looks up by 1 / n, n being
+    how often a row occurs in the training data. fbgemm's optimizers have a decay of all that a batch looks up, and one
+    by counters of their own (row-wise Adagrad), neither of them that.
 
     Args:
         dim, gaps: see InterestTower.
