@@ -1,5 +1,8 @@
 """``placerank bench kernels``: microbenchmarks on this machine; ``placerank bench gpu``: all that wants a GPU."""
 
+from pathlib import Path
+
+from ..benchmarks.kernels.settings import BenchKernelsConfig
 from .settings import SettingsError
 from .step import run_step
 
@@ -18,6 +21,10 @@ def main(argv: list[str]) -> int:
     if argv[:1] != ["kernels"]:
         got = f"got {argv[0]!r}" if argv and not argv[0].startswith("-") else "nothing said"
         raise SettingsError(f"what to benchmark: {got}, expected: placerank bench kernels or gpu [options]")
-    from ..benchmarks.kernels.run import BenchKernelsConfig, bench_kernels
+    return run_step("bench kernels", BenchKernelsConfig, _kernels, argv[1:])
 
-    return run_step("bench kernels", BenchKernelsConfig, bench_kernels, argv[1:])
+
+def _kernels(config: BenchKernelsConfig) -> Path | None:
+    from ..benchmarks.kernels.run import bench_kernels
+
+    return bench_kernels(config)

@@ -8,3 +8,6 @@ checks, geohashes, array helpers. May import kernels, nothing else of ours.
 
 LABEL = "label"
 """The column of clicks or visits: what histories are made of, and what a ranker learns unless it is told otherwise."""
+OWN = "own."
+"""What the names of further columns begin with: a team's own, of requests or, as lists, of candidates; int32 or
+float32. The manifest says what they are."""

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from . import OWN as OWN
 from .arrays import one_array, ranges
 
 Array = NDArray[Any]
@@ -31,9 +32,6 @@ OF_HISTORY: dict[str, Any] = {"history": np.int32, "history_hours": np.float32}
 OF_CANDIDATES: dict[str, Any] = {"item_row": np.int32, "label": np.int8, "visits": np.int32, "probability": np.float32}
 PROBABILITY, OFFSET = EXTRA = "probability", "utc_offset"
 """Columns of samples that not every source has."""
-OWN = "own."
-"""What the names of further columns begin with: a team's own, of requests or, as lists, of candidates; int32 or
-float32. The manifest says what they are."""
 ENCODING: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 1,

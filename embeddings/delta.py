@@ -36,31 +36,15 @@ from numpy.typing import NDArray
 
 from ..data.arrays import rows_differ
 from ..data.manifest import MANIFEST, read_manifest, sha256_file, verify_files, whole_folder, write_manifest
-from ..data.plain import read_json, set_places
+from ..data.plain import read_json
 from ..data.urls import fetched, place
 from .export import IDS, OOV, WRITERS, packed_rows, row_blocks, table_file, table_schema, write_blocks
 from .reader import TABLES, table_blocks
+from .settings import ApplyConfig
 
 CATALOG, USERS = "catalog.parquet", "users.parquet"  # in an export folder: attributes by row
 RESULT, GONE = "result.json", "gone"
 _GROUP = 65_536  # rows of a row group of changed rows
-
-
-@dataclass(kw_only=True)
-class ApplyConfig:
-    """Make the export after a delta of the one before."""
-
-    base: Path
-    """The export before: the one that the delta was made against."""
-    delta: Path
-    """What ``placerank export --since`` wrote."""
-    out: Path
-    """Folder to write; may be the base's, with --overwrite."""
-    overwrite: bool = False
-    """Replace the folder if it exists."""
-
-    def __post_init__(self) -> None:
-        set_places(self)
 
 
 def apply(config: ApplyConfig) -> Path:

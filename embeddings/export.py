@@ -37,9 +37,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from .quantize import DTYPES, pack, packed_layout
+from .quantize import pack, packed_layout
+from .settings import check_format
 
-FORMATS = ("parquet", "safetensors", "npy", "faiss")
 IDS, OOV = ".ids.parquet", ".oov.npy"
 _ATTRIBUTE_ROWS = 1 << 18  # a row group of items' or users' attributes
 
@@ -321,16 +321,6 @@ def _check_labels(name: str, ids: RawIds) -> None:
                 "that row another id, or export as parquet, npy or safetensors"
             )
         row += len(block)
-
-
-def check_format(format: str, dtype: str) -> None:
-    """Raises ValueError for an unknown format or dtype, or a pair that does not go together."""
-    if format not in FORMATS:
-        raise ValueError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
-    if format == "faiss" and dtype not in ("fp32", "fp16"):
-        raise ValueError(f"dtype={dtype!r}: a FAISS index takes fp32 or fp16; choose one of them, or another format")
 
 
 def export_tables(

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-DTYPES = ("fp32", "fp16", "int8", "int4")
+from .settings import DTYPES
+
 _HALF_MAX = 65504.0
 
 

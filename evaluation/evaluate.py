@@ -1,7 +1,6 @@
 """Evaluation: score a split, measure the model, the baselines and the oracle, slice by slice, and write a report."""
 
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from rich.table import Table
 
 from ..data.batches.loader import SampleLoader
 from ..data.manifest import MANIFEST, read_manifest, whole_folder, write_json, write_manifest
-from ..data.plain import check_numbers, set_places
 from ..data.urls import at_work, was_begun
 from ..training.inference import load_ranker, read_config
 from ..training.metrics import nan_to_none, reliability, summarize
@@ -21,47 +19,15 @@ from ..training.runtime import on_first_rank, runtime
 from .baselines import Scorer, baselines, model, oracle
 from .breakdown import ItemFacts, Slicing, slice_metrics, slicings, weighted_auc
 from .list_report import list_table
-from .measure_lists import ListsConfig, measure_lists
+from .measure_lists import measure_lists
 from .objectives import measure_amount, measure_first
 from .report import COLUMNS, write_report
+from .settings import EvaluateConfig
 
-SPLITS = ("train", "valid", "test")
 NO_ODDS = (
     "A generative ranker's probability is of one place among all, not of a click on a candidate: log-loss and "
     "calibration of candidates say nothing of it. Its own are under lists."
 )
-
-
-@dataclass(kw_only=True)
-class EvaluateConfig:
-    """Measure a trained ranker against baselines and the oracle, and write a report with pictures."""
-
-    run: Path
-    """Folder that `placerank train` made."""
-    data: Path | None = None
-    """Folder that `placerank prepare` made; default: the one that the run was trained on."""
-    semantic_ids: Path | None = None
-    """The semantic IDs that it was trained with, where they have moved since, or have more items by now."""
-    split: str = "test"
-    """Which samples: train, valid or test."""
-    checkpoint: str = "best"
-    """best (by validation AUC), latest, or a step number."""
-    batch_size: int = 4096
-    """Samples scored at a time on each rank."""
-    out: Path | None = None
-    """Folder to write; default: evaluation/ in the run folder."""
-    lists: ListsConfig = field(default_factory=ListsConfig)
-    """What lists of a generative ranker are asked."""
-    overwrite: bool = False
-    """Replace that folder if it exists."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "", least={"batch_size": 1}, batch_size=10_000_000)
-        set_places(self)
-        if self.split not in SPLITS:
-            raise ValueError(f"split={self.split!r}: expected one of {', '.join(SPLITS)}")
-        if self.checkpoint not in ("best", "latest") and not self.checkpoint.isdecimal():
-            raise ValueError(f"checkpoint={self.checkpoint!r}: expected best, latest or a step number such as 1200")
 
 
 def evaluate(config: EvaluateConfig) -> Path:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from tqdm import tqdm
 
 from ..data.batches.sequences import SequenceBatch, ask, read_users
 from ..data.manifest import check_replaceable, whole_folder, write_manifest
-from ..data.plain import check_numbers, set_places
 from ..kernels.haversine import haversine_km
 from ..rankers.generative.reach import Allowed, Near, everything
 from ..rankers.generative_ranker import expand, gather
@@ -30,57 +28,12 @@ from ..training.runtime import Runtime, runtime
 from ..training.tasks import history, scored_together, visit_loader
 from . import maps
 from .breakdown import ItemFacts
-from .evaluate import SPLITS
 from .lists import chosen
 from .requests_file import Asked, read_places, read_requests
+from .settings import GenerateConfig
 
 LISTS = "lists.parquet"
 _SHOWN = 6  # lists that the report draws
-
-
-@dataclass(kw_only=True)
-class GenerateConfig:
-    """Lists of places for requests, from a generative ranker."""
-
-    run: Path
-    """Folder that `placerank train --ranker.kind generative` (or tiger, onerec) made."""
-    out: Path
-    """Folder to write: lists.parquet, and report.html with a map."""
-    requests: Path | None = None
-    """Parquet with a request a row: user_id, time (unix seconds, or a timestamp), lat and lon where known. Default:
-    visits of the split, each asked with what was known before it."""
-    split: str = "test"
-    """Which visits, without requests: train, valid or test."""
-    visits: int = 1000
-    """How many of them, drawn once; all where there are fewer."""
-    within_km: float = 5.0
-    """How far from the request's place a list goes; inf: all places. Requests without a place go by the last visit."""
-    k: int = 10
-    """Places of a list, at most."""
-    new: int = 0
-    """Places of a list, at least, where the user has not been in the visits that the ranker looks back on; k: only
-    such. The last of the others make room for them."""
-    places: Path | None = None
-    """Parquet with places that opened since: item_id, lat, lon. Their semantic IDs are in the folder that
-    `placerank tokenize --add` made; they are generated at once, without training."""
-    data: Path | None = None
-    """Folder that `placerank prepare` made; default: the one that the run was trained on."""
-    semantic_ids: Path | None = None
-    """The semantic IDs that it was trained with, where they have moved since, or have more items by now."""
-    checkpoint: str = "best"
-    """best (by likelihood of the validation split), latest, or a step number."""
-    overwrite: bool = False
-    """Replace the folder if it exists."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "", endless=("within_km",), least={"visits": 1, "k": 1})
-        set_places(self)
-        if not 0 <= self.new <= self.k:
-            raise ValueError(f"new={self.new}: expected 0 to k = {self.k}")
-        if not self.within_km > 0:
-            raise ValueError(f"within_km={self.within_km}: expected more than 0 km")
-        if self.split not in SPLITS:
-            raise ValueError(f"split={self.split!r}: expected one of {', '.join(SPLITS)}")
 
 
 def generate(config: GenerateConfig) -> Path:

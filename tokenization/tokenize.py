@@ -18,7 +18,7 @@ others too, each rank also holds the ids of both while it looks them up; a raw f
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +39,19 @@ from ..data.manifest import (
     write_json,
     write_manifest,
 )
-from ..data.plain import check_numbers, read_json, set_places
+from ..data.plain import read_json
 from ..data.requests import OWN
 from ..data.urls import fetched
 from .codes.semantic_ids import FILE, KIND, SemanticIds
 from .codes.tokenizers import (
-    HGITOptions,
-    KMeansOptions,
-    RQVAEOptions,
     Tokenizer,
-    TokenizerConfig,
     load_tokenizer,
     tokenizer_type,
 )
-from .judging.tokenize_report import ReportConfig, measure, write_report
+from .judging.tokenize_report import measure, write_report
 from .ranks import Ranks, joined, rank_device
-from .text.districts import DistrictConfig, Districts, derived_districts
+from .settings import TokenizeConfig
+from .text.districts import Districts, derived_districts
 from .text.item_table import in_order, item_blocks, read_mapped, rows_of_items, same_order, take_rows, with_column
 from .text.store import INFO, EmbeddingStore
 from .text.vectors import ahead, block
@@ -63,52 +60,6 @@ from .work import resumable_folder
 log = logging.getLogger(__name__)
 _COLUMNS = ("item_id", "name", "category", "brand", "lat", "lon", "province", "city", "district")
 _DISTRICTS, _TOKENIZER = "districts.parquet", "tokenizer"
-
-
-@dataclass(kw_only=True)
-class TokenizeConfig:
-    """Turn item embeddings into semantic IDs."""
-
-    data: Path
-    """Folder that `placerank prepare` made, or one with items.parquet."""
-    embeddings: Path
-    """Embeddings of its items: the folder that `placerank align` made, or one that write_embeddings wrote."""
-    out: Path
-    """Folder to make; it appears when it is whole."""
-    tokenizer: str = "hgit"
-    """hgit, res_kmeans, rqvae, unified_sid or rqvae_ngram."""
-    codebook: TokenizerConfig = field(default_factory=TokenizerConfig)
-    """Levels, codes and what else every tokenizer has."""
-    hgit: HGITOptions = field(default_factory=HGITOptions)
-    """Settings of hgit."""
-    kmeans: KMeansOptions = field(default_factory=KMeansOptions)
-    """Settings of res_kmeans."""
-    rqvae: RQVAEOptions = field(default_factory=RQVAEOptions)
-    """Settings of rqvae, unified_sid and rqvae_ngram."""
-    districts: DistrictConfig = field(default_factory=DistrictConfig)
-    """Districts from coordinates, where the items have none."""
-    report: ReportConfig = field(default_factory=ReportConfig)
-    """What is measured and drawn."""
-    add: Path | None = None
-    """Folder of tokens to go on from: its codebooks encode, its items keep their IDs, new ones get theirs."""
-    block_rows: int = 65_536
-    """Items encoded at a time: bounds memory, and is what a killed run loses."""
-    device: str = "auto"
-    """auto: this rank's GPU or the CPU; or a device by torch's name."""
-    resume: bool = False
-    """Go on with a run that was killed, if there is one."""
-    overwrite: bool = False
-    """Replace the output folder if it exists."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "", least={"block_rows": 1})
-        set_places(self)
-        tokenizer_type(self.tokenizer)
-
-    def options(self) -> Any:
-        """Settings of the tokenizer that was asked for."""
-        wanted = tokenizer_type(self.tokenizer).options_type
-        return next(o for o in (self.hgit, self.kmeans, self.rqvae) if isinstance(o, wanted))
 
 
 def tokenize(config: TokenizeConfig) -> Path:
@@ -175,6 +126,12 @@ def _identity(store: EmbeddingStore) -> str:
     return joint_hash((p.name, sha256_file(p)) for p in files)
 
 
+def _options(config: TokenizeConfig) -> Any:
+    """Settings of the tokenizer that was asked for."""
+    wanted = tokenizer_type(config.tokenizer).options_type
+    return next(o for o in (config.hgit, config.kmeans, config.rqvae) if isinstance(o, wanted))
+
+
 class _Job:
     """One run of ``tokenize``."""
 
@@ -226,7 +183,7 @@ class _Job:
 
     def _own(self) -> list[str]:
         """Own columns that the tokenizer takes."""
-        options: Any = self.config.options()
+        options = _options(self.config)
         weights = getattr(options, "w_own", {})
         if self.add is not None:  # it is fitted already
             weights = read_manifest(self.add / _TOKENIZER, "tokenizer")["options"].get("w_own", {})
@@ -260,7 +217,7 @@ class _Job:
         if self.add is not None:
             return self._loaded(self.add / _TOKENIZER)
         if not (folder / MANIFEST).is_file():
-            tokenizer = tokenizer_type(config.tokenizer)(config.codebook, config.options())
+            tokenizer = tokenizer_type(config.tokenizer)(config.codebook, _options(config))
             tokenizer.fit(
                 self.store,
                 self.items,

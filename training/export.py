@@ -2,7 +2,6 @@
 
 import shutil
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,9 @@ import torch
 
 from ..data.batches.features import CLUSTER, HOURS_PER_WEEK, LEVEL, NGRAM, USER_CLUSTER, USER_TOKEN, Features
 from ..data.manifest import MANIFEST, read_manifest, sha256_file, whole_folder, write_manifest
-from ..data.plain import check_numbers, set_places
 from ..data.urls import fetched
 from ..embeddings.delta import CATALOG, USERS, write_changes
-from ..embeddings.export import RawIds, check_format, export_tables, save_attributes
+from ..embeddings.export import RawIds, export_tables, save_attributes
 from ..embeddings.reader import TABLES
 from ..embeddings.shards import CheckpointTables
 from ..rankers.dense import RankerConfig, Scorer
@@ -26,44 +24,9 @@ from .checkpoint import load
 from .identity import Identity
 from .inference import open_checkpoint, read_config
 from .inputs import Inputs, read_inputs
+from .settings import ExportConfig
 
 FINAL = (ITEM_FINAL, USER_FINAL)
-
-
-@dataclass(kw_only=True)
-class ExportConfig:
-    """Export a trained ranker for serving."""
-
-    run: Path
-    """Folder of the run."""
-    out: Path
-    """Folder to write; see placerank/rankers/exported.py for what it holds."""
-    data: Path | None = None
-    """The prepared folder that the run was trained on, where it has moved since, or one over the same ids."""
-    semantic_ids: Path | None = None
-    """The semantic IDs that it was trained with, where they have moved since, or have more items by now."""
-    checkpoint: str = "best"
-    """best (by validation AUC), latest, or a step number."""
-    tables: list[str] | None = None
-    """Tables to export; default: all. Scoring from the folder needs all but item_final and user_final, which hold the
-    vectors that plug-ins make of the others: see placerank/rankers/final_vectors.py."""
-    format: str = "parquet"
-    """parquet, safetensors, npy or faiss."""
-    dtype: str = "fp32"
-    """fp32, fp16, int8 or int4 (row-wise scale and bias); faiss: fp32 or fp16."""
-    block_rows: int = 65_536
-    """Rows of a table in memory at a time (faiss holds the whole table)."""
-    since: Path | None = None
-    """An earlier export. Then ``out`` gets a delta, what changed since: ``placerank apply`` makes the whole of both."""
-    overwrite: bool = False
-    """Replace the folder if it exists."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "", least={"block_rows": 1})
-        set_places(self)
-        check_format(self.format, self.dtype)
-        if self.tables is not None and (not self.tables or len(set(self.tables)) != len(self.tables)):
-            raise ValueError(f"tables={self.tables}: expected one or more names, each once")
 
 
 def export(config: ExportConfig) -> Path:

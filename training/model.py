@@ -14,39 +14,15 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimiz
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from ..data.batches.features import Features
-from ..data.plain import check_numbers
 from ..embeddings.cpu_lookup import use_sorted_lookup
 from ..rankers.dense import RankerConfig
 from ..rankers.ranker import Ranker
 from .checkpoint import local_pieces
 from .runtime import Runtime
+from .settings import OptimizerConfig
 from .sharding import ShardingConfig, make_plan, sharders
 
 _EPS = 1e-8  # of the tables' Adagrad
-
-
-@dataclass(kw_only=True)
-class OptimizerConfig:
-    """Row-wise Adagrad for tables, fused into their backward; AdamW with StepLR for the dense part."""
-
-    table_lr: float = 0.1
-    """Learning rate of the tables."""
-    dense_lr: float = 3e-3
-    """Learning rate of the dense part at the start."""
-    weight_decay: float = 1e-5
-    """AdamW's weight decay, dense part only."""
-    lr_step: int = 500
-    """The dense learning rate is multiplied by lr_gamma every so many steps."""
-    lr_gamma: float = 0.9
-    """See lr_step."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "optimizer")
-        for name in ("table_lr", "dense_lr", "lr_gamma", "lr_step"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"optimizer.{name}={getattr(self, name)}: expected a positive number")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"optimizer.weight_decay={self.weight_decay}: expected 0 or more")
 
 
 @dataclass

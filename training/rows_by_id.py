@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,10 +27,10 @@ from ..embeddings.shards import CheckpointTables
 from .checkpoint import load, local_pieces
 from .identity import Identity, check_signature, hash_in_order, read_ids
 from .inputs import Inputs
+from .settings import NewRows
 
 log = logging.getLogger(__name__)
 Ints = NDArray[np.int64]
-NewRows = Literal["known", "random"]
 _BLOCK_ROWS = 1 << 16
 _SEPARATOR = " > "  # of paths of categories and regions
 

@@ -1,6 +1,6 @@
 """How tables are spread over ranks: TorchRec's planner under constraints from the config."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,16 +23,11 @@ from torchrec.distributed.planner.types import (
 from torchrec.distributed.types import CacheParams, ModuleSharder, ShardingPlan
 
 from ..data.batches.features import Features, Table
-from ..data.plain import check_numbers
 from .memory import memory_limit
 from .reservation import FREE_SHARE, Reservation, dense_bytes
 from .runtime import Runtime, on_first_rank
+from .settings import CPU_TYPES, ShardingConfig
 
-CPU_TYPES = ("table_wise", "row_wise", "column_wise", "data_parallel")
-CUDA_TYPES = (*CPU_TYPES, "table_row_wise", "table_column_wise", "grid_shard")
-KERNELS = ("fused", "fused_uvm", "fused_uvm_caching")
-CATALOGS = ("replicated", "sharded")
-PRECISIONS = ("fp32", "fp16", "bf16")
 LARGE = 1 << 22
 """Numbers in a table from which on "auto" lets the planner cut it by rows, or keep it in host memory; a smaller one is
 not worth the exchange."""
@@ -46,57 +41,6 @@ BAG_ONLY = ("table_row_wise", "table_column_wise", "grid_shard")
 """Types that TorchRec has for pooled tables only, not for those that target and history share."""
 COLLECTION_DEVICES = ("cuda",)
 """Where TorchRec's DMPCollection, that is 2D parallelism, runs."""
-
-
-@dataclass(kw_only=True)
-class ShardingConfig:
-    """How tables are spread over ranks."""
-
-    default: str = "auto"
-    """Sharding of every table not named below: auto (table_wise; large ones row_wise where the planner finds it better,
-    those of 1 GiB always; on CUDA it may replicate those under 256 MiB), table_wise, row_wise, column_wise,
-    data_parallel (each rank has the whole table); on CUDA, for pooled tables, also table_row_wise, table_column_wise
-    and grid_shard."""
-    tables: dict[str, str] = field(default_factory=dict)
-    """Sharding of single tables, by name."""
-    column_shards: int = 2
-    """Pieces of a table that is cut by columns. Row-wise Adagrad then keeps one state per row and piece."""
-    kernel: str = "auto"
-    """Where rows lie: auto (fused; large tables that don't fit as fused_uvm_caching), fused (on the device),
-    fused_uvm (in host memory, read through unified memory), fused_uvm_caching (the same, with a cache of the rows in
-    use on the device). The last two need CUDA."""
-    kernels: dict[str, str] = field(default_factory=dict)
-    """Where rows of single tables lie, by name."""
-    cache_load_factor: float = 0.2
-    """Share of a fused_uvm_caching table's rows that its cache holds."""
-    replicas: int = 1
-    """Groups of ranks that hold all tables each (2D parallelism, CUDA only). A group trains its tables on its own
-    batches, and every sync_every steps the groups average theirs."""
-    sync_every: int = 1
-    """See replicas; they also meet before each validation and checkpoint."""
-    catalog: str = "replicated"
-    """The items' columns: replicated (each device has all), or sharded (cut over the devices, for items beyond what
-    one holds; each batch then waits once for where its items lie)."""
-    forward_comms: str = "fp32"
-    """What rows travel as from rank to rank: fp32, fp16 or, on CUDA, bf16."""
-    backward_comms: str = "fp32"
-    """What their gradients travel as: the same choices."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "sharding", least={"column_shards": 1, "replicas": 1, "sync_every": 1})
-        for where, value in [("default", self.default), *self.tables.items()]:
-            if value not in ("auto", *CUDA_TYPES):
-                raise ValueError(f"sharding.{where}={value!r}: expected one of auto, {', '.join(CUDA_TYPES)}")
-        for where, value in [("kernel", self.kernel), *((f"kernels.{n}", k) for n, k in self.kernels.items())]:
-            if value not in ("auto", *KERNELS):
-                raise ValueError(f"sharding.{where}={value!r}: expected one of auto, {', '.join(KERNELS)}")
-        for name in ("forward_comms", "backward_comms"):
-            if getattr(self, name) not in PRECISIONS:
-                raise ValueError(f"sharding.{name}={getattr(self, name)!r}: expected one of {', '.join(PRECISIONS)}")
-        if self.catalog not in CATALOGS:
-            raise ValueError(f"sharding.catalog={self.catalog!r}: expected one of {', '.join(CATALOGS)}")
-        if not 0 < self.cache_load_factor <= 1:
-            raise ValueError(f"sharding.cache_load_factor={self.cache_load_factor}: expected more than 0, at most 1")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,107 +20,27 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from ..data.batches.features import FeatureConfig
 from ..data.batches.line_loader import read_ahead
 from ..data.leftovers import remove_leftovers
 from ..data.manifest import drop_lines_after, environment, write_json
-from ..data.plain import check_numbers, set_places
 from ..data.ranks import Ranks
 from ..data.urls import Url, at_work, check_seen, fetched
-from ..rankers.dense import RankerConfig
 from .checkpoint import Checkpointer, checkpoint_path, load, newest_whole, remove_partial
 from .identity import Identity
 from .inputs import read_inputs
-from .model import OptimizerConfig, Trainee, assemble, average_buffers
-from .rows_by_id import NewRows, find_moves, load_by_id
+from .model import Trainee, assemble, average_buffers
+from .rows_by_id import find_moves, load_by_id
 from .run_at_url import RunAtUrl
 from .run_files import BEST, CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, empty, trained_on, whole_checkpoint
 from .run_lock import LOCK, run_lock
 from .runtime import Runtime, on_first_rank, runtime
-from .sharding import ShardingConfig
+from .settings import TrainConfig
 from .steps import pipelined_steps, plain_steps
 from .tasks import Task, make_task
 
 log = logging.getLogger(__name__)
 _SCRATCH = ".validation"
 _AHEAD = 2  # batches that the host has ready for the device
-
-
-@dataclass(kw_only=True)
-class TrainConfig:
-    """Train a ranker on prepared data."""
-
-    data: Path
-    """Folder that `placerank prepare` made."""
-    run: Path
-    """Folder of this run: config, metrics, checkpoints. Behind a URL it is kept as far as checkpoints are whole."""
-    warm_start: Path | None = None
-    """Run to go on from: rows and states of the optimizer by raw id, the dense part as it is (see docs/day-two.md)."""
-    new_rows: NewRows = "known"
-    """Only for warm_start. known: a new id starts at the mean of the trained rows that it shares most with, by semantic
-    ID, category and brand; random: as in a new run."""
-    features: FeatureConfig = field(default_factory=FeatureConfig)
-    """Which features the ranker sees."""
-    ranker: RankerConfig = field(default_factory=RankerConfig)
-    """The dense part."""
-    sharding: ShardingConfig = field(default_factory=ShardingConfig)
-    """How tables are spread over ranks."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """Learning rates."""
-    batch_size: int = 1024
-    """Samples a step and rank; visits of a generative ranker."""
-    epochs: int = 5
-    """Passes over the training split, at most."""
-    validate_every: int = 0
-    """Steps between validations; 0: at the end of each epoch."""
-    patience: int = 2
-    """Stop after so many validations in a row without a better AUC (a generative ranker: likelihood); 0: never."""
-    checkpoint_every: int = 0
-    """Steps between checkpoints, besides the one at each validation; 0: none besides."""
-    keep_checkpoints: int = 3
-    """Newest checkpoints kept; the best one is kept besides."""
-    log_every: int = 50
-    """Steps between lines in metrics.jsonl."""
-    precision: str = "fp32"
-    """fp32, or bf16 for the dense part (CUDA only)."""
-    pipelined: bool | None = None
-    """Copy the next batches and exchange their ids between ranks while one is computed. Default: on CUDA, if there are
-    several ranks."""
-    seed: int = 0
-    """Of initial weights and of the order of samples."""
-    resume: bool = False
-    """Go on from the newest undamaged checkpoint of the run."""
-    overwrite: bool = False
-    """Remove what the run folder holds and start anew."""
-
-    def __post_init__(self) -> None:
-        check_numbers(
-            self,
-            "",
-            least=dict.fromkeys(("batch_size", "epochs", "keep_checkpoints", "log_every"), 1),
-            batch_size=10_000_000,
-        )
-        set_places(self)
-        for name in ("validate_every", "patience", "checkpoint_every", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision={self.precision!r}: expected fp32 or bf16")
-        if self.warm_start is not None and self.warm_start.resolve() == self.run.resolve():
-            raise ValueError(
-                f"run={self.run} is the run to go on from; choose another folder, or --resume for the same"
-            )
-        if self.resume and self.overwrite:
-            raise ValueError("resume and overwrite are both set; choose one")
-        if self.ranker.akt.enabled is None:
-            enabled = self.features.semantic_ids is not None and not self.ranker.generates
-            akt = replace(self.ranker.akt, enabled=enabled)
-            self.ranker = replace(self.ranker, akt=akt)
-        if self.ranker.generates and self.features.semantic_ids is None:
-            raise ValueError(
-                f"ranker.kind={self.ranker.kind} generates semantic IDs; name with features.semantic_ids the folder "
-                "that `placerank tokenize` made"
-            )
 
 
 def train(config: TrainConfig) -> Path:

@@ -3,7 +3,6 @@
 import importlib
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,48 +10,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ...data.plain import check_numbers
 from ..results_file import conditions, keep
 from .harness import Suite, measure_ceilings, run_case
 from .plots import draw
+from .settings import BenchKernelsConfig
 
-KERNELS = (
-    "pairwise_within", "hard_negatives", "residual_encode", "residual_lookup", "target_attention", "search_attention",
-    "gru", "trie_topk", "tree_attention",
-)  # fmt: skip
 RESULTS = "kernels.csv"
-
-
-@dataclass(kw_only=True)
-class BenchKernelsConfig:
-    """Time the kernels beside what else does the same work, in turn, on this machine."""
-
-    kernel: tuple[str, ...] = KERNELS
-    """Which kernels."""
-    device: str = "auto"
-    """cpu, cuda, or auto: CUDA where there is one."""
-    quick: bool = False
-    """Small cases only, a minute in all."""
-    rounds: int = 7
-    """How often every peer of a case is timed, in turn."""
-    json: Path | None = None
-    """Also write the lines and their conditions to this file."""
-    save: bool = False
-    """Keep the lines in the checkout's benchmarks/results/kernels.csv and draw its pictures anew."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "")
-        unknown = set(self.kernel) - set(KERNELS)
-        if unknown:
-            raise ValueError(f"kernel: got {', '.join(sorted(unknown))}, expected some of {', '.join(KERNELS)}")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device: got {self.device!r}, expected auto, cpu or cuda")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device: got cuda, but torch sees no CUDA device; placerank doctor tells more")
-        if self.rounds < 1:
-            raise ValueError(f"rounds: got {self.rounds}, expected at least 1")
-        if self.save and self.quick:
-            raise ValueError("save keeps the figures that are quoted, so it goes without quick")
 
 
 def load(kernel: str) -> Suite:
@@ -63,6 +26,8 @@ def load(kernel: str) -> Suite:
 
 def bench_kernels(config: BenchKernelsConfig) -> Path | None:
     """Run the suites; returns the file written, if any."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: got cuda, but torch sees no CUDA device; placerank doctor tells more")
     console = Console(width=None if sys.stdout.isatty() else 140)
     cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if cuda else "cpu")

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ..manifest import whole_folder, write_manifest
-from ..plain import check_numbers, set_places
 from .delivery import Delivery
+from .settings import SimulateConfig
 from .words import COARSE, FINE_PER_COARSE, LEAVES
 from .world import (
     FAVOURITES,
@@ -50,60 +50,6 @@ ORDER_FAVOURITE, ORDER_HABIT = 1.2, 0.8
 ORDER_DISTANCE, ORDER_PRICE, ORDER_QUALITY = 0.8, 0.7, 0.9
 # Logarithm of an order's amount: that of the place's price, more from those who pay more, and a basket that varies.
 SPENDING, BASKET = 0.2, 0.4
-
-
-@dataclass(kw_only=True)
-class SimulateConfig:
-    """Draw a simulated city: items, users and impressions with clicks.
-
-    The same values give the same files, byte for byte, with the same versions of numpy and pyarrow.
-    """
-
-    out: Path
-    """Folder to write."""
-    country: str = "NL"
-    """Country whose real cities are used: ISO 3166, two capital letters."""
-    cities: int = 8
-    """Number of its largest cities."""
-    items: int = 5_000
-    """Number of places."""
-    users: int = 5_000
-    """Number of people."""
-    requests: int = 34_000
-    """Number of times that somebody looks at a list of places."""
-    candidates: int = 20
-    """Places drawn for each request; those drawn twice, out of reach or not yet open are left out."""
-    days: int = 120
-    """Days from 2024-01-01 over which the requests are spread."""
-    reach_km: float = 10.0
-    """No place farther than this from the person is shown, km."""
-    click_rate: float = 0.18
-    """Share of shown places that are clicked, in expectation."""
-    delivery: bool = False
-    """Whether clicks depend on columns of a delivery service too, which the tables then have: rating and dishes of
-    places, the dish that people look for, fee and device."""
-    orders: float = 0.0
-    """Share of clicks that become an order, in expectation: interactions then have columns order (0 or 1) and gmv (its
-    amount). 0: nobody orders, and there are none."""
-    seed: int = 0
-    """Seed of everything that is drawn."""
-    overwrite: bool = False
-    """Replace the folder if it exists."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "", candidates=100_000, days=36_500)
-        set_places(self)
-        for name in ("cities", "items", "users", "requests", "candidates", "days"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
-        if not 0 < self.reach_km <= 100:
-            raise ValueError(f"reach_km: got {self.reach_km}, expected more than 0 and at most 100 (one city)")
-        if not 0 < self.click_rate < 1:
-            raise ValueError(f"click_rate: got {self.click_rate}, expected between 0 and 1")
-        if not 0 <= self.orders < 1:
-            raise ValueError(f"orders: got {self.orders}, expected 0 (none), or less than 1")
-        if self.seed < 0:
-            raise ValueError(f"seed: got {self.seed}, expected 0 or more")
 
 
 @dataclass(kw_only=True)

@@ -31,11 +31,10 @@ from ..requests import OF_USER, OF_VISITS, SEQUENCES, Sequences
 from ..urls import fetched, place
 from .buckets import rows_schema
 from .own_plan import OwnPlan, Then
+from .settings import RECENT
 
 NEXT = "next"
 _ITEMS, _USERS = f"{NEXT}/items.parquet", f"{NEXT}/users.parquet"
-RECENT = 256
-"""A user's latest visits that are carried over, whatever they are of."""
 LISTED = "listed"
 """Column of the items: whether today's table has them."""
 COUNTS = ("positives", "impressions", "last_positive")

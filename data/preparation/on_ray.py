@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..ranks import Ranks
+from ..raw.outcomes import columns_of
 from ..raw.own import normal_type
 from ..raw.parts import parts
 from ..requests import OWN
@@ -75,7 +76,7 @@ class RayJob(Job):
         (self.work / "spread").mkdir()
         raw, buckets = self.raw.path.resolve(), self.bucket_count()
         own = [c for c in self.raw.own if c.of == "interactions"]
-        types = [(OWN + c.name, c.type) for c in self.config.outcomes.columns]
+        types = [(OWN + c.name, c.type) for c in columns_of(self.config.outcomes)]
         types += [(c.key, normal_type(c)) for c in own]
         schema = rows_schema(_user_type(raw), types)
         read = partial(

@@ -32,6 +32,7 @@ from ..ranks import Ranks, joined
 from ..raw.checks import BadRows, merge_rejected
 from ..raw.columns import DataError
 from ..raw.lookup import IdIndex
+from ..raw.outcomes import check_outcomes, columns_of
 from ..raw.own import OwnColumn, normal_type, own_columns, read_declaration
 from ..raw.readers import convert
 from ..raw.schema import check_not_all_bad, has_column, inventory, iter_interactions, read_items, read_users
@@ -159,7 +160,7 @@ def _read_tables(config: PrepareConfig, folder: Path) -> Raw:
             raw = convert(fetched(config.input), config.format, config.columns, work / "raw", bad_rows, declaration)
             source = read_manifest(raw, "raw")
         before = None if config.after is None else Before.open(config.after)
-        config.outcomes.check(raw)
+        check_outcomes(config.outcomes, raw)
         if before is not None:
             declaration = before.declaration(raw)
             own, left = own_columns(raw, declaration, config.outcomes.names, f"--after {config.after}")
@@ -297,7 +298,7 @@ class Job:
                         progress.update(len(block))
 
             with bad_rows:
-                of_rows = [(OWN + c.name, c.type) for c in self.config.outcomes.columns]
+                of_rows = [(OWN + c.name, c.type) for c in columns_of(self.config.outcomes)]
                 of_rows += [(c.key, normal_type(c)) for c in _of("interactions", self.raw.own)]
                 carried: Iterator[pa.Table] = iter(())
                 if self.before is not None:

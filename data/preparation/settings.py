@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 from ..plain import check_numbers, set_places
-from ..raw.checks import OnBadRows
-from ..raw.outcomes import Outcomes
-from .before import RECENT
+from ..raw.settings import OnBadRows, Outcomes
 
 Engine = Literal["built-in", "ray"]
 Format = Literal["parquet", "csv", "foursquare", "gowalla", "yelp", "places"]
+RECENT = 256
+"""A user's latest visits that are carried over to another day, whatever they are of."""
 
 
 @dataclass(kw_only=True)

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 
 from .columns import Column, DataError, Kind
 from .paths import category_paths
+from .settings import OnBadRows
 from .times import looks_like
 
-OnBadRows = Literal["error", "skip"]
 _ROWS = 65_536
 
 

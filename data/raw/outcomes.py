@@ -2,72 +2,37 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
 from ..requests import OWN
-from .columns import INTERACTIONS, Column, DataError
+from .columns import Column, DataError
 from .parts import parts
+from .settings import Outcomes
 
 _MOST = 1e12
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcomes:
-    """Columns of interactions, by what they are; none is a feature.
+def columns_of(outcomes: Outcomes) -> tuple[Column, ...]:
+    """As columns of the schema: they must be there, and a row without a value is a bad one."""
+    found = [_column(name, "label", pa.int8(), "0 or 1") for name in outcomes.labels]
+    for name, what in ((outcomes.amount, "an amount"), (outcomes.weight, "a weight")):
+        if name is not None:
+            found.append(_column(name, "number", pa.float64(), f"{what} in [0, 1e12]"))
+    return tuple(found)
 
-    Attributes:
-        labels: of 0 and 1.
-        amount: 0 or more.
-        weight: of samples in training, 0 or more.
-    """
 
-    labels: tuple[str, ...] = ()
-    amount: str | None = None
-    weight: str | None = None
-
-    def __post_init__(self) -> None:
-        known, seen = {c.name for c in INTERACTIONS}, set[str]()
-        for setting, names in (("labels", self.labels), ("amount", (self.amount,)), ("weight", (self.weight,))):
-            for name in names:
-                if name is None:
-                    continue
-                if name == "label":
-                    raise ValueError(f"prepare.{setting}: got 'label', which is always one; leave it out")
-                if name in known:
-                    raise ValueError(
-                        f"prepare.{setting}: got {name!r}, which the schema gives another meaning; name another column"
-                    )
-                if name in seen or not name:
-                    raise ValueError(f"prepare.{setting}: got {name!r}, expected names of columns, each once in all")
-                seen.add(name)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All of them."""
-        return *self.labels, *(name for name in (self.amount, self.weight) if name is not None)
-
-    @property
-    def columns(self) -> tuple[Column, ...]:
-        """As columns of the schema: they must be there, and a row without a value is a bad one."""
-        found = [_column(name, "label", pa.int8(), "0 or 1") for name in self.labels]
-        for name, what in ((self.amount, "an amount"), (self.weight, "a weight")):
-            if name is not None:
-                found.append(_column(name, "number", pa.float64(), f"{what} in [0, 1e12]"))
-        return tuple(found)
-
-    def check(self, path: Path) -> None:
-        """Raises DataError where the interactions of a raw folder lack a column."""
-        there = dict.fromkeys(name for part in parts(path, "interactions") for name in part.schema.names)
-        for name in self.names:
-            if name not in there:
-                near = difflib.get_close_matches(name, there, 1)
-                raise DataError(
-                    f"{path}: the interactions have no column {name!r}, which is named as a label, amount or weight; "
-                    + (f"did you mean {near[0]!r}?" if near else f"they have {', '.join(there)}")
-                )
+def check_outcomes(outcomes: Outcomes, path: Path) -> None:
+    """Raises DataError where the interactions of a raw folder lack a column."""
+    there = dict.fromkeys(name for part in parts(path, "interactions") for name in part.schema.names)
+    for name in outcomes.names:
+        if name not in there:
+            near = difflib.get_close_matches(name, there, 1)
+            raise DataError(
+                f"{path}: the interactions have no column {name!r}, which is named as a label, amount or weight; "
+                + (f"did you mean {near[0]!r}?" if near else f"they have {', '.join(there)}")
+            )
 
 
 NO_OUTCOMES = Outcomes()

@@ -29,7 +29,7 @@ from ..urls import UrlError, told
 from .checks import BadRows, Block, OnBadRows, as_mask, check_type
 from .columns import INTERACTIONS, ITEMS, Column, DataError, key_column
 from .lookup import IdIndex
-from .outcomes import NO_OUTCOMES, Outcomes, renamed
+from .outcomes import NO_OUTCOMES, Outcomes, columns_of, renamed
 from .own import OwnColumn, check_fits, normal, normal_type
 from .parts import Part, open_parquet, parts, table_files, unreadable
 
@@ -246,7 +246,7 @@ def iter_interactions(
         ``item_ids``, then those of ``own`` by their ``key``, as ``own.normal`` gives them. Outcomes are called ``OWN``
         and their name, and come before ``item_index``: int8 and float64.
     """
-    columns = (*INTERACTIONS, *outcomes.columns)
+    columns = (*INTERACTIONS, *columns_of(outcomes))
     bad_rows = bad_rows or BadRows()
     items = item_ids if isinstance(item_ids, IdIndex) else IdIndex(item_ids)
     found = [part for part in parts(path, "interactions") if part.rows]
@@ -264,7 +264,7 @@ def iter_interactions(
             first_row += len(batch)
             mark_interactions(block, items)
             _add_own(block, own, with_time=True)
-            table = renamed(block.finish(columns, bad_rows, part.label), outcomes.columns)
+            table = renamed(block.finish(columns, bad_rows, part.label), columns_of(outcomes))
             good += len(table)
             if len(table):
                 yield table

@@ -5,56 +5,18 @@ ours (design, sections 6 and 7). The gated embedding is ``embeddings/cluster_gat
 Left out: the fine-tuning of a multimodal language model; clusters come from semantic IDs (LGSID's tokenizers).
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...data.plain import check_numbers
 from ...kernels.places import numbers_of
 from .rows import rows_to_take
+from .settings import AktConfig
 
 _LOGITS = 1 << 22  # in memory at once: 16 MiB
 _NEVER = -1e30  # logit of what does not count: -inf would make NaN of a row that has none
-
-
-@dataclass(kw_only=True)
-class AktConfig:
-    """AKT-Rec on any tower: cluster-guided embeddings of items and users, one-way transfer, hierarchical views.
-
-    The defaults are what gained on real data (docs/papers.md): items' clusters, one-way transfer and gate. Users'
-    clusters and views, the paper's other parts, are off. ``akt_ladder`` gives the steps in between by name.
-    """
-
-    enabled: bool | None = None
-    """Whether there are clusters at all; needs semantic IDs. Default: where there are semantic IDs."""
-    prefix: int = 1
-    """Levels of the semantic ID that make an item's cluster."""
-    cluster_rows: int = 65_536
-    """Rows of the cluster table, at most; more prefixes than that are hashed."""
-    users: bool = False
-    """Users have clusters too: the most frequent one of their history."""
-    gate: bool = True
-    """Mix individual and cluster embedding by activity, and scale the cluster's gradient; else in equal parts."""
-    one_way_weight: float = 0.01
-    """Weight of the one-way contrastive loss; 0: none."""
-    temperature: float = 0.1
-    """Of the one-way loss."""
-    views: bool = False
-    """Towers on the individual, the cluster and the content view, fused by activity; else one on all together."""
-    view_visits: int = 10
-    """Latest visits that the cluster and the content view see; 0: the whole history."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "akt", least={"prefix": 1, "cluster_rows": 1})
-        if self.view_visits < 0:
-            raise ValueError(f"akt.view_visits={self.view_visits}: expected 0 (the whole history) or more")
-        if not self.one_way_weight >= 0:
-            raise ValueError(f"akt.one_way_weight={self.one_way_weight}: expected 0 or more")
-        if not self.temperature > 0:
-            raise ValueError(f"akt.temperature={self.temperature}: expected more than 0")
 
 
 def akt_ladder() -> dict[str, AktConfig]:

@@ -6,7 +6,7 @@ Jiang et al., A Plug-and-Play Spatially-Constrained Representation Enhancement F
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,78 +14,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data.plain import check_numbers
 from ...embeddings.centres import Centres, attribute_mean
 from ...kernels.hard_negatives import hard_negatives
 from ...kernels.places import Places, gather_places
 from .rows import rows_to_take
+from .settings import ATTRIBUTES, RestConfig
 
 log = logging.getLogger(__name__)
-
-ATTRIBUTES = ("category", "brand")
-
-
-@dataclass(kw_only=True)
-class RestConfig:
-    """ReST: spatially constrained contrast of item embeddings, and their warm-up from attributes.
-
-    The defaults are the paper's where it has any, but for the warm-up: the contrast alone gained on real data, with the
-    warm-up it did not (docs/papers.md). ``rest_preset("rest")`` is all of the paper.
-    """
-
-    enabled: bool = False
-    """Whether the plug-in is on."""
-    warm_up: bool = False
-    """Whether item embeddings are warmed up from attributes."""
-    attribute_dropout: float = 0.0
-    """Probability with which the warm-up takes a known attribute for missing, in training."""
-    contrast: list[str] = field(default_factory=lambda: list(ATTRIBUTES))
-    """Attributes with a contrastive loss each: category, brand, or what else features.history_attributes has; none: no
-    contrast."""
-    align: bool = True
-    """Whether items weigh in by how far they are from the centre of their attributes; else all weigh 1."""
-    positive_km: float = 30.0
-    """Farthest positive; inf for no limit."""
-    negative_km: float = 10.0
-    """Farthest negative; inf for no limit."""
-    density_adaptive: bool = False
-    """Whether radii follow how dense it is around an item; at the median they are those above."""
-    negatives: int = 9
-    """Hard negatives of an item."""
-    temperature: float = 0.1
-    """Of InfoNCE; cosines are divided by it."""
-    across_ranks: bool = False
-    """Whether an item's positive and negatives are sought among the items of all ranks, or of its own alone."""
-    weight: float = 0.01
-    """Of the contrastive losses beside the cross-entropy."""
-    centres: int = 50
-    """k-means centres of attribute embeddings."""
-    refresh_every: int = 500
-    """Steps between refreshes of the centres; before the first so many, at steps 0, 1, 2, 4, 8, ..."""
-
-    def __post_init__(self) -> None:
-        check_numbers(
-            self,
-            "rest",
-            endless=("positive_km", "negative_km"),
-            least=dict.fromkeys(("negatives", "centres", "refresh_every"), 1),
-            negatives=100_000,
-            centres=1_000_000,
-        )
-        if len(set(self.contrast)) != len(self.contrast):
-            raise ValueError(f"rest.contrast={self.contrast}: expected each attribute once")
-        for name in ("positive_km", "negative_km", "temperature", "weight"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"rest.{name}={getattr(self, name)}: expected a positive number")
-        if not 0 <= self.attribute_dropout < 1:
-            raise ValueError(f"rest.attribute_dropout={self.attribute_dropout}: expected a probability in [0, 1)")
-        if not self.warm_up and not self.contrast:
-            raise ValueError("rest has neither warm_up nor contrast, so it would do nothing; set rest.enabled to false")
-        if self.attribute_dropout and not self.warm_up:
-            raise ValueError(
-                f"rest.attribute_dropout={self.attribute_dropout} drops attributes of the warm-up, which is off; set "
-                "rest.warm_up to true, or leave it at 0"
-            )
 
 
 def rest_preset(name: str) -> RestConfig:

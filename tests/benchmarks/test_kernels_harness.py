@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from placerank.benchmarks import results_file
-from placerank.benchmarks.kernels import plots, run
+from placerank.benchmarks.kernels import plots, run, settings
 from placerank.benchmarks.kernels.harness import Case, Ceilings, Suite, Work, measure_ceilings, peak_mib, run_case
 from placerank.cli.main import main
 
@@ -86,7 +86,7 @@ def test_command_writes_json_table_and_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run, "load", lambda kernel: SUITE)
-    monkeypatch.setattr(run, "KERNELS", ("nap",))
+    monkeypatch.setattr(settings, "KERNELS", ("nap",))
     monkeypatch.setattr(results_file, "RESULTS", tmp_path)
     config = run.BenchKernelsConfig(kernel=("nap",), device="cpu", rounds=1, json=tmp_path / "out.json", save=True)
     run.bench_kernels(config)

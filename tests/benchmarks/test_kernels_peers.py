@@ -17,7 +17,8 @@ from placerank.benchmarks.kernels import (
     bench_target_attention,
 )
 from placerank.benchmarks.kernels.harness import Case, Suite
-from placerank.benchmarks.kernels.run import KERNELS, load
+from placerank.benchmarks.kernels.run import load
+from placerank.benchmarks.kernels.settings import KERNELS
 from placerank.kernels.codebook import residual_encode
 from placerank.kernels.pairwise_within import pairwise_within
 

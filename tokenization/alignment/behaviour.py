@@ -11,9 +11,9 @@ if asked for, users (p: the place they visit next): the text of their last place
 All pairs come from the training split.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,64 +22,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from ...data.plain import check_numbers
 from ..ranks import Ranks
 from ..text.encoders import Encoder
 from ..text.prompts import Prompts
 from ..text.store import embedding_rows
 from ..text.vectors import Vectors, blocks
-from .finetune import Losses, OptimizerSettings, finetune
+from .finetune import Losses, finetune
 from .histories import Histories
+from .settings import BehaviourConfig
 
 _NONE = -1
 _LATEST = 100  # distinct places of a user that pairs are made from
-
-
-@dataclass(kw_only=True)
-class BehaviourConfig:
-    """Content-behaviour alignment, before the geographic one."""
-
-    pairs: int = 0
-    """Pairs of an anchor and what was visited with it; 0: leave this step out."""
-    users: Literal["none", "text", "mean"] = "none"
-    """Users as anchors too: the text of their last places, or the mean of those places' vectors."""
-    user_share: float = 0.5
-    """Share of the pairs whose anchor is a user, if there are any."""
-    history: int = 5
-    """Last places of a user that make the anchor."""
-    cooccurrence_threshold: int = 2
-    """Items are visited together if more users than this have both in their training histories."""
-    temperature: float = 0.05
-    """Of InfoNCE (τ)."""
-    batch_pairs: int = 64
-    """Pairs a step, of all ranks together: each has the others' positives as negatives."""
-    epochs: int = 1
-    """Passes over the pairs."""
-    held_out_pairs: int = 500
-    """Pairs kept for the report, at most; a tenth of all if that is fewer."""
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    """Of the adapter."""
-
-    def __post_init__(self) -> None:
-        check_numbers(
-            self,
-            "behaviour",
-            least={
-                "pairs": 0,
-                "history": 1,
-                "cooccurrence_threshold": 0,
-                "batch_pairs": 2,
-                "epochs": 1,
-                "held_out_pairs": 0,
-            },
-            history=100_000,
-        )
-        if self.users not in ("none", "text", "mean"):
-            raise ValueError(f"behaviour.users={self.users!r}: expected none, text or mean")
-        if not 0 <= self.user_share <= 1:
-            raise ValueError(f"behaviour.user_share={self.user_share}: expected a share in [0, 1]")
-        if not self.temperature > 0:
-            raise ValueError(f"behaviour.temperature={self.temperature}: expected more than 0")
 
 
 @dataclass(frozen=True)

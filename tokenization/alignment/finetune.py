@@ -7,7 +7,6 @@ and goes on from its last checkpoint ends with the same weights as one that was 
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +15,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...data.manifest import drop_lines_after, whole_file
-from ...data.plain import check_numbers
 from ..ranks import Ranks
 from ..text.encoders import Encoder
 from .lora import train_adapter_only
+from .settings import OptimizerSettings
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
-
-
-@dataclass(kw_only=True)
-class OptimizerSettings:
-    """How an adapter is trained."""
-
-    learning_rate: float = 2e-4
-    """Of AdamW, at its highest."""
-    weight_decay: float = 0.0
-    """Of AdamW."""
-    warmup: float = 0.1
-    """Share of the steps in which the learning rate rises; then it falls to zero, both in a straight line."""
-    clip: float = 1.0
-    """Largest norm of all gradients together."""
-    checkpoint_every: int = 50
-    """Steps between checkpoints."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "optimizer", least={"checkpoint_every": 1})
-        for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"optimizer.{name}={getattr(self, name)}: expected more than 0")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"optimizer.weight_decay={self.weight_decay}: expected 0 or more")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"optimizer.warmup={self.warmup}: expected a share in [0, 1)")
 
 
 # Parts of a step's loss on this rank, to be added up, each with what is to be logged of it. The parts of all ranks

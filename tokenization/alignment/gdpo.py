@@ -25,7 +25,7 @@ of neither changes. L_align alone does not get there: on a frozen reward model i
 gradient, which raise the margin and leave neighbours as they were (docs/alignment.md).
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,56 +35,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, normalize
 
-from ...data.plain import check_numbers
 from ..ranks import Ranks
 from ..text.encoders import Encoder, encode_to_store
 from ..text.prompts import Prompts
 from ..text.store import PROMPT
-from .finetune import Losses, OptimizerSettings, finetune
+from .finetune import Losses, finetune
 from .locations import Locations
 from .pairs import COLLABORATIVE, PreferencePairs
-from .reward import RewardConfig, RewardModel
-
-
-@dataclass(kw_only=True)
-class GDPOConfig:
-    """Geographic preference alignment."""
-
-    beta: float = 0.9
-    """Sharpness of the preference (β)."""
-    similarity_weight: float = 1.5
-    """Weight of staying close to the reference (λ)."""
-    centred: bool = True
-    """Take the reference's mean off before comparing with it; False: as the paper prints it, see the module."""
-    place_contrast: float | None = 0.77
-    """Share of the contrast that is the same content elsewhere: how much places come to weigh; None: as printed."""
-    pairs: int = 960
-    """Preference pairs; each is used once an epoch."""
-    collaborative_share: float = 0.5
-    """Share of the pairs that come from items visited together, as far as there are such; 0: geographic ones alone."""
-    cooccurrence_threshold: int = 2
-    """Items are visited together if more users than this have both in their training histories."""
-    batch_pairs: int = 16
-    """Pairs a step, of all ranks together."""
-    part_pairs: int = 32
-    """Pairs whose graph is held at a time: less memory, the same result."""
-    epochs: int = 1
-    """Passes over the pairs."""
-    optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(learning_rate=2e-3))
-    """Of the adapter."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "gdpo", least=dict.fromkeys(("pairs", "batch_pairs", "part_pairs", "epochs"), 1))
-        if not self.beta > 0:
-            raise ValueError(f"gdpo.beta={self.beta}: expected more than 0")
-        if not self.similarity_weight >= 0:
-            raise ValueError(f"gdpo.similarity_weight={self.similarity_weight}: expected 0 or more")
-        if self.place_contrast is not None and not 0 <= self.place_contrast <= 1:
-            raise ValueError(f"gdpo.place_contrast={self.place_contrast}: expected a share in [0, 1], or None")
-        if not 0 <= self.collaborative_share <= 1:
-            raise ValueError(f"gdpo.collaborative_share={self.collaborative_share}: expected a share in [0, 1]")
-        if self.cooccurrence_threshold < 0:
-            raise ValueError(f"gdpo.cooccurrence_threshold={self.cooccurrence_threshold}: expected 0 or more")
+from .reward import RewardModel
+from .settings import GDPOConfig, RewardConfig
 
 
 def alignment_loss(reward: Tensor, reference: Tensor, beta: float) -> Tensor:

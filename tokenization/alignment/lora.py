@@ -6,41 +6,18 @@ An adapter saves and loads as any peft adapter: ``peft.PeftModel.from_pretrained
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from ...data.plain import check_numbers
 from ..text.encoders import Encoder
+from .settings import LoraSettings
 
 # Names of the two projections, by architecture: BERT, RoBERTa, XLM-R, ELECTRA; Qwen, Llama, Mistral, Gemma;
 # DeBERTa-v2; DistilBERT; T5, MPNet.
 _NAMES = (("key", "value"), ("k_proj", "v_proj"), ("key_proj", "value_proj"), ("k_lin", "v_lin"), ("k", "v"))
 _EYES = ("vision", "visual", "image")  # parts of a vision-language model that do not read
-
-
-@dataclass(kw_only=True)
-class LoraSettings:
-    """Low-rank adapters."""
-
-    rank: int = 8
-    """Of the update of each projection."""
-    alpha: float = 16.0
-    """The update is scaled by alpha / rank."""
-    dropout: float = 0.05
-    """On the input of the adapters, while training; the encoder's own dropout stays off."""
-    targets: tuple[str, ...] = ()
-    """Names of the linear layers to adapt; none: the key and value projections, found by architecture."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "lora", least={"rank": 1}, rank=4_096)
-        self.targets = tuple(self.targets)
-        if not self.alpha > 0:
-            raise ValueError(f"lora.alpha={self.alpha}: expected more than 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora.dropout={self.dropout}: expected a share in [0, 1)")
 
 
 def target_modules(model: nn.Module, targets: tuple[str, ...] = ()) -> list[str]:

@@ -6,7 +6,7 @@ where j is near i. The encoder never learns here, so each prompt is encoded once
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,54 +17,13 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from tqdm import tqdm
 
-from ...data.plain import check_numbers
 from ..ranks import Ranks
 from ..text.encoders import Encoder, encode_to_store
 from ..text.prompts import Prompts
 from ..text.store import PROMPT
 from .locations import Lists, Locations
 from .reward_measures import list_measures
-
-
-@dataclass(kw_only=True)
-class RewardConfig:
-    """The reward model."""
-
-    objective: Literal["listwise", "pairwise"] = "listwise"
-    """listwise: soft labels by rank of distance; pairwise: the own place above one other."""
-    density_aware: bool = True
-    """Draw other places by neighbour rank; False: anywhere."""
-    negatives: int = 15
-    """Other places in a list (K)."""
-    lists: int = 500
-    """Items that training lists are made for, at most; each is K + 1 prompts to encode."""
-    held_out_lists: int = 100
-    """Items that are kept for the report, at most; a tenth of all if that is fewer."""
-    hidden: int = 256
-    """Width of the MLP's first layer."""
-    learning_rate: float = 1e-3
-    """Of AdamW."""
-    weight_decay: float = 1e-2
-    """Of AdamW."""
-    epochs: int = 30
-    """Passes over the lists."""
-    batch_lists: int = 64
-    """Lists a step."""
-
-    def __post_init__(self) -> None:
-        check_numbers(
-            self,
-            "reward",
-            least=dict.fromkeys(("negatives", "lists", "held_out_lists", "hidden", "epochs", "batch_lists"), 1),
-            hidden=65_536,
-            negatives=100_000,
-        )
-        if self.objective not in ("listwise", "pairwise"):
-            raise ValueError(f"reward.objective={self.objective!r}: expected listwise or pairwise")
-        for name, low in (("learning_rate", False), ("weight_decay", True)):
-            value = getattr(self, name)
-            if not (value > 0 or (low and value == 0)):
-                raise ValueError(f"reward.{name}={value}: expected {'0 or more' if low else 'more than 0'}")
+from .settings import RewardConfig
 
 
 class RewardModel(nn.Module):

@@ -22,15 +22,12 @@ much more than in proportion, because what they vary by is mostly said by the ad
 add is where in its district an item is. That parts items whose text, and so whose embedding, is the same.
 """
 
-from dataclasses import dataclass, field
 from functools import partial
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ...data.plain import check_numbers
-from ...data.requests import OWN
 from ...kernels.codebook import residual_encode, residual_lookup, soft_usage
 from ..ranks import Ranks
 from ..text.item_table import take_rows
@@ -39,6 +36,7 @@ from .attributes import AttributeFeatures
 from .balance import fit_prices, with_prices
 from .kmeans import SEEDS_PER_CENTRE, add_level, minibatch_kmeans, nearest, seed_centres, sum_by_code
 from .learning import PREFIX, batches, keep_adam, restore_adam, step
+from .settings import HGITOptions
 from .tokenizer import FitData, Round, State, Tokenizer
 
 _BATCH_ROWS = 4_096  # of mini-batch k-means, at least; 16 a centre where there are many
@@ -47,67 +45,6 @@ _START_ROWS = 128  # rows a centre of the k-means that levels 2 and on start fro
 _EVEN_ROWS = 4  # rows a centre, of each batch, that the entropy term's gradient is taken from
 _REPAIRS = 8  # times that centres without items are looked for at last
 _ATTRIBUTES = "attributes."
-
-
-@dataclass(kw_only=True)
-class HGITOptions:
-    """Settings of HGIT."""
-
-    w_admin: float = 1.0
-    """Weight of province, city, district in the first code."""
-    w_geo: float = 4.0
-    """Weight of the coordinates."""
-    w_category: float = 0.5
-    """Weight of the primary and secondary category."""
-    w_brand: float = 0.25
-    """Weight of the brand."""
-    w_own: dict[str, float] = field(default_factory=dict)
-    """Weights of items' own columns, categories or lists, by the name that prepare gave them; the others have none."""
-    admin_scale: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])
-    """Fixed factors of province, city, district within their block."""
-    category_scale: list[float] = field(default_factory=lambda: [1.0, 1.0])
-    """Fixed factors of primary and secondary category within their block."""
-    cluster_epochs: int = 10
-    """Passes of mini-batch k-means over the attributes of sample_rows items."""
-    iterations: int = 10
-    """Lloyd's iterations that each further level starts from."""
-    epochs: int = 4
-    """Passes over the sample that train levels 2 and on; 0: k-means alone."""
-    batch_rows: int = 8_192
-    """Items a step."""
-    epoch_steps: int = 16
-    """Steps of an epoch, at least: a small sample is passed through more than once."""
-    lr: float = 0.02
-    """Adam's rate, in units of the residual's root mean square."""
-    lambda_reg: float = 0.05
-    """Weight of the evenness of usage against the share of variance lost."""
-    temperature: float = 0.05
-    """Of the soft usage, in units of a level's mean squared error."""
-
-    def __post_init__(self) -> None:
-        check_numbers(
-            self, "hgit", least=dict.fromkeys(("cluster_epochs", "iterations", "batch_rows", "epoch_steps"), 1)
-        )
-        for name in ("w_admin", "w_geo", "w_category", "w_brand", "lambda_reg"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"hgit.{name}={getattr(self, name)}: expected 0 or more")
-        for name, count in (("admin_scale", 3), ("category_scale", 2)):
-            value = getattr(self, name)
-            if len(value) != count or not all(v >= 0 for v in value) or not any(value):
-                raise ValueError(f"hgit.{name}={value}: expected {count} numbers of 0 or more, not all 0")
-        for name, weight in self.w_own.items():
-            if not weight >= 0:
-                raise ValueError(f"hgit.w_own {name}={weight}: expected 0 or more")
-        if self.epochs < 0:
-            raise ValueError(f"hgit.epochs={self.epochs}: expected 0 or more")
-        for name in ("lr", "temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"hgit.{name}={getattr(self, name)}: expected more than 0")
-
-    @property
-    def weights(self) -> dict[str, float]:
-        own = {OWN + name: self.w_own[name] for name in sorted(self.w_own)}
-        return {"admin": self.w_admin, "geo": self.w_geo, "category": self.w_category, "brand": self.w_brand, **own}
 
 
 class HGIT(Tokenizer):

@@ -1,23 +1,10 @@
 """Res-KMeans (QARM, Luo et al. 2024): k-means on the embeddings, then on what it leaves over, and so on."""
 
-from dataclasses import dataclass
-
 import torch
 
-from ...data.plain import check_numbers
 from .kmeans import add_level
+from .settings import KMeansOptions
 from .tokenizer import FitData, Round, State, Tokenizer
-
-
-@dataclass(kw_only=True)
-class KMeansOptions:
-    """Settings of Res-KMeans."""
-
-    iterations: int = 15
-    """Lloyd's iterations of each level."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "kmeans", least={"iterations": 1})
 
 
 class ResidualKMeans(Tokenizer):

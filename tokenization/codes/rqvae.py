@@ -8,7 +8,6 @@ of the first, untrained encoder, and centres that no item chose in an epoch star
 are centred and scaled to variance 1 a dimension before the encoder; squared errors are means over dimensions.
 """
 
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 
@@ -16,50 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...data.plain import check_numbers
 from ...kernels.codebook import residual_encode
 from .kmeans import add_level, seed_centres
 from .learning import PREFIX, batches, keep_adam, restore_adam, step
+from .settings import RQVAEOptions
 from .tokenizer import FitData, Round, State, Tokenizer
 
 _START_ROWS = 65_536  # rows of k-means that codebooks start from; an encoder that is not trained yet deserves no more
-
-
-@dataclass(kw_only=True)
-class RQVAEOptions:
-    """Settings of RQ-VAE and of the tokenizers that are one."""
-
-    hidden: list[int] = field(default_factory=lambda: [512, 256, 128])
-    """Widths of the encoder's hidden layers; the decoder has them in reverse."""
-    latent: int = 32
-    """Numbers of the latent that is quantized."""
-    epochs: int = 20
-    """Passes over the sample."""
-    batch_rows: int = 1_024
-    """Items a step."""
-    epoch_steps: int = 128
-    """Steps of an epoch, at least: a small sample is passed through more than once."""
-    lr: float = 1e-3
-    """Adam's rate."""
-    beta: float = 0.25
-    """Weight of the commitment: how firmly latents are held near their centres."""
-    iterations: int = 10
-    """Lloyd's iterations of the k-means that codebooks start from."""
-
-    def __post_init__(self) -> None:
-        check_numbers(
-            self,
-            "rqvae",
-            least=dict.fromkeys(("latent", "epochs", "batch_rows", "epoch_steps", "iterations"), 1),
-            hidden=65_536,
-            latent=65_536,
-        )
-        if not all(width >= 1 for width in self.hidden):
-            raise ValueError(f"rqvae.hidden={self.hidden}: expected widths of at least 1")
-        if not self.lr > 0:
-            raise ValueError(f"rqvae.lr={self.lr}: expected more than 0")
-        if not self.beta >= 0:
-            raise ValueError(f"rqvae.beta={self.beta}: expected 0 or more")
 
 
 def _mlp(x: Tensor, state: State, name: str) -> Tensor:

@@ -23,43 +23,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...data.manifest import MANIFEST, read_manifest, whole_file, write_manifest
-from ...data.plain import check_numbers, from_plain
+from ...data.plain import from_plain
 from ...data.urls import fetched, place
 from ...kernels.codebook import Metric, residual_encode, residual_lookup
 from ..ranks import Ranks
 from ..text.vectors import Sample, Vectors, ahead, block, check_vectors, dim_of, draw_sample
 from .balance import fit_prices, with_prices
 from .kmeans import SEEDS_PER_CENTRE
+from .settings import TokenizerConfig
 
 State = dict[str, Tensor]
 CODEBOOKS = "codebooks.safetensors"
-
-
-@dataclass(kw_only=True)
-class TokenizerConfig:
-    """What every tokenizer has."""
-
-    levels: int = 3
-    """Codes of an item, coarse to fine (L)."""
-    codes: int = 512
-    """Different codes of a level (K)."""
-    sample_rows: int = 131_072
-    """Items to learn from, at most, chosen at random; 256 a code are plenty. All items are encoded."""
-    capacity: float = 0.0
-    """Balance: on the sample no code takes more than so many times its even share, N / K; 0: as it comes."""
-    seed: int = 0
-    """Decides the sample and every random choice."""
-
-    def __post_init__(self) -> None:
-        check_numbers(
-            self, "codebook", least=dict.fromkeys(("levels", "codes", "sample_rows"), 1), levels=64, codes=1_000_000
-        )
-        if self.capacity and not self.capacity > 1:
-            raise ValueError(
-                f"codebook.capacity={self.capacity}: expected more than 1 (twice the even share is 2), or 0 for none"
-            )
-        if self.seed < 0:
-            raise ValueError(f"codebook.seed={self.seed}: expected 0 or more")
 
 
 @dataclass(frozen=True)

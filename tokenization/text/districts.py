@@ -11,7 +11,6 @@ does not depend on the order of districts, and names of near districts start ali
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,31 +19,12 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from ...data.geohash import LONGEST, geohash_encode
-from ...data.plain import check_numbers
+from .settings import DistrictConfig
 
 _EXACT_ITEMS = 20_000  # up to here plain k-means takes a second; beyond, mini-batches
 _MAX_DISTRICTS = 20_000
 _MOST_ITEMS = 1_000_000  # looked at: 50 a district are plenty
 _SHORTEST_NAME = 5  # letters: cells about 5 km across
-
-
-@dataclass(kw_only=True)
-class DistrictConfig:
-    """Districts from coordinates."""
-
-    derive: Literal["auto", "always", "never"] = "auto"
-    """auto: if fewer than half of the items have a district; always: instead of those given; never: as given."""
-    items_per_district: int = 150
-    """About so many items in each."""
-    seed: int = 0
-    """Of k-means."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "districts", least={"items_per_district": 1})
-        if self.derive not in ("auto", "always", "never"):
-            raise ValueError(f"districts.derive={self.derive!r}: expected auto, always or never")
-        if self.seed < 0:
-            raise ValueError(f"districts.seed={self.seed}: expected 0 or more")
 
 
 @dataclass(frozen=True)

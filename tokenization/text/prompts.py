@@ -7,8 +7,7 @@ The default template has no word of any language: values in the paper's order, j
 gives them as settings, for example ``content_template="{name}: {category}"`` or ``labels={"price": "price"}``.
 """
 
-import string
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -16,50 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-CONTENT_FIELDS = ("name", "category", "brand", "price", "description")
-LOCATION_FIELDS = ("province", "city", "district", "lat", "lon")
-
-
-@dataclass(kw_only=True)
-class PromptConfig:
-    """How an item becomes text. A field that an item does not have is left out, with its label and its mark."""
-
-    content: tuple[str, ...] = ("name", "category", "brand", "price")
-    """Fields of the content, in order: name, category, brand, price, description."""
-    location: tuple[str, ...] = ("province", "city", "district")
-    """Fields of the location, in order: province, city, district, lat, lon."""
-    labels: dict[str, str] = field(default_factory=dict)
-    """Words before fields, by field: labels {price: "price"} makes "price: 12.5"."""
-    separator: str = ", "
-    """Between the fields of a part."""
-    path_separator: str = " > "
-    """Between the levels of a category path."""
-    part_separator: str = " | "
-    """Between content and location."""
-    content_template: str | None = None
-    """Instead of content, labels and separator: a text with {name} and so on; a missing field is empty."""
-    location_template: str | None = None
-    """Instead of location, labels and separator, in the same way."""
-    unknown: str = "?"
-    """Text of an item that has none: an encoder needs at least one token."""
-
-    def __post_init__(self) -> None:
-        self.content, self.location = tuple(self.content), tuple(self.location)
-        for part, allowed in (("content", CONTENT_FIELDS), ("location", LOCATION_FIELDS)):
-            fields = getattr(self, part)
-            strange = [name for name in fields if name not in allowed]
-            if strange or len(set(fields)) != len(fields):
-                raise ValueError(f"prompts.{part}={list(fields)}: expected each at most once of {', '.join(allowed)}")
-            template = getattr(self, f"{part}_template")
-            if template is not None:
-                _parse(template, f"prompts.{part}_template", allowed)
-        strange = sorted(set(self.labels) - {*CONTENT_FIELDS, *LOCATION_FIELDS})
-        if strange:
-            raise ValueError(
-                f"prompts.labels has {strange}: expected some of {', '.join((*CONTENT_FIELDS, *LOCATION_FIELDS))}"
-            )
-        if not self.unknown.strip():
-            raise ValueError(f"prompts.unknown={self.unknown!r}: expected a text that is not blank")
+from .settings import CONTENT_FIELDS, LOCATION_FIELDS, PromptConfig, parse_template
 
 
 @dataclass(frozen=True)
@@ -123,7 +79,7 @@ def _part(items: pa.Table, names: tuple[str, ...], template: str | None, config:
         return _if_empty(_join(columns, config.separator), "") if columns else pa.array([""] * len(items))
     pieces: list[str | pa.Array] = []
     known = pa.array(np.zeros(len(items), bool))
-    for literal, field_name in _parse(template, "template", (*CONTENT_FIELDS, *LOCATION_FIELDS)):
+    for literal, field_name in parse_template(template, "template", (*CONTENT_FIELDS, *LOCATION_FIELDS)):
         pieces.append(literal)
         if field_name is not None:
             text = _field(items, field_name, config)
@@ -174,23 +130,3 @@ def _null_if_empty(text: pa.Array) -> pa.Array:
 
 def _if_empty(text: pa.Array, instead: str) -> pa.Array:
     return pc.fill_null(_null_if_empty(text), instead)
-
-
-def _parse(template: str, where: str, allowed: tuple[str, ...]) -> list[tuple[str, str | None]]:
-    """A template as pairs of literal text and the field after it.
-
-    Raises:
-        ValueError: a field that is not allowed, or with a conversion or format.
-    """
-    try:
-        pieces = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ValueError(f"{where}={template!r}: {error}; write {{{{ and }}}} for braces") from None
-    for _, field_name, spec, conversion in pieces:
-        if field_name is not None and (field_name not in allowed or spec or conversion):
-            raise ValueError(
-                f"{where}={template!r}: got {{{field_name}}}, expected plain {{field}} of {', '.join(allowed)}"
-            )
-    if all(name is None for _, name, _, _ in pieces):
-        raise ValueError(f"{where}={template!r}: expected at least one of {', '.join(allowed)} in braces")
-    return [(literal, name) for literal, name, _, _ in pieces]
