@@ -1,6 +1,7 @@
 """The ``placerank`` command: picks the subcommand and turns our errors into one line.
 
-A subcommand's module is imported when it is called, so ``placerank --help`` does not wait for torch.
+A subcommand's module is imported when it is called, and a step's code when its settings are read, so neither help nor
+a wrong setting waits for torch.
 """
 
 import difflib
