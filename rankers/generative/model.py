@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from ...data.batches.activity import COLD
 from ...data.batches.features import HOURS_PER_WEEK
-from ...data.batches.item_columns import HOUR, solar_shift
+from ...data.batches.item_columns import HOUR, local_shift, solar_shift
 from ...data.batches.semantic_features import SemanticFeatures
 from ...data.batches.sequences import SequenceBatch
 from ...kernels.haversine import unit_vectors, unit_vectors_km
@@ -203,6 +203,8 @@ class Questions:
         asked: of the targets, unix seconds, int64 [B].
         place: of the requests, unit vectors, NaN where unknown, float32 [B, 3].
         target: catalog rows, int64 [B]; None where nobody knows.
+        offset, asked_offset: of visits and requests, minutes east of UTC, NaN where unknown, float32 [T] and [B]; None:
+            unknown for all. Hours of the week are local by them, else in solar time.
     """
 
     items: Tensor
@@ -214,6 +216,8 @@ class Questions:
     asked: Tensor
     place: Tensor
     target: Tensor | None = None
+    offset: Tensor | None = None
+    asked_offset: Tensor | None = None
 
     @classmethod
     def of(cls, batch: SequenceBatch) -> Self:
@@ -221,19 +225,24 @@ class Questions:
         items, visits = batch.item.unique(return_inverse=True)
         place = unit_vectors(batch.lat.double(), batch.lon.double()).float()
         return cls(
-            items, visits, batch.offsets, batch.time, batch.stretch, batch.seen, batch.target_time, place, batch.target
-        )
+            items, visits, batch.offsets, batch.time, batch.stretch, batch.seen, batch.target_time, place, batch.target,
+            batch.utc_offset, batch.target_offset,
+        )  # fmt: skip
 
     @classmethod
     def of_samples(cls, sample: "SampleBatch") -> Self:
-        """Of the requests of a batch of ``SampleLoader``, each with its history."""
+        """Of the requests of a batch of ``SampleLoader``, each with its history, whose hours are by its offset."""
         items, visits = sample.history.unique(return_inverse=True)
         place = unit_vectors(sample.lat.double(), sample.lon.double()).float()
         length = sample.offsets.diff()
         asked = sample.time.repeat_interleave(length)
         time = asked - (sample.history_hours.double() * HOUR).round().long()
         requests = torch.arange(len(length))
-        return cls(items, visits, sample.offsets, time, requests, length, sample.time, place)
+        offset = sample.utc_offset
+        of_visits = None if offset is None else offset.repeat_interleave(length)
+        return cls(
+            items, visits, sample.offsets, time, requests, length, sample.time, place, None, of_visits, offset
+        )
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Self:
         """The same with f of each tensor."""
@@ -248,6 +257,7 @@ class Questions:
             asked=self.asked[targets],
             place=self.place[targets],
             target=None if self.target is None else self.target[targets],
+            asked_offset=None if self.asked_offset is None else self.asked_offset[targets],
         )
 
 
@@ -370,7 +380,7 @@ class Generator(nn.Module):
         place = torch.where(q.place.isnan(), last, q.place)
         hours = ((q.asked[:, None] - time) / HOUR).float().clamp(min=0).masked_fill(~there, torch.nan).log1p()
 
-        hour = self.asked_hour((q.asked + self.facts.shift[item[:, -1]]) // HOUR % HOURS_PER_WEEK)
+        hour = self.asked_hour(self._hour(q.asked, item[:, -1], q.asked_offset))
         gaps = [hats(hours[:, -1], HOUR_KNOTS), hats(unit_vectors_km(q.place, last).log1p(), KM_KNOTS)]
         known = (~q.place.isnan().any(1, keepdim=True)).float()
         state = self.request(torch.cat([hour, visits[q.stretch, row[:, -1]], users, *gaps, known], dim=1))
@@ -389,6 +399,13 @@ class Generator(nn.Module):
         gate = torch.where(seen, torch.cat([F.logsigmoid(gate), F.logsigmoid(-gate)], dim=1), self.never)
         return Encoded(visits, state, place, copied, item, gate)
 
+    def _hour(self, time: Tensor, item: Tensor, offset: Tensor | None) -> Tensor:
+        """Of the week, where the offset is known local, else in solar time at the item: 0 to 167."""
+        shift = self.facts.shift[item]
+        if offset is not None:
+            shift = torch.where(offset.isnan(), shift, local_shift(offset))
+        return (time + shift) // HOUR % HOURS_PER_WEEK
+
     def _tokens(self, q: Questions, rows: Tensor) -> Tensor:
         """[T, d]."""
         codes = self.facts.codes[q.items] + 1
@@ -398,7 +415,7 @@ class Generator(nn.Module):
         if self.training and self.config.item_dropout:
             of_visits = of_visits * (torch.rand(len(of_visits), 1, device=rows.device) >= self.config.item_dropout)
         item = q.items[q.visits]
-        hour = (q.time + self.facts.shift[item]) // HOUR % HOURS_PER_WEEK
+        hour = self._hour(q.time, item, q.offset)
         first = torch.zeros(len(q.visits), dtype=torch.bool, device=rows.device)
         first[q.offsets[:-1][q.offsets.diff() > 0]] = True
         hours = F.pad(q.time.diff(), (1, 0)) / HOUR if len(q.time) else q.time.float()

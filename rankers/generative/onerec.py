@@ -79,7 +79,8 @@ class OneRec(Generator):
         upto = F.pad(token.cumsum(0), (0, 0, 1, 0))  # of those before each
         mean = (upto[each] - upto[first]) / (each - first).clamp(min=1)[:, None]
         listed = torch.cat([token[before], mean], dim=1) * goes_on[:, None]
-        q = replace(q, seen=q.seen[first], asked=q.asked[first], place=q.place[first])
+        offset = None if q.asked_offset is None else q.asked_offset[first]
+        q = replace(q, seen=q.seen[first], asked=q.asked[first], place=q.place[first], asked_offset=offset)
         q.place = self._here(q.place, torch.where(goes_on, q.target[before], 0))  # type: ignore[index]
         return super().forward(q, rows, torch.cat([users, listed], dim=1))
 

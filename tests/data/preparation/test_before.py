@@ -165,12 +165,16 @@ def test_counts_are_of_all_days(tmp_path: Path) -> None:
 
 def test_generative_rankers_see_the_days_before(tmp_path: Path) -> None:
     source, begin = two_sources("check-ins")
+    offset = {int(t.timestamp()): 60.0 * (i % 5) for i, t in enumerate(source["timestamp"].to_pylist())}
+    source["utc_offset"] = pa.array([offset[int(t.timestamp())] for t in source["timestamp"].to_pylist()], pa.float32())
     first, second = in_turn(tmp_path, source, begin, history_length=4)
     batch = next(iter(SequenceLoader(second, "train", 10_000, history=20, together=1)))
     visits_ = pa.table(source).to_pylist()
     moments = {int(r["timestamp"].timestamp()) for r in visits_}
     assert int(batch.target_time.min()) >= begin
     assert int(batch.time.min()) < begin and {*batch.time.tolist()} <= moments
+    assert batch.utc_offset.tolist() == [offset[t] for t in batch.time.tolist()]
+    assert batch.target_offset.tolist() == [offset[t] for t in batch.target_time.tolist()]
     assert first.exists()
 
 

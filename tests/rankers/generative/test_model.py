@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from placerank.data.batches.item_columns import local_shift
 from placerank.kernels.haversine import unit_vectors
 from placerank.rankers.generative.index import Index
 from placerank.rankers.generative.model import (
@@ -114,6 +115,25 @@ def test_allowed_items_have_the_same_scores() -> None:
     some = model.score(q, *rows(q), index, allowed)
     want = every[allowed.requests, allowed.items]
     torch.testing.assert_close(some, want, atol=1e-5, rtol=1e-5)
+
+
+def test_hours_are_local_where_offsets_are_known() -> None:
+    """An offset counts like places that lie so far east; where it is unknown the sun does."""
+    model, index = make()
+    q = questions()
+    score = lambda q: model.score(q, *rows(q), index)  # noqa: E731
+    solar, minutes = score(q), torch.full_like(q.time, 330).float()
+    unknown = replace(q, offset=minutes * torch.nan, asked_offset=torch.full((5,), torch.nan))
+    assert torch.equal(score(unknown), solar)
+    known = replace(q, offset=minutes, asked_offset=torch.full((5,), 330.0))
+    east, _ = make()
+    east.set_items(model.facts._replace(shift=local_shift(torch.full((ITEMS,), 330.0))), index)
+    assert torch.equal(score(known), east.score(q, *rows(q), index))
+    asked = score(replace(unknown, asked_offset=torch.tensor([torch.nan, torch.nan, 330.0, torch.nan, torch.nan])))
+    same = (asked == solar).all(1)
+    assert same.tolist() == [True, True, False, True, True]
+    some = replace(known, asked_offset=torch.arange(5) * 100.0).some(torch.tensor([False, True, False, False, True]))
+    assert some.asked_offset is not None and some.asked_offset.tolist() == [100.0, 400.0]
 
 
 def test_targets_see_nothing_of_what_comes_later() -> None:
