@@ -240,9 +240,7 @@ class Questions:
         requests = torch.arange(len(length))
         offset = sample.utc_offset
         of_visits = None if offset is None else offset.repeat_interleave(length)
-        return cls(
-            items, visits, sample.offsets, time, requests, length, sample.time, place, None, of_visits, offset
-        )
+        return cls(items, visits, sample.offsets, time, requests, length, sample.time, place, None, of_visits, offset)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Self:
         """The same with f of each tensor."""

@@ -1,8 +1,11 @@
 """A generative ranker from the config to lists: trained, killed and resumed, on ranks, evaluated, asked, refused."""
 
 import json
+import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +21,7 @@ from tokens import K, make_codes, write_tokens
 
 from placerank.data.batches.features import FeatureConfig
 from placerank.data.batches.loader import SampleLoader
+from placerank.data.batches.sequences import SequenceLoader
 from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.evaluation.evaluate import EvaluateConfig, evaluate
@@ -28,6 +32,7 @@ from placerank.rankers.dense import RankerConfig
 from placerank.rankers.exported import ExportedRanker
 from placerank.rankers.exported_generator import ExportedGenerator
 from placerank.rankers.generative.config import GeneratorConfig, OneRecConfig, TigerConfig
+from placerank.rankers.generative.reach import OpeningHours, local_seconds, open_now
 from placerank.rankers.generative_ranker import expand, gather
 from placerank.rankers.plugins.akt import AktConfig
 from placerank.tokenization.codes.semantic_ids import SemanticIds
@@ -40,6 +45,10 @@ from placerank.training.train import TrainConfig, train
 
 AnyRanks = Callable[..., list[Any]]
 GENERATOR = GeneratorConfig(columns=16, heads=2, layers=2, hidden=32, window=3, memory=6, copied=8)
+# across midnight and the week's end, always, closed days, a closed week, not known
+HOURS = ["Mo-Fr 09:00-12:00,13:00-18:30", "Mo-Su 20:00-03:00", "24/7", "Mo 10:00-14:00; Tu off", "off", None,
+         "Sa-Su 22:00-06:00", "Mo-Su 06:00-11:00", "We-Su 11:30-23:00"]  # fmt: skip
+OFFSETS = [None, 330.0, -210.0]
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +56,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """``data``; ``tokens`` of all items but the last 20, which ``extended`` has too; ``run``, trained on the first."""
     folder = tmp_path_factory.mktemp("world")
     raw = simulate(SimulateConfig(out=folder / "raw", items=150, users=60, requests=500, candidates=8, cities=1))
+    for name, column, values in (("items", "opening_hours", HOURS), ("interactions", "utc_offset", OFFSETS)):
+        table = pq.read_table(raw / f"{name}.parquet")
+        some = pa.array([values[i % len(values)] for i in range(len(table))])
+        pq.write_table(table.append_column(column, some), raw / f"{name}.parquet")
     data = prepare(PrepareConfig(input=raw, out=folder / "data", history_length=12))
     items = pq.read_table(data / "catalog.parquet")["item_id"].combine_chunks()[1:]
     most = len(items) - 20
@@ -221,6 +234,74 @@ def test_requests_of_a_file(world: SimpleNamespace, tmp_path: Path) -> None:
     assert found["user_id"].to_pylist() == [10**9] * 10 + [None] * 10
 
 
+def is_open(text: str | None, minute: int) -> bool:
+    """By the text alone, for rules as those above: a loop over yesterday and today."""
+    if text in (None, "24/7"):
+        return True
+    day, now = divmod(minute, 1440)
+    for back in (0, 1):
+        of_day: list[str] = []
+        for rule in text.split("; "):
+            days, _, times = ("Mo-Su off" if rule == "off" else rule).partition(" ")
+            first, last = (DAYS.index(d) for d in (days[:2], days[-2:]))
+            if first <= (day - back) % 7 <= last:
+                of_day = [] if times == "off" else times.split(",")
+        for begin, end in (t.split("-") for t in of_day):
+            a, b = (60 * int(t[:2]) + int(t[3:]) for t in (begin, end))
+            b += 1440 if b <= a else 0
+            if a <= now + 1440 * back < b:
+                return True
+    return False
+
+
+DAYS = ["Mo", "Tu", "We", "Th", "Fr", "Sa", "Su"]
+
+
+def test_only_open_places_are_listed(world: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of visits and of requests at all hours: none that is closed, all that are open, by local or solar time."""
+    raw = pq.read_table(world.data.parent / "raw" / "items.parquet").to_pylist()
+    text = {r["item_id"]: r["opening_hours"] for r in raw}
+    coded = set(pq.read_table(world.tokens / "semantic_ids.parquet")["item_id"].to_pylist())
+    user = pq.read_table(world.data / "users.parquet")["user_id"].combine_chunks()[1]
+    asked = pa.table(
+        {"user_id": pa.array([user] * 84, user.type), "time": [1_700_000_000 + 7200 * i for i in range(84)],
+         "utc_offset": pa.array([None, 330, -210] * 28, pa.int32())}
+    )  # fmt: skip
+    pq.write_table(asked, tmp_path / "asked.parquet")
+    config = GenerateConfig(
+        run=world.run, out=tmp_path / "lists", requests=tmp_path / "asked.parquet", within_km=math.inf, k=150,
+        open_now=True,
+    )  # fmt: skip
+    with caplog.at_level("WARNING"):
+        table = pq.read_table(generate(config) / "lists.parquet")
+    assert "28 of 84 requests have no utc_offset" in caplog.text
+    lon = {r["item_id"]: r["lon"] for r in raw}
+    for i, request in enumerate(asked.to_pylist()):
+        listed = set(table.filter(pc.equal(table["request"], i))["item_id"].to_pylist())
+        want = set()
+        for item in coded:
+            offset = request["utc_offset"] if request["utc_offset"] is not None else 60 * round(lon[item] / 15)
+            local = datetime.fromtimestamp(request["time"], UTC) + timedelta(minutes=offset)
+            if is_open(text[item], 1440 * local.weekday() + 60 * local.hour + local.minute):
+                want.add(item)
+        assert listed == want and 0 < len(want) < len(coded)
+
+    visits = replace(config, out=tmp_path / "visits", requests=None, visits=10**6, within_km=5.0, k=10)
+    whole = pq.read_table(generate(replace(visits, open_now=False)) / "lists.parquet")
+    rows = pq.read_table(generate(replace(visits, overwrite=True)) / "lists.parquet").to_pylist()
+    offsets = {t: o for b in SequenceLoader(world.data, "test", 1000)
+               for t, o in zip(b.target_time.tolist(), b.target_offset.tolist(), strict=True)}  # fmt: skip
+    assert len(rows) > 100 and {*offsets.values()} >= {330.0, -210.0}
+
+    def open_then(r: dict[str, Any]) -> bool:
+        offset = offsets[r["time"]]
+        offset = 60 * round(lon[r["item_id"]] / 15) if math.isnan(offset) else offset
+        local = datetime.fromtimestamp(r["time"], UTC) + timedelta(minutes=offset)
+        return is_open(text[r["item_id"]], 1440 * local.weekday() + 60 * local.hour + local.minute)
+
+    assert all(map(open_then, rows)) and not all(map(open_then, whole.to_pylist()))
+
+
 def test_new_places_of_a_list(world: SimpleNamespace, tmp_path: Path) -> None:
     """All of them new, or some; the rest as it was, in the same order."""
     config = GenerateConfig(run=world.run, out=tmp_path / "lists", visits=40, within_km=float("inf"), k=130)
@@ -326,6 +407,8 @@ def test_what_does_not_fit_is_told(world: SimpleNamespace, tmp_path: Path) -> No
         "user_id is string": pa.table({"user_id": ["a"], "time": [1]}),
         "time is double": pa.table({"user_id": user, "time": [1.5]}),
         "lat or lon alone": pa.table({"user_id": user, "time": [1], "lat": [1.0]}),
+        "utc_offset of 1500, expected minutes": pa.table({"user_id": user, "time": [1], "utc_offset": [1500]}),
+        "utc_offset is string": pa.table({"user_id": user, "time": [1], "utc_offset": ["+02:00"]}),
         "lat of 91": pa.table({"user_id": user, "time": [1], "lat": [91.0], "lon": [0.0]}),
     }
     for message, table in bad.items():
@@ -337,11 +420,22 @@ def test_what_does_not_fit_is_told(world: SimpleNamespace, tmp_path: Path) -> No
         "no column lat": known.select(["item_id", "lon"]),
         "are in the prepared data already": known.select(["item_id", "lat", "lon"]),
         "there twice": pa.concat_tables([known, known]),
+        "row 1, opening_hours: got 'late', expected opening hours such as": known.select(
+            ["item_id", "lat", "lon"]
+        ).append_column("opening_hours", pa.array([None, "late"])),
+        "opening_hours is int64, expected string": known.select(["item_id", "lat", "lon"]).append_column(
+            "opening_hours", pa.array([1, 2])
+        ),
     }
     for message, table in opened.items():
         pq.write_table(table, tmp_path / "opened.parquet")
         with pytest.raises(ValueError, match=message):
             generate(replace(config, places=tmp_path / "opened.parquet"))
+    without = pq.read_table(world.data / "catalog.parquet").drop_columns("opening_hours")
+    shutil.copytree(world.data, tmp_path / "data")
+    pq.write_table(without, tmp_path / "data" / "catalog.parquet")
+    with pytest.raises(ValueError, match="no opening hours of items; prepare data whose items have a column opening"):
+        generate(replace(config, open_now=True, data=tmp_path / "data"))
     assert not (tmp_path / "lists").exists()
 
 
@@ -357,6 +451,11 @@ def test_an_export_gives_the_lists_of_the_run(world: SimpleNamespace, tmp_path: 
     allowed = exported.near(2.0).within(batch.lat.double().numpy(), batch.lon.double().numpy())
     lists = exported.lists(batch, allowed, 5)
     assert lists.offsets.diff().tolist() == allowed.offsets.diff().clamp(max=5).tolist()
+    local = local_seconds(allowed, batch.target_time, batch.target_offset, torch.from_numpy(exported.lon))
+    hours = OpeningHours.of_column(pq.read_table(world.data / "catalog.parquet")["opening_hours"])
+    of_now = exported.open_now(batch, allowed)
+    assert of_now.items.tolist() == open_now(allowed, hours, local).items.tolist()
+    assert 0 < len(of_now.items) < len(allowed.items)
     with pytest.raises(ValueError, match="read it with ExportedGenerator"):
         ExportedRanker.load(folder)
     (folder / "generator.json").unlink()
