@@ -308,7 +308,8 @@ class Generator(nn.Module):
         )
         self.config, self.levels, self.codes_per_level = config, index.levels, index.codes_per_level
         self.set_items(facts, index)
-        self.encoder, self.decoder = transformer(window=config.window), transformer(memory=True)
+        self.encoder: nn.Module = transformer(window=config.window)
+        self.decoder = transformer(memory=True)
         codes = [nn.Embedding(self.codes_per_level + 1, d) for _ in range(self.levels)]
         heads = [nn.Linear(d, self.codes_per_level) for _ in range(self.levels)]
         self.code, self.head = nn.ModuleList(codes), nn.ModuleList(heads)

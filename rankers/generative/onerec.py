@@ -15,9 +15,12 @@ the codes of all items before; this costs a request nothing, and lists are short
 A target is asked by a request of its own, so evaluation sees lists of one. In training a share of the targets goes on
 with the list of the user's session instead: it sees the visits before the session, the session's first request, and
 those of its items that were listed.
+
+With ``lazy`` it has the decoder of OneRec-V2, and no encoder: ``lazy.py``.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,6 +33,7 @@ from .decoding import Lists, best
 from .experts import Experts
 from .index import Index
 from .layers import Transformer
+from .lazy import Context, LazyDecoder
 from .model import Generator, PlaceFacts, Questions
 from .reach import Allowed, everything
 
@@ -48,13 +52,23 @@ class OneRec(Generator):
     ) -> None:
         d = config.columns
         super().__init__(config, facts, index, item_columns, user_columns + 2 * d)
-        self.decoder = Transformer(
-            columns=d, heads=config.heads, head_columns=d // config.heads, hidden=config.hidden, layers=config.layers,
-            dropout=config.dropout, causal=True, memory=True,
+        decoder = partial(
+            LazyDecoder if config.lazy else Transformer,
+            columns=d,
+            heads=config.heads,
+            head_columns=d // config.heads,
+            hidden=config.hidden,
+            layers=config.layers,
+            dropout=config.dropout,
             feed_forward=lambda: Experts(
                 d, config.hidden // config.active, config.experts, config.active, config.dropout
             ),
-        )  # fmt: skip
+        )
+        if config.lazy:
+            self.encoder = Context(d, config.dropout)
+            self.decoder = decoder(sets=config.lazy)
+        else:
+            self.decoder = decoder(causal=True, memory=True)
 
     def forward(self, q: Questions, rows: Tensor, users: Tensor, lists: Tensor | None = None) -> Tensor:
         """Log p of the targets, given the visits before their list and the items before them in it.

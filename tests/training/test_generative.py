@@ -207,6 +207,13 @@ def test_lists_are_the_best_within_reach(world: SimpleNamespace, tmp_path: Path)
     assert (out / "map.png").stat().st_size > 10_000 and "Request" in (out / "report.html").read_text()
 
 
+def offsets_by_time(world: SimpleNamespace) -> dict[int, float]:
+    """Minutes of the test visits."""
+    batches = list(SequenceLoader(world.data, "test", 1000))
+    time, offset = (torch.cat([getattr(b, n) for b in batches]).tolist() for n in ("target_time", "target_offset"))
+    return dict(zip(time, offset, strict=True))
+
+
 def test_requests_of_a_file(world: SimpleNamespace, tmp_path: Path) -> None:
     """The same as for the visit itself; users whom nobody knows, requests without a place, and none at all."""
     visits = generate(GenerateConfig(run=world.run, out=tmp_path / "visits", visits=10, within_km=3.0))
@@ -217,6 +224,9 @@ def test_requests_of_a_file(world: SimpleNamespace, tmp_path: Path) -> None:
     )
     first = first.sort_by("request")
     asked = pa.table({c: first[f"{c}_first"] for c in ("user_id", "time", "lat", "lon")})
+    offsets = offsets_by_time(world)
+    offset = pa.array([offsets[t] for t in asked["time"].to_pylist()], pa.float32(), from_pandas=True)
+    asked = asked.append_column("utc_offset", offset)
     pq.write_table(asked, tmp_path / "asked.parquet")
     config = GenerateConfig(run=world.run, out=tmp_path / "asked", requests=tmp_path / "asked.parquet", within_km=3.0)
     got = pq.read_table(generate(config) / "lists.parquet")
@@ -289,8 +299,7 @@ def test_only_open_places_are_listed(world: SimpleNamespace, tmp_path: Path, cap
     visits = replace(config, out=tmp_path / "visits", requests=None, visits=10**6, within_km=5.0, k=10)
     whole = pq.read_table(generate(replace(visits, open_now=False)) / "lists.parquet")
     rows = pq.read_table(generate(replace(visits, overwrite=True)) / "lists.parquet").to_pylist()
-    offsets = {t: o for b in SequenceLoader(world.data, "test", 1000)
-               for t, o in zip(b.target_time.tolist(), b.target_offset.tolist(), strict=True)}  # fmt: skip
+    offsets = offsets_by_time(world)
     assert len(rows) > 100 and {*offsets.values()} >= {330.0, -210.0}
 
     def open_then(r: dict[str, Any]) -> bool:
@@ -434,6 +443,9 @@ def test_what_does_not_fit_is_told(world: SimpleNamespace, tmp_path: Path) -> No
     without = pq.read_table(world.data / "catalog.parquet").drop_columns("opening_hours")
     shutil.copytree(world.data, tmp_path / "data")
     pq.write_table(without, tmp_path / "data" / "catalog.parquet")
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    manifest["files"]["catalog.parquet"]["bytes"] = (tmp_path / "data" / "catalog.parquet").stat().st_size
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="no opening hours of items; prepare data whose items have a column opening"):
         generate(replace(config, open_now=True, data=tmp_path / "data"))
     assert not (tmp_path / "lists").exists()
