@@ -194,7 +194,7 @@ def _lists(
     seen = _seen(batch, kept, len(places.lat)) if config.new else None
     allowed = Allowed(F.pad(kept.offsets.diff()[wanted].cumsum(0), (1, 0)), kept.items)
     asked = expand(ranker.catalog, gather(ranker.catalog, batch))
-    lists = ranker.model.module.lists(asked, wanted, allowed, config.k, seen, config.new)
+    lists = ranker.model.module.lists(asked, wanted, allowed, config.k, seen, config.new, config.beams)
     request = torch.repeat_interleave(lists.offsets.diff())
     at = wanted.nonzero().squeeze(1)[request]
     lat, lon = (x[at].double() for x in (batch.lat, batch.lon))

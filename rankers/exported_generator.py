@@ -175,6 +175,9 @@ class ExportedGenerator:
         return self.generator.score(*self._asked(batch), allowed=allowed)
 
     @torch.no_grad()
-    def lists(self, batch: SequenceBatch, allowed: Allowed, k: int) -> Lists:
-        """The lists that ``placerank generate`` writes: up to k items of what each request is allowed, best first."""
-        return lists_of(self.generator, *self._asked(batch), allowed, k)
+    def lists(self, batch: SequenceBatch, allowed: Allowed, k: int, beams: int = 0) -> Lists:
+        """The lists that ``placerank generate`` writes: up to k items of what each request is allowed, best first.
+
+        With ``beams`` not all that is allowed is scored, see ``kinds.lists_of``.
+        """
+        return lists_of(self.generator, *self._asked(batch), allowed, k, beams=beams)

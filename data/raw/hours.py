@@ -58,7 +58,8 @@ def opening_hours(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, NDArray[np.
     text = codes.dictionary.to_pylist()
     known = [_week(t) if t.strip() else None for t in text]
     bad = np.array([k is None and bool(t.strip()) for k, t in zip(known, text, strict=True)] + [False])
-    values = pa.array([k and [{"open": a, "close": b} for a, b in k] for k in known], HOURS)
+    intervals = [None if k is None else [{"open": a, "close": b} for a, b in k] for k in known]
+    values = pa.array(intervals, HOURS)
     which = codes.indices.fill_null(len(text)).to_numpy()
     return pa.chunked_array([values.take(codes.indices)], HOURS), bad[which]
 

@@ -39,7 +39,7 @@ from ...kernels.haversine import unit_vectors, unit_vectors_km
 from ...kernels.jagged import segment_rows_unchecked
 from ...kernels.trie_topk import trie_logsumexp_unchecked
 from .config import GeneratorConfig
-from .decoding import Softmax, score, segment_logsumexp
+from .decoding import Lists, Softmax, beam, best, score, segment_logsumexp
 from .index import Index
 from .layers import Memory, Transformer
 from .reach import Allowed, everything
@@ -508,17 +508,57 @@ class Generator(nn.Module):
         """
         index = self.index if index is None else index
         e = self.encode(q, rows, users)
+        return self._scored(e, self.memory(e, q), index, allowed)
 
-        def last_mile(of: Tensor, items: Tensor) -> Tensor:
-            return self._last_mile(of, items, e.state, e.place)
-
-        generated = score(self, self.memory(e, q), index, allowed, last_mile)
-        B = len(q.seen)
+    def _scored(self, e: Encoded, memory: Memory, index: Index, allowed: Allowed | None) -> Tensor:
+        generated = score(self, memory, index, allowed, partial(self._mile, e))
         if allowed is None:
-            allowed = everything(index.items, B)
+            allowed = everything(index.items, len(e.gate))
         allowed = allowed.to(generated.device)
         found = _mixed(e.gate[allowed.requests], self._copied(e, allowed), generated.flatten())
         return found.view_as(generated).cpu()
+
+    def _mile(self, e: Encoded, of: Tensor, items: Tensor) -> Tensor:
+        return self._last_mile(of, items, e.state, e.place)
+
+    @torch.no_grad()
+    def beam(
+        self,
+        q: Questions,
+        rows: Tensor,
+        users: Tensor,
+        index: Index | None = None,
+        allowed: Allowed | None = None,
+        *,
+        beams: int,
+        k: int,
+    ) -> Lists:
+        """The k best of what beams generate and what may be copied, by exact log p.
+
+        p = g p_copy + (1 - g) p_gen is (1 - g) p_gen where nothing is copied, so the k best of all are among what may
+        be copied and the k best generated: where beams find these, as those for all allowed semantic IDs do, the lists
+        are ``decoding.best`` of ``score``.
+
+        Args:
+            q, rows, users: as for ``encode``.
+            index, allowed: as for ``score``.
+            beams, k: as for ``decoding.beam``.
+        """
+        index = self.index if index is None else index
+        e = self.encode(q, rows, users)
+        memory = self.memory(e, q)
+        made = beam(self, memory, index, allowed, beams=beams, k=k, last_mile=partial(self._mile, e))
+        wide = len(self.facts.codes)
+        of_visits = torch.arange(len(e.copied_items))[:, None] * wide + e.copied_items.cpu()
+        copied = of_visits[e.copied_items.cpu() > 0].unique()
+        if allowed is None:
+            copied = copied[torch.isin(copied % wide, torch.from_numpy(index.items).long())]
+        else:
+            copied = copied[torch.isin(copied, allowed.requests * wide + allowed.items)]
+        both = torch.cat([torch.repeat_interleave(made.offsets.diff()) * wide + made.items, copied]).unique()
+        counts = torch.bincount(both // wide, minlength=len(memory.first))
+        candidates = Allowed(F.pad(counts.cumsum(0), (1, 0)), both % wide)
+        return best(self._scored(e, memory, index, candidates), candidates, k)
 
     def _copied(self, e: Encoded, allowed: Allowed) -> Tensor:
         """p_copy of allowed items, [T]."""

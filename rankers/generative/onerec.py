@@ -131,21 +131,46 @@ class OneRec(Generator):
             before: catalog rows that are in the lists, the first first, int64 [B, P]; None: nothing yet. They have a
                 probability as others do: leave them out of ``allowed``.
         """
+        return super().score(*self._going_on(q, rows, users, before), index, allowed)
+
+    @torch.no_grad()
+    def beam(
+        self,
+        q: Questions,
+        rows: Tensor,
+        users: Tensor,
+        index: Index | None = None,
+        allowed: Allowed | None = None,
+        before: Tensor | None = None,
+        *,
+        beams: int,
+        k: int,
+    ) -> Lists:
+        """The k best as the next one of a list, see ``Generator.beam``; ``before`` as for ``score``."""
+        return super().beam(*self._going_on(q, rows, users, before), index, allowed, beams=beams, k=k)
+
+    def _going_on(
+        self, q: Questions, rows: Tensor, users: Tensor, before: Tensor | None
+    ) -> tuple[Questions, Tensor, Tensor]:
+        """What ``Generator`` takes, of requests whose lists have items."""
         listed = users.new_zeros(len(users), 2 * self.config.columns)
         if before is not None and before.shape[1]:
             before = before.to(users.device)
             token = self._codes(before)
             listed = torch.cat([token[:, -1], token.mean(1)], dim=1)
             q = replace(q, place=self._here(q.place, before[:, -1]))
-        return super().score(q, rows, torch.cat([users, listed], dim=1), index, allowed)
+        return q, rows, torch.cat([users, listed], dim=1)
 
     @torch.no_grad()
-    def lists(self, q: Questions, rows: Tensor, users: Tensor, allowed: Allowed | None = None, *, k: int) -> Lists:
+    def lists(
+        self, q: Questions, rows: Tensor, users: Tensor, allowed: Allowed | None = None, *, k: int, beams: int = 0
+    ) -> Lists:
         """The list for each request: the most probable item, then the most probable after it, none twice.
 
         Args:
             q, rows, users, allowed: as for ``score``.
             k: items a request, at most.
+            beams: look for each item with so many beams; 0: among the scores of all.
 
         Returns:
             min(k, allowed items that have a probability) items each, in the order in which they were written, and log p
@@ -156,7 +181,10 @@ class OneRec(Generator):
         left = everything(self.index.items, B) if allowed is None else allowed
         items, log_p = torch.zeros(B, 0, dtype=torch.int64), torch.zeros(B, 0)
         for _ in range(k):
-            next_ = best(self.score(q, rows, users, None, left, items), left, 1)
+            if beams:
+                next_ = self.beam(q, rows, users, None, left, items, beams=beams, k=1)
+            else:
+                next_ = best(self.score(q, rows, users, None, left, items), left, 1)
             there = next_.offsets.diff() > 0
             item, found = torch.zeros(B, dtype=torch.int64), torch.full((B,), -torch.inf)
             item[there], found[there] = next_.items, next_.log_p

@@ -204,6 +204,10 @@ def test_lists_are_the_best_within_reach(world: SimpleNamespace, tmp_path: Path)
         assert [r["probability"] for r in mine] == pytest.approx([r["probability"] for r in want], rel=1e-3)
         assert all(km[r["item_id"]] <= 2.0 and r["km"] == pytest.approx(km[r["item_id"]], abs=0.01) for r in mine)
         assert [r["place"] for r in mine] == list(range(1, len(mine) + 1))
+    by_beams = replace(GenerateConfig(run=world.run, out=tmp_path / "beams", visits=25, within_km=2.0, k=5), beams=150)
+    found = pq.read_table(generate(by_beams) / "lists.parquet")
+    assert found["item_id"].to_pylist() == table["item_id"].to_pylist(), "with beams for all"
+    np.testing.assert_allclose(found["probability"], table["probability"], rtol=1e-4)
     assert (out / "map.png").stat().st_size > 10_000 and "Request" in (out / "report.html").read_text()
 
 
@@ -359,13 +363,15 @@ def test_items_with_codes_since_and_places_that_opened(world: SimpleNamespace, t
 KINDS = {
     "tiger": {"tiger": TigerConfig(columns=16, heads=2, head_columns=8, layers=1, hidden=32, user_tokens=7)},
     "onerec": {"onerec": OneRecConfig(columns=16, heads=2, layers=1, hidden=32, window=3, experts=4)},
+    "lazy onerec": {"onerec": OneRecConfig(columns=16, heads=2, layers=1, hidden=32, experts=4, lazy=1)},
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_other_kinds_go_the_same_way(kind: str, world: SimpleNamespace, tmp_path: Path, ranks: AnyRanks) -> None:
+@pytest.mark.parametrize("name", KINDS)
+def test_other_kinds_go_the_same_way(name: str, world: SimpleNamespace, tmp_path: Path, ranks: AnyRanks) -> None:
     """Trained on two ranks and resumed on one, evaluated, asked, exported."""
-    config = small(world, tmp_path / "run", ranker=RankerConfig(kind=kind, **KINDS[kind]), epochs=1, checkpoint_every=0)
+    kind = name.split()[-1]
+    config = small(world, tmp_path / "run", ranker=RankerConfig(kind=kind, **KINDS[name]), epochs=1, checkpoint_every=0)
     ranks(2, train_here, config)
     train(replace(config, epochs=2, resume=True))
     nll = [line["nll"] for line in metrics(config.run, "valid")]
@@ -377,6 +383,8 @@ def test_other_kinds_go_the_same_way(kind: str, world: SimpleNamespace, tmp_path
     table = pq.read_table(generate(lists) / "lists.parquet")
     pairs = set(zip(table["request"].to_pylist(), table["item_id"].to_pylist(), strict=True))
     assert len(table) == len(pairs) == 60, "none twice"
+    with_beams = pq.read_table(generate(replace(lists, beams=150, overwrite=True)) / "lists.parquet")
+    assert with_beams["item_id"].to_pylist() == table["item_id"].to_pylist()
     with_new = pq.read_table(generate(replace(lists, new=6, overwrite=True)) / "lists.parquet")
     assert len(with_new) == 60 and with_new["item_id"].to_pylist() != table["item_id"].to_pylist()
     late = generate(replace(lists, semantic_ids=world.extended, k=150, visits=2, overwrite=True))
@@ -405,6 +413,9 @@ def test_what_does_not_fit_is_told(world: SimpleNamespace, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="a generative ranker takes some of user"):
         train(small(world, tmp_path / "run", features=FeatureConfig(semantic_ids=world.tokens, pooled=["hour"])))
     config = GenerateConfig(run=world.run, out=tmp_path / "lists")
+    for wrong in ({"beams": 9}, {"beams": 20, "new": 3}):
+        with pytest.raises(ValueError, match=f"beams={wrong['beams']}: expected 0, or k = 10 and more without new"):
+            replace(config, **wrong)
     with pytest.raises(ValueError, match="was trained with semantic IDs"):
         generate(replace(config, semantic_ids=world.other))
     towers = small(world, tmp_path / "towers", features=FeatureConfig(), ranker=RankerConfig(mlp=[8]), epochs=1)

@@ -159,6 +159,9 @@ def test_lists_are_greedy_and_repeat_nothing() -> None:
         assert len(own) >= min(3, len(can)) and len(set(own)) == len(own)
     nothing = Allowed(torch.zeros(9, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
     assert model.lists(q, *rows(q), nothing, k=2).offsets.tolist() == [0] * 9
+    with_beams = model.lists(q, *rows(q), allowed, k=3, beams=ITEMS)
+    assert with_beams.items.tolist() == found.items.tolist() and with_beams.offsets.tolist() == found.offsets.tolist()
+    torch.testing.assert_close(with_beams.log_p, found.log_p, atol=1e-5, rtol=1e-5)
     every = model.lists(q, *rows(q), k=2)
     assert every.offsets.diff().tolist() == [2] * 8
 
