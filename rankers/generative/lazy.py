@@ -21,6 +21,7 @@ Shapes: as in ``layers.py``; L_kv sets.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +131,7 @@ class LazyDecoder(Transformer):
         S, mask, bias = x.shape[1], *self._masks(x, memory, group, number, sees)
         many = mask.shape[2] // S
         x = self.dropout(x)
-        for block, asking, pair in zip(self._blocks(), self.asking, self.keys_values(memory), strict=True):
+        for block, asking, pair in zip(self._blocks(), self._asking(), self.keys_values(memory), strict=True):
             queries = asking.queries(x)
             q = queries.new_zeros(len(memory), many, *queries.shape[1:]).index_put((group, number), queries)
             q, k, v = (y.transpose(1, 2) for y in (q.flatten(1, 2), *pair))
@@ -141,16 +142,20 @@ class LazyDecoder(Transformer):
             x = block.feed(x)
         return self.dropout(self.norm(x))
 
+    def _asking(self) -> list[LazyAttention]:
+        return [cast(LazyAttention, asking) for asking in self.asking]
+
     def _of_memory(self, memory: Memory) -> list[tuple[Tensor, ...]]:
         return self.keys_values(memory.rows)
 
     def step(self, x: Tensor, rows: Tensor, offsets: list[int], state: TreeState) -> Tensor:
         """As of ``Transformer``."""
         bias, own = self._own(x, rows)
-        for block, asking, keys, values, pair in zip(
-            self._blocks(), self.asking, state.keys, state.values, state.memory, strict=True
+        for block, asking, keys, values, (memory_keys, memory_values) in zip(
+            self._blocks(), self._asking(), state.keys, state.values, state.memory, strict=True
         ):
-            found = memory_attention_by_lists(asking.queries(x), *pair, offsets, state.memory_offsets)
+            queries = asking.queries(x)
+            found = memory_attention_by_lists(queries, memory_keys, memory_values, offsets, state.memory_offsets)
             x = x + asking.out(found.flatten(1))
             queries, keys[own], values[own] = block.attention.queries_keys_values(block.norm(x))
             found = values[own] if bias is None else tree_attention_unchecked(queries, keys, values, rows, bias)

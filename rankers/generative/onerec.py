@@ -20,7 +20,7 @@ With ``lazy`` it has the decoder of OneRec-V2, and no encoder: ``lazy.py``.
 """
 
 from dataclasses import replace
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,23 +52,22 @@ class OneRec(Generator):
     ) -> None:
         d = config.columns
         super().__init__(config, facts, index, item_columns, user_columns + 2 * d)
-        decoder = partial(
-            LazyDecoder if config.lazy else Transformer,
-            columns=d,
-            heads=config.heads,
-            head_columns=d // config.heads,
-            hidden=config.hidden,
-            layers=config.layers,
-            dropout=config.dropout,
-            feed_forward=lambda: Experts(
+        sizes: dict[str, Any] = {
+            "columns": d,
+            "heads": config.heads,
+            "head_columns": d // config.heads,
+            "hidden": config.hidden,
+            "layers": config.layers,
+            "dropout": config.dropout,
+            "feed_forward": lambda: Experts(
                 d, config.hidden // config.active, config.experts, config.active, config.dropout
             ),
-        )
+        }
         if config.lazy:
             self.encoder = Context(d, config.dropout)
-            self.decoder = decoder(sets=config.lazy)
+            self.decoder = LazyDecoder(sets=config.lazy, **sizes)
         else:
-            self.decoder = decoder(causal=True, memory=True)
+            self.decoder = Transformer(causal=True, memory=True, **sizes)
 
     def forward(self, q: Questions, rows: Tensor, users: Tensor, lists: Tensor | None = None) -> Tensor:
         """Log p of the targets, given the visits before their list and the items before them in it.

@@ -363,15 +363,13 @@ def test_items_with_codes_since_and_places_that_opened(world: SimpleNamespace, t
 KINDS = {
     "tiger": {"tiger": TigerConfig(columns=16, heads=2, head_columns=8, layers=1, hidden=32, user_tokens=7)},
     "onerec": {"onerec": OneRecConfig(columns=16, heads=2, layers=1, hidden=32, window=3, experts=4)},
-    "lazy onerec": {"onerec": OneRecConfig(columns=16, heads=2, layers=1, hidden=32, experts=4, lazy=1)},
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_other_kinds_go_the_same_way(name: str, world: SimpleNamespace, tmp_path: Path, ranks: AnyRanks) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_kinds_go_the_same_way(kind: str, world: SimpleNamespace, tmp_path: Path, ranks: AnyRanks) -> None:
     """Trained on two ranks and resumed on one, evaluated, asked, exported."""
-    kind = name.split()[-1]
-    config = small(world, tmp_path / "run", ranker=RankerConfig(kind=kind, **KINDS[name]), epochs=1, checkpoint_every=0)
+    config = small(world, tmp_path / "run", ranker=RankerConfig(kind=kind, **KINDS[kind]), epochs=1, checkpoint_every=0)
     ranks(2, train_here, config)
     train(replace(config, epochs=2, resume=True))
     nll = [line["nll"] for line in metrics(config.run, "valid")]
@@ -488,12 +486,12 @@ def test_an_export_gives_the_lists_of_the_run(world: SimpleNamespace, tmp_path: 
 
 @pytest.mark.parametrize("kind", ["generative", "tiger", "onerec"])
 def test_pipelined_as_plain(world: SimpleNamespace, kind: str, tmp_path: Path) -> None:
-    """What training on a GPU does by default gives the losses of plain steps."""
+    """What training on a GPU does by default gives the losses of plain steps; of OneRec with the lazy decoder."""
     sizes = {"columns": 16, "heads": 2, "layers": 1, "hidden": 32}
-    settings = {"generative": GENERATOR, "tiger": TigerConfig(**sizes), "onerec": OneRecConfig(**sizes)}  # type: ignore[arg-type]
+    settings = {"generative": GENERATOR, "tiger": TigerConfig(**sizes), "onerec": OneRecConfig(**sizes, lazy=1)}  # type: ignore[arg-type]
     losses = []
     for pipelined in (False, True):
         config = small(world, tmp_path / f"{pipelined}", epochs=1, pipelined=pipelined)
         train(replace(config, ranker=RankerConfig(kind=kind, **{kind: settings[kind]})))  # type: ignore[arg-type]
         losses.append([line["loss"] for line in metrics(config.run, "train")])
-    assert losses[0] == losses[1]
+    assert losses[0] == losses[1] and losses[0][-1] < losses[0][0]
