@@ -442,6 +442,7 @@ def test_catalog(tmp_path: Path) -> None:
     assert vocab["category"][1:] == ["food", "food > noodles", "food > noodles > ramen", "shop", "shop > noodles"]
     assert catalog[0]["item_id"] is None and catalog[0]["lat"] != catalog[0]["lat"]
     assert catalog[0]["category_path"] == [] and catalog[0]["popularity_bucket"] == 2
+    assert "opening_hours" not in catalog[0], "nobody knows any"
     by_id = {x["item_id"]: x for x in ITEMS.to_pylist()}
     for row in catalog[1:]:
         source = by_id[row["item_id"]]
