@@ -8,11 +8,12 @@ those share; ``--no-codes`` leaves them out). ``--sasrec`` adds cornac's SASRec,
 environment of its own on the same training visits; ``--generative`` adds the default generative ranker
 (``rankers/generative/model.py``) on the same semantic IDs; ``--twin`` adds TWIN of these seeds at the default settings
 of ``placerank train`` with the same semantic IDs, over all items (and so, within reach, over all that is reachable),
-and TWIN over the 50 best of the generative ranker of the same seed: of all items, and of those within reach. A seed
-that is kept is not run again. Prints a table for
-each dataset and way with 95 % intervals (visits drawn anew); ``--save`` writes results/lists.csv, a line for each
-dataset, scorer, way and part of the visits, beside other lines that are there. A minute of one core a dataset, as much
-for the codes, five for a seed of the generative ranker, and many for one of SASRec.
+and TWIN over the 50 best of the generative ranker of the same seed: of all items, and of those within reach.
+``--beams 50`` puts lists of ten by so many beams beside those of exact scores, and their time. A seed that is kept is
+not run again. Prints a table for each dataset and way with 95 % intervals (visits drawn anew); ``--save`` writes
+results/lists.csv, a line for each dataset, scorer, way and part of the visits, beside other lines that are there, and
+of beams results/beams.csv. A minute of one core a dataset, as much for the codes, five for a seed of the generative
+ranker, ten for one of TWIN, and many for one of SASRec.
 
 A hit is of the one item that was visited, among all that the way names: the user's earlier places are not taken out.
 """
@@ -277,6 +278,7 @@ def main() -> None:
     parser.add_argument(
         "--twin", type=int, nargs="*", default=[], metavar="SEED", help="TWIN, alone and on its 50 best"
     )
+    parser.add_argument("--beams", type=int, default=0, help="lists by beams beside exact ones, of the same rankers")
     parser.add_argument("--cache", type=Path, default=Path(".cache/peers"), help="for its environment")
     parser.add_argument("--save", action="store_true", help="write results/lists.csv")
     args = parser.parse_args()
@@ -294,6 +296,13 @@ def main() -> None:
         folder = args.out / data.name
         peers |= generative(place, wanted, folder, sorted({*range(args.generative), *args.twin}))
         again = {}
+        if args.beams:
+            for seed in sorted({*range(args.generative), *args.twin}):
+                line = {"dataset": data.name, "seed": seed, "beams": args.beams}
+                line |= generator.with_beams(folder / f"generative-{seed}", args.beams)
+                print(line)
+                if args.save:
+                    keep("beams.csv", [line], ("dataset", "seed", "beams"), torch.device("cpu"))
         for seed in args.twin:
             peers[f"TWIN, seed {seed}"] = twin_scores(place, wanted, folder, seed)
             again[f"generative's {AGAIN} by TWIN, seed {seed}"] = f"TWIN, seed {seed}", f"generative, seed {seed}"
