@@ -77,6 +77,9 @@ class GenerateConfig:
     time. Places whose hours nobody knows count as open."""
     k: int = 10
     """Places of a list, at most."""
+    beams: int = 0
+    """Look for a list with so many beams (k or more) instead of scoring all places within reach; 0: score all. Where
+    reach is wide it is faster, and may miss some of the best that the user has not been to."""
     new: int = 0
     """Places of a list, at least, where the user has not been in the visits that the ranker looks back on; k: only
     such. The last of the others make room for them."""
@@ -93,10 +96,15 @@ class GenerateConfig:
     """Replace the folder if it exists."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "", endless=("within_km",), least={"visits": 1, "k": 1})
+        check_numbers(self, "", endless=("within_km",), least={"visits": 1, "k": 1, "beams": 0})
         set_places(self)
         if not 0 <= self.new <= self.k:
             raise ValueError(f"new={self.new}: expected 0 to k = {self.k}")
+        if self.beams and (self.beams < self.k or 0 < self.new < self.k):
+            raise ValueError(
+                f"beams={self.beams}: expected 0, or k = {self.k} and more without new; lists of which some places are "
+                "new take the scores of all"
+            )
         if not self.within_km > 0:
             raise ValueError(f"within_km={self.within_km}: expected more than 0 km")
         if self.split not in SPLITS:
