@@ -64,7 +64,8 @@ def read_requests(file: Path, users: pa.ChunkedArray) -> Asked:
     found = []
     for name, unit, most in (("lat", "degrees", 90), ("lon", "degrees", 180), ("utc_offset", "minutes", MOST_OFFSET)):
         values = table[name] if name in table.column_names else unknown
-        if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
+        kinds = (pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal, pa.types.is_null)
+        if not any(is_kind(values.type) for is_kind in kinds):
             raise ValueError(f"{file}: {name} is {values.type}, expected a number of {unit}")
         numbers = pc.cast(values, pa.float32(), safe=False).to_numpy().copy()
         if (np.abs(numbers) > most).any():

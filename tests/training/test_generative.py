@@ -239,7 +239,8 @@ def test_requests_of_a_file(world: SimpleNamespace, tmp_path: Path) -> None:
     assert "visited" not in got.column_names
 
     unknown = pa.array([10**9, None], asked["user_id"].type)
-    nowhere = pa.table({"user_id": unknown, "time": pa.array([1_700_000_000] * 2, pa.timestamp("s"))})
+    time, nulls = pa.array([1_700_000_000] * 2, pa.timestamp("s")), pa.nulls(2)
+    nowhere = pa.table({"user_id": unknown, "time": time, "lat": nulls, "lon": nulls, "utc_offset": nulls})
     pq.write_table(nowhere, tmp_path / "nowhere.parquet")
     told = replace(config, requests=tmp_path / "nowhere.parquet", out=tmp_path / "nowhere")
     assert len(pq.read_table(generate(told) / "lists.parquet")) == 0, "nobody knows where they are"
