@@ -359,6 +359,10 @@ def test_items_with_codes_since_and_places_that_opened(world: SimpleNamespace, t
     new = [r for r in found if r["item_id"] >= 10**6]
     assert len(new) == 2 * 20 and all(r["probability"] > 0 for r in new)
     assert sum(r["probability"] for r in found) == pytest.approx(20, abs=0.01)
+    hours = pq.read_table(tmp_path / "opened.parquet").append_column("opening_hours", pa.array(["off", "24/7"]))
+    pq.write_table(hours, tmp_path / "opened.parquet")
+    found = pq.read_table(generate(replace(with_them, open_now=True)) / "lists.parquet")["item_id"].to_pylist()
+    assert {i for i in found if i >= 10**6} == {10**6 + 1}
 
 
 KINDS = {
