@@ -374,7 +374,7 @@ def lists(data: Path, seeds: int, count: int) -> list[Line]:
                 allowed: Allowed = near.within(lat, lon)
                 local = torch.from_numpy(rng.integers(1_300_000_000, 1_400_000_000, 100))
                 if "open" in case:
-                    allowed = open_now(allowed, hours, local)
+                    allowed = open_now(allowed, hours, local[allowed.requests])
                 memory = model.memory(torch.from_numpy(rng.integers(1, 1 + 3 * 64, (100, 15))))
                 got = beam(model, memory, it, allowed, beams=20, k=10)
                 away = haversine_km(

@@ -6,16 +6,21 @@ For each dataset, every floor of ``evaluation/floors.py`` on the same test visit
 within reach, 99 sampled ones, and semantic IDs (HGIT's of the papers' tables, seed 0, made and kept in the folder that
 those share; ``--no-codes`` leaves them out). ``--sasrec`` adds cornac's SASRec, a seed after the other, trained in an
 environment of its own on the same training visits; ``--generative`` adds the default generative ranker
-(``rankers/generative/model.py``) on the same semantic IDs. A seed that is kept is not run again. Prints a table for
-each dataset and way with 95 % intervals (visits drawn anew); ``--save`` writes results/lists.csv, a line for each
-dataset, scorer, way and part of the visits, beside other lines that are there. A minute of one core a dataset, as much
-for the codes, five for a seed of the generative ranker, and many for one of SASRec.
+(``rankers/generative/model.py``) on the same semantic IDs; ``--twin`` adds TWIN of these seeds at the default settings
+of ``placerank train`` with the same semantic IDs, over all items (and so, within reach, over all that is reachable),
+and TWIN over the 50 best of the generative ranker of the same seed: of all items, and of those within reach.
+``--beams 50`` puts lists of ten by so many beams beside those of exact scores, and their time. A seed that is kept is
+not run again. Prints a table for each dataset and way with 95 % intervals (visits drawn anew); ``--save`` writes
+results/lists.csv, a line for each dataset, scorer, way and part of the visits, beside other lines that are there, and
+of beams results/beams.csv. A minute of one core a dataset, as much for the codes, five for a seed of the generative
+ranker, ten for one of TWIN, and many for one of SASRec.
 
 A hit is of the one item that was visited, among all that the way names: the user's earlier places are not taken out.
 """
 
 import argparse
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +30,10 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from placerank.benchmarks import generator
+from placerank.benchmarks.bench_candidates import twin
 from placerank.benchmarks.papers.cells import Budget, Workplace
 from placerank.benchmarks.papers.grids import HGIT, Variant
 from placerank.benchmarks.papers.paired import paired_bootstrap
@@ -34,11 +41,19 @@ from placerank.benchmarks.results_file import keep
 from placerank.benchmarks.throughput.environments import LISTS, environment
 from placerank.data.batches.semantic_features import SemanticFeatures
 from placerank.data.batches.sequences import SequenceBatch, SequenceLoader
+from placerank.data.manifest import read_manifest, whole_file
 from placerank.evaluation.breakdown import ItemFacts
 from placerank.evaluation.floors import Floors, transitions
-from placerank.evaluation.lists import METRICS, ListMetrics, Ways, chosen
+from placerank.evaluation.lists import METRICS, ListMetrics, Standing, Ways, chosen
+from placerank.rankers.generative.decoding import Lists
+from placerank.rankers.generative.preference import samples
+from placerank.rankers.generative.reach import everything
+from placerank.training.inference import load_ranker
+from placerank.training.runtime import runtime
 
-BATCH = 256
+BATCH, TWIN_BATCH = 256, 16
+AGAIN = 50
+"""The best of a generative ranker that TWIN orders."""
 ALL = 1 << 40  # visits: a counter has no window
 SASREC_EPOCHS = 10  # cornac's default
 SHOWN = ("all", "visit: first visit", "visit: repeat")
@@ -74,7 +89,12 @@ def masked(gains: Tensor, wanted: Tensor) -> Tensor:
 
 
 def measure(
-    prepared: Path, wanted: Tensor, reach_km: float, codes: Tensor | None, peers: dict[str, NDArray[np.float32]]
+    prepared: Path,
+    wanted: Tensor,
+    reach_km: float,
+    codes: Tensor | None,
+    peers: dict[str, NDArray[np.float32]],
+    ranked_again: dict[str, tuple[str, str]],
 ) -> dict[tuple[str, str], Kept]:
     """Every scorer on the wanted test visits, by scorer and way.
 
@@ -83,6 +103,7 @@ def measure(
         wanted: which visits, bool [N].
         reach_km, codes: see ``Ways``.
         peers: by name, scores of the wanted visits, [B, I].
+        ranked_again: by name, which of the peers orders the ``AGAIN`` best of which other one.
     """
     items = ItemFacts.load(prepared)
     floors = Floors(items, transitions(prepared, len(items)))
@@ -91,17 +112,32 @@ def measure(
     found: dict[tuple[str, str], Kept] = {}
     done = 0
     for batch, here in zip(SequenceLoader(prepared, "test", BATCH, history=ALL), wanted.split(BATCH), strict=True):
-        of_peers = []
+        of_peers = {}
         for name, rows in peers.items():
             whole = torch.zeros(len(batch), len(items))
             whole[here] = torch.from_numpy(rows[done : done + int(here.sum())])
-            of_peers.append((name, whole))
+            of_peers[name] = whole
         done += int(here.sum())
-        for name, scores in (*floors.scores(batch), *of_peers):
+
+        def add(name: str, way: str, standing: Standing, batch: SequenceBatch = batch, here: Tensor = here) -> None:
+            kept = found.setdefault((name, way), Kept(ListMetrics(items)))
+            kept.add(masked(standing.gains(), here), batch)
+
+        for name, scores in (*floors.scores(batch), *of_peers.items()):
             for way, standing in ways.standings(scores, batch).items():
-                kept = found.setdefault((name, way), Kept(ListMetrics(items)))
-                kept.add(masked(standing.gains(), here), batch)
+                add(name, way, standing)
+        for name, (by, of) in ranked_again.items():
+            add(name, "all", ways.standings(of_best(of_peers[by], of_peers[of]), batch)["all"])
+            reachable = of_peers[of].masked_fill(~ways.within(batch), -torch.inf)
+            add(name, "reach", ways.standings(of_best(of_peers[by], reachable), batch)["reach"])
     return found
+
+
+def of_best(scores: Tensor, found: Tensor) -> Tensor:
+    """Scores [B, I] of the ``AGAIN`` best by ``found`` [B, I]; others, and what is not found (-inf), are not listed."""
+    top = found.topk(min(AGAIN, found.shape[1]), dim=1)
+    own = scores.gather(1, top.indices).masked_fill(top.values == -torch.inf, -torch.inf)
+    return torch.full_like(scores, -torch.inf).scatter(1, top.indices, own)
 
 
 def sasrec(prepared: Path, wanted: Tensor, folder: Path, seeds: int, cache: Path) -> dict[str, NDArray[np.float32]]:
@@ -137,12 +173,39 @@ def sasrec(prepared: Path, wanted: Tensor, folder: Path, seeds: int, cache: Path
     return found
 
 
-def generative(place: Workplace, wanted: Tensor, folder: Path, seeds: int) -> dict[str, NDArray[np.float32]]:
+def generative(place: Workplace, wanted: Tensor, folder: Path, seeds: Iterable[int]) -> dict[str, NDArray[np.float32]]:
     """Log p of the generative ranker for the wanted test visits, [B, I] by name; trained where it is not kept."""
     found = {}
-    for seed in range(seeds):
+    for seed in seeds:
         run = generator.trained(place.prepared(), place.tokens(HGIT, seed=0), seed, folder / f"generative-{seed}")
         found[f"generative, seed {seed}"] = generator.scores(run, wanted)
+    return found
+
+
+def twin_scores(place: Workplace, wanted: Tensor, folder: Path, seed: int) -> NDArray[np.float32]:
+    """Logits of TWIN for the wanted test visits, [B, I], trained and kept where they are not; -inf for row 0."""
+    file = folder / f"twin-{seed}, {int(wanted.sum())} visits.npy"
+    if file.exists():
+        return np.load(file)
+    prepared, parts = place.prepared(), []
+    run = twin(prepared, place.tokens(HGIT, seed=0), seed, folder / f"twin-{seed}")
+    longest = read_manifest(prepared, "prepared")["history_length"]
+    with runtime(0) as rt:
+        ranker = load_ranker(run, rt)
+        score = ranker.score()
+        items = np.arange(1, len(ItemFacts.load(prepared)))
+        batches = SequenceLoader(prepared, "test", TWIN_BATCH, history=ALL, together=1)
+        for batch, here in zip(tqdm(batches, desc="TWIN", disable=None), wanted.split(TWIN_BATCH), strict=True):
+            if not here.any():
+                continue
+            every = everything(items, len(batch))
+            some = every.keep(here[every.requests])
+            logits = score(samples(batch, Lists(some.offsets, some.items, torch.zeros(0)), longest))
+            scores = logits.view(-1, len(items)).float().numpy()
+            parts.append(np.pad(scores, ((0, 0), (1, 0)), constant_values=-np.inf))
+    found = np.concatenate(parts)
+    with whole_file(file) as tmp, open(tmp, "wb") as out:
+        np.save(out, found)
     return found
 
 
@@ -212,6 +275,10 @@ def main() -> None:
     parser.add_argument(
         "--generative", type=int, default=0, metavar="SEEDS", help="seeds of the generative ranker (default: 0)"
     )
+    parser.add_argument(
+        "--twin", type=int, nargs="*", default=[], metavar="SEED", help="TWIN, alone and on its 50 best"
+    )
+    parser.add_argument("--beams", type=int, default=0, help="lists by beams beside exact ones, of the same rankers")
     parser.add_argument("--cache", type=Path, default=Path(".cache/peers"), help="for its environment")
     parser.add_argument("--save", action="store_true", help="write results/lists.csv")
     args = parser.parse_args()
@@ -226,8 +293,20 @@ def main() -> None:
         if args.sasrec:
             folder = args.out / data.name / f"lists-{args.targets}"
             peers = sasrec(place.prepared(), wanted, folder, args.sasrec, args.cache)
-        peers |= generative(place, wanted, args.out / data.name, args.generative)
-        found = measure(place.prepared(), wanted, args.reach, codes, peers)
+        folder = args.out / data.name
+        peers |= generative(place, wanted, folder, sorted({*range(args.generative), *args.twin}))
+        again = {}
+        if args.beams:
+            for seed in sorted({*range(args.generative), *args.twin}):
+                line = {"dataset": data.name, "seed": seed, "beams": args.beams}
+                line |= generator.with_beams(folder / f"generative-{seed}", args.beams)
+                print(line)
+                if args.save:
+                    keep("beams.csv", [line], ("dataset", "seed", "beams"), torch.device("cpu"))
+        for seed in args.twin:
+            peers[f"TWIN, seed {seed}"] = twin_scores(place, wanted, folder, seed)
+            again[f"generative's {AGAIN} by TWIN, seed {seed}"] = f"TWIN, seed {seed}", f"generative, seed {seed}"
+        found = measure(place.prepared(), wanted, args.reach, codes, peers, again)
         lines += lines_of(data.name, args.targets, args.reach, found)
     print(markdown(lines))
     if args.save:

@@ -3,7 +3,8 @@
     python -m placerank.benchmarks.bench_onerec --data DATASETS/foursquare_nyc --city --save
 
 For each dataset, ``rankers/generative/onerec.py`` on the semantic IDs of the papers' tables, a seed after the other,
-with experts (2 of 8) and with dense layers of as many columns as a row passes. Prints nats a test visit and the balance
+with experts (2 of 8), with dense layers of as many columns as a row passes, and with experts in the lazy decoder of one
+set of keys and values. Prints nats a test visit and the balance
 of the experts: rows of the one with most, by the mean, in the worst layer. 40 seconds of one core a pass on New York.
 
 ``--city`` simulates a city for each seed, where the true probability of a click is known, trains the default ranker on
@@ -11,12 +12,17 @@ what was shown and OneRec on what was clicked, and aligns OneRec with the ranker
 controls get the ranker's rewards in another order within each request. Prints the true probability of a click on the
 ten best within reach of each test request, and Hit@10 there of what was clicked.
 
+``--speed`` is OneRec-V2's lazy decoder beside the full one on the first of the data, untrained: parameters of what
+reads visits and writes IDs, processor time of a training step of 512 visits, and of the scores of all items for 16
+requests; rounds in turn. A minute of one core.
+
 What is trained is kept in ``--out`` and not trained again; ``--save`` writes results/onerec.csv beside other lines.
 """
 
 import argparse
 import copy
 import math
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,10 +57,12 @@ from placerank.training.train import train as train_ranker
 
 COLUMNS = 16  # of the rows of items and users
 BATCH, RATE, WARM_UP = 512, 1e-3, 50
+SPEED_STEPS, SCORED = 4, 16
 TOGETHER = 64  # targets of a user that share a stretch
 VARIANTS: dict[str, dict[str, Any]] = {
     "experts": {},
     "dense": {"experts": 1, "active": 1},
+    "lazy": {"lazy": 1},
 }
 CITY: dict[str, Any] = {"items": 1_000, "users": 1_000, "requests": 10_000, "cities": 3}
 CITY_PASSES, RANKER_EPOCHS, CLICKS = 5, 2, 1_500
@@ -202,6 +210,67 @@ def experts(place: Workplace, seeds: int, passes: int) -> list[Line]:
     return lines
 
 
+def speed(place: Workplace, rounds: int) -> list[Line]:
+    """The full decoder and lazy ones, in turn: parameters, and processor time a step and a batch of scores."""
+    prepared, tokens, lines = place.prepared(), place.tokens(HGIT, seed=0), []
+    configs = {"full": OneRecConfig(), "lazy, 1 set": OneRecConfig(lazy=1), "lazy, 2 sets": OneRecConfig(lazy=2)}
+    trainees, batches, asked, optimizers = {}, {}, {}, {}
+    for name, config in configs.items():
+        torch.manual_seed(0)
+        trainees[name] = Trainee(prepared, tokens, config)
+        optimizers[name] = torch.optim.AdamW(trainees[name].parameters(), RATE)
+        of = iter(loader(prepared, "train", config, shuffle=True, seed=0))
+        batches[name] = [next(of) for _ in range(SPEED_STEPS + 1)]
+        alone = SequenceLoader(prepared, "test", SCORED, history=config.history, together=1)
+        asked[name] = next(iter(alone))
+
+    def step(name: str, batch: SequenceBatch) -> None:
+        own = trainees[name].log_p(batch, Questions.of(batch))
+        optimizers[name].zero_grad()
+        (-own[own.isfinite()].mean()).backward()
+        optimizers[name].step()
+
+    def steps(name: str) -> float:
+        """Seconds a step; the first of the batches warms up."""
+        trainees[name].train()
+        step(name, batches[name][0])
+        start = time.process_time()
+        for batch in batches[name][1:]:
+            step(name, batch)
+        return (time.process_time() - start) / SPEED_STEPS
+
+    @torch.no_grad()
+    def scores(name: str) -> float:
+        model = trainees[name].eval().model
+        for _ in range(2):  # the first warms up
+            start = time.process_time()
+            model.score(*trainees[name].inputs(asked[name]))
+        return time.process_time() - start
+
+    def add(variant: str, measure: str, asked: int, found: Interval | float) -> None:
+        lines.append(line_of("lazy", place.data.name, variant, "", 0, measure, asked, found))
+
+    for name, trainee in trainees.items():
+        model = trainee.model
+        count = sum(x.numel() for part in (model.encoder, model.decoder) for x in part.parameters())
+        add(name, "parameters of encoder and decoder", 1, count)
+    for measure, timed in (
+        (f"seconds a step of {BATCH} visits", steps),
+        (f"seconds of {SCORED} requests' scores", scores),
+    ):
+        found: dict[str, list[float]] = {name: [] for name in trainees}
+        for _ in range(rounds):
+            for name in trainees:
+                found[name].append(timed(name))
+        for name, of_rounds in found.items():
+            add(name, measure, rounds, float(np.median(of_rounds)))
+            if name != "full":
+                ratio = np.divide(of_rounds, found["full"])
+                spread = Interval(float(np.median(ratio)), float(ratio.min()), float(ratio.max()))
+                add(name, f"{measure}, over the full decoder's (all rounds)", rounds, spread)
+    return lines
+
+
 class Town:
     """A simulated city, and what asks its oracle.
 
@@ -341,6 +410,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", type=Path, nargs="*", default=[], help="folders in the schema of docs/data.md")
+    parser.add_argument("--speed", type=int, default=0, metavar="ROUNDS", help="of the lazy decoder (default: 0)")
     parser.add_argument("--city", action="store_true", help="preference alignment in simulated cities")
     parser.add_argument("--out", type=Path, default=Path("runs/papers"), help="where what is made is kept")
     parser.add_argument("--seeds", type=int, default=3)
@@ -354,6 +424,9 @@ def main() -> None:
         if args.save:
             keep("onerec.csv", lines, _KEY, torch.device("cpu"))
 
+    if args.speed:
+        save(speed(Workplace(args.data[0], args.out / args.data[0].name, Budget()), args.speed))
+        return
     for data in args.data:
         save(experts(Workplace(data, args.out / data.name, Budget()), args.seeds, args.passes))
     if args.city:

@@ -1,5 +1,6 @@
-"""The generative ranker for ``bench_lists.py``: trained by ``placerank train``, and its scores of test visits."""
+"""The generative ranker for ``bench_lists.py``, trained by ``placerank train``: scores of test visits, and beams."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from placerank.data.batches.features import FeatureConfig
 from placerank.rankers.dense import RankerConfig
+from placerank.rankers.generative.reach import everything
 from placerank.rankers.generative_ranker import expand, gather
 from placerank.training.inference import load_ranker
 from placerank.training.model import OptimizerConfig
@@ -62,3 +64,49 @@ def scores(run: Path, wanted: Tensor, tokens: Path | None = None) -> NDArray[np.
             found[:, items] = model.score(expand(ranker.catalog, gather(ranker.catalog, batch)), here)
             parts.append(found.numpy())
     return np.concatenate(parts)
+
+
+def with_beams(run: Path, beams: int, batches: int = 8, together: int = 64, k: int = 10) -> dict[str, float]:
+    """Lists of k of all items by beams beside those of exact scores, in turn, for the first test visits.
+
+    Args:
+        run: of ``trained``.
+        beams: how many.
+        batches, together: so many batches of so many requests, after one that warms up.
+
+    Returns:
+        ``requests``; ``exact_ms``, ``beams_ms``: processor time a request; ``ratio``, ``ratio_low``, ``ratio_high``: of
+        exact by beams, median and range over batches; ``equal``: share of lists that are the same; ``shared``: of
+        places that are in both.
+    """
+    seconds: dict[int, list[float]] = {0: [], beams: []}
+    equal, shared = [], []
+    with runtime(0) as rt:
+        torch.set_num_threads(1)
+        ranker = load_ranker(run, rt)
+        model = ranker.model.module
+        allowed = everything(model.dense.index.items, together)
+        of_test = visit_loader(ranker.inputs, "test", together, rt, together=1)
+        for number, batch in zip(range(batches + 1), of_test, strict=False):
+            asked, found = expand(ranker.catalog, gather(ranker.catalog, batch)), {}
+            for how, of_batches in seconds.items():
+                start = time.process_time()
+                found[how] = model.lists(asked, None, allowed, k, beams=how).items.view(-1, k)
+                if number:
+                    of_batches.append(time.process_time() - start)
+            if number:
+                exact, quick = found[0], found[beams]
+                equal.append((exact == quick).all(1).double().mean())
+                shared.append((exact[:, :, None] == quick[:, None]).any(2).double().mean())
+    ratio = np.divide(seconds[0], seconds[beams])
+    ms = {how: 1000 * float(np.median(x)) / together for how, x in seconds.items()}
+    return {
+        "requests": len(equal) * together,
+        "exact_ms": round(ms[0], 3),
+        "beams_ms": round(ms[beams], 3),
+        "ratio": round(float(np.median(ratio)), 3),
+        "ratio_low": round(float(ratio.min()), 3),
+        "ratio_high": round(float(ratio.max()), 3),
+        "equal": round(float(torch.stack(equal).mean()), 5),
+        "shared": round(float(torch.stack(shared).mean()), 5),
+    }

@@ -50,6 +50,7 @@ OF_VISITS: dict[str, Any] = {
     "time": np.int64,
     "lat": np.float32,
     "lon": np.float32,
+    "utc_offset": np.float32,
     "visits": np.int32,
     "split": np.int8,
     "request": np.int64,
@@ -57,7 +58,7 @@ OF_VISITS: dict[str, Any] = {
 ENCODING_OF_SEQUENCES: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 1,
-    "use_dictionary": ["visits.list.element", "split.list.element"],
+    "use_dictionary": [f"{name}.list.element" for name in ("visits", "split", OFFSET)],
     "column_encoding": {"item_row.list.element": "BYTE_STREAM_SPLIT"}
     | {f"{name}.list.element": "DELTA_BINARY_PACKED" for name in ("time", "request")},
 }
@@ -188,9 +189,9 @@ class Sequences:
     Attributes:
         flat: what is of the user, ``OF_USER`` by name, [U].
         visits: ``OF_VISITS``, in the order of histories: by time, and those of a moment by request and item. Beside
-            item and time of a visit: place of its request in degrees (NaN = unknown), the user's visits of the item
-            strictly before, number of its split in ``SPLITS`` (-1: of a day before), and its request in the samples
-            (-1: it has none there).
+            item and time of a visit: place of its request in degrees and its minutes east of UTC (NaN = unknown), the
+            user's visits of the item strictly before, number of its split in ``SPLITS`` (-1: of a day before), and its
+            request in the samples (-1: it has none there).
     """
 
     flat: dict[str, Array]
@@ -222,18 +223,27 @@ class Sequences:
 
     @classmethod
     def of_table(cls, table: pa.Table) -> Self:
-        """What ``table`` made, or read back from Parquet.
+        """What ``table`` made, or read back from Parquet with ``sequences_to_read``.
 
         Raises:
             ValueError: not in this layout.
         """
-        return cls({name: table[name].to_numpy() for name in OF_USER}, Lists.of_table(table, [*OF_VISITS]))
+        there = [name for name in OF_VISITS if name != OFFSET or name in table.column_names]
+        visits = Lists.of_table(table, there)
+        if OFFSET not in there:
+            visits.values[OFFSET] = np.full(visits.offsets[-1], np.nan, np.float32)
+        return cls({name: table[name].to_numpy() for name in OF_USER}, visits)
 
 
 def columns_to_read(there: Sequence[str]) -> list[str]:
     """All columns of samples, of those that a file has; some may be missing."""
     known = [n for n in (*OF_REQUEST, *OF_HISTORY, *OF_CANDIDATES) if n not in EXTRA or n in there]
     return known + [n for n in there if n.startswith(OWN)]
+
+
+def sequences_to_read(there: Sequence[str]) -> list[str]:
+    """All columns of sequences, of those that a file has; an older placerank wrote no offsets."""
+    return [n for n in (*OF_USER, *OF_VISITS) if n != OFFSET or n in there]
 
 
 def by_candidate(table: pa.Table, of_request: Sequence[str], of_candidates: Sequence[str]) -> Mapping[str, Array]:

@@ -1,5 +1,6 @@
 """Lists of places for requests, from a generative ranker: exact probabilities of what is within reach."""
 
+import logging
 import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,8 +20,9 @@ from tqdm import tqdm
 
 from ..data.batches.sequences import SequenceBatch, ask, read_users
 from ..data.manifest import check_replaceable, whole_folder, write_manifest
+from ..data.raw.hours import HOURS, OPENING_HOURS
 from ..kernels.haversine import haversine_km
-from ..rankers.generative.reach import Allowed, Near, everything
+from ..rankers.generative.reach import Allowed, Near, OpeningHours, everything, local_seconds, open_now
 from ..rankers.generative_ranker import expand, gather
 from ..reports import figures, page
 from ..training.inference import Loaded, load_ranker
@@ -31,6 +33,8 @@ from .breakdown import ItemFacts
 from .lists import chosen
 from .requests_file import Asked, read_places, read_requests
 from .settings import GenerateConfig
+
+log = logging.getLogger(__name__)
 
 LISTS = "lists.parquet"
 _SHOWN = 6  # lists that the report draws
@@ -57,7 +61,7 @@ def generate(config: GenerateConfig) -> Path:
                 f"{config.run} has a ranker of kind {ranker.inputs.ranker.kind}, which scores candidates; generate "
                 "needs one that `placerank train --ranker.kind generative` made"
             )
-        places = _Places(ranker, config.places, config.within_km)
+        places = _Places(ranker, config.places, config.within_km, config.open_now)
         user, size = ranker.inputs.read_users()["user_id"], scored_together(len(places.ids))
         if config.requests is None:
             batches = _visits(ranker, config, rt, size)
@@ -78,6 +82,13 @@ def generate(config: GenerateConfig) -> Path:
             made_from = {"prepared": ranker.inputs.manifest["content_hash"]}
             write_manifest(folder, "lists", config, made_from, step=ranker.saved["step"])
     _print(table, sum(counts))
+    if places.solar:
+        log.warning(
+            "warning: %s of %s requests have no utc_offset, so what was open for them is by solar time, an hour or two "
+            "off the clock in many countries",
+            f"{places.solar:,}",
+            f"{sum(counts):,}",
+        )
     return config.out
 
 
@@ -88,13 +99,21 @@ class _Places:
         ranker: told of places that opened, which no table has a row of.
         opened: a file of such; None: there are none.
         within_km: the reach.
+        open_now: whether they have to be open.
+
+    Attributes:
+        solar: requests that were asked in solar time, if places have to be open.
     """
 
-    def __init__(self, ranker: Loaded, opened: Path | None, within_km: float) -> None:
+    def __init__(self, ranker: Loaded, opened: Path | None, within_km: float, open_now: bool) -> None:
         items = ranker.inputs.read_places()
+        hours = ranker.inputs.read_hours() if open_now else None
         model = ranker.model.module.dense
         if opened is not None:
             known, new = len(items), read_places(opened, items.drop_columns("positives"))
+            if hours is not None:
+                hours = pa.chunked_array([*hours.chunks, *new[OPENING_HOURS].chunks], HOURS)
+            new = new.drop_columns(OPENING_HOURS)
             nobody = pa.array(np.zeros(len(new)), items["positives"].type)
             items = pa.concat_tables([items, new.append_column("positives", nobody)])
             facts, index = ranker.inputs.places(items)
@@ -109,12 +128,22 @@ class _Places:
         self.ids = items["item_id"]
         self.lat, self.lon = (items[c].to_numpy().astype(np.float64) for c in ("lat", "lon"))
         self.listed = model.index.items
+        self.hours, self.solar = None if hours is None else OpeningHours.of_column(hours), 0
         self.near = None
         if not math.isinf(within_km):
             self.near = Near(self.listed, self.lat[self.listed], self.lon[self.listed], within_km)
 
-    def allowed(self, batch: SequenceBatch) -> Allowed:
-        """What the targets of a batch may be shown."""
+    def allowed(self, batch: SequenceBatch, wanted: Tensor) -> Allowed:
+        """What the targets of a batch may be shown; nothing to those that are no requests, bool [B]."""
+        near = self._near(batch)
+        near = near.keep(wanted[near.requests])
+        if self.hours is None:
+            return near
+        self.solar += int(batch.target_offset[wanted].isnan().sum())
+        local = local_seconds(near, batch.target_time, batch.target_offset, torch.from_numpy(self.lon))
+        return open_now(near, self.hours, local)
+
+    def _near(self, batch: SequenceBatch) -> Allowed:
         if self.near is None:
             return everything(self.listed, len(batch))
         lat, lon = (x.double().numpy().copy() for x in (batch.lat, batch.lon))
@@ -152,7 +181,8 @@ def _asked(ranker: Loaded, asked: Asked, size: int) -> Batches:
     longest = history(ranker.inputs.ranker)
     for start in tqdm(range(0, len(asked.user_row), size), "generate", disable=None):
         some = slice(start, start + size)
-        batch = ask(known, asked.user_row[some], asked.time[some], asked.lat[some], asked.lon[some], longest)
+        place = asked.lat[some], asked.lon[some]
+        batch = ask(known, asked.user_row[some], asked.time[some], *place, longest, asked.utc_offset[some])
         yield batch, torch.ones(len(batch), dtype=torch.bool)
 
 
@@ -160,12 +190,11 @@ def _lists(
     ranker: Loaded, places: _Places, batch: SequenceBatch, wanted: Tensor, config: GenerateConfig
 ) -> dict[str, Any]:
     """Columns with a row a place of a list; ``request`` counts from 0 in the batch."""
-    kept = places.allowed(batch)
-    kept = kept.keep(wanted[kept.requests])
+    kept = places.allowed(batch, wanted)
     seen = _seen(batch, kept, len(places.lat)) if config.new else None
     allowed = Allowed(F.pad(kept.offsets.diff()[wanted].cumsum(0), (1, 0)), kept.items)
     asked = expand(ranker.catalog, gather(ranker.catalog, batch))
-    lists = ranker.model.module.lists(asked, wanted, allowed, config.k, seen, config.new)
+    lists = ranker.model.module.lists(asked, wanted, allowed, config.k, seen, config.new, config.beams)
     request = torch.repeat_interleave(lists.offsets.diff())
     at = wanted.nonzero().squeeze(1)[request]
     lat, lon = (x[at].double() for x in (batch.lat, batch.lon))
@@ -240,6 +269,7 @@ def _report(folder: Path, table: pa.Table, requests: int, config: GenerateConfig
         "next visit, among all places; within reach they add up to less than 1. All lists are in lists.parquet."
     )
     reach = "all places" if math.isinf(config.within_km) else f"within {config.within_km:g} km"
+    reach += " · open now" if config.open_now else ""
     page.write_page(
         folder / "report.html",
         f"placerank · lists of {config.run.name}",

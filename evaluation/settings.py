@@ -64,22 +64,28 @@ class GenerateConfig:
     out: Path
     """Folder to write: lists.parquet, and report.html with a map."""
     requests: Path | None = None
-    """Parquet with a request a row: user_id, time (unix seconds, or a timestamp), lat and lon where known. Default:
-    visits of the split, each asked with what was known before it."""
+    """Parquet with a request a row: user_id, time (unix seconds, or a timestamp), and where known lat and lon, and
+    utc_offset (minutes). Default: visits of the split, each asked with what was known before it."""
     split: str = "test"
     """Which visits, without requests: train, valid or test."""
     visits: int = 1000
     """How many of them, drawn once; all where there are fewer."""
     within_km: float = 5.0
     """How far from the request's place a list goes; inf: all places. Requests without a place go by the last visit."""
+    open_now: bool = False
+    """List only places that are open at the request's local time: by its utc_offset where that is known, else in solar
+    time. Places whose hours nobody knows count as open."""
     k: int = 10
     """Places of a list, at most."""
+    beams: int = 0
+    """Look for a list with so many beams (k or more) instead of scoring all places within reach; 0: score all. Where
+    reach is wide it is faster, and may miss some of the best that the user has not been to."""
     new: int = 0
     """Places of a list, at least, where the user has not been in the visits that the ranker looks back on; k: only
     such. The last of the others make room for them."""
     places: Path | None = None
-    """Parquet with places that opened since: item_id, lat, lon. Their semantic IDs are in the folder that
-    `placerank tokenize --add` made; they are generated at once, without training."""
+    """Parquet with places that opened since: item_id, lat, lon, opening_hours where known. Their semantic IDs are in
+    the folder that `placerank tokenize --add` made; they are generated at once, without training."""
     data: Path | None = None
     """Folder that `placerank prepare` made; default: the one that the run was trained on."""
     semantic_ids: Path | None = None
@@ -90,10 +96,15 @@ class GenerateConfig:
     """Replace the folder if it exists."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "", endless=("within_km",), least={"visits": 1, "k": 1})
+        check_numbers(self, "", endless=("within_km",), least={"visits": 1, "k": 1, "beams": 0})
         set_places(self)
         if not 0 <= self.new <= self.k:
             raise ValueError(f"new={self.new}: expected 0 to k = {self.k}")
+        if self.beams and (self.beams < self.k or 0 < self.new < self.k):
+            raise ValueError(
+                f"beams={self.beams}: expected 0, or k = {self.k} and more without new; lists of which some places are "
+                "new take the scores of all"
+            )
         if not self.within_km > 0:
             raise ValueError(f"within_km={self.within_km}: expected more than 0 km")
         if self.split not in SPLITS:

@@ -31,6 +31,7 @@ from ..data.batches.semantic_features import SemanticFeatures
 from ..data.batches.sequences import SequenceBatch
 from ..data.manifest import read_manifest, write_json
 from ..data.plain import from_plain
+from ..data.raw.hours import OPENING_HOURS
 from ..data.urls import fetched, place
 from ..embeddings.reader import TABLES, EmbeddingTable, open_table
 from .exported import FEATURES, load_features
@@ -39,7 +40,7 @@ from .generative.decoding import Lists
 from .generative.index import Index
 from .generative.kinds import AnyGenerator, lists_of, make
 from .generative.model import PlaceFacts, Questions
-from .generative.reach import Allowed, Near
+from .generative.reach import Allowed, Near, OpeningHours, local_seconds, open_now
 from .generative_ranker import gather
 
 WEIGHTS, SETTINGS, CODES = "generator.safetensors", "generator.json", "codes"
@@ -77,6 +78,7 @@ class ExportedGenerator:
         tables: exported tables by name.
         generator: the dense part.
         lat, lon: of the items in degrees, float64 [I].
+        hours: when items are open; None: nobody knows.
     """
 
     def __init__(
@@ -87,9 +89,10 @@ class ExportedGenerator:
         generator: AnyGenerator,
         lat: np.ndarray,
         lon: np.ndarray,
+        hours: OpeningHours | None = None,
     ) -> None:
         self.features, self.catalog, self.tables, self.generator = features, catalog, tables, generator
-        self.lat, self.lon = lat, lon
+        self.lat, self.lon, self.hours = lat, lon, hours
 
     @classmethod
     def load(cls, folder: Path, verify: bool = True) -> Self:
@@ -111,7 +114,10 @@ class ExportedGenerator:
         tables = {n: open_table(folder / TABLES, n, table) for n, table in exported.items()}
         if missing := [t.name for t in features.tables if t.name not in tables]:
             raise ValueError(f"{folder} leaves out the tables {', '.join(missing)}; export all tables")
-        items = pq.read_table(folder / "catalog.parquet", columns=["lat", "lon", "positives", CODES])
+        wanted = {"lat", "lon", "positives", CODES, OPENING_HOURS}
+        known = pq.read_schema(folder / "catalog.parquet").names
+        items = pq.read_table(folder / "catalog.parquet", columns=[n for n in known if n in wanted])
+        hours = OpeningHours.of_column(items[OPENING_HOURS]) if OPENING_HOURS in items.column_names else None
         column = items[CODES].combine_chunks()
         there = column.is_valid().to_numpy(zero_copy_only=False)
         levels = len(column.flatten()) // max(int(there.sum()), 1)
@@ -130,12 +136,23 @@ class ExportedGenerator:
         )
         generator.load_state_dict(load_file(folder / WEIGHTS))
         lat, lon = (items[c].to_numpy().astype(np.float64) for c in ("lat", "lon"))
-        return cls(features, Catalog.load(folder, features), tables, generator.eval(), lat, lon)
+        return cls(features, Catalog.load(folder, features), tables, generator.eval(), lat, lon, hours)
 
     def near(self, km: float) -> Near:
         """The items that are listed, by place: make it once, and ask it what each request is allowed."""
         items = self.generator.index.items
         return Near(items, self.lat[items], self.lon[items], km)
+
+    def open_now(self, batch: SequenceBatch, allowed: Allowed) -> Allowed:
+        """Of what the requests of a batch are allowed, what is open at their local time, as ``generate --open-now``.
+
+        Raises:
+            ValueError: the export has no opening hours.
+        """
+        if self.hours is None:
+            raise ValueError("the export has no opening hours: prepare data whose items have a column opening_hours")
+        lon = torch.from_numpy(self.lon)
+        return open_now(allowed, self.hours, local_seconds(allowed, batch.target_time, batch.target_offset, lon))
 
     def _asked(self, batch: SequenceBatch | SampleBatch) -> tuple[Questions, Tensor, Tensor]:
         """What the generator takes: questions, rows of the visited items, and of the users."""
@@ -158,6 +175,9 @@ class ExportedGenerator:
         return self.generator.score(*self._asked(batch), allowed=allowed)
 
     @torch.no_grad()
-    def lists(self, batch: SequenceBatch, allowed: Allowed, k: int) -> Lists:
-        """The lists that ``placerank generate`` writes: up to k items of what each request is allowed, best first."""
-        return lists_of(self.generator, *self._asked(batch), allowed, k)
+    def lists(self, batch: SequenceBatch, allowed: Allowed, k: int, beams: int = 0) -> Lists:
+        """The lists that ``placerank generate`` writes: up to k items of what each request is allowed, best first.
+
+        With ``beams`` not all that is allowed is scored, see ``kinds.lists_of``.
+        """
+        return lists_of(self.generator, *self._asked(batch), allowed, k, beams=beams)

@@ -176,11 +176,13 @@ class GenerativeRanker(nn.Module):
         k: int,
         seen: Tensor | None = None,
         new: int = 0,
+        beams: int = 0,
     ) -> Lists:
         """Lists, see ``kinds.lists_of``.
 
         Args:
             batch, targets, allowed: as for ``score``.
             k, seen, new: as for ``decoding.best``.
+            beams: see ``kinds.lists_of``.
         """
-        return lists_of(self.dense, *self._some(batch, targets), allowed, k, seen, new)
+        return lists_of(self.dense, *self._some(batch, targets), allowed, k, seen, new, beams)

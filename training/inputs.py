@@ -26,6 +26,7 @@ from ..data.batches.semantic_features import SemanticFeatures
 from ..data.batches.sharded_catalog import ShardedCatalog
 from ..data.manifest import MANIFEST, read_manifest
 from ..data.one_copy import one_copy
+from ..data.raw.hours import OPENING_HOURS
 from ..data.urls import fetched
 from ..rankers.dense import RankerConfig
 from ..rankers.generative.index import Index
@@ -130,6 +131,20 @@ class Inputs:
     def read_places(self) -> pa.Table:
         """The catalog as ``places`` takes it."""
         return pq.read_table(fetched(self.folder / _ITEMS), columns=["item_id", "lat", "lon", "positives"])
+
+    def read_hours(self) -> pa.ChunkedArray:
+        """Opening hours of the items, by catalog row.
+
+        Raises:
+            ValueError: the source of the data had none.
+        """
+        file = fetched(self.folder / _ITEMS)
+        if OPENING_HOURS not in pq.read_schema(file).names:
+            raise ValueError(
+                f"{self.folder} has no opening hours of items; prepare data whose items have a column {OPENING_HOURS} "
+                "(docs/data.md)"
+            )
+        return pq.read_table(file, columns=[OPENING_HOURS])[OPENING_HOURS]
 
     def make_ranker(self) -> Ranker | GenerativeRanker:
         """The ranker, its tables on the meta device.

@@ -30,7 +30,7 @@ MOST_COMBINATIONS = 65_536
 
 def solar_shift(lon: Tensor) -> Tensor:
     """``FoundItems.shift`` of items by their longitude in degrees, 0 where it is NaN: int64 [N]."""
-    return _shift(_solar_hours(lon))
+    return _shift(solar_hours(lon))
 
 
 def local_shift(minutes: Tensor) -> Tensor:
@@ -38,7 +38,8 @@ def local_shift(minutes: Tensor) -> Tensor:
     return (minutes.double() * 60).round().nan_to_num(0).long() - _MONDAY
 
 
-def _solar_hours(lon: Tensor) -> Tensor:
+def solar_hours(lon: Tensor) -> Tensor:
+    """Hours from UTC to solar time by longitudes in degrees, whole, 0 where they are NaN: [N]."""
     return lon.nan_to_num(0).div(15).round()
 
 
@@ -88,7 +89,7 @@ class Layout:
             some = slice(start, start + _BLOCK)
             at = unit_vectors(torch.from_numpy(lat[some]), torch.from_numpy(lon[some]))
             words[some, self.place] = at.float().numpy().view(np.int32)
-            small[some, 0] = _solar_hours(torch.from_numpy(lon[some])).to(torch.int8).numpy()
+            small[some, 0] = solar_hours(torch.from_numpy(lon[some])).to(torch.int8).numpy()
         if self.has_activity:
             count, last = (_numbers(items[c], np.int64) for c in ("positives", "last_positive"))
             days = (max(int(last.max(initial=0)), 0) - last) / (24 * HOUR)

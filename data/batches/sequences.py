@@ -24,7 +24,7 @@ from torch import Tensor
 from ..arrays import first_of_run, ranges, starts_run
 from ..manifest import read_manifest
 from ..plain import Count, fault
-from ..requests import OF_USER, OF_VISITS, SEQUENCES, SPLITS, Lists, Sequences
+from ..requests import OF_USER, OF_VISITS, OFFSET, SEQUENCES, SPLITS, Lists, Sequences, sequences_to_read
 from ..urls import place
 from .line_loader import LineLoader, RowGroups
 
@@ -39,6 +39,7 @@ class SequenceBatch:
         offsets: visits of stretch s are offsets[s] to offsets[s+1], int64 [S+1].
         item: rows of the visited items, int64 [T].
         time: unix seconds of the visits, int64 [T].
+        utc_offset: minutes east of UTC where and when each visit was, NaN = unknown, float32 [T].
         user: row of each stretch's user in the user table, 0 = out of vocabulary, int64 [S].
         user_index: the same over all users, int64 [S].
         stretch: which one each target looks back on, int64 [B].
@@ -46,6 +47,7 @@ class SequenceBatch:
         target: row of the item that was visited, int64 [B].
         target_time: unix seconds, int64 [B].
         lat, lon: place of the request in degrees, NaN = unknown, float32 [B].
+        target_offset: of the request, as ``utc_offset``, float32 [B].
         visits: the user's visits of that item strictly before, int32 [B].
         request: in the samples of the same folder; -1 = it has none there, int64 [B].
         valid: the first so many targets count, see ``LineLoader``.
@@ -54,6 +56,7 @@ class SequenceBatch:
     offsets: Tensor
     item: Tensor
     time: Tensor
+    utc_offset: Tensor
     user: Tensor
     user_index: Tensor
     stretch: Tensor
@@ -62,6 +65,7 @@ class SequenceBatch:
     target_time: Tensor
     lat: Tensor
     lon: Tensor
+    target_offset: Tensor
     visits: Tensor
     request: Tensor
     valid: int
@@ -146,7 +150,7 @@ class TargetRuns:
         visits, targets = ranges(low, context), ranges(start, length)
         return Stretches(
             {name: self.users.flat[name][user] for name in OF_USER},
-            Lists(_offsets(context), {name: columns[name][visits] for name in ("item_row", "time")}),
+            Lists(_offsets(context), {name: columns[name][visits] for name in ("item_row", "time", OFFSET)}),
             Lists(
                 _offsets(length),
                 {name: columns[name][targets] for name in OF_VISITS if name != "split"}
@@ -216,7 +220,7 @@ class SequenceLoader(LineLoader[Stretches, SequenceBatch]):
 
     def _read(self, groups: Ints) -> TargetRuns:
         parts = []
-        for found in self._groups.read(groups, lambda _: [*OF_USER, *OF_VISITS]):
+        for found in self._groups.read(groups, sequences_to_read):
             with found.named():
                 users = Sequences.of_table(found.table)
             found.check(int((users.visits.values["split"] == self.split).sum()), "visits")
@@ -234,6 +238,7 @@ class SequenceLoader(LineLoader[Stretches, SequenceBatch]):
             offsets=whole(found.visits.offsets),
             item=whole(visits["item_row"]),
             time=whole(visits["time"]),
+            utc_offset=torch.from_numpy(visits[OFFSET]),
             user=whole(found.flat["user_row"]),
             user_index=whole(found.flat["user_index"]),
             stretch=whole(np.repeat(np.arange(len(found.flat["user_row"])), np.diff(found.targets.offsets))),
@@ -242,6 +247,7 @@ class SequenceLoader(LineLoader[Stretches, SequenceBatch]):
             target_time=whole(targets["time"]),
             lat=torch.from_numpy(targets["lat"]),
             lon=torch.from_numpy(targets["lon"]),
+            target_offset=torch.from_numpy(targets[OFFSET]),
             visits=torch.from_numpy(targets["visits"]),
             request=whole(targets["request"]),
             valid=valid,
@@ -262,7 +268,7 @@ def read_users(folder: Path, user_rows: Ints) -> Sequences:
     groups = RowGroups(place(folder) / SEQUENCES, {f: [sum(x) for x in of_file] for f, of_file in known.items()})
     wanted = np.unique(user_rows[user_rows > 0])
     parts = []
-    for found in groups.read(range(len(groups.sizes)), lambda _: [*OF_USER, *OF_VISITS]):
+    for found in groups.read(range(len(groups.sizes)), sequences_to_read):
         with found.named():
             users = Sequences.of_table(found.table)
         found.check(int((users.visits.values["split"] >= 0).sum()), "visits")
@@ -272,7 +278,13 @@ def read_users(folder: Path, user_rows: Ints) -> Sequences:
 
 
 def ask(
-    users: Sequences, user_row: Ints, time: Ints, lat: NDArray[np.float32], lon: NDArray[np.float32], history: int
+    users: Sequences,
+    user_row: Ints,
+    time: Ints,
+    lat: NDArray[np.float32],
+    lon: NDArray[np.float32],
+    history: int,
+    utc_offset: NDArray[np.float32] | None = None,
 ) -> SequenceBatch:
     """Requests as a batch whose targets nobody knows: each looks back on its user's last visits before its moment.
 
@@ -282,6 +294,7 @@ def ask(
         time: of the requests, unix seconds, int64 [B].
         lat, lon: of the requests in degrees, NaN = unknown, [B].
         history: visits of a request, at most.
+        utc_offset: of the requests, minutes east of UTC, NaN = unknown, [B]; None: of all.
     """
     rows, visits = users.flat["user_row"], users.visits
     at = np.searchsorted(rows, user_row)
@@ -304,6 +317,7 @@ def ask(
         offsets=whole(_offsets(seen)),
         item=whole(visits.values["item_row"][mine]),
         time=whole(visits.values["time"][mine]),
+        utc_offset=torch.from_numpy(visits.values[OFFSET][mine]),
         user=whole(user_row),
         user_index=whole(index),
         stretch=torch.arange(len(time)),
@@ -312,6 +326,7 @@ def ask(
         target_time=whole(time),
         lat=torch.from_numpy(lat),
         lon=torch.from_numpy(lon),
+        target_offset=torch.from_numpy(np.full(len(time), np.nan, np.float32) if utc_offset is None else utc_offset),
         visits=torch.zeros(len(time), dtype=torch.int32),
         request=whole(nobody),
         valid=len(time),

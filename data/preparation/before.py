@@ -27,7 +27,7 @@ from ..raw.columns import DataError
 from ..raw.own import Declaration, Declared, OwnColumn
 from ..raw.parts import table_files
 from ..raw.times import iso
-from ..requests import OF_USER, OF_VISITS, SEQUENCES, Sequences
+from ..requests import OFFSET, SEQUENCES, Sequences, sequences_to_read
 from ..urls import fetched, place
 from .buckets import rows_schema
 from .own_plan import OwnPlan, Then
@@ -222,7 +222,7 @@ class Before:
         schema = rows_schema(self.user_ids.type, own)
         known = visit_groups(self.folder)
         groups = RowGroups(place(self.folder) / SEQUENCES, {f: [sum(x) for x in of] for f, of in known.items()})
-        for found in groups.read(range(share[0], len(groups.sizes), share[1]), lambda _: [*OF_USER, *OF_VISITS]):
+        for found in groups.read(range(share[0], len(groups.sizes), share[1]), sequences_to_read):
             with found.named():
                 users = Sequences.of_table(found.table)
             yield _rows(users, self.user_ids, buckets, schema)
@@ -285,6 +285,7 @@ def _rows(users: Sequences, ids: pa.Array, buckets: int, schema: pa.Schema) -> p
         "request": rows + 1,  # each its own, in their order
         "lat": of["lat"],
         "lon": of["lon"],
+        OFFSET: of[OFFSET],
         "user_row": users.flat["user_row"][user],
         "folded": folded,
     }

@@ -34,6 +34,7 @@ class Positives:
     request: NDArray[np.int64]
     lat: NDArray[np.float32]
     lon: NDArray[np.float32]
+    utc_offset: NDArray[np.float32]
     visits: NDArray[np.int32]
 
 
@@ -94,7 +95,7 @@ def impressions(
     user, item, time, label = (getattr(bucket, n)[rows] for n in ("user", "item", "time", "label"))
     positive = label == 1
     start, end = history_ranges(user, time, positive, longest)
-    request, lat, lon = (getattr(bucket, n)[rows] for n in ("request", "lat", "lon"))
+    request, lat, lon, offset = (getattr(bucket, n)[rows] for n in ("request", "lat", "lon", "utc_offset"))
     visits = earlier_visits(user, item, time, positive, bucket.folded[rows])
     own = split[rows] >= 0
     of_visit = np.where(own, request, -1)
@@ -111,7 +112,7 @@ def impressions(
         history_end=end[own],
         extra={name: x[rows][own] for name, x in extra.items()},
         of_candidates=of_candidates,
-        positives=Positives(*(x[positive] for x in (user, item, time, of_visit, lat, lon, visits))),
+        positives=Positives(*(x[positive] for x in (user, item, time, of_visit, lat, lon, offset, visits))),
     )
 
 
@@ -185,7 +186,9 @@ def check_ins(
             for name, x in extra.items()
         },
         of_candidates=of_candidates,
-        positives=Positives(user, item, time, np.where(alone, -1, request), lat, lon, visits[: len(user)]),
+        positives=Positives(
+            user, item, time, np.where(alone, -1, request), lat, lon, bucket.utc_offset[rows], visits[: len(user)]
+        ),
     )
 
 
@@ -259,6 +262,7 @@ def sequences_of(
         "time": p.time,
         "lat": p.lat,
         "lon": p.lon,
+        "utc_offset": p.utc_offset,
         "visits": p.visits,
         "split": split.astype(np.int8),
         "request": np.where(p.request < 0, -1, p.request + requests),

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ..raw.hours import OPENING_HOURS
 from .before import Before, carried_on
 from .vocabulary import rows_of
 
@@ -21,7 +22,7 @@ def write_catalog(
     """Write what belongs to the items, a row each in their order, after a row 0 that stands for none.
 
     Args:
-        items: in the columns of ``schema.ITEMS``.
+        items: in the columns of ``schema.ITEMS``; opening hours are written where any are known.
         columns: of ``vocabulary.item_vocabularies``, and own ones.
         counts: of the training split: ``positives`` and more columns.
     """
@@ -30,7 +31,9 @@ def write_catalog(
     bucket = np.full(n, 2, np.int8)
     bucket[by_popularity[: int(np.ceil(_MID * n))]] = 1
     bucket[by_popularity[: int(np.ceil(_HEAD * n))]] = 0
-    raw = ("item_id", "name", "category", "brand", "price", "lat", "lon", "province", "city", "district")
+    raw = ["item_id", "name", "category", "brand", "price", "lat", "lon", "province", "city", "district"]
+    if items[OPENING_HOURS].null_count < n:
+        raw.append(OPENING_HOURS)
     table = items.select(raw)
     for name, column in {**columns, **counts, "popularity_bucket": bucket}.items():
         table = table.append_column(name, pa.array(column))

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .columns import Column, DataError, Kind
+from .hours import HOURS, is_hours, opening_hours
 from .paths import category_paths
 from .settings import OnBadRows
 from .times import looks_like
@@ -137,6 +138,7 @@ _KINDS: dict[Kind, tuple[str, Any]] = {
     "path": ("list of string, or string", lambda t: _is_path(t) or is_text(t)),
     "number": ("floating point or integer", _is_number),
     "label": ("integer or boolean", lambda t: _is_number(t) or pa.types.is_boolean(t)),
+    "hours": (f"string, or {HOURS}", lambda t: is_text(t) or is_hours(t)),
     "time": (
         "timestamp, date, or integer seconds since 1970",
         lambda t: pa.types.is_timestamp(t) or pa.types.is_date(t) or pa.types.is_integer(t),
@@ -251,7 +253,11 @@ class Block:
                 continue
             source = raw if parsed is None else parsed
             try:
-                array = _cast(source[column.name], column)
+                if column.kind == "hours":
+                    array, unread = opening_hours(source[column.name])
+                    self.mark(column.name, column.expected, unread)
+                else:
+                    array = _cast(source[column.name], column)
             except pa.ArrowInvalid as error:
                 raise DataError(
                     f"{file}: column '{column.name}': got type {raw[column.name].type}, expected values that fit "

@@ -5,7 +5,9 @@ from typing import Literal
 
 import pyarrow as pa
 
-Kind = Literal["id", "text", "path", "number", "label", "time"]
+from .hours import EXPECTED, HOURS, OPENING_HOURS
+
+Kind = Literal["id", "text", "path", "number", "label", "time", "hours"]
 MOST_OFFSET = 18 * 60  # minutes; zones reach from -12 to +14 hours
 YEAR_2200 = 7_258_118_400  # 2200-01-01 UTC in unix seconds
 
@@ -20,7 +22,8 @@ class Column:
 
     Attributes:
         kind: which source types are taken: ``id`` (integer or string), ``text``, ``path`` (list of text, coarse
-            to fine; plain text is a path of one level), ``number``, ``label`` (0 or 1), ``time``.
+            to fine; plain text is a path of one level), ``number``, ``label`` (0 or 1), ``time``, ``hours``
+            (opening hours, see ``hours``).
         type: Arrow type after reading; ids keep their family (int64 or string).
         required: the column must be in the file.
         nullable: a row may have no value.
@@ -77,6 +80,7 @@ ITEMS: tuple[Column, ...] = (
     text_column("province"),
     text_column("city"),
     text_column("district"),
+    Column(name=OPENING_HOURS, kind="hours", type=HOURS, expected=EXPECTED),
     text_column("description"),
     text_column("image"),
 )

@@ -5,6 +5,7 @@ checks of ``schema`` here, so that a message names the file and the row that the
 """
 
 import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
@@ -17,6 +18,7 @@ from ..manifest import whole_folder, write_manifest
 from .check_ins import foursquare, one_file, snap
 from .checks import BadRows, as_mask
 from .columns import INTERACTIONS, ITEMS, Column, DataError, key_column
+from .hours import OPENING_HOURS
 from .output import Output, distinct, write_items
 from .own import Declaration
 from .own_text import OwnText
@@ -32,6 +34,7 @@ _YELP_ROOTS = [
     "Event Planning & Services", "Education", "Pets", "Professional Services", "Real Estate", "Financial Services",
     "Public Services & Government", "Religious Organizations", "Mass Media", "Local Flavor",
 ]  # fmt: skip
+_YELP_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _YELP_BUSINESS = pa.schema(
     [
         ("business_id", pa.string()),
@@ -42,6 +45,7 @@ _YELP_BUSINESS = pa.schema(
         ("city", pa.string()),
         ("state", pa.string()),
         ("attributes", pa.struct([("RestaurantsPriceRange2", pa.string())])),
+        ("hours", pa.struct([(day, pa.string()) for day in _YELP_DAYS])),
     ]
 )
 _YELP_REVIEW = pa.schema([("user_id", pa.string()), ("business_id", pa.string()), ("date", pa.string())])
@@ -138,6 +142,27 @@ def yelp_category(categories: pa.ChunkedArray) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), names.take(pa.array(at[at >= 0])))
 
 
+def yelp_hours(hours: pa.ChunkedArray) -> pa.Array:
+    """Yelp's {"Monday": "8:0-18:30", ...} as the schema's text: days that are not named are closed.
+
+    "0:0-0:0" is how places that never close are written, and days on which others are closed: so it is taken for a day
+    that is open where all days that the place names are so.
+    """
+    found: list[str | None] = []
+    for row in hours.to_pylist():
+        days = {name: text.strip() for name, text in (row or {}).items() if text and text.strip()}
+        always = set(days.values()) == {"0:0-0:0"}
+        rules = [f"{name[:2]} {_yelp_times(text)}" for name, text in days.items() if always or text != "0:0-0:0"]
+        found.append("; ".join(rules) or ("off" if days else None))
+    return pa.array(found, pa.string())
+
+
+def _yelp_times(text: str) -> str:
+    """ "8:0-18:30" as "08:00-18:30"; what is no such text stays, for the checks to tell."""
+    at = re.fullmatch(r"(\d\d?):(\d\d?)-(\d\d?):(\d\d?)", text)
+    return text if at is None else "{:0>2}:{:0>2}-{:0>2}:{:0>2}".format(*at.groups())
+
+
 def _yelp(source: Path, output: Output) -> None:
     """Businesses are items, reviews are visits; tips and check-ins are not read."""
     business, review = _yelp_file(source, "business"), _yelp_file(source, "review")
@@ -155,6 +180,7 @@ def _yelp(source: Path, output: Output) -> None:
                 "lon": table["longitude"],
                 "province": table["state"],
                 "city": table["city"],
+                OPENING_HOURS: yelp_hours(table["hours"]),
             }
             raw = pa.table(columns)
             yield lines, raw, pa.table({**columns, "category": yelp_category(table["categories"])})

@@ -3,7 +3,7 @@
 A raw folder holds
 
     items.parquet          item_id, name, category, brand?, price?, lat, lon, province?, city?, district?,
-                           description?, image?
+                           opening_hours?, description?, image?
     interactions.parquet   user_id, item_id, timestamp, label, user_lat?, user_lon?, request_id?, probability?,
                            utc_offset?
     users.parquet?         user_id

@@ -58,6 +58,8 @@ class OneRecConfig(GeneratorConfig):
     """Experts of each of the decoder's feed-forward layers; 1 is a dense layer."""
     active: int = 2
     """Experts that a row passes."""
+    lazy: int = 0
+    """OneRec-V2's lazy decoder with so many sets of keys and values for its layers, and no encoder; 0: the full one."""
     session_hours: float = 4.0
     """What a user visits within so many hours of the visit before is one session."""
     joined: float = 0.5
@@ -66,6 +68,11 @@ class OneRecConfig(GeneratorConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_numbers(self, "ranker.onerec", least={"experts": 1, "active": 1})
+        if not 0 <= self.lazy <= self.layers:
+            raise ValueError(
+                f"ranker.onerec.lazy={self.lazy}: expected 0 to ranker.onerec.layers={self.layers}, a set of keys and "
+                "values a layer at most"
+            )
         if self.active > self.experts or self.hidden % self.active:
             raise ValueError(
                 f"ranker.onerec.active={self.active}: expected at most ranker.onerec.experts={self.experts}, and a "
@@ -75,6 +82,11 @@ class OneRecConfig(GeneratorConfig):
             raise ValueError(f"ranker.onerec.session_hours={self.session_hours}: expected more than 0")
         if not 0 <= self.joined <= 1:
             raise ValueError(f"ranker.onerec.joined={self.joined}: expected a share in [0, 1]")
+
+    @property
+    def history(self) -> int:
+        """As of ``GeneratorConfig``; without an encoder a visit tells nothing of those before it."""
+        return max(self.memory, self.copied) + 1 if self.lazy else super().history
 
 
 @dataclass(kw_only=True)

@@ -29,6 +29,7 @@ def lists_of(
     k: int,
     seen: Tensor | None = None,
     new: int = 0,
+    beams: int = 0,
 ) -> Lists:
     """Up to k items a request, best first: see ``decoding.best``.
 
@@ -38,9 +39,19 @@ def lists_of(
     Args:
         generator, q, rows, users: as for its ``score``.
         allowed, k, seen, new: as for ``decoding.best``.
+        beams: look for the items with so many beams, k at least; 0: score all that is allowed.
+
+    Raises:
+        ValueError: beams with some new items: what beams find may have too few of them.
     """
     if new and new == k and seen is not None:
         allowed, new, seen = allowed.keep(~seen), 0, None
+    if beams and new:
+        raise ValueError(
+            f"new: got {new} with beams, expected 0 or k = {k}; score all places (beams 0) for some new ones"
+        )
     if isinstance(generator, OneRec) and not new:
-        return generator.lists(q, rows, users, allowed, k=k)
+        return generator.lists(q, rows, users, allowed, k=k, beams=beams)
+    if beams:
+        return generator.beam(q, rows, users, allowed=allowed, beams=beams, k=k)
     return best(generator.score(q, rows, users, allowed=allowed), allowed, k, seen, new)

@@ -364,15 +364,8 @@ class Transformer(nn.Module):
         Returns:
             [B, S, d], as ``forward`` gives for each sequence with the rows that it sees.
         """
-        S, many = x.shape[1], int(number.max()) + 1
-        mask = x.new_zeros(len(memory), many, memory.shape[1])
-        mask[group, number] = torch.zeros_like(sees, dtype=x.dtype).masked_fill(~sees, -torch.inf)
-        mask = mask.repeat_interleave(S, dim=1)[:, None]
-        at = torch.arange(S, device=x.device)
-        behind = at[:, None] - at
-        bias = self.bias(behind).to(x.dtype)[None]
-        if self.causal:
-            bias = bias.masked_fill(behind < 0, -torch.inf)
+        S, mask, bias = x.shape[1], *self._masks(x, memory, group, number, sees)
+        many = mask.shape[2] // S
         x = self.dropout(x)
         for block in self._blocks():
             x = x + block.dropout(block.attention(block.norm(x), None, bias))
@@ -381,6 +374,19 @@ class Transformer(nn.Module):
             y = attention(y.flatten(1, 2), memory, mask).unflatten(1, (many, S))
             x = block.feed(x + block.dropout(y[group, number]))
         return self.dropout(self.norm(x))
+
+    def _masks(self, x: Tensor, memory: Tensor, group: Tensor, number: Tensor, sees: Tensor) -> tuple[Tensor, Tensor]:
+        """Of ``together``: what is added to logits over the memory, [G, 1, sequences of a group x S, M], and over the
+        sequence itself, [1, A, S, S]."""
+        S, many = x.shape[1], int(number.max()) + 1
+        mask = x.new_zeros(len(memory), many, memory.shape[1])
+        mask[group, number] = torch.zeros_like(sees, dtype=x.dtype).masked_fill(~sees, -torch.inf)
+        at = torch.arange(S, device=x.device)
+        behind = at[:, None] - at
+        bias = self.bias(behind).to(x.dtype)[None]
+        if self.causal:
+            bias = bias.masked_fill(behind < 0, -torch.inf)
+        return mask.repeat_interleave(S, dim=1)[:, None], bias
 
     def _blocks(self) -> list[Block]:
         return [cast(Block, block) for block in self.blocks]
@@ -391,8 +397,11 @@ class Transformer(nn.Module):
         one = blocks[0].attention
         shape = len(blocks), rows, one.heads, one.inner // one.heads
         keys, values = memory.rows.new_empty(shape), memory.rows.new_empty(shape)
-        of_memory = [block.of_memory()[1].keys_values(memory.rows) for block in blocks]
-        return TreeState(keys, values, of_memory, memory.offsets.tolist())
+        return TreeState(keys, values, self._of_memory(memory), memory.offsets.tolist())
+
+    def _of_memory(self, memory: Memory) -> list[tuple[Tensor, ...]]:
+        """Keys and values of the memory, by layer."""
+        return [block.of_memory()[1].keys_values(memory.rows) for block in self._blocks()]
 
     def step(self, x: Tensor, rows: Tensor, offsets: list[int], state: TreeState) -> Tensor:
         """A level's nodes, in evaluation: without dropout.
@@ -407,10 +416,7 @@ class Transformer(nn.Module):
         Returns:
             [n, d], each row what ``forward`` gives for the last of the sequence of its ancestors and itself.
         """
-        depth = rows.shape[1]
-        bias = self.bias(torch.arange(depth - 1, -1, -1, device=x.device)).to(x.dtype) if depth > 1 else None
-        at = int(rows[0, -1]) if len(rows) else 0
-        own = slice(at, at + len(rows))
+        bias, own = self._own(x, rows)
         for block, keys, values, (memory_keys, memory_values) in zip(
             self._blocks(), state.keys, state.values, state.memory, strict=True
         ):
@@ -423,3 +429,10 @@ class Transformer(nn.Module):
             found = memory_attention_by_lists(queries, memory_keys, memory_values, offsets, state.memory_offsets)
             x = block.feed(x + attention.out(found.flatten(1)))
         return self.norm(x)
+
+    def _own(self, x: Tensor, rows: Tensor) -> tuple[Tensor | None, slice]:
+        """Of ``step``: the bias of each ancestor, None at the roots, and the rows of the state that are the nodes'."""
+        depth = rows.shape[1]
+        bias = self.bias(torch.arange(depth - 1, -1, -1, device=x.device)).to(x.dtype) if depth > 1 else None
+        at = int(rows[0, -1]) if len(rows) else 0
+        return bias, slice(at, at + len(rows))

@@ -32,14 +32,14 @@ from torch.nn import functional as F
 
 from ...data.batches.activity import COLD
 from ...data.batches.features import HOURS_PER_WEEK
-from ...data.batches.item_columns import HOUR, solar_shift
+from ...data.batches.item_columns import HOUR, local_shift, solar_shift
 from ...data.batches.semantic_features import SemanticFeatures
 from ...data.batches.sequences import SequenceBatch
 from ...kernels.haversine import unit_vectors, unit_vectors_km
 from ...kernels.jagged import segment_rows_unchecked
 from ...kernels.trie_topk import trie_logsumexp_unchecked
 from .config import GeneratorConfig
-from .decoding import Softmax, score, segment_logsumexp
+from .decoding import Lists, Softmax, beam, best, score, segment_logsumexp
 from .index import Index
 from .layers import Memory, Transformer
 from .reach import Allowed, everything
@@ -203,6 +203,8 @@ class Questions:
         asked: of the targets, unix seconds, int64 [B].
         place: of the requests, unit vectors, NaN where unknown, float32 [B, 3].
         target: catalog rows, int64 [B]; None where nobody knows.
+        offset, asked_offset: of visits and requests, minutes east of UTC, NaN where unknown, float32 [T] and [B]; None:
+            unknown for all. Hours of the week are local by them, else in solar time.
     """
 
     items: Tensor
@@ -214,6 +216,8 @@ class Questions:
     asked: Tensor
     place: Tensor
     target: Tensor | None = None
+    offset: Tensor | None = None
+    asked_offset: Tensor | None = None
 
     @classmethod
     def of(cls, batch: SequenceBatch) -> Self:
@@ -221,19 +225,22 @@ class Questions:
         items, visits = batch.item.unique(return_inverse=True)
         place = unit_vectors(batch.lat.double(), batch.lon.double()).float()
         return cls(
-            items, visits, batch.offsets, batch.time, batch.stretch, batch.seen, batch.target_time, place, batch.target
-        )
+            items, visits, batch.offsets, batch.time, batch.stretch, batch.seen, batch.target_time, place, batch.target,
+            batch.utc_offset, batch.target_offset,
+        )  # fmt: skip
 
     @classmethod
     def of_samples(cls, sample: "SampleBatch") -> Self:
-        """Of the requests of a batch of ``SampleLoader``, each with its history."""
+        """Of the requests of a batch of ``SampleLoader``, each with its history, whose hours are by its offset."""
         items, visits = sample.history.unique(return_inverse=True)
         place = unit_vectors(sample.lat.double(), sample.lon.double()).float()
         length = sample.offsets.diff()
         asked = sample.time.repeat_interleave(length)
         time = asked - (sample.history_hours.double() * HOUR).round().long()
         requests = torch.arange(len(length))
-        return cls(items, visits, sample.offsets, time, requests, length, sample.time, place)
+        offset = sample.utc_offset
+        of_visits = None if offset is None else offset.repeat_interleave(length)
+        return cls(items, visits, sample.offsets, time, requests, length, sample.time, place, None, of_visits, offset)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Self:
         """The same with f of each tensor."""
@@ -248,6 +255,7 @@ class Questions:
             asked=self.asked[targets],
             place=self.place[targets],
             target=None if self.target is None else self.target[targets],
+            asked_offset=None if self.asked_offset is None else self.asked_offset[targets],
         )
 
 
@@ -300,7 +308,8 @@ class Generator(nn.Module):
         )
         self.config, self.levels, self.codes_per_level = config, index.levels, index.codes_per_level
         self.set_items(facts, index)
-        self.encoder, self.decoder = transformer(window=config.window), transformer(memory=True)
+        self.encoder: nn.Module = transformer(window=config.window)
+        self.decoder = transformer(memory=True)
         codes = [nn.Embedding(self.codes_per_level + 1, d) for _ in range(self.levels)]
         heads = [nn.Linear(d, self.codes_per_level) for _ in range(self.levels)]
         self.code, self.head = nn.ModuleList(codes), nn.ModuleList(heads)
@@ -370,7 +379,7 @@ class Generator(nn.Module):
         place = torch.where(q.place.isnan(), last, q.place)
         hours = ((q.asked[:, None] - time) / HOUR).float().clamp(min=0).masked_fill(~there, torch.nan).log1p()
 
-        hour = self.asked_hour((q.asked + self.facts.shift[item[:, -1]]) // HOUR % HOURS_PER_WEEK)
+        hour = self.asked_hour(self._hour(q.asked, item[:, -1], q.asked_offset))
         gaps = [hats(hours[:, -1], HOUR_KNOTS), hats(unit_vectors_km(q.place, last).log1p(), KM_KNOTS)]
         known = (~q.place.isnan().any(1, keepdim=True)).float()
         state = self.request(torch.cat([hour, visits[q.stretch, row[:, -1]], users, *gaps, known], dim=1))
@@ -389,6 +398,13 @@ class Generator(nn.Module):
         gate = torch.where(seen, torch.cat([F.logsigmoid(gate), F.logsigmoid(-gate)], dim=1), self.never)
         return Encoded(visits, state, place, copied, item, gate)
 
+    def _hour(self, time: Tensor, item: Tensor, offset: Tensor | None) -> Tensor:
+        """Of the week, where the offset is known local, else in solar time at the item: 0 to 167."""
+        shift = self.facts.shift[item]
+        if offset is not None:
+            shift = torch.where(offset.isnan(), shift, local_shift(offset))
+        return (time + shift) // HOUR % HOURS_PER_WEEK
+
     def _tokens(self, q: Questions, rows: Tensor) -> Tensor:
         """[T, d]."""
         codes = self.facts.codes[q.items] + 1
@@ -398,7 +414,7 @@ class Generator(nn.Module):
         if self.training and self.config.item_dropout:
             of_visits = of_visits * (torch.rand(len(of_visits), 1, device=rows.device) >= self.config.item_dropout)
         item = q.items[q.visits]
-        hour = (q.time + self.facts.shift[item]) // HOUR % HOURS_PER_WEEK
+        hour = self._hour(q.time, item, q.offset)
         first = torch.zeros(len(q.visits), dtype=torch.bool, device=rows.device)
         first[q.offsets[:-1][q.offsets.diff() > 0]] = True
         hours = F.pad(q.time.diff(), (1, 0)) / HOUR if len(q.time) else q.time.float()
@@ -492,17 +508,57 @@ class Generator(nn.Module):
         """
         index = self.index if index is None else index
         e = self.encode(q, rows, users)
+        return self._scored(e, self.memory(e, q), index, allowed)
 
-        def last_mile(of: Tensor, items: Tensor) -> Tensor:
-            return self._last_mile(of, items, e.state, e.place)
-
-        generated = score(self, self.memory(e, q), index, allowed, last_mile)
-        B = len(q.seen)
+    def _scored(self, e: Encoded, memory: Memory, index: Index, allowed: Allowed | None) -> Tensor:
+        generated = score(self, memory, index, allowed, partial(self._mile, e))
         if allowed is None:
-            allowed = everything(index.items, B)
+            allowed = everything(index.items, len(e.gate))
         allowed = allowed.to(generated.device)
         found = _mixed(e.gate[allowed.requests], self._copied(e, allowed), generated.flatten())
         return found.view_as(generated).cpu()
+
+    def _mile(self, e: Encoded, of: Tensor, items: Tensor) -> Tensor:
+        return self._last_mile(of, items, e.state, e.place)
+
+    @torch.no_grad()
+    def beam(
+        self,
+        q: Questions,
+        rows: Tensor,
+        users: Tensor,
+        index: Index | None = None,
+        allowed: Allowed | None = None,
+        *,
+        beams: int,
+        k: int,
+    ) -> Lists:
+        """The k best of what beams generate and what may be copied, by exact log p.
+
+        p = g p_copy + (1 - g) p_gen is (1 - g) p_gen where nothing is copied, so the k best of all are among what may
+        be copied and the k best generated: where beams find these, as those for all allowed semantic IDs do, the lists
+        are ``decoding.best`` of ``score``.
+
+        Args:
+            q, rows, users: as for ``encode``.
+            index, allowed: as for ``score``.
+            beams, k: as for ``decoding.beam``.
+        """
+        index = self.index if index is None else index
+        e = self.encode(q, rows, users)
+        memory = self.memory(e, q)
+        made = beam(self, memory, index, allowed, beams=beams, k=k, last_mile=partial(self._mile, e))
+        wide = len(self.facts.codes)
+        of_visits = torch.arange(len(e.copied_items))[:, None] * wide + e.copied_items.cpu()
+        copied = of_visits[e.copied_items.cpu() > 0].unique()
+        if allowed is None:
+            copied = copied[torch.isin(copied % wide, torch.from_numpy(index.items).long())]
+        else:
+            copied = copied[torch.isin(copied, allowed.requests * wide + allowed.items)]
+        both = torch.cat([torch.repeat_interleave(made.offsets.diff()) * wide + made.items, copied]).unique()
+        counts = torch.bincount(both // wide, minlength=len(memory.first))
+        candidates = Allowed(F.pad(counts.cumsum(0), (1, 0)), both % wide)
+        return best(self._scored(e, memory, index, candidates), candidates, k)
 
     def _copied(self, e: Encoded, allowed: Allowed) -> Tensor:
         """p_copy of allowed items, [T]."""

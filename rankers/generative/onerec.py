@@ -15,9 +15,12 @@ the codes of all items before; this costs a request nothing, and lists are short
 A target is asked by a request of its own, so evaluation sees lists of one. In training a share of the targets goes on
 with the list of the user's session instead: it sees the visits before the session, the session's first request, and
 those of its items that were listed.
+
+With ``lazy`` it has the decoder of OneRec-V2, and no encoder: ``lazy.py``.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +33,7 @@ from .decoding import Lists, best
 from .experts import Experts
 from .index import Index
 from .layers import Transformer
+from .lazy import Context, LazyDecoder
 from .model import Generator, PlaceFacts, Questions
 from .reach import Allowed, everything
 
@@ -48,13 +52,22 @@ class OneRec(Generator):
     ) -> None:
         d = config.columns
         super().__init__(config, facts, index, item_columns, user_columns + 2 * d)
-        self.decoder = Transformer(
-            columns=d, heads=config.heads, head_columns=d // config.heads, hidden=config.hidden, layers=config.layers,
-            dropout=config.dropout, causal=True, memory=True,
-            feed_forward=lambda: Experts(
+        sizes: dict[str, Any] = {
+            "columns": d,
+            "heads": config.heads,
+            "head_columns": d // config.heads,
+            "hidden": config.hidden,
+            "layers": config.layers,
+            "dropout": config.dropout,
+            "feed_forward": lambda: Experts(
                 d, config.hidden // config.active, config.experts, config.active, config.dropout
             ),
-        )  # fmt: skip
+        }
+        if config.lazy:
+            self.encoder = Context(d, config.dropout)
+            self.decoder = LazyDecoder(sets=config.lazy, **sizes)
+        else:
+            self.decoder = Transformer(causal=True, memory=True, **sizes)
 
     def forward(self, q: Questions, rows: Tensor, users: Tensor, lists: Tensor | None = None) -> Tensor:
         """Log p of the targets, given the visits before their list and the items before them in it.
@@ -79,7 +92,8 @@ class OneRec(Generator):
         upto = F.pad(token.cumsum(0), (0, 0, 1, 0))  # of those before each
         mean = (upto[each] - upto[first]) / (each - first).clamp(min=1)[:, None]
         listed = torch.cat([token[before], mean], dim=1) * goes_on[:, None]
-        q = replace(q, seen=q.seen[first], asked=q.asked[first], place=q.place[first])
+        offset = None if q.asked_offset is None else q.asked_offset[first]
+        q = replace(q, seen=q.seen[first], asked=q.asked[first], place=q.place[first], asked_offset=offset)
         q.place = self._here(q.place, torch.where(goes_on, q.target[before], 0))  # type: ignore[index]
         return super().forward(q, rows, torch.cat([users, listed], dim=1))
 
@@ -116,21 +130,46 @@ class OneRec(Generator):
             before: catalog rows that are in the lists, the first first, int64 [B, P]; None: nothing yet. They have a
                 probability as others do: leave them out of ``allowed``.
         """
+        return super().score(*self._going_on(q, rows, users, before), index, allowed)
+
+    @torch.no_grad()
+    def beam(
+        self,
+        q: Questions,
+        rows: Tensor,
+        users: Tensor,
+        index: Index | None = None,
+        allowed: Allowed | None = None,
+        before: Tensor | None = None,
+        *,
+        beams: int,
+        k: int,
+    ) -> Lists:
+        """The k best as the next one of a list, see ``Generator.beam``; ``before`` as for ``score``."""
+        return super().beam(*self._going_on(q, rows, users, before), index, allowed, beams=beams, k=k)
+
+    def _going_on(
+        self, q: Questions, rows: Tensor, users: Tensor, before: Tensor | None
+    ) -> tuple[Questions, Tensor, Tensor]:
+        """What ``Generator`` takes, of requests whose lists have items."""
         listed = users.new_zeros(len(users), 2 * self.config.columns)
         if before is not None and before.shape[1]:
             before = before.to(users.device)
             token = self._codes(before)
             listed = torch.cat([token[:, -1], token.mean(1)], dim=1)
             q = replace(q, place=self._here(q.place, before[:, -1]))
-        return super().score(q, rows, torch.cat([users, listed], dim=1), index, allowed)
+        return q, rows, torch.cat([users, listed], dim=1)
 
     @torch.no_grad()
-    def lists(self, q: Questions, rows: Tensor, users: Tensor, allowed: Allowed | None = None, *, k: int) -> Lists:
+    def lists(
+        self, q: Questions, rows: Tensor, users: Tensor, allowed: Allowed | None = None, *, k: int, beams: int = 0
+    ) -> Lists:
         """The list for each request: the most probable item, then the most probable after it, none twice.
 
         Args:
             q, rows, users, allowed: as for ``score``.
             k: items a request, at most.
+            beams: look for each item with so many beams; 0: among the scores of all.
 
         Returns:
             min(k, allowed items that have a probability) items each, in the order in which they were written, and log p
@@ -141,7 +180,10 @@ class OneRec(Generator):
         left = everything(self.index.items, B) if allowed is None else allowed
         items, log_p = torch.zeros(B, 0, dtype=torch.int64), torch.zeros(B, 0)
         for _ in range(k):
-            next_ = best(self.score(q, rows, users, None, left, items), left, 1)
+            if beams:
+                next_ = self.beam(q, rows, users, None, left, items, beams=beams, k=1)
+            else:
+                next_ = best(self.score(q, rows, users, None, left, items), left, 1)
             there = next_.offsets.diff() > 0
             item, found = torch.zeros(B, dtype=torch.int64), torch.full((B,), -torch.inf)
             item[there], found[there] = next_.items, next_.log_p

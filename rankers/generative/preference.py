@@ -229,4 +229,5 @@ def samples(batch: SequenceBatch, lists: Lists, history: int) -> SampleBatch:
         visits=visits.int(),
         probability=None,
         valid=len(lists.items),
+        utc_offset=batch.target_offset[some],
     )

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...data.batches.item_columns import solar_hours
 from ...data.preparation.negatives import Reach
+from ...data.raw.hours import HOURS, WEEK
 
-WEEK = 7 * 24 * 60
-"""Minutes."""
 _THURSDAY = 3 * 24 * 60  # the weekday of 1970-01-01, in minutes from Monday
 
 
@@ -103,7 +103,7 @@ class Near:
 
 
 class OpeningHours(NamedTuple):
-    """When items are open, as a column of the catalog: ``list<struct<open: int16, close: int16>>``.
+    """When items are open, as the catalog's column ``opening_hours`` has it (``data/raw/hours.py``).
 
     Times are minutes since Monday 00:00 where the item is; open from ``open`` up to and without ``close``. A close at
     or before its open is after the week's end. An empty list is closed all week, null is not known, which counts as
@@ -127,11 +127,10 @@ class OpeningHours(NamedTuple):
         Raises:
             ValueError: another type, or minutes that a week does not have; names the row.
         """
-        expected = pa.list_(pa.struct([("open", pa.int16()), ("close", pa.int16())]))
         if isinstance(column, pa.ChunkedArray):
             column = column.combine_chunks()
-        if column.type != expected:
-            raise ValueError(f"opening hours: got a column of {column.type}, expected {expected}")
+        if column.type != HOURS:
+            raise ValueError(f"opening hours: got a column of {column.type}, expected {HOURS}")
         lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         rows = column.flatten()  # without what lies under nulls
@@ -178,9 +177,27 @@ def minute_of_week(seconds: Tensor) -> Tensor:
     return (torch.div(seconds, 60, rounding_mode="floor") + _THURSDAY) % WEEK
 
 
+def local_seconds(allowed: Allowed, time: Tensor, utc_offset: Tensor, lon: Tensor) -> Tensor:
+    """Where each allowed item is, the local time at which it is asked for.
+
+    Args:
+        allowed: of B requests.
+        time: of the requests, unix seconds, int64 [B].
+        utc_offset: of the requests, minutes east of UTC, [B]. Where it is NaN local is solar time, UTC plus the item's
+            longitude / 15 in whole hours, which is off by an hour or two in many countries.
+        lon: by catalog row in degrees, NaN as 0, [I].
+
+    Returns:
+        Seconds since 1970-01-01 00:00 there, int64 [T], for ``open_now``.
+    """
+    of = allowed.requests
+    solar = solar_hours(lon)[allowed.items] * 3600.0
+    offset = utc_offset.double()[of] * 60
+    return time[of] + torch.where(offset.isnan(), solar, offset).round().long()
+
+
 def open_now(allowed: Allowed, hours: OpeningHours, seconds: Tensor) -> Allowed:
-    """Of what is allowed, what is open at the requests' local times, int64 [B]."""
-    if len(seconds) != len(allowed.offsets) - 1:
-        raise ValueError(f"seconds: got {len(seconds)}, expected {len(allowed.offsets) - 1}, one a request")
-    minute = minute_of_week(seconds)[allowed.requests]
-    return allowed.keep(hours.open_at(allowed.items, minute))
+    """Of what is allowed, what is open at local times: of each allowed item, int64 [T], as ``local_seconds`` has it."""
+    if len(seconds) != len(allowed.items):
+        raise ValueError(f"seconds: got {len(seconds)}, expected {len(allowed.items)}, one an allowed item")
+    return allowed.keep(hours.open_at(allowed.items, minute_of_week(seconds)))

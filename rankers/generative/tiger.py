@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from ...kernels.jagged import segment_rows_unchecked
 from .config import TigerConfig
-from .decoding import Softmax, score
+from .decoding import Lists, Softmax, beam, score
 from .index import Index
 from .layers import Memory, Transformer
 from .model import Buffers, PlaceFacts, Questions, where_it_lies
@@ -205,3 +205,23 @@ class Tiger(nn.Module):
             allowed: items of each request; None: all.
         """
         return score(self, self.memory(q, users), self.index if index is None else index, allowed).cpu()
+
+    @torch.no_grad()
+    def beam(
+        self,
+        q: Questions,
+        rows: Tensor,
+        users: Tensor,
+        index: Index | None = None,
+        allowed: Allowed | None = None,
+        *,
+        beams: int,
+        k: int,
+    ) -> Lists:
+        """The k best that beams find, see ``decoding.beam``.
+
+        Args:
+            q, rows, users: as for ``forward``.
+            index, allowed, beams, k: as for ``decoding.beam``; of the index the default is the model's own.
+        """
+        return beam(self, self.memory(q, users), self.index if index is None else index, allowed, beams=beams, k=k)

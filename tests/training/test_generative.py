@@ -1,8 +1,11 @@
 """A generative ranker from the config to lists: trained, killed and resumed, on ranks, evaluated, asked, refused."""
 
 import json
+import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +21,7 @@ from tokens import K, make_codes, write_tokens
 
 from placerank.data.batches.features import FeatureConfig
 from placerank.data.batches.loader import SampleLoader
+from placerank.data.batches.sequences import SequenceLoader
 from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.evaluation.evaluate import EvaluateConfig, evaluate
@@ -28,6 +32,7 @@ from placerank.rankers.dense import RankerConfig
 from placerank.rankers.exported import ExportedRanker
 from placerank.rankers.exported_generator import ExportedGenerator
 from placerank.rankers.generative.config import GeneratorConfig, OneRecConfig, TigerConfig
+from placerank.rankers.generative.reach import OpeningHours, local_seconds, open_now
 from placerank.rankers.generative_ranker import expand, gather
 from placerank.rankers.plugins.akt import AktConfig
 from placerank.tokenization.codes.semantic_ids import SemanticIds
@@ -40,6 +45,10 @@ from placerank.training.train import TrainConfig, train
 
 AnyRanks = Callable[..., list[Any]]
 GENERATOR = GeneratorConfig(columns=16, heads=2, layers=2, hidden=32, window=3, memory=6, copied=8)
+# across midnight and the week's end, always, closed days, a closed week, not known
+HOURS = ["Mo-Fr 09:00-12:00,13:00-18:30", "Mo-Su 20:00-03:00", "24/7", "Mo 10:00-14:00; Tu off", "off", None,
+         "Sa-Su 22:00-06:00", "Mo-Su 06:00-11:00", "We-Su 11:30-23:00"]  # fmt: skip
+OFFSETS = [None, 330.0, -210.0]
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +56,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """``data``; ``tokens`` of all items but the last 20, which ``extended`` has too; ``run``, trained on the first."""
     folder = tmp_path_factory.mktemp("world")
     raw = simulate(SimulateConfig(out=folder / "raw", items=150, users=60, requests=500, candidates=8, cities=1))
+    for name, column, values in (("items", "opening_hours", HOURS), ("interactions", "utc_offset", OFFSETS)):
+        table = pq.read_table(raw / f"{name}.parquet")
+        some = pa.array([values[i % len(values)] for i in range(len(table))])
+        pq.write_table(table.append_column(column, some), raw / f"{name}.parquet")
     data = prepare(PrepareConfig(input=raw, out=folder / "data", history_length=12))
     items = pq.read_table(data / "catalog.parquet")["item_id"].combine_chunks()[1:]
     most = len(items) - 20
@@ -191,7 +204,18 @@ def test_lists_are_the_best_within_reach(world: SimpleNamespace, tmp_path: Path)
         assert [r["probability"] for r in mine] == pytest.approx([r["probability"] for r in want], rel=1e-3)
         assert all(km[r["item_id"]] <= 2.0 and r["km"] == pytest.approx(km[r["item_id"]], abs=0.01) for r in mine)
         assert [r["place"] for r in mine] == list(range(1, len(mine) + 1))
+    by_beams = replace(GenerateConfig(run=world.run, out=tmp_path / "beams", visits=25, within_km=2.0, k=5), beams=150)
+    found = pq.read_table(generate(by_beams) / "lists.parquet")
+    assert found["item_id"].to_pylist() == table["item_id"].to_pylist(), "with beams for all"
+    np.testing.assert_allclose(found["probability"], table["probability"], rtol=1e-4)
     assert (out / "map.png").stat().st_size > 10_000 and "Request" in (out / "report.html").read_text()
+
+
+def offsets_by_time(world: SimpleNamespace) -> dict[int, float]:
+    """Minutes of the test visits."""
+    batches = list(SequenceLoader(world.data, "test", 1000))
+    time, offset = (torch.cat([getattr(b, n) for b in batches]).tolist() for n in ("target_time", "target_offset"))
+    return dict(zip(time, offset, strict=True))
 
 
 def test_requests_of_a_file(world: SimpleNamespace, tmp_path: Path) -> None:
@@ -204,6 +228,9 @@ def test_requests_of_a_file(world: SimpleNamespace, tmp_path: Path) -> None:
     )
     first = first.sort_by("request")
     asked = pa.table({c: first[f"{c}_first"] for c in ("user_id", "time", "lat", "lon")})
+    offsets = offsets_by_time(world)
+    offset = pa.array([offsets[t] for t in asked["time"].to_pylist()], pa.float32(), from_pandas=True)
+    asked = asked.append_column("utc_offset", offset)
     pq.write_table(asked, tmp_path / "asked.parquet")
     config = GenerateConfig(run=world.run, out=tmp_path / "asked", requests=tmp_path / "asked.parquet", within_km=3.0)
     got = pq.read_table(generate(config) / "lists.parquet")
@@ -212,13 +239,81 @@ def test_requests_of_a_file(world: SimpleNamespace, tmp_path: Path) -> None:
     assert "visited" not in got.column_names
 
     unknown = pa.array([10**9, None], asked["user_id"].type)
-    nowhere = pa.table({"user_id": unknown, "time": pa.array([1_700_000_000] * 2, pa.timestamp("s"))})
+    time, nulls = pa.array([1_700_000_000] * 2, pa.timestamp("s")), pa.nulls(2)
+    nowhere = pa.table({"user_id": unknown, "time": time, "lat": nulls, "lon": nulls, "utc_offset": nulls})
     pq.write_table(nowhere, tmp_path / "nowhere.parquet")
     told = replace(config, requests=tmp_path / "nowhere.parquet", out=tmp_path / "nowhere")
     assert len(pq.read_table(generate(told) / "lists.parquet")) == 0, "nobody knows where they are"
     anywhere = replace(told, within_km=float("inf"), overwrite=True)
     found = pq.read_table(generate(anywhere) / "lists.parquet")
     assert found["user_id"].to_pylist() == [10**9] * 10 + [None] * 10
+
+
+def is_open(text: str | None, minute: int) -> bool:
+    """By the text alone, for rules as those above: a loop over yesterday and today."""
+    if text in (None, "24/7"):
+        return True
+    day, now = divmod(minute, 1440)
+    for back in (0, 1):
+        of_day: list[str] = []
+        for rule in text.split("; "):
+            days, _, times = ("Mo-Su off" if rule == "off" else rule).partition(" ")
+            first, last = (DAYS.index(d) for d in (days[:2], days[-2:]))
+            if first <= (day - back) % 7 <= last:
+                of_day = [] if times == "off" else times.split(",")
+        for begin, end in (t.split("-") for t in of_day):
+            a, b = (60 * int(t[:2]) + int(t[3:]) for t in (begin, end))
+            b += 1440 if b <= a else 0
+            if a <= now + 1440 * back < b:
+                return True
+    return False
+
+
+DAYS = ["Mo", "Tu", "We", "Th", "Fr", "Sa", "Su"]
+
+
+def test_only_open_places_are_listed(world: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of visits and of requests at all hours: none that is closed, all that are open, by local or solar time."""
+    raw = pq.read_table(world.data.parent / "raw" / "items.parquet").to_pylist()
+    text = {r["item_id"]: r["opening_hours"] for r in raw}
+    coded = set(pq.read_table(world.tokens / "semantic_ids.parquet")["item_id"].to_pylist())
+    user = pq.read_table(world.data / "users.parquet")["user_id"].combine_chunks()[1]
+    asked = pa.table(
+        {"user_id": pa.array([user] * 84, user.type), "time": [1_700_000_000 + 7200 * i for i in range(84)],
+         "utc_offset": pa.array([None, 330, -210] * 28, pa.int32())}
+    )  # fmt: skip
+    pq.write_table(asked, tmp_path / "asked.parquet")
+    config = GenerateConfig(
+        run=world.run, out=tmp_path / "lists", requests=tmp_path / "asked.parquet", within_km=math.inf, k=150,
+        open_now=True,
+    )  # fmt: skip
+    with caplog.at_level("WARNING"):
+        table = pq.read_table(generate(config) / "lists.parquet")
+    assert "28 of 84 requests have no utc_offset" in caplog.text
+    lon = {r["item_id"]: r["lon"] for r in raw}
+    for i, request in enumerate(asked.to_pylist()):
+        listed = set(table.filter(pc.equal(table["request"], i))["item_id"].to_pylist())
+        want = set()
+        for item in coded:
+            offset = request["utc_offset"] if request["utc_offset"] is not None else 60 * round(lon[item] / 15)
+            local = datetime.fromtimestamp(request["time"], UTC) + timedelta(minutes=offset)
+            if is_open(text[item], 1440 * local.weekday() + 60 * local.hour + local.minute):
+                want.add(item)
+        assert listed == want and 0 < len(want) < len(coded)
+
+    visits = replace(config, out=tmp_path / "visits", requests=None, visits=10**6, within_km=5.0, k=10)
+    whole = pq.read_table(generate(replace(visits, open_now=False)) / "lists.parquet")
+    rows = pq.read_table(generate(replace(visits, overwrite=True)) / "lists.parquet").to_pylist()
+    offsets = offsets_by_time(world)
+    assert len(rows) > 100 and {*offsets.values()} >= {330.0, -210.0}
+
+    def open_then(r: dict[str, Any]) -> bool:
+        offset = offsets[r["time"]]
+        offset = 60 * round(lon[r["item_id"]] / 15) if math.isnan(offset) else offset
+        local = datetime.fromtimestamp(r["time"], UTC) + timedelta(minutes=offset)
+        return is_open(text[r["item_id"]], 1440 * local.weekday() + 60 * local.hour + local.minute)
+
+    assert all(map(open_then, rows)) and not all(map(open_then, whole.to_pylist()))
 
 
 def test_new_places_of_a_list(world: SimpleNamespace, tmp_path: Path) -> None:
@@ -264,6 +359,10 @@ def test_items_with_codes_since_and_places_that_opened(world: SimpleNamespace, t
     new = [r for r in found if r["item_id"] >= 10**6]
     assert len(new) == 2 * 20 and all(r["probability"] > 0 for r in new)
     assert sum(r["probability"] for r in found) == pytest.approx(20, abs=0.01)
+    hours = pq.read_table(tmp_path / "opened.parquet").append_column("opening_hours", pa.array(["off", "24/7"]))
+    pq.write_table(hours, tmp_path / "opened.parquet")
+    found = pq.read_table(generate(replace(with_them, open_now=True)) / "lists.parquet")["item_id"].to_pylist()
+    assert {i for i in found if i >= 10**6} == {10**6 + 1}
 
 
 KINDS = {
@@ -287,6 +386,8 @@ def test_other_kinds_go_the_same_way(kind: str, world: SimpleNamespace, tmp_path
     table = pq.read_table(generate(lists) / "lists.parquet")
     pairs = set(zip(table["request"].to_pylist(), table["item_id"].to_pylist(), strict=True))
     assert len(table) == len(pairs) == 60, "none twice"
+    with_beams = pq.read_table(generate(replace(lists, beams=150, overwrite=True)) / "lists.parquet")
+    assert with_beams["item_id"].to_pylist() == table["item_id"].to_pylist()
     with_new = pq.read_table(generate(replace(lists, new=6, overwrite=True)) / "lists.parquet")
     assert len(with_new) == 60 and with_new["item_id"].to_pylist() != table["item_id"].to_pylist()
     late = generate(replace(lists, semantic_ids=world.extended, k=150, visits=2, overwrite=True))
@@ -315,6 +416,9 @@ def test_what_does_not_fit_is_told(world: SimpleNamespace, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="a generative ranker takes some of user"):
         train(small(world, tmp_path / "run", features=FeatureConfig(semantic_ids=world.tokens, pooled=["hour"])))
     config = GenerateConfig(run=world.run, out=tmp_path / "lists")
+    for wrong in ({"beams": 9}, {"beams": 20, "new": 3}):
+        with pytest.raises(ValueError, match=f"beams={wrong['beams']}: expected 0, or k = 10 and more without new"):
+            replace(config, **wrong)
     with pytest.raises(ValueError, match="was trained with semantic IDs"):
         generate(replace(config, semantic_ids=world.other))
     towers = small(world, tmp_path / "towers", features=FeatureConfig(), ranker=RankerConfig(mlp=[8]), epochs=1)
@@ -326,6 +430,8 @@ def test_what_does_not_fit_is_told(world: SimpleNamespace, tmp_path: Path) -> No
         "user_id is string": pa.table({"user_id": ["a"], "time": [1]}),
         "time is double": pa.table({"user_id": user, "time": [1.5]}),
         "lat or lon alone": pa.table({"user_id": user, "time": [1], "lat": [1.0]}),
+        "utc_offset of 1500, expected minutes": pa.table({"user_id": user, "time": [1], "utc_offset": [1500]}),
+        "utc_offset is string": pa.table({"user_id": user, "time": [1], "utc_offset": ["+02:00"]}),
         "lat of 91": pa.table({"user_id": user, "time": [1], "lat": [91.0], "lon": [0.0]}),
     }
     for message, table in bad.items():
@@ -337,11 +443,25 @@ def test_what_does_not_fit_is_told(world: SimpleNamespace, tmp_path: Path) -> No
         "no column lat": known.select(["item_id", "lon"]),
         "are in the prepared data already": known.select(["item_id", "lat", "lon"]),
         "there twice": pa.concat_tables([known, known]),
+        "row 1, opening_hours: got 'late', expected opening hours such as": known.select(
+            ["item_id", "lat", "lon"]
+        ).append_column("opening_hours", pa.array([None, "late"])),
+        "opening_hours is int64, expected string": known.select(["item_id", "lat", "lon"]).append_column(
+            "opening_hours", pa.array([1, 2])
+        ),
     }
     for message, table in opened.items():
         pq.write_table(table, tmp_path / "opened.parquet")
         with pytest.raises(ValueError, match=message):
             generate(replace(config, places=tmp_path / "opened.parquet"))
+    without = pq.read_table(world.data / "catalog.parquet").drop_columns("opening_hours")
+    shutil.copytree(world.data, tmp_path / "data")
+    pq.write_table(without, tmp_path / "data" / "catalog.parquet")
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    manifest["files"]["catalog.parquet"]["bytes"] = (tmp_path / "data" / "catalog.parquet").stat().st_size
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="no opening hours of items; prepare data whose items have a column opening"):
+        generate(replace(config, open_now=True, data=tmp_path / "data"))
     assert not (tmp_path / "lists").exists()
 
 
@@ -357,6 +477,11 @@ def test_an_export_gives_the_lists_of_the_run(world: SimpleNamespace, tmp_path: 
     allowed = exported.near(2.0).within(batch.lat.double().numpy(), batch.lon.double().numpy())
     lists = exported.lists(batch, allowed, 5)
     assert lists.offsets.diff().tolist() == allowed.offsets.diff().clamp(max=5).tolist()
+    local = local_seconds(allowed, batch.target_time, batch.target_offset, torch.from_numpy(exported.lon))
+    hours = OpeningHours.of_column(pq.read_table(world.data / "catalog.parquet")["opening_hours"])
+    of_now = exported.open_now(batch, allowed)
+    assert of_now.items.tolist() == open_now(allowed, hours, local).items.tolist()
+    assert 0 < len(of_now.items) < len(allowed.items)
     with pytest.raises(ValueError, match="read it with ExportedGenerator"):
         ExportedRanker.load(folder)
     (folder / "generator.json").unlink()
@@ -366,12 +491,12 @@ def test_an_export_gives_the_lists_of_the_run(world: SimpleNamespace, tmp_path: 
 
 @pytest.mark.parametrize("kind", ["generative", "tiger", "onerec"])
 def test_pipelined_as_plain(world: SimpleNamespace, kind: str, tmp_path: Path) -> None:
-    """What training on a GPU does by default gives the losses of plain steps."""
+    """What training on a GPU does by default gives the losses of plain steps; of OneRec with the lazy decoder."""
     sizes = {"columns": 16, "heads": 2, "layers": 1, "hidden": 32}
-    settings = {"generative": GENERATOR, "tiger": TigerConfig(**sizes), "onerec": OneRecConfig(**sizes)}  # type: ignore[arg-type]
+    settings = {"generative": GENERATOR, "tiger": TigerConfig(**sizes), "onerec": OneRecConfig(**sizes, lazy=1)}  # type: ignore[arg-type]
     losses = []
     for pipelined in (False, True):
         config = small(world, tmp_path / f"{pipelined}", epochs=1, pipelined=pipelined)
         train(replace(config, ranker=RankerConfig(kind=kind, **{kind: settings[kind]})))  # type: ignore[arg-type]
         losses.append([line["loss"] for line in metrics(config.run, "train")])
-    assert losses[0] == losses[1]
+    assert losses[0] == losses[1] and losses[0][-1] < losses[0][0]

@@ -261,7 +261,8 @@ def test_places_that_are_unknown_stay_so(made: tuple[Path, dict[str, Any]]) -> N
 def test_types(made: tuple[Path, dict[str, Any]]) -> None:
     batch = next(iter(SequenceLoader(made[0], "train", 5)))
     kinds = {n: str(x.dtype).removeprefix("torch.") for n, x in vars(batch).items() if n != "valid"}
-    assert kinds == {n: {"lat": "float32", "lon": "float32", "visits": "int32"}.get(n, "int64") for n in kinds}
+    real = dict.fromkeys(("lat", "lon", "utc_offset", "target_offset"), "float32")
+    assert kinds == {n: {**real, "visits": "int32"}.get(n, "int64") for n in kinds}
     assert len(batch) == batch.valid == 5
 
 
@@ -303,6 +304,17 @@ def test_damaged_and_older_folders(made: tuple[Path, dict[str, Any]], tmp_path: 
         resealed(folder, sequences=damaged)
         with pytest.raises(ValueError, match=told):
             SequenceLoader(folder, "train", 4)
+    folder = shutil.copytree(made[0], tmp_path / "before")  # placerank wrote no offsets once
+    (path,) = (folder / "sequences").glob("*")
+    with pq.ParquetFile(path) as file:
+        groups = [file.read_row_group(i).drop_columns("utc_offset") for i in range(file.num_row_groups)]
+    with pq.ParquetWriter(path, groups[0].schema) as writer:
+        for group in groups:
+            writer.write_table(group)
+    resealed(folder)
+    batches = list(SequenceLoader(folder, "train", 100))
+    assert all(b.utc_offset.isnan().all() and b.target_offset.isnan().all() for b in batches)
+    assert targets_of(batches) == targets_of(SequenceLoader(made[0], "train", 100))
     folder = shutil.copytree(made[0], tmp_path / "other")
     (path,) = (folder / "sequences").glob("*")
     table = pq.read_table(path)

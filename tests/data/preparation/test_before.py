@@ -165,12 +165,16 @@ def test_counts_are_of_all_days(tmp_path: Path) -> None:
 
 def test_generative_rankers_see_the_days_before(tmp_path: Path) -> None:
     source, begin = two_sources("check-ins")
+    offset = {int(t.timestamp()): 60.0 * (i % 5) for i, t in enumerate(source["timestamp"].to_pylist())}
+    source["utc_offset"] = pa.array([offset[int(t.timestamp())] for t in source["timestamp"].to_pylist()], pa.float32())
     first, second = in_turn(tmp_path, source, begin, history_length=4)
     batch = next(iter(SequenceLoader(second, "train", 10_000, history=20, together=1)))
     visits_ = pa.table(source).to_pylist()
     moments = {int(r["timestamp"].timestamp()) for r in visits_}
     assert int(batch.target_time.min()) >= begin
     assert int(batch.time.min()) < begin and {*batch.time.tolist()} <= moments
+    assert batch.utc_offset.tolist() == [offset[t] for t in batch.time.tolist()]
+    assert batch.target_offset.tolist() == [offset[t] for t in batch.target_time.tolist()]
     assert first.exists()
 
 
@@ -223,11 +227,16 @@ def test_a_day_without_some_users_and_items(tmp_path: Path) -> None:
     """One user, one item listed: everybody else keeps rows and visits for the day after that."""
     source, begin = two_sources("check-ins")
     one = days(source, begin)[0]
-    first = run(write(tmp_path / "one", one, ITEMS))
+    hours = pa.array(["24/7", None, "Mo 09:00-17:00", "off", *[None] * 8])
+    first = run(write(tmp_path / "one", one, ITEMS.append_column("opening_hours", hours)))
     (tmp_path / "b").mkdir()
     day = begin + 100 * np.arange(20)
     few = {"user_id": [0] * 20, "item_id": ["i2"] * 20, "timestamp": day, "label": [1] * 20}
-    second = run(write(tmp_path / "b" / "raw", few, ITEMS.slice(2, 1)), after=first)
+    now = ITEMS.slice(2, 1).append_column("opening_hours", pa.array(["Su 10:00-12:00"]))
+    second = run(write(tmp_path / "b" / "raw", few, now), after=first)
+    open_ = dict(zip(*(column(second, "catalog.parquet", n) for n in ("item_id", "opening_hours")), strict=True))
+    assert open_["i0"] == [{"open": 0, "close": 10_080}] and open_["i3"] == [] and open_["i1"] is None
+    assert open_["i2"] == [{"open": 6 * 1440 + 600, "close": 6 * 1440 + 720}], "as today says"
     for name in ("catalog", "users"):
         key = "item_id" if name == "catalog" else "user_id"
         assert column(second, f"{name}.parquet", key) == column(first, f"{name}.parquet", key)

@@ -187,8 +187,18 @@ def test_requests_share_their_offset(tmp_path: Path) -> None:
     made = [r["utc_offset"] for name in ("train", "valid", "test") for r in requests(folder, name)]
     got = Counter(None if math.isnan(x) else x for x in made)
     assert got == Counter(offsets.values())
+    chosen = Counter(offsets[r] for r, label in zip(source["request_id"], source["label"], strict=True) if label)
+    assert sequence_offsets(folder) == chosen
     del source["utc_offset"]
-    assert "utc_offset" not in requests(run(write(tmp_path / "raw", source)), "train")[0]
+    folder = run(write(tmp_path / "raw", source))
+    assert "utc_offset" not in requests(folder, "train")[0]
+    assert sequence_offsets(folder) == {None: chosen.total()}
+
+
+def sequence_offsets(folder: Path) -> Counter[float | None]:
+    """How often sequences have each offset."""
+    rows = [r for file in sorted((folder / "sequences").glob("*")) for r in pq.read_table(file).to_pylist()]
+    return Counter(None if math.isnan(x) else x for r in rows for x in r["utc_offset"])
 
 
 def test_visits_have_their_own_offset(tmp_path: Path) -> None:
@@ -200,6 +210,8 @@ def test_visits_have_their_own_offset(tmp_path: Path) -> None:
     made = requests(folder, "train")
     assert made and "probability" not in made[0]
     assert all(r["utc_offset"] == of_user[users[r["user_index"]]] for r in made)
+    once = set(zip(*(pa.array(source[n]).to_pylist() for n in ("user_id", "item_id", "timestamp")), strict=True))
+    assert sequence_offsets(folder) == Counter(of_user[u] for u, *_ in once)
 
 
 def test_probability_is_kept(tmp_path: Path) -> None:
@@ -430,6 +442,7 @@ def test_catalog(tmp_path: Path) -> None:
     assert vocab["category"][1:] == ["food", "food > noodles", "food > noodles > ramen", "shop", "shop > noodles"]
     assert catalog[0]["item_id"] is None and catalog[0]["lat"] != catalog[0]["lat"]
     assert catalog[0]["category_path"] == [] and catalog[0]["popularity_bucket"] == 2
+    assert "opening_hours" not in catalog[0], "nobody knows any"
     by_id = {x["item_id"]: x for x in ITEMS.to_pylist()}
     for row in catalog[1:]:
         source = by_id[row["item_id"]]

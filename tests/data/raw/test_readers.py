@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from placerank.data.manifest import read_manifest
-from placerank.data.raw.readers import convert, yelp_category
+from placerank.data.raw.hours import opening_hours
+from placerank.data.raw.readers import convert, yelp_category, yelp_hours
 from placerank.data.raw.schema import BadRows, DataError, iter_interactions, read_items
 
 NYC = (
@@ -113,10 +114,35 @@ def test_yelp(tmp_path: Path) -> None:
     first, second = read_items(out).to_pylist()
     assert first["category"] == ["Restaurants", "Sushi Bars"] and first["price"] == 2 and first["province"] == "NV"
     assert second["category"] is None and second["price"] is None
+    assert first["opening_hours"] is None and second["opening_hours"] == [{"open": 540, "close": 1020}]
     assert interactions(out).select(["user_id", "item_id", "timestamp", "label"]).to_pylist() == [
         {"user_id": "u1", "item_id": "b2", "timestamp": 1531001351, "label": 1},
         {"user_id": "u2", "item_id": "b1", "timestamp": 1325604498, "label": 1},
     ]
+
+
+def test_yelp_hours(tmp_path: Path) -> None:
+    """Midnight, always, a day that is closed beside others, no day at all; what is no time is told."""
+    given = [
+        {"Monday": "8:0-18:30", "Saturday": "17:5-2:0", "Sunday": "11:0-0:0"},
+        dict.fromkeys(["Monday", "Tuesday"], "0:0-0:0"),
+        {"Monday": "0:0-0:0", "Tuesday": "8:0-18:30"},
+        {},
+        None,
+    ]
+    found, bad = opening_hours(pa.chunked_array([yelp_hours(pa.chunked_array([pa.array(given)]))]))
+    assert not bad.any() and [x and [tuple(i.values()) for i in x] for x in found.to_pylist()] == [
+        [(480, 1110), (8225, 8760), (9300, 10080)],
+        [(0, 1440), (1440, 2880)],
+        [(1920, 2550)],
+        None,
+        None,
+    ]
+    odd = [{**BUSINESS[0], "hours": {"Monday": "morning"}}, BUSINESS[1]]
+    with pytest.raises(
+        DataError, match=r"line 1, column 'opening_hours': got 'Mo morning', expected opening hours such"
+    ):
+        convert(yelp(tmp_path / "yelp", lines(odd), lines(REVIEW)), "yelp", {}, tmp_path / "raw")
 
 
 def test_yelp_category_without_a_top_level() -> None:
@@ -170,6 +196,11 @@ BAD_CSV = [
     (ITEMS_CSV + "9,n,c,north,0,1\n", VISITS_CSV, "items.csv: line 4, column 'lat': got 'north', expected a latitude"),
     (ITEMS_CSV + "9,n,c,nan,0,1\n", VISITS_CSV, "items.csv: line 4, column 'lat': got 'nan', expected a latitude"),
     (ITEMS_CSV + "9,n,c,1,0,cheap\n", VISITS_CSV, "items.csv: line 4, column 'price': got 'cheap', expected a price"),
+    (
+        ITEMS_CSV.replace("price", "opening_hours").replace("9.50", '"Mo 9:00-12:00,13:00-17:00"') + "9,n,c,1,0,noon\n",
+        VISITS_CSV,
+        "items.csv: line 4, column 'opening_hours': got 'noon', expected opening hours such as",
+    ),
     (ITEMS_CSV + "8,n,c,1,0,1\n", VISITS_CSV, "line 4, column 'item_id': got '8', which line 3 has too, expected"),
     (ITEMS_CSV + "9,n,c,1\n", VISITS_CSV, "items.csv: line 4: got 4 fields in '9,n,c,1', expected 6 fields as in the"),
     (ITEMS_CSV, VISITS_CSV + "x,9,1577836801,1\n", "line 4, column 'item_id': got '9', expected an item_id that is in"),

@@ -135,6 +135,11 @@ BAD_ITEMS = [
     ({"price": [1.0, -0.5, 2.0]}, "row 1, column 'price': got -0.5, expected a price in [0, 1e12]"),
     ({"price": [1.0, NAN, 2.0]}, "row 1, column 'price': got nan, expected a price in [0, 1e12]"),
     ({"category": [["a"], ["b", ""], None]}, "row 1, column 'category': got ['b', ''], expected a list of category"),
+    ({"opening_hours": ["off", "9 to 5", None]}, "row 1, column 'opening_hours': got '9 to 5', expected opening hours"),
+    (
+        {"opening_hours": [[], [{"open": 0, "close": 10_081}], None]},
+        "row 1, column 'opening_hours': got [{'open': 0, 'close': 10081}], expected opening hours such as",
+    ),
     ({"category": [["a"], [None], None]}, "row 1, column 'category': got [None], expected a list of category names"),
 ]
 BAD_VISITS = [
@@ -203,6 +208,8 @@ WRONG_TYPES = [
         {"category": [1, 2, 3]},
         "column 'category': got type int64, expected list of string, or string; cast the",
     ),
+    ("items", {"opening_hours": [9, 9, 9]}, "column 'opening_hours': got type int64, expected string, or list<"),
+    ("items", {"opening_hours": [["off"]] * 3}, "column 'opening_hours': got type list<"),
     ("items", {"price": ["1", "2", "3"]}, "column 'price': got type string, expected floating point or integer"),
     (
         "visits",

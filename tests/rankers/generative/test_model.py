@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from placerank.data.batches.item_columns import local_shift
 from placerank.kernels.haversine import unit_vectors
+from placerank.rankers.generative.decoding import best
 from placerank.rankers.generative.index import Index
 from placerank.rankers.generative.model import (
     FEATURES,
@@ -21,7 +23,7 @@ from placerank.rankers.generative.model import (
     hats,
     worth,
 )
-from placerank.rankers.generative.reach import Allowed
+from placerank.rankers.generative.reach import Allowed, everything
 
 ITEMS, CODES, LEVELS, COLUMNS = 40, 4, 3, 5
 NOW = 1_700_000_000
@@ -114,6 +116,68 @@ def test_allowed_items_have_the_same_scores() -> None:
     some = model.score(q, *rows(q), index, allowed)
     want = every[allowed.requests, allowed.items]
     torch.testing.assert_close(some, want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_beams_and_copies_are_brute_force(seed: int) -> None:
+    """With beams for all, on random sets: none, one, all, items without codes, without place; ties too."""
+    model, index = make()
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        model.gate[-1].bias.fill_([-20.0, -2.0, 0.0, 1.0, 3.0, 20.0][seed])
+    q = questions()
+    counts = torch.randint(0, ITEMS, (5,)).tolist()
+    counts[seed % 5] = [0, 1, ITEMS - 1][seed % 3]
+    allowed = Allowed(
+        torch.tensor([0, *counts]).cumsum(0), torch.cat([1 + torch.randperm(ITEMS - 1)[:n] for n in counts])
+    )
+    for given in (allowed, None):
+        of = everything(index.items, 5) if given is None else given
+        want = best(model.score(q, *rows(q), index, given).flatten(), of, 8)
+        got = model.beam(q, *rows(q), index, given, beams=ITEMS, k=8)
+        assert got.offsets.tolist() == want.offsets.tolist() and got.items.tolist() == want.items.tolist()
+        torch.testing.assert_close(got.log_p, want.log_p, atol=1e-5, rtol=1e-5)
+        few = model.beam(q, *rows(q), index, given, beams=2, k=2)  # never short, exact, nothing from outside
+        assert few.offsets.diff().tolist() == torch.minimum(want.offsets.diff(), torch.tensor(2)).tolist()
+        every = model.score(q, *rows(q), index, given).flatten()
+        request = torch.repeat_interleave(few.offsets.diff())
+        for b, item, log_p in zip(request.tolist(), few.items.tolist(), few.log_p, strict=True):
+            (at,) = ((of.requests == b) & (of.items == item)).nonzero()[:, 0].tolist()
+            torch.testing.assert_close(log_p, every[at], atol=1e-5, rtol=1e-5)
+
+
+def test_one_beam_still_finds_what_is_copied() -> None:
+    """Habit is in the list however improbable its code is: without codes too, if it is allowed."""
+    model, index = make()
+    with torch.no_grad():
+        model.gate[-1].bias.fill_(30.0)
+    q = questions()
+    allowed = everything(torch.arange(1, ITEMS), 5)
+    want = best(model.score(q, *rows(q), index, allowed), allowed, 1)
+    got = model.beam(q, *rows(q), index, allowed, beams=1, k=1)
+    been = [{3}, {3, 7, 9}, {3, 9, 12, 30}, set(), {5}]
+    assert [i in some for i, some in zip(got.items.tolist(), been, strict=True)] == [True, True, True, False, True]
+    assert [got.items[i].item() == want.items[i].item() for i in (0, 1, 2, 4)] == [True] * 4
+    torch.testing.assert_close(got.log_p[[0, 1, 2, 4]], want.log_p[[0, 1, 2, 4]], atol=1e-5, rtol=1e-5)
+
+
+def test_hours_are_local_where_offsets_are_known() -> None:
+    """An offset counts like places that lie so far east; where it is unknown the sun does."""
+    model, index = make()
+    q = questions()
+    score = lambda q: model.score(q, *rows(q), index)  # noqa: E731
+    solar, minutes = score(q), torch.full_like(q.time, 330).float()
+    unknown = replace(q, offset=minutes * torch.nan, asked_offset=torch.full((5,), torch.nan))
+    assert torch.equal(score(unknown), solar)
+    known = replace(q, offset=minutes, asked_offset=torch.full((5,), 330.0))
+    east, _ = make()
+    east.set_items(model.facts._replace(shift=local_shift(torch.full((ITEMS,), 330.0))), index)
+    assert torch.equal(score(known), east.score(q, *rows(q), index))
+    asked = score(replace(unknown, asked_offset=torch.tensor([torch.nan, torch.nan, 330.0, torch.nan, torch.nan])))
+    same = (asked == solar).all(1)
+    assert same.tolist() == [True, True, False, True, True]
+    some = replace(known, asked_offset=torch.arange(5) * 100.0).some(torch.tensor([False, True, False, False, True]))
+    assert some.asked_offset is not None and some.asked_offset.tolist() == [100.0, 400.0]
 
 
 def test_targets_see_nothing_of_what_comes_later() -> None:

@@ -70,8 +70,9 @@ LISTS = torch.tensor([0, 1, 1, 1, 2, 3, 4, 4])  # targets 1 to 3, and 6 and 7
 
 
 @torch.no_grad()
-def test_a_list_by_teacher_forcing_is_its_items_one_after_the_other() -> None:
-    model, index = make()
+@pytest.mark.parametrize("lazy", [0, 1, 2])
+def test_a_list_by_teacher_forcing_is_its_items_one_after_the_other(lazy: int) -> None:
+    model, index = make(lazy=lazy)
     q = questions()
     found = model(q, *rows(q), LISTS)
     assert q.target is not None
@@ -91,8 +92,9 @@ def test_a_list_by_teacher_forcing_is_its_items_one_after_the_other() -> None:
 
 
 @torch.no_grad()
-def test_in_evaluation_each_target_has_a_list_of_its_own() -> None:
-    model, index = make()
+@pytest.mark.parametrize("lazy", [0, 1])
+def test_in_evaluation_each_target_has_a_list_of_its_own(lazy: int) -> None:
+    model, index = make(lazy=lazy)
     q = questions()
     torch.testing.assert_close(model(q, *rows(q)), model(q, *rows(q), torch.arange(8)))
     scores = model.score(q, *rows(q), index)
@@ -157,6 +159,9 @@ def test_lists_are_greedy_and_repeat_nothing() -> None:
         assert len(own) >= min(3, len(can)) and len(set(own)) == len(own)
     nothing = Allowed(torch.zeros(9, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
     assert model.lists(q, *rows(q), nothing, k=2).offsets.tolist() == [0] * 9
+    with_beams = model.lists(q, *rows(q), allowed, k=3, beams=ITEMS)
+    assert with_beams.items.tolist() == found.items.tolist() and with_beams.offsets.tolist() == found.offsets.tolist()
+    torch.testing.assert_close(with_beams.log_p, found.log_p, atol=1e-5, rtol=1e-5)
     every = model.lists(q, *rows(q), k=2)
     assert every.offsets.diff().tolist() == [2] * 8
 
@@ -175,8 +180,9 @@ def test_beams_of_all_are_the_generated_scores() -> None:
             torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_are_finite_and_reach_all() -> None:
-    model, _ = make(dropout=0.1, item_dropout=0.5, joined=1.0)
+@pytest.mark.parametrize("lazy", [0, 1])
+def test_gradients_are_finite_and_reach_all(lazy: int) -> None:
+    model, _ = make(dropout=0.1, item_dropout=0.5, joined=1.0, lazy=lazy)
     model.train()
     q = questions()
     own, users = (x.clone().requires_grad_() for x in rows(q))
@@ -187,6 +193,19 @@ def test_gradients_are_finite_and_reach_all() -> None:
         assert parameter.grad.isfinite().all(), name
     experts = [block.feed_forward for block in model.decoder.blocks]
     assert all(bool((layer.bias != 0).any()) for layer in experts)  # type: ignore[union-attr, operator]
+
+
+@torch.no_grad()
+def test_lazily_a_visit_tells_nothing_of_those_before_it() -> None:
+    """So the last of many is enough for all that follows from it, which `history` counts on."""
+    model, _ = make(lazy=1)
+    q = questions()
+    e = model.encode(q, rows(q)[0], torch.cat([rows(q)[1], torch.zeros(8, 16)], dim=1))
+    other = replace(q, visits=q.visits.clone(), time=q.time - 3600 * (torch.arange(7) < 1).long())
+    other.visits[0] = q.visits[4]
+    moved = model.encode(other, rows(q)[0], torch.cat([rows(q)[1], torch.zeros(8, 16)], dim=1))
+    assert (e.visits != moved.visits).any(2)[0].tolist() == [False, True, True, False, False, False, False]
+    assert model.config.history == 5 and make(lazy=0)[0].config.history == 4 + 2 * 31 + 1
 
 
 @torch.no_grad()
@@ -208,7 +227,17 @@ def test_one_expert_and_no_lists_are_the_default_model() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"active": 9}, {"active": 3}, {"experts": 0}, {"session_hours": 0.0}, {"joined": 1.5}, {"hidden": 0}]
+    "wrong",
+    [
+        {"active": 9},
+        {"active": 3},
+        {"experts": 0},
+        {"session_hours": 0.0},
+        {"joined": 1.5},
+        {"hidden": 0},
+        {"lazy": 3},
+        {"lazy": -1},
+    ],
 )
 def test_sizes_that_cannot_be_are_told(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=rf"ranker\.\w+\.{next(iter(wrong))}="):

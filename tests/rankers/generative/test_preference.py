@@ -165,6 +165,7 @@ def test_what_is_rewarded_becomes_probable(how: str) -> None:
 def batch() -> SequenceBatch:
     return SequenceBatch(
         offsets=torch.tensor([0, 3, 3]), item=torch.tensor([4, 6, 4]), time=torch.tensor([0, 3600, 7200]),
+        utc_offset=torch.tensor([60.0, torch.nan, 60.0]), target_offset=torch.tensor([60.0, 120.0, torch.nan]),
         user=torch.tensor([5, 0]), user_index=torch.tensor([8, 9]), stretch=torch.tensor([0, 0, 1]),
         seen=torch.tensor([1, 3, 0]), target=torch.tensor([6, 2, 3]), target_time=torch.tensor([3600, 10800, 50]),
         lat=torch.tensor([1.0, 2.0, 3.0]), lon=torch.tensor([4.0, 5.0, 6.0]), visits=torch.zeros(3).int(),
@@ -179,10 +180,11 @@ def test_candidates_as_a_ranker_takes_them() -> None:
     assert found.user.tolist() == [5, 0] and found.lat.tolist() == [2.0, 3.0] and found.time.tolist() == [10800, 50]
     assert found.offsets.tolist() == [0, 2, 2] and found.history.tolist() == [6, 4]
     assert found.history_hours.tolist() == [2.0, 1.0]
+    assert found.utc_offset is not None and found.utc_offset.nan_to_num(-1).tolist() == [120.0, -1]
     assert found.visits.tolist() == [1, 2, 0, 0]
     assert len(samples(batch(), Lists(torch.zeros(4).long(), torch.zeros(0).long(), torch.zeros(0)), 2)) == 0
     nobody = replace(batch(), offsets=torch.zeros(3).long(), item=torch.zeros(0).long(), time=torch.zeros(0).long(),
-                     seen=torch.zeros(3).long())  # fmt: skip
+                     utc_offset=torch.zeros(0), seen=torch.zeros(3).long())  # fmt: skip
     assert samples(nobody, lists, 2).visits.tolist() == [0, 0, 0, 0]
     assert reward_of(lambda x: x.item.double(), 2)(batch(), lists).tolist() == [6, 4, 9, 4]
 

@@ -15,6 +15,7 @@ from placerank.rankers.generative.reach import (
     Near,
     OpeningHours,
     everything,
+    local_seconds,
     minute_of_week,
     open_now,
 )
@@ -98,12 +99,20 @@ def test_opening_hours_by_hand() -> None:
     items = torch.arange(7)
     for minute, want in expected.items():
         assert hours.open_at(items, torch.full((7,), minute)).tolist() == [bool(x) for x in want], minute
-    monday_ten = torch.tensor([4 * 86_400 + 600 * 60] * 2)  # 1970-01-05
+    monday_ten = torch.tensor([4 * 86_400 + 600 * 60] * 5)  # 1970-01-05
     assert as_lists(open_now(of_lists([2, 0, 6, 1], [3]), hours, monday_ten)) == [[0, 6], [3]]
     sliced = OpeningHours.of_column(pa.array(rows, HOURS)[5:])
     assert sliced.open_at(torch.tensor([0, 1]), torch.tensor([0, 650])).tolist() == [True, True]
-    with pytest.raises(ValueError, match="seconds: got 1, expected 2"):
+    with pytest.raises(ValueError, match="seconds: got 1, expected 2, one an allowed item"):
         open_now(of_lists([0], [1]), hours, monday_ten[:1])
+
+
+def test_local_time_is_the_request_s_or_solar() -> None:
+    allowed, lon = of_lists([0, 1], [2], [1, 0, 2]), torch.tensor([0.0, 100.0, torch.nan])
+    time, offset = torch.tensor([1000, 2000, 3000]), torch.tensor([torch.nan, -210.0, 90.5])
+    got = local_seconds(allowed, time, offset, lon)
+    assert got.tolist() == [1000, 1000 + 7 * 3600, 2000 - 210 * 60, *[3000 + 5430] * 3]
+    assert len(local_seconds(of_lists([], []), time[:2], offset[:2], lon)) == 0
 
 
 def test_hours_that_cannot_be_are_told() -> None:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from placerank.rankers.generative import tiger
 from placerank.rankers.generative.config import TigerConfig
-from placerank.rankers.generative.decoding import beam
 from placerank.rankers.generative.index import Index
 from placerank.rankers.generative.model import PlaceFacts, Questions
 from placerank.rankers.generative.reach import Allowed
@@ -99,7 +98,7 @@ def test_log_p_is_that_of_a_loop_over_codes(tokens: int, monkeypatch: pytest.Mon
         for column, item in enumerate(index.items.tolist()):
             asked = replace(q, target=torch.full((5,), item))
             torch.testing.assert_close(model(asked, *rows(q)), want[:, column], atol=1e-5, rtol=0)
-        lists = beam(model, model.memory(q, rows(q)[1]), index, beams=len(index), k=len(index))
+        lists = model.beam(q, *rows(q), index, beams=len(index), k=len(index))
     best = want.sort(dim=1, descending=True)
     torch.testing.assert_close(lists.log_p.view(5, -1), best.values, atol=1e-5, rtol=0)
     assert lists.items.view(5, -1).tolist() == torch.from_numpy(index.items)[best.indices].tolist()
