@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ..data.batches.sequences import SequenceBatch, ask, read_users
 from ..data.manifest import check_replaceable, whole_folder, write_manifest
@@ -23,6 +22,7 @@ from ..kernels.haversine import haversine_km
 from ..rankers.generative.reach import Allowed, Near, everything
 from ..rankers.generative_ranker import expand, gather
 from ..reports import figures, page
+from ..reports.progress import tracked
 from ..training.inference import Loaded, load_ranker
 from ..training.runtime import Runtime, runtime
 from ..training.tasks import history, scored_together, visit_loader
@@ -142,7 +142,7 @@ Batches = Iterator[tuple[SequenceBatch, Tensor]]
 def _visits(ranker: Loaded, config: GenerateConfig, rt: Runtime, size: int) -> Batches:
     loader = visit_loader(ranker.inputs, config.split, size, rt, together=1)
     wanted = torch.from_numpy(chosen(loader.rows, config.visits))
-    for batch, here in zip(tqdm(loader, "generate", disable=None), wanted.split(loader.batch_size), strict=True):
+    for batch, here in zip(tracked(loader, "generate", unit="batches"), wanted.split(loader.batch_size), strict=True):
         if here.any():
             yield batch, here
 
@@ -150,7 +150,7 @@ def _visits(ranker: Loaded, config: GenerateConfig, rt: Runtime, size: int) -> B
 def _asked(ranker: Loaded, asked: Asked, size: int) -> Batches:
     known = read_users(ranker.inputs.folder, asked.user_row)
     longest = history(ranker.inputs.ranker)
-    for start in tqdm(range(0, len(asked.user_row), size), "generate", disable=None):
+    for start in tracked(range(0, len(asked.user_row), size), "generate", unit="batches"):
         some = slice(start, start + size)
         batch = ask(known, asked.user_row[some], asked.time[some], asked.lat[some], asked.lon[some], longest)
         yield batch, torch.ones(len(batch), dtype=torch.bool)
