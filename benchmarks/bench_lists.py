@@ -29,7 +29,6 @@ from torch import Tensor
 from placerank.benchmarks import generator
 from placerank.benchmarks.papers.cells import Budget, Workplace
 from placerank.benchmarks.papers.grids import HGIT, Variant
-from placerank.benchmarks.papers.paired import paired_bootstrap
 from placerank.benchmarks.results_file import keep
 from placerank.benchmarks.throughput.environments import LISTS, environment
 from placerank.data.batches.semantic_features import SemanticFeatures
@@ -37,6 +36,7 @@ from placerank.data.batches.sequences import SequenceBatch, SequenceLoader
 from placerank.evaluation.breakdown import ItemFacts
 from placerank.evaluation.floors import Floors, transitions
 from placerank.evaluation.lists import METRICS, ListMetrics, Ways, chosen
+from placerank.evaluation.paired import paired_bootstrap
 
 BATCH = 256
 ALL = 1 << 40  # visits: a counter has no window

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -119,7 +119,7 @@ def tracked(
         total: number of things; default: their length, if they have one.
         title, unit, shown: see ``Progress``.
     """
-    if total is None and hasattr(things, "__len__"):
+    if total is None and isinstance(things, Sized):
         total = len(things)
     with Progress(title, total, unit, shown=shown) as progress:
         for thing in things:
