@@ -5,6 +5,7 @@ slice ask where its positives stand among *all* the negatives of their requests:
 alone are too few to be a list.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ CITIES_SHOWN = 20
 TILE_DEGREES = 0.1  # 11 km from south to north
 MIN_ROWS, MIN_OF_A_CLASS = 100, 10  # below, a slice has counts but no metrics
 UNKNOWN = "unknown"
+_ABOUT = "placerank"
 _IN_SLICES = tuple(name for name in RANKING_METRICS if name != "request_auc")
 
 
@@ -262,6 +264,30 @@ def slicings(predictions: Predictions, items: ItemFacts) -> list[Slicing]:
         code, labels = part(predictions, items)
         made.append(Slicing(name=name, title=title, code=code, labels=labels, shown=CITIES_SHOWN))
     return made
+
+
+def write_slicings(parts: Sequence[Slicing], file: Path) -> None:
+    """Which slices each row is in: a Parquet column of numbers for each slicing, its names in the column's notes."""
+    fields, columns = [], []
+    for part in parts:
+        used, code = np.unique(part.code, return_inverse=True)
+        labels = [None if i < 0 else part.labels[i] for i in used]
+        about = {"title": part.title, "shown": part.shown, "labels": labels}
+        fields.append(pa.field(part.name, pa.int32(), metadata={_ABOUT: json.dumps(about)}))
+        columns.append(pa.array(code.astype(np.int32)))
+    pq.write_table(pa.table(columns, pa.schema(fields)), file, compression="zstd")
+
+
+def read_slicings(file: Path) -> list[Slicing]:
+    """What ``write_slicings`` wrote: the same slices, those without rows left out."""
+    table, found = pq.read_table(file), []
+    for column in table.schema:
+        about = json.loads(column.metadata[_ABOUT.encode()])
+        code, labels = table[column.name].to_numpy().astype(np.int64), about["labels"]
+        if labels[:1] == [None]:  # those in no slice come first
+            code, labels = code - 1, labels[1:]
+        found.append(Slicing(name=column.name, title=about["title"], code=code, labels=labels, shown=about["shown"]))
+    return found
 
 
 def weighted_auc(slicing: Slicing, label: NDArray[Any], score: NDArray[Any]) -> float:

@@ -10,13 +10,13 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from .run_files import read_object
+from .run_files import flat, read_object
 
 log = logging.getLogger(__name__)
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
@@ -154,12 +154,3 @@ def _keep(file: Path, run_id: str) -> None:
 def _allowed(name: str) -> str:
     """A name as MLflow takes it."""
     return re.sub(r"[^\w\-. :/]", "_", name)
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings within settings by dotted names, in their order: ("ranker.tower", "din")."""
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

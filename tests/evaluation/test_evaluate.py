@@ -46,7 +46,14 @@ def evaluated(fabricated, tmp_path_factory):
 
 def test_the_folder(evaluated):
     manifest = read_manifest(evaluated / "evaluation", "evaluation", verify=True)
-    assert set(manifest["files"]) == {"predictions.parquet", "metrics.json", "report.html", "overview.png", "map.png"}
+    assert set(manifest["files"]) == {
+        "predictions.parquet",
+        "metrics.json",
+        "report.html",
+        "overview.png",
+        "map.png",
+        "slices.parquet",
+    }
     assert manifest["config"]["split"] == "test" and manifest["step"] == 30
     assert sorted(p.name for p in evaluated.iterdir()) == ["evaluation"]
 
