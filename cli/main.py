@@ -23,6 +23,7 @@ COMMANDS = {
     "tokenize": "embeddings to semantic IDs",
     "train": "train a ranker; --nproc 2 for two ranks, --resume to go on",
     "evaluate": "metrics, baselines and a report of a trained ranker",
+    "compare": "evaluated runs side by side, paired by seed, with intervals",
     "generate": "lists of places for requests, from a generative ranker",
     "export": "embedding tables and the scorer, for serving; --since for what changed",
     "apply": "the whole export, of the one before and what changed",

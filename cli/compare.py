@@ -1,0 +1,15 @@
+"""``placerank compare``: evaluated runs side by side."""
+
+from ..evaluation.compare_settings import CompareConfig
+from .step import run_step
+
+
+def main(argv: list[str]) -> int:
+    """Run the step with settings from defaults, file and flags; returns the exit code."""
+    return run_step("compare", CompareConfig, _compare, argv)
+
+
+def _compare(config: CompareConfig) -> object:
+    from ..evaluation.compare import compare
+
+    return compare(config)
