@@ -40,7 +40,8 @@ DISTANCE_KM = (1, 3, 10, 30)
 # First local hour of each period; before the first one it is still the last (night). BASM and StEN name the
 # same five periods of a day's orders.
 PERIODS = (("breakfast", 5), ("lunch", 10), ("afternoon", 14), ("dinner", 17), ("night", 21))
-CITIES_SHOWN = 20
+SHOWN = 20
+TILES_SHOWN = 10
 TILE_DEGREES = 0.1  # 11 km from south to north
 MIN_ROWS, MIN_OF_A_CLASS = 100, 10  # below, a slice has counts but no metrics
 UNKNOWN = "unknown"
@@ -262,7 +263,9 @@ def slicings(predictions: Predictions, items: ItemFacts) -> list[Slicing]:
     made = []
     for name, title, part in _SLICINGS:
         code, labels = part(predictions, items)
-        made.append(Slicing(name=name, title=title, code=code, labels=labels, shown=CITIES_SHOWN))
+        made.append(
+            Slicing(name=name, title=title, code=code, labels=labels, shown=TILES_SHOWN if name == "tile" else SHOWN)
+        )
     return made
 
 
