@@ -1,6 +1,8 @@
 """``placerank compare``: evaluated runs side by side."""
 
-from ..evaluation.compare_settings import CompareConfig
+from pathlib import Path
+
+from ..evaluation.settings import CompareConfig
 from .step import run_step
 
 
@@ -9,7 +11,7 @@ def main(argv: list[str]) -> int:
     return run_step("compare", CompareConfig, _compare, argv)
 
 
-def _compare(config: CompareConfig) -> object:
+def _compare(config: CompareConfig) -> Path | None:
     from ..evaluation.compare import compare
 
     return compare(config)

@@ -22,8 +22,8 @@ from .breakdown import Slicing
 from .compare_measures import METRICS, Measured, measure_draws
 from .compare_page import print_comparison, write_comparison
 from .compare_runs import Evaluated, Group, check_same_rows, group, read_evaluated
-from .compare_settings import CompareConfig
 from .paired import mean_and_spread, paired_t
+from .settings import CompareConfig
 
 _LISTS = {"hit@10": "Hit@10 of lists", "ndcg@10": "NDCG@10 of lists"}
 _SMALLER_IS_BETTER = ("log_loss", "nll")
@@ -95,7 +95,7 @@ def _shared_labels(runs: Sequence[Evaluated]) -> list[str]:
 
 def _values(run: Evaluated, measured: dict[Path, dict[str, Measured]]) -> dict[str, NDArray[np.float64]]:
     """Name of a metric -> [1 + draws], [1] where requests can't be drawn anew."""
-    found = {}
+    found: dict[str, NDArray[np.float64]] = {}
     for label, of_label in measured[run.path].items():
         found |= {f"{name}/{label}" if label else name: x for name, x in of_label.overall.items()}
     lists = run.metrics.get("lists")

@@ -112,11 +112,10 @@ def write_comparison(folder: Path, found: dict[str, Any]) -> Path:
     """Write ``comparison.html`` and its picture ``comparison.png``; returns the page."""
     groups = found["groups"]
     metrics = groups[0]["metrics"]
-    rows: list[list[str | page.Cell]] = [
-        [page.Cell(text=f"{g['name']}: {g['title']}", kind="strong"), str(len(g["runs"]))]
-        + [_mean_and_spread(g["metrics"].get(name)) for name in metrics]
-        for g in groups
-    ]
+    rows: list[list[str | page.Cell]] = []
+    for g in groups:
+        first = page.Cell(text=f"{g['name']}: {g['title']}", kind="strong")
+        rows.append([first, str(len(g["runs"])), *(_mean_and_spread(g["metrics"].get(name)) for name in metrics)])
     lead = (
         "Runs of a group have the same settings but for the seed; the settings named here are those in which groups "
         "differ. Means over runs, ± the standard deviation between them."

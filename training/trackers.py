@@ -14,20 +14,22 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, get_args
 
 from .run_files import flat, read_object
+from .settings import Tracker
 
 log = logging.getLogger(__name__)
-Tracker = Literal["tensorboard", "mlflow", "wandb"]
 _MLFLOW_RUN, _WANDB_RUN = "mlflow.json", "wandb.json"
 _PROJECT = "placerank"
 
 
 def check_tracker(name: Tracker) -> None:
-    """Raises ImportError where the package is missing: before a run costs time."""
-    if importlib.util.find_spec("tensorboard" if name == "tensorboard" else name) is None:
-        raise ImportError(
+    """Raises ValueError where the package is missing: before a run costs time."""
+    if name not in get_args(Tracker):
+        raise ValueError(f"track={name!r}: expected one of {', '.join(get_args(Tracker))}")
+    if importlib.util.find_spec(name) is None:
+        raise ValueError(
             f"track={name} needs the package {name}, which is not installed: pip install {name}; or leave out --track"
         )
 
@@ -41,7 +43,7 @@ def open_tracker(name: Tracker, run: Path, config: Mapping[str, Any], step: int)
         step: 0, or where the run goes on.
 
     Raises:
-        ImportError: its package is missing.
+        ValueError: its package is missing.
     """
     check_tracker(name)
     kinds: dict[str, type[Tracking]] = {"tensorboard": _TensorBoard, "mlflow": _MLflow, "wandb": _WandB}

@@ -37,7 +37,7 @@ from .settings import TrainConfig
 from .steps import pipelined_steps, plain_steps
 from .tasks import Task, make_task
 from .told import validation_line
-from .trackers import Tracking, open_tracker
+from .trackers import Tracking, check_tracker, open_tracker
 
 log = logging.getLogger(__name__)
 _SCRATCH = ".validation"
@@ -50,9 +50,10 @@ def train(config: TrainConfig) -> Path:
     Raises:
         FileExistsError: the run folder has a run in it, and neither resume nor overwrite is set; or a process trains
             into it.
-        ValueError: the data, the config or the checkpoint don't fit together.
+        ValueError: the data, the config or the checkpoint don't fit together; or the tracker's package is missing.
         FloatingPointError: the loss is no longer a number.
     """
+    check_tracker(config.track)
     inputs = read_inputs(config.data, config.features, config.ranker)
     features, manifest = inputs.features, inputs.manifest
     there, config = config.run, replace(config, run=at_work(config.run))
@@ -160,7 +161,7 @@ class _Loop:
         config = self.config
         total = config.epochs * self.loader.steps_per_epoch
         settings = read_object(config.run / CONFIG) or {} if self.rt.is_first else {}
-        tracking = open_tracker("tensorboard", config.run, settings, self.step) if self.rt.is_first else None
+        tracking = open_tracker(config.track, config.run, settings, self.step) if self.rt.is_first else None
         with (
             self.checkpoints,
             Progress("train", total, "steps", done=self.step, shown=self.rt.is_first) as progress,

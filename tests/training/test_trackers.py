@@ -130,8 +130,13 @@ def test_wandb(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
 def test_a_missing_package_is_told(name, monkeypatch, tmp_path):
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=f"track={name} needs the package {name}, .*pip install {name}; or leave out"):
+    with pytest.raises(ValueError, match=f"track={name} needs the package {name}, .*pip install {name}; or leave out"):
         open_tracker(name, tmp_path, CONFIG, 0)
+
+
+def test_an_unknown_name_is_told(tmp_path):
+    with pytest.raises(ValueError, match="track='neptune': expected one of tensorboard, mlflow, wandb"):
+        open_tracker("neptune", tmp_path, CONFIG, 0)
 
 
 def test_settings_by_dotted_names():
