@@ -8,6 +8,8 @@ from .step import run_step
 
 def main(argv: list[str]) -> int:
     """Run the step with settings from defaults, file and flags; returns the exit code."""
+    if argv and not argv[0].startswith("-"):
+        argv = ["--runs", *argv]
     return run_step("compare", CompareConfig, _compare, argv)
 
 

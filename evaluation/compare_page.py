@@ -81,13 +81,12 @@ def print_comparison(found: dict[str, Any]) -> None:
     """Tables on the terminal: groups, differences, and slices where they are clear."""
     console = Console()
     console.print(_lead(found))
-    metrics = found["groups"][0]["metrics"]
-    table = _table("", ("", "runs", *(m["title"] for m in metrics.values())))
     for group in found["groups"]:
-        cells = [_mean_and_spread(group["metrics"].get(name)) for name in metrics]
-        table.add_row(group["name"], str(len(group["runs"])), *cells)
-    for group in found["groups"]:
-        console.print(f"{group['name']}: {group['title']}", highlight=False)
+        runs = f"{len(group['runs'])} run{'s' * (len(group['runs']) > 1)}"
+        console.print(f"{group['name']}: {group['title']} ({runs})", highlight=False)
+    table = _table("", ("", *(group["name"] for group in found["groups"])))
+    for name, metric in found["groups"][0]["metrics"].items():
+        table.add_row(metric["title"], *(_mean_and_spread(group["metrics"].get(name)) for group in found["groups"]))
     console.print(table)
     for difference in found["differences"]:
         table = _table(f"\n{difference['group']} - {difference['against']}, {_pairs(difference)}", _HEAD)
@@ -111,16 +110,16 @@ def print_comparison(found: dict[str, Any]) -> None:
 def write_comparison(folder: Path, found: dict[str, Any]) -> Path:
     """Write ``comparison.html`` and its picture ``comparison.png``; returns the page."""
     groups = found["groups"]
-    metrics = groups[0]["metrics"]
-    rows: list[list[str | page.Cell]] = []
-    for g in groups:
-        first = page.Cell(text=f"{g['name']}: {g['title']}", kind="strong")
-        rows.append([first, str(len(g["runs"])), *(_mean_and_spread(g["metrics"].get(name)) for name in metrics)])
     lead = (
         "Runs of a group have the same settings but for the seed; the settings named here are those in which groups "
         "differ. Means over runs, ± the standard deviation between them."
     )
-    body = page.table(["", "runs", *(m["title"] for m in metrics.values())], rows)
+    body = page.facts({g["name"]: f"{g['title']} ({len(g['runs'])} run{'s' * (len(g['runs']) > 1)})" for g in groups})
+    rows = [
+        [metric["title"], *(_mean_and_spread(g["metrics"].get(name)) for g in groups)]
+        for name, metric in groups[0]["metrics"].items()
+    ]
+    body += page.table(["", *(g["name"] for g in groups)], rows)
     body += page.folded("runs", {g["name"]: g["runs"] for g in groups})
     sections = [page.section("Groups", lead, body)]
     told = (

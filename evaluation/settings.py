@@ -2,9 +2,6 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from ..data.plain import check_numbers, set_places
 from ..data.urls import place
@@ -108,8 +105,9 @@ class GenerateConfig:
 class CompareConfig:
     """Compare evaluated runs: grouped by the settings that differ, paired by seed, with intervals."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders, or evaluation folders of `placerank evaluate`. Compared with the first one's group."""
+    runs: tuple[Path, ...]
+    """Run folders, or evaluation folders of `placerank evaluate`; named first they need no flag. The others are compared
+    with the first one's group."""
     out: Path | None = None
     """Folder for a page, its picture and comparison.json; default: none is written."""
     json: bool = False

@@ -264,11 +264,16 @@ def test_the_command(runs, tmp_path, capsys):
     assert "A: ranker.tower=din" in text and "B - A, paired by seed 0, 1, 2" in text and "worse" in text
     assert "slices were looked at" in text
     page = (out / "comparison.html").read_text()
-    assert "B: ranker.tower=dien" in page and "Time of day at the item" in page and page.count("<svg") == 2
+    assert "ranker.tower=dien (3 runs)" in page and "Time of day at the item" in page and page.count("<svg") == 2
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
     saved = json.loads((out / "comparison.json").read_text())
     assert main(["compare", *paths, "--json", "--resamples", "20"]) == 0
     assert json.loads(capsys.readouterr().out) == saved
     assert main(["compare", *paths, "--out", str(out)]) == 1
     assert main(["compare", paths[0]]) == 2
-    assert "expected at least two" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert main(["compare", *paths, "--print-config"]) == 0
+    (tmp_path / "compare.toml").write_text(capsys.readouterr().out)
+    assert main(["compare", "--config", str(tmp_path / "compare.toml"), "--json", "--resamples", "20"]) == 0
+    assert json.loads(capsys.readouterr().out) == saved
+    assert "expected at least two" in said
