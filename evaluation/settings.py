@@ -106,8 +106,8 @@ class CompareConfig:
     """Compare evaluated runs: grouped by the settings that differ, paired by seed, with intervals."""
 
     runs: tuple[Path, ...]
-    """Run folders, or evaluation folders of `placerank evaluate`; named first they need no flag. The others are compared
-    with the first one's group."""
+    """Run folders, or evaluation folders of `placerank evaluate`; named first they need no flag. The others are
+    compared with the first one's group."""
     out: Path | None = None
     """Folder for a page, its picture and comparison.json; default: none is written."""
     json: bool = False
