@@ -233,7 +233,8 @@ def _report(folder: Path, table: pa.Table, requests: int, config: GenerateConfig
             ]
             for row in rows.to_pylist()
         ]
-        body += page.lead(f"user {about['user_id']}, {when}", f"Request {r}")
+        who = "a new user" if about["user_id"] is None else f"user {about['user_id']}"
+        body += page.lead(f"{who}, {when}", f"Request {r}")
         body += page.table(["", "item", "probability", "km"], cells)
     lead = (
         f"{requests:,} requests, {len(table):,} places in their lists. A probability is that of the item as the user's "
