@@ -21,10 +21,10 @@ from sklearn.metrics import roc_auc_score
 from placerank.benchmarks import generator
 from placerank.benchmarks.papers.cells import Budget, Workplace
 from placerank.benchmarks.papers.grids import HGIT
-from placerank.benchmarks.papers.paired import paired_bootstrap
 from placerank.benchmarks.results_file import keep
 from placerank.data.batches.features import FeatureConfig
 from placerank.data.batches.loader import SampleLoader
+from placerank.evaluation.paired import paired_bootstrap
 from placerank.training.inference import load_ranker
 from placerank.training.predictions import Predictions, predict
 from placerank.training.runtime import runtime

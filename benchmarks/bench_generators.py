@@ -26,13 +26,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from placerank.benchmarks import generator
 from placerank.benchmarks.bench_lists import ALL, BATCH, codes_of
 from placerank.benchmarks.papers.cells import Budget, Workplace
 from placerank.benchmarks.papers.grids import TOKENS
-from placerank.benchmarks.papers.paired import mean_and_spread, paired_bootstrap
 from placerank.benchmarks.results_file import keep
 from placerank.data.batches.sequences import SequenceLoader
 from placerank.data.manifest import whole_file
@@ -40,6 +38,8 @@ from placerank.evaluation.breakdown import ItemFacts
 from placerank.evaluation.floors import Floors, transitions
 from placerank.evaluation.lists import METRICS, WAYS, Standing, Ways, chosen, standing
 from placerank.evaluation.measure_lists import Confidence
+from placerank.evaluation.paired import mean_and_spread, paired_bootstrap
+from placerank.reports.progress import tracked
 
 KINDS = ("tiger", "generative", "onerec")
 GIVEN_CODE = "given code"
@@ -270,7 +270,7 @@ def main() -> None:
     cells = [cell for some in of.values() for cell in some if not cell.out.exists()]
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(_run, cell) for cell in cells]
-        for future in tqdm(as_completed(futures), "cells", len(futures)):
+        for future in tracked(as_completed(futures), "cells", len(futures), "cells"):
             future.result()
     if args.cells_only:
         return

@@ -30,13 +30,11 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from placerank.benchmarks import generator
 from placerank.benchmarks.bench_candidates import twin
 from placerank.benchmarks.papers.cells import Budget, Workplace
 from placerank.benchmarks.papers.grids import HGIT, Variant
-from placerank.benchmarks.papers.paired import paired_bootstrap
 from placerank.benchmarks.results_file import keep
 from placerank.benchmarks.throughput.environments import LISTS, environment
 from placerank.data.batches.semantic_features import SemanticFeatures
@@ -45,9 +43,11 @@ from placerank.data.manifest import read_manifest, whole_file
 from placerank.evaluation.breakdown import ItemFacts
 from placerank.evaluation.floors import Floors, transitions
 from placerank.evaluation.lists import METRICS, ListMetrics, Standing, Ways, chosen
+from placerank.evaluation.paired import paired_bootstrap
 from placerank.rankers.generative.decoding import Lists
 from placerank.rankers.generative.preference import samples
 from placerank.rankers.generative.reach import everything
+from placerank.reports.progress import tracked
 from placerank.training.inference import load_ranker
 from placerank.training.runtime import runtime
 
@@ -195,7 +195,7 @@ def twin_scores(place: Workplace, wanted: Tensor, folder: Path, seed: int) -> ND
         score = ranker.score()
         items = np.arange(1, len(ItemFacts.load(prepared)))
         batches = SequenceLoader(prepared, "test", TWIN_BATCH, history=ALL, together=1)
-        for batch, here in zip(tqdm(batches, desc="TWIN", disable=None), wanted.split(TWIN_BATCH), strict=True):
+        for batch, here in zip(tracked(batches, "TWIN", unit="batches"), wanted.split(TWIN_BATCH), strict=True):
             if not here.any():
                 continue
             every = everything(items, len(batch))

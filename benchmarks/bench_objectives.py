@@ -30,12 +30,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from placerank.benchmarks.papers.paired import mean_and_spread, paired_t
 from placerank.benchmarks.results_file import keep
 from placerank.data.batches.loader import SampleLoader
 from placerank.data.city.oracle import Oracle
 from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.preparation.prepare import PrepareConfig, prepare
+from placerank.evaluation.paired import mean_and_spread, paired_t
 from placerank.rankers.dense import RankerConfig
 from placerank.rankers.objectives import ObjectivesConfig
 from placerank.training.inference import load_ranker

@@ -31,17 +31,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from placerank.benchmarks.papers.cells import Budget, Workplace
 from placerank.benchmarks.papers.grids import HGIT
-from placerank.benchmarks.papers.paired import Interval, paired_bootstrap, paired_t
 from placerank.benchmarks.results_file import keep
 from placerank.data.batches.semantic_features import SemanticFeatures
 from placerank.data.batches.sequences import SequenceBatch, SequenceLoader
 from placerank.data.city.oracle import Oracle
 from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.manifest import read_manifest, whole_file
+from placerank.evaluation.paired import Interval, paired_bootstrap, paired_t
 from placerank.rankers.generative.config import OneRecConfig
 from placerank.rankers.generative.decoding import Lists, best
 from placerank.rankers.generative.experts import Experts
@@ -50,6 +49,7 @@ from placerank.rankers.generative.model import PlaceFacts, Questions
 from placerank.rankers.generative.onerec import OneRec
 from placerank.rankers.generative.preference import PreferenceConfig, Reward, preference_loss, reference, reward_of
 from placerank.rankers.generative.reach import Near
+from placerank.reports.progress import tracked
 from placerank.training.inference import load_scorer
 from placerank.training.runtime import runtime
 from placerank.training.train import TrainConfig
@@ -144,7 +144,7 @@ def train(trainee: Trainee, prepared: Path, seed: int, passes: int, file: Path) 
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / WARM_UP, max(0.02, 1 - s / steps)))
     trainee.train()
     for number in range(passes):
-        for batch in tqdm(samples, desc=f"{file.stem}, pass {number + 1}", unit="step", disable=None):
+        for batch in tracked(samples, f"{file.stem}, pass {number + 1}"):
             own = trainee.log_p(batch, Questions.of(batch))
             loss = -own[own.isfinite()].mean()
             optimizer.zero_grad()

@@ -32,7 +32,6 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from placerank.benchmarks.bench_generative import Line, line
 from placerank.benchmarks.papers.cells import Budget, Workplace
@@ -48,6 +47,7 @@ from placerank.rankers.generative.decoding import beam
 from placerank.rankers.generative.index import Index
 from placerank.rankers.generative.model import Generator, GeneratorConfig, PlaceFacts, Questions
 from placerank.rankers.generative.tiger import Tiger, user_tokens
+from placerank.reports.progress import tracked
 from placerank.training.runtime import keep_freed_memory
 
 SIZES = {"columns": 64, "heads": 4, "head_columns": 16, "hidden": 256, "layers": 2, "dropout": 0.1}
@@ -141,7 +141,7 @@ def trained(prepared: Path, tokens: Path, visits: int, epochs: int, seed: int, f
     samples = SequenceLoader(prepared, "train", BATCH, history=visits, together=1, shuffle=True, seed=seed)
     step, start = stepper(trainee), time.process_time()
     for epoch in range(epochs):
-        losses = [step(b) for b in tqdm(samples, desc=f"seed {seed}, pass {epoch + 1}", unit="step", disable=None)]
+        losses = [step(b) for b in tracked(samples, f"seed {seed}, pass {epoch + 1}")]
         print(f"pass {epoch + 1}: {np.mean(losses):.3f} nats a visit, {time.process_time() - start:.0f} s", flush=True)
     with whole_file(file) as tmp:
         torch.save(trainee.state_dict(), tmp)

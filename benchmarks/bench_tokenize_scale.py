@@ -37,10 +37,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from placerank.benchmarks.results_file import keep
 from placerank.data.manifest import whole_file
+from placerank.reports.progress import tracked
 from placerank.tokenization.codes.tokenizers import HGIT, ResidualKMeans, Tokenizer, TokenizerConfig
 from placerank.tokenization.text.store import EmbeddingStore, EmbeddingWriter
 
@@ -116,7 +116,7 @@ def make_input(folder: Path, rows: int, dim: int) -> None:
     spectrum = torch.arange(1, dim + 1) ** -0.5
     turn = torch.linalg.qr(torch.randn(dim, dim, generator=g)).Q * (spectrum / spectrum.norm())[:, None]
     writer = EmbeddingWriter(folder / "embeddings", pa.array(np.arange(rows)), dim, made_from={"simulated": 1})
-    for shard in tqdm(writer.missing(), desc="embeddings", unit="shard"):
+    for shard in tracked(writer.missing(), "embeddings", unit="shards"):
         at = writer.rows_of(shard)
         number = {name: torch.from_numpy(drawn[name][at]) for name in ("city", "district", "kind", "brand")}
         number["category"] = number["kind"] // KINDS
@@ -213,7 +213,7 @@ def run_side(side: str, folder: Path, threads: int) -> dict[str, float]:
     else:
         encode, books = fit_faiss(store, 1 if side == "faiss" else 5, threads)
     fitted = time.perf_counter()
-    for first, x in tqdm(_blocks(store), total=-(-len(store) // BLOCK), desc=f"encode {side}", unit="block"):
+    for first, x in tracked(_blocks(store), f"encode {side}", -(-len(store) // BLOCK), "blocks"):
         np.save(work / f"codes-{first // BLOCK:05d}.npy", encode(x, first).numpy().astype(np.int32))
     done, busy = time.perf_counter(), time.process_time() - busy
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

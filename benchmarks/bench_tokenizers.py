@@ -25,11 +25,11 @@ import matplotlib
 import numpy as np
 import pyarrow as pa
 import torch
-from tqdm import tqdm
 
 from placerank.benchmarks.results_file import RESULTS, save
 from placerank.data.manifest import write_json
 from placerank.data.raw.schema import read_items
+from placerank.reports.progress import tracked
 from placerank.tokenization.codes.collisions import assign_suffixes
 from placerank.tokenization.codes.tokenizers import TokenizerConfig, tokenizer_type
 from placerank.tokenization.judging.tokenize_report import ReportConfig, measure
@@ -227,7 +227,7 @@ def main() -> None:
         items, store = encoded(data, args.work)
         about = {"dataset": data.name, "same_embedding": copies(store), "levels": args.levels, "codes": args.codes}
         wanted = [(name, seed) for name in args.tokenizers for seed in range(args.seeds)]
-        for name, seed in tqdm(wanted, desc=data.name, unit="cell"):
+        for name, seed in tracked(wanted, data.name, unit="cells"):
             config = TokenizerConfig(levels=args.levels, codes=args.codes, seed=seed)
             measures = cell(name, config, items, store, args.work / data.name)
             lines.append({**about, "tokenizer": name, "seed": seed, **line(measures)})

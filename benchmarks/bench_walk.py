@@ -37,15 +37,15 @@ import pyarrow.parquet as pq
 import torch
 from matplotlib import pyplot as plt
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from placerank.benchmarks.papers.paired import paired_bootstrap
 from placerank.benchmarks.results_file import RESULTS, keep
 from placerank.data.batches.batch import SampleBatch
 from placerank.data.batches.loader import SampleLoader
 from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.manifest import write_json
 from placerank.data.preparation.prepare import PrepareConfig, prepare
+from placerank.evaluation.paired import paired_bootstrap
+from placerank.reports.progress import Progress
 from placerank.training.inference import load_ranker
 from placerank.training.metrics import auc
 from placerank.training.predictions import Predictions, predict
@@ -223,7 +223,7 @@ def main() -> None:
     lines: list[dict[str, Any]] = []
     requests: dict[tuple[Any, ...], list[float]] = {}
     walks = list(product(args.data or [None], args.seeds))
-    with tqdm(total=len(walks) * args.days * len(SIDES), desc="days and sides") as bar:
+    with Progress("walks", len(walks) * args.days * len(SIDES), "days and sides") as progress:
         for source, seed in walks:
             name, size = ("city", args.requests) if source is None else (source.name, "")
             folder = args.out / "-".join(map(str, (name, seed, args.days, *([size] if size else []))))
@@ -238,7 +238,7 @@ def main() -> None:
                 about = {"dataset": name, "days": args.days, "requests": size, "seed": seed, "day": day, "side": side}
                 found |= {"new_requests": len(pairs), "pairs": float(np.mean(pairs)) if pairs else np.nan}
                 lines.append(about | {k: round(v, 5) for k, v in found.items()} | {"pairs_low": "", "pairs_high": ""})
-                bar.update()
+                progress.update()
     intervals = report(lines, requests)
     if args.save:
         keep("walk.csv", [*lines, *intervals], _KEY, torch.device("cpu"))

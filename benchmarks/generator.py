@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from placerank.data.batches.features import FeatureConfig
 from placerank.rankers.dense import RankerConfig
 from placerank.rankers.generative.reach import everything
 from placerank.rankers.generative_ranker import expand, gather
+from placerank.reports.progress import tracked
 from placerank.training.inference import load_ranker
 from placerank.training.model import OptimizerConfig
 from placerank.training.run_files import BEST
@@ -59,7 +59,7 @@ def scores(run: Path, wanted: Tensor, tokens: Path | None = None) -> NDArray[np.
         model = ranker.model.module
         items = torch.from_numpy(model.dense.index.items).long()
         batches = visit_loader(ranker.inputs, "test", BATCH, rt, together=1)
-        for batch, here in zip(tqdm(batches, desc="lists", disable=None), wanted.split(BATCH), strict=True):
+        for batch, here in zip(tracked(batches, "lists", unit="batches"), wanted.split(BATCH), strict=True):
             found = torch.full((int(here.sum()), len(model.dense.facts.codes)), -torch.inf)
             found[:, items] = model.score(expand(ranker.catalog, gather(ranker.catalog, batch)), here)
             parts.append(found.numpy())

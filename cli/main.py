@@ -23,6 +23,7 @@ COMMANDS = {
     "tokenize": "embeddings to semantic IDs",
     "train": "train a ranker; --nproc 2 for two ranks, --resume to go on",
     "evaluate": "metrics, baselines and a report of a trained ranker",
+    "compare": "evaluated runs side by side, paired by seed, with intervals",
     "generate": "lists of places for requests, from a generative ranker",
     "export": "embedding tables and the scorer, for serving; --since for what changed",
     "apply": "the whole export, of the one before and what changed",
@@ -48,10 +49,18 @@ def usage() -> str:
     )
 
 
+class _ToStderr(logging.StreamHandler):
+    """Writes to what stderr is at the time: a progress bar puts itself in between."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def _quieten() -> None:
     """Let our own messages through, the first rank's only, and not what torch and torchrec tell their developers."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or each lost connection comes with a C++ stack
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[_ToStderr()])
     logging.getLogger("placerank").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -109,7 +109,13 @@ KINDS = {
             "lookup": Literal["codes", "prefix_ngrams"],
         },
     ),
-    "evaluation": Kind("placerank evaluate", {}),
+    "evaluation": Kind(
+        "placerank evaluate",
+        {"trained": {"settings": dict[str, Any]}},
+        format=2,  # 1: without the slices of rows and the settings of the run
+        oldest=2,
+    ),
+    "comparison": Kind("placerank compare", {}),
     "lists": Kind("placerank generate", {}),
     "export": Kind("placerank export", {"tables": Each(_TABLE)}),
     "delta": Kind(

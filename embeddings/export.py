@@ -35,8 +35,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
+from ..reports.progress import Progress
 from .quantize import pack, packed_layout
 from .settings import check_format
 
@@ -363,9 +363,9 @@ def export_tables(
             _check_labels(name, raw)
         file_name = table_file(name, format)
         written[name] = {"rows": rows, "dim": dim, "format": format, "dtype": dtype, "file": file_name}
-    with tqdm(total=sum(t["rows"] for t in written.values()), unit="row", unit_scale=True, disable=None) as bar:
+    with Progress("export", sum(t["rows"] for t in written.values()), "rows") as progress:
         for name, table in written.items():
-            bar.set_description(name)
+            progress.note(name)
             file = folder / table["file"]
             with WRITERS[format](file, table["rows"], table["dim"], dtype, ids[name].type) as writer:
                 start = 0
@@ -375,5 +375,5 @@ def export_tables(
                         raise ValueError(f"table {name!r}, row {start}: got a block {got}, expected {want}")
                     writer.add(start, raw_ids, pack(block, dtype))
                     start += len(block)
-                    bar.update(len(block))
+                    progress.update(len(block))
     return written

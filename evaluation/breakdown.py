@@ -5,6 +5,7 @@ slice ask where its positives stand among *all* the negatives of their requests:
 alone are too few to be a list.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
@@ -38,9 +40,12 @@ DISTANCE_KM = (1, 3, 10, 30)
 # First local hour of each period; before the first one it is still the last (night). BASM and StEN name the
 # same five periods of a day's orders.
 PERIODS = (("breakfast", 5), ("lunch", 10), ("afternoon", 14), ("dinner", 17), ("night", 21))
-CITIES_SHOWN = 20
+SHOWN = 20
+TILES_SHOWN = 10
+TILE_DEGREES = 0.1  # 11 km from south to north
 MIN_ROWS, MIN_OF_A_CLASS = 100, 10  # below, a slice has counts but no metrics
 UNKNOWN = "unknown"
+_ABOUT = "placerank"
 _IN_SLICES = tuple(name for name in RANKING_METRICS if name != "request_auc")
 
 
@@ -49,43 +54,58 @@ class ItemFacts:
     """What slices, baselines and maps need of the catalog; arrays by item row, row 0 = out of vocabulary.
 
     Attributes:
+        id: raw id as text, "" in row 0.
         name: display name, "" where missing.
-        positives: in training.
+        positives, impressions: in training.
         popularity_bucket: 0 head, 1 mid, 2 tail.
         lat, lon: degrees, NaN = unknown.
         city: index into ``cities``; 0 = unknown.
         cities: names, "unknown" first, then by number of items, the largest first.
+        category, categories: as city, of the coarsest category.
+        tile, tiles: as city, of squares of 0.1 degrees, named by their city and their middle.
     """
 
+    id: NDArray[Any]
     name: NDArray[Any]
     positives: NDArray[np.int64]
+    impressions: NDArray[np.int64]
     popularity_bucket: NDArray[np.int8]
     lat: NDArray[np.float64]
     lon: NDArray[np.float64]
     city: NDArray[np.int64]
     cities: list[str]
+    category: NDArray[np.int64]
+    categories: list[str]
+    tile: NDArray[np.int64]
+    tiles: list[str]
 
     @classmethod
     def load(cls, prepared: Path) -> "ItemFacts":
         """Read ``catalog.parquet`` of a prepared folder."""
-        columns = ["name", "positives", "popularity_bucket", "lat", "lon", "city", "province"]
+        columns = ["item_id", "name", "category", "positives", "impressions", "popularity_bucket"]
+        columns += ["lat", "lon", "city", "province"]
         table = pq.read_table(fetched(prepared / "catalog.parquet"), columns=columns).combine_chunks()
         province = pc.fill_null(table["province"].cast("string"), "")
-        of_province = pc.binary_join_element_wise(table["city"].cast("string"), province, "\0")
-        city = pc.dictionary_encode(of_province.combine_chunks())
-        code = pc.fill_null(city.indices, -1).to_numpy().astype(np.int64) + 1
-        by_size = np.argsort(-np.bincount(code, minlength=len(city.dictionary) + 1)[1:], kind="stable") + 1
-        place = np.zeros(len(by_size) + 1, np.int64)
-        place[by_size] = np.arange(1, len(by_size) + 1)
-        names = np.array([UNKNOWN, *_city_names(city.dictionary.to_pylist())], dtype=object)
+        city, cities = _by_size(pc.binary_join_element_wise(table["city"].cast("string"), province, "\0"))
+        cities = [UNKNOWN, *_city_names(cities[1:])]
+        coarsest = pc.list_element(pc.list_slice(table["category"], 0, 1, return_fixed_size_list=True), 0)
+        category, categories = _by_size(coarsest.cast("string"))
+        lat, lon = (table[name].to_numpy().astype(np.float64) for name in ("lat", "lon"))
+        tile, tiles = _tiles(lat, lon, city, cities)
         return cls(
+            id=pc.fill_null(table["item_id"].cast("string"), "").to_numpy(),
             name=pc.fill_null(table["name"].cast("string"), "").to_numpy(),
             positives=pc.fill_null(table["positives"], 0).to_numpy().astype(np.int64),
+            impressions=pc.fill_null(table["impressions"], 0).to_numpy().astype(np.int64),
             popularity_bucket=pc.fill_null(table["popularity_bucket"], 2).to_numpy().astype(np.int8),
-            lat=table["lat"].to_numpy().astype(np.float64),
-            lon=table["lon"].to_numpy().astype(np.float64),
-            city=place[code],
-            cities=[UNKNOWN, *names[by_size]],
+            lat=lat,
+            lon=lon,
+            city=city,
+            cities=cities,
+            category=category,
+            categories=categories,
+            tile=tile,
+            tiles=tiles,
         )
 
     def __len__(self) -> int:
@@ -106,6 +126,46 @@ class ItemFacts:
         """
         shift = np.round(np.nan_to_num(self.lon) / 15)[predictions.item_row]
         return (predictions.time / 3600 + shift) % 24
+
+
+def _by_size(values: pa.ChunkedArray | pa.Array) -> tuple[Codes, list[str]]:
+    """Texts as codes and their names; 0 = null, the others by number of rows, the largest first."""
+    found = pc.dictionary_encode(values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values)
+    code = pc.fill_null(found.indices, -1).to_numpy().astype(np.int64) + 1
+    by_size = np.argsort(-np.bincount(code, minlength=len(found.dictionary) + 1)[1:], kind="stable")
+    place = np.zeros(len(by_size) + 1, np.int64)
+    place[by_size + 1] = np.arange(1, len(by_size) + 1)
+    names = found.dictionary.to_pylist()
+    return place[code], [UNKNOWN, *(names[i] for i in by_size)]
+
+
+def _tiles(
+    lat: NDArray[np.float64], lon: NDArray[np.float64], city: Codes, cities: list[str]
+) -> tuple[Codes, list[str]]:
+    """Squares of ``TILE_DEGREES`` as codes and names, as of ``_by_size``."""
+    known = np.flatnonzero(~np.isnan(lat) & ~np.isnan(lon))
+    cell = np.floor(np.stack([lat[known], lon[known]]) / TILE_DEGREES + 1e-9).astype(np.int64)
+    cells, inverse, count = np.unique(cell, axis=1, return_inverse=True, return_counts=True)
+    by_size = np.argsort(-count, kind="stable")
+    place = np.empty(len(by_size), np.int64)
+    place[by_size] = np.arange(1, len(by_size) + 1)
+    code = np.zeros(len(lat), np.int64)
+    code[known] = place[inverse]
+    # each tile's most frequent city: the last of its rows in (tile, count) order
+    pairs, rows = np.unique(code[known] * len(cities) + city[known], return_counts=True)
+    order = np.lexsort((-pairs, rows, pairs // len(cities)))
+    most = dict(zip((pairs[order] // len(cities)).tolist(), (pairs[order] % len(cities)).tolist(), strict=True))
+    names = []
+    for number, (south, west) in enumerate(cells[:, by_size].T, start=1):
+        at = f"{_degrees(south, 'NS')} {_degrees(west, 'EW')}"
+        names.append(at if most[number] == 0 else f"{cities[most[number]]} {at}")
+    return code, [UNKNOWN, *names]
+
+
+def _degrees(cell: int, signs: str) -> str:
+    """The middle of a tile: "52.35°N"."""
+    middle = (cell + 0.5) * TILE_DEGREES
+    return f"{abs(middle):.2f}°{signs[int(middle < 0)]}"
 
 
 def _city_names(cities: list[str]) -> list[str]:
@@ -143,6 +203,10 @@ def _appearances(p: Predictions, items: ItemFacts) -> tuple[Codes, Sequence[str]
     return (items.positives[p.item_row] >= RARE).astype(np.int64), labels
 
 
+def _new_places(p: Predictions, items: ItemFacts) -> tuple[Codes, Sequence[str]]:
+    return (items.impressions[p.item_row] > 0).astype(np.int64), ("never in training", "known")
+
+
 def _users(p: Predictions, items: ItemFacts) -> tuple[Codes, Sequence[str]]:
     return (p.user_row > 0).astype(np.int64), ("new", "known")
 
@@ -153,9 +217,20 @@ def _periods(p: Predictions, items: ItemFacts) -> tuple[Codes, Sequence[str]]:
     return code, [name for name, _ in PERIODS]
 
 
+def _unknown_last(code: Codes, names: list[str]) -> tuple[Codes, Sequence[str]]:
+    return np.where(code == 0, len(names), code) - 1, [*names[1:], UNKNOWN]
+
+
+def _categories(p: Predictions, items: ItemFacts) -> tuple[Codes, Sequence[str]]:
+    return _unknown_last(items.category[p.item_row], items.categories)
+
+
 def _cities(p: Predictions, items: ItemFacts) -> tuple[Codes, Sequence[str]]:
-    city = items.city[p.item_row]
-    return np.where(city == 0, len(items.cities), city) - 1, [*items.cities[1:], UNKNOWN]
+    return _unknown_last(items.city[p.item_row], items.cities)
+
+
+def _tiles_of(p: Predictions, items: ItemFacts) -> tuple[Codes, Sequence[str]]:
+    return _unknown_last(items.tile[p.item_row], items.tiles)
 
 
 def _distances(p: Predictions, items: ItemFacts) -> tuple[Codes, Sequence[str]]:
@@ -172,11 +247,14 @@ def _visits(p: Predictions, items: ItemFacts) -> tuple[Codes, Sequence[str]]:
 _SLICINGS: tuple[tuple[str, str, Callable[[Predictions, ItemFacts], tuple[Codes, Sequence[str]]]], ...] = (
     ("popularity", "Popularity of the item", _popularity),
     ("appearances", "Positives of the item in training", _appearances),
+    ("place", "Item known from training", _new_places),
     ("user", "User known from training", _users),
     ("visit", "First visit or repeat", _visits),
+    ("category", "Category of the item", _categories),
     ("distance", "Distance to the item", _distances),
     ("period", "Time of day at the item", _periods),
     ("city", "City of the item", _cities),
+    ("tile", "Region of the item, squares of 0.1 degrees", _tiles_of),
 )
 
 
@@ -185,8 +263,34 @@ def slicings(predictions: Predictions, items: ItemFacts) -> list[Slicing]:
     made = []
     for name, title, part in _SLICINGS:
         code, labels = part(predictions, items)
-        made.append(Slicing(name=name, title=title, code=code, labels=labels, shown=CITIES_SHOWN))
+        made.append(
+            Slicing(name=name, title=title, code=code, labels=labels, shown=TILES_SHOWN if name == "tile" else SHOWN)
+        )
     return made
+
+
+def write_slicings(parts: Sequence[Slicing], file: Path) -> None:
+    """Which slices each row is in: a Parquet column of numbers for each slicing, its names in the column's notes."""
+    fields, columns = [], []
+    for part in parts:
+        used, code = np.unique(part.code, return_inverse=True)
+        labels = [None if i < 0 else part.labels[i] for i in used]
+        about = {"title": part.title, "shown": part.shown, "labels": labels}
+        fields.append(pa.field(part.name, pa.int32(), metadata={_ABOUT: json.dumps(about)}))
+        columns.append(pa.array(code.astype(np.int32)))
+    pq.write_table(pa.table(columns, pa.schema(fields)), file, compression="zstd")
+
+
+def read_slicings(file: Path) -> list[Slicing]:
+    """What ``write_slicings`` wrote: the same slices, those without rows left out."""
+    table, found = pq.read_table(file), []
+    for column in table.schema:
+        about = json.loads(column.metadata[_ABOUT.encode()])
+        code, labels = table[column.name].to_numpy().astype(np.int64), about["labels"]
+        if labels[:1] == [None]:  # those in no slice come first
+            code, labels = code - 1, labels[1:]
+        found.append(Slicing(name=column.name, title=about["title"], code=code, labels=labels, shown=about["shown"]))
+    return found
 
 
 def weighted_auc(slicing: Slicing, label: NDArray[Any], score: NDArray[Any]) -> float:

@@ -14,10 +14,11 @@ from ..data.urls import at_work, was_begun
 from ..training.inference import load_ranker, read_config
 from ..training.metrics import nan_to_none, reliability, summarize
 from ..training.predictions import CLICKS, Outcomes, Predictions, gather, predict, sampling_shift
-from ..training.run_files import ENVIRONMENT, read_best, read_metrics, read_object
+from ..training.run_files import CONFIG, ENVIRONMENT, read_best, read_metrics, read_object
 from ..training.runtime import on_first_rank, runtime
 from .baselines import Scorer, baselines, model, oracle
-from .breakdown import ItemFacts, Slicing, slice_metrics, slicings, weighted_auc
+from .breakdown import ItemFacts, Slicing, slice_metrics, slicings, weighted_auc, write_slicings
+from .examples import worst_items
 from .list_report import list_table
 from .measure_lists import measure_lists
 from .objectives import measure_amount, measure_first
@@ -100,10 +101,13 @@ def write_evaluation(
         metrics["notes"].append(NO_ODDS)
     with whole_folder(out, config.overwrite) as folder:
         predictions.write(folder / "predictions.parquet")
+        write_slicings(slicings(predictions, items), folder / "slices.parquet")
         write_json(folder / "metrics.json", metrics)
         write_report(folder, metrics=metrics, predictions=predictions, items=items, run=config.run)
         made_from = {"prepared": read_manifest(data, "prepared")["content_hash"]}
-        write_manifest(folder, "evaluation", config, made_from, step=info.get("step"))
+        settings = read_object(config.run / CONFIG) or {}
+        trained = {"settings": settings, "data": info.get("data"), "semantic_ids": info.get("semantic_ids")}
+        write_manifest(folder, "evaluation", config, made_from, step=info.get("step"), trained=trained)
     print_summary(metrics)
     if lists is not None:
         Console().print(list_table(lists))
@@ -117,9 +121,10 @@ def measure(predictions: Predictions, items: ItemFacts, outcomes: Outcomes = CLI
         ``scorers``: name -> metrics (with ``tauc`` and ``cauc``) of the model, the baselines and the oracle;
         ``share_of_oracle``: metric -> (model - chance) / (oracle - chance), chance being 0.5;
         ``slices``: slicing -> ``title`` and, by scorer, a list of slices with their metrics;
-        ``reliability``: the model's curve; ``notes``: what is missing and why. Where there is more than one label, or
-        an amount: ``objective``, the label that all of this is about; ``objectives``, the same of the other labels that
-        the ranker predicts, by name; ``first``, and ``amount``, see ``objectives.py``.
+        ``reliability``: the model's curve; ``worst_items``, see ``examples.py``; ``notes``: what is missing and why.
+        Where there is more than one label, or an amount: ``objective``, the label that all of this is about;
+        ``objectives``, the same of the other labels that the ranker predicts, by name; ``first``, and ``amount``, see
+        ``objectives.py``.
     """
     scorers = [model(predictions), *baselines(predictions, items)]
     best = oracle(predictions)
@@ -152,6 +157,7 @@ def measure(predictions: Predictions, items: ItemFacts, outcomes: Outcomes = CLI
             for part in parts
         },
         "reliability": {name: column.tolist() for name, column in curve._asdict().items()},
+        "worst_items": worst_items(predictions, items),
         "notes": _notes([s.name for s in scorers]),
         **several,
     }

@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ..data.batches.sequences import SequenceBatch, ask, read_users
 from ..data.manifest import check_replaceable, whole_folder, write_manifest
@@ -25,6 +24,7 @@ from ..kernels.haversine import haversine_km
 from ..rankers.generative.reach import Allowed, Near, OpeningHours, everything, local_seconds, open_now
 from ..rankers.generative_ranker import expand, gather
 from ..reports import figures, page
+from ..reports.progress import tracked
 from ..training.inference import Loaded, load_ranker
 from ..training.runtime import Runtime, runtime
 from ..training.tasks import history, scored_together, visit_loader
@@ -171,7 +171,7 @@ Batches = Iterator[tuple[SequenceBatch, Tensor]]
 def _visits(ranker: Loaded, config: GenerateConfig, rt: Runtime, size: int) -> Batches:
     loader = visit_loader(ranker.inputs, config.split, size, rt, together=1)
     wanted = torch.from_numpy(chosen(loader.rows, config.visits))
-    for batch, here in zip(tqdm(loader, "generate", disable=None), wanted.split(loader.batch_size), strict=True):
+    for batch, here in zip(tracked(loader, "generate", unit="batches"), wanted.split(loader.batch_size), strict=True):
         if here.any():
             yield batch, here
 
@@ -179,7 +179,7 @@ def _visits(ranker: Loaded, config: GenerateConfig, rt: Runtime, size: int) -> B
 def _asked(ranker: Loaded, asked: Asked, size: int) -> Batches:
     known = read_users(ranker.inputs.folder, asked.user_row)
     longest = history(ranker.inputs.ranker)
-    for start in tqdm(range(0, len(asked.user_row), size), "generate", disable=None):
+    for start in tracked(range(0, len(asked.user_row), size), "generate", unit="batches"):
         some = slice(start, start + size)
         place = asked.lat[some], asked.lon[some]
         batch = ask(known, asked.user_row[some], asked.time[some], *place, longest, asked.utc_offset[some])
@@ -262,7 +262,8 @@ def _report(folder: Path, table: pa.Table, requests: int, config: GenerateConfig
             ]
             for row in rows.to_pylist()
         ]
-        body += page.lead(f"user {about['user_id']}, {when}", f"Request {r}")
+        who = "a new user" if about["user_id"] is None else f"user {about['user_id']}"
+        body += page.lead(f"{who}, {when}", f"Request {r}")
         body += page.table(["", "item", "probability", "km"], cells)
     lead = (
         f"{requests:,} requests, {len(table):,} places in their lists. A probability is that of the item as the user's "

@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data.batches.epoch import share
 from ..data.batches.semantic_features import SemanticFeatures
 from ..data.batches.sequences import SequenceLoader
 from ..data.ranks import Ranks
 from ..rankers.generative_ranker import expand, gather
+from ..reports.progress import tracked
 from ..training.inference import Loaded
 from ..training.runtime import Runtime
 from ..training.tasks import scored_together, visit_loader
@@ -92,8 +92,9 @@ def measure_lists(ranker: Loaded, split: str, config: ListsConfig, rt: Runtime) 
     wanted = torch.from_numpy(chosen(of_model.rows, config.visits))[low:high]
     columns = torch.from_numpy(index.items).long()
     done = 0
-    bar = tqdm(zip(of_model, whole, strict=True), "lists", len(of_model), disable=None if rt.is_first else True)
-    for batch, with_all in bar:
+    for batch, with_all in tracked(
+        zip(of_model, whole, strict=True), "lists", len(of_model), "batches", shown=rt.is_first
+    ):
         here = torch.zeros(len(batch), dtype=torch.bool)
         here[: batch.valid] = wanted[done : done + batch.valid]
         done += batch.valid

@@ -82,14 +82,16 @@ def draw_loss(ax: Axes, lines: Sequence[dict[str, Any]], best_step: int | None) 
 
 
 def draw_valid_auc(ax: Axes, lines: Sequence[dict[str, Any]], best_step: int | None) -> None:
-    """AUC of the validations; the value at ``best_step`` is written beside its point."""
+    """AUC of the validations; the value at ``best_step`` is in the title."""
     steps, values = _series(lines, "valid", "auc")
     ax.plot(steps, values, color=_MODEL, marker="o", markersize=4)
-    ax.set(title="Validation AUC", xlabel="step")
+    title = "Validation AUC"
     _mark_step(ax, best_step)
     if best_step in steps:
         at = values[steps.index(best_step)]
-        ax.annotate(f"best {at:.4f}", (best_step, at), xytext=(0, -14), textcoords="offset points", ha="center")
+        ax.plot(best_step, at, color=_MODEL, marker="o", markersize=8)
+        title += f", best {at:.4f}"  # beside the point it would lie on the curve, or on the axis
+    ax.set(title=title, xlabel="step")
     ax.margins(y=0.2)
 
 

@@ -12,6 +12,7 @@ from ..training.predictions import Predictions
 from ..training.run_files import CONFIG, ENVIRONMENT, read_best, read_metrics, read_object
 from . import maps, pictures
 from .breakdown import ItemFacts
+from .examples import examples_section, worst_section
 from .list_report import list_section
 from .objectives import first_section
 
@@ -48,6 +49,8 @@ def write_report(
         _comparison(metrics),
         _maps(folder, predictions, items),
         _slices(metrics),
+        worst_section(metrics["worst_items"]),
+        examples_section(predictions, items),
         _learning_curve(log, read_best(run)),
         _calibration(metrics, predictions),
         *_others(metrics, predictions),

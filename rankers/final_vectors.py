@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data.batches.activity import ACTIVITY_DIM
 from ..data.batches.catalog import Catalog
 from ..data.batches.features import USER_CLUSTER
 from ..data.batches.loader import SampleLoader
 from ..embeddings.shards import CheckpointTables
+from ..reports.progress import tracked
 from .dense import Scorer
 
 ITEM_FINAL, USER_FINAL = "item_final", "user_final"
@@ -92,7 +92,7 @@ def latest_users(catalog: Catalog, data: Path, users: int) -> tuple[Tensor, Tens
     none = torch.zeros(2, dtype=torch.int64)
     activity = catalog.user_activity(none, torch.zeros(0)).expand(users, ACTIVITY_DIM).clone()
     loader = SampleLoader(data, "train", _BATCH)
-    for sample in tqdm(loader, total=loader.steps_per_epoch, desc="users", unit="batch", disable=None):
+    for sample in tracked(loader, "users", loader.steps_per_epoch, "batches"):
         user = sample.user
         newest_first = sample.time.argsort(descending=True, stable=True)
         rows, first = map(torch.from_numpy, np.unique(user[newest_first].numpy(), return_index=True))

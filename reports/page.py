@@ -29,19 +29,20 @@ class Cell:
     colour: str = ""
 
 
-def _cell(cell: str | Cell) -> str:
-    if isinstance(cell, str):
-        return f"<td>{escape(cell)}</td>"
-    kind = f' class="{cell.kind}"' if cell.kind else ""
+def _cell(cell: str | Cell, left: bool = False) -> str:
+    cell = Cell(text=cell) if isinstance(cell, str) else cell
+    kinds = " ".join(filter(None, [cell.kind, "left" if left else ""]))
+    kind = f' class="{kinds}"' if kinds else ""
     tip = f' title="{escape(cell.tip)}"' if cell.tip else ""
     dot = f'<span class="dot" style="background:var(--{cell.colour})"></span>' if cell.colour else ""
     return f"<td{kind}{tip}>{dot}{escape(cell.text)}</td>"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str | Cell]]) -> str:
-    """A table; the first column is at the left, all others at the right."""
-    first = "".join(f"<th>{escape(text)}</th>" for text in head)
-    rest = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+def table(head: Sequence[str], rows: Sequence[Sequence[str | Cell]], left: Sequence[str] = ()) -> str:
+    """A table; the first column and those called ``left`` are at the left, all others at the right."""
+    first = "".join(f'<th class="left">{escape(t)}</th>' if t in left else f"<th>{escape(t)}</th>" for t in head)
+    at_left = [text in left for text in head]
+    rest = "".join(f"<tr>{''.join(map(_cell, row, at_left))}</tr>" for row in rows)
     return f'<div class="scroll"><table><tr>{first}</tr>{rest}</table></div>'
 
 
@@ -70,6 +71,11 @@ def facts(named: dict[str, Any]) -> str:
 def folded(title: str, value: Any) -> str:
     """A JSON-ready value, shown when its title is clicked."""
     return f"<details><summary>{escape(title)}</summary><pre>{escape(json.dumps(value, indent=2))}</pre></details>"
+
+
+def unfolded(title: str, body: str, shown: bool = False) -> str:
+    """HTML that is shown when its title is clicked; from the start if it is ``shown``."""
+    return f"<details{' open' if shown else ''}><summary>{escape(title)}</summary>{body}</details>"
 
 
 def section(title: str, text: str, body: str) -> str:

@@ -38,7 +38,7 @@ from .alignment.locations import Locations
 from .alignment.lora import add_adapter, load_adapter, save_adapter, target_modules
 from .alignment.pairs import PreferencePairs, collaborative_pairs, geographic_pairs
 from .alignment.reward import RewardModel, train_reward
-from .judging.align_report import embedding_measures, write_align_report
+from .judging.align_report import embedding_measures, measures_here, write_align_report
 from .ranks import Ranks, joined, rank_device
 from .settings import AlignConfig
 from .text.districts import Districts, with_districts
@@ -165,13 +165,17 @@ class _Job:
         """Encode with the encoder as it is, or with that and the adapter of an earlier run; nothing is trained."""
         report, earlier = self._begun("none"), self.adapter
         if earlier is None:
-            self._encode_items("embeddings", None)
+            here = self._encode_items("embeddings", None)
+            if self.ranks.is_first:
+                report["embeddings"] = measures_here(here, self.items, self.config.queries, self.encoder.device)
             return report
         if (earlier / "adapter").is_dir():
             load_adapter(self.encoder, earlier / "adapter")
             if self.ranks.is_first:
                 shutil.copytree(earlier / "adapter", self.folder / "adapter", dirs_exist_ok=True)
-        self._encode_items("embeddings", EmbeddingStore.open(earlier).made_from.get("adapter"))
+        here = self._encode_items("embeddings", EmbeddingStore.open(earlier).made_from.get("adapter"))
+        if self.ranks.is_first:
+            report["embeddings"] = measures_here(here, self.items, self.config.queries, self.encoder.device)
         return report | {"encoded_with": str(self.config.adapter)}
 
     def _begun(self, rung: str) -> dict[str, Any]:

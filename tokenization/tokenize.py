@@ -28,7 +28,6 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data.manifest import (
     MANIFEST,
@@ -42,6 +41,7 @@ from ..data.manifest import (
 from ..data.plain import read_json
 from ..data.requests import OWN
 from ..data.urls import fetched
+from ..reports.progress import Progress
 from .codes.semantic_ids import FILE, KIND, SemanticIds
 from .codes.tokenizers import (
     Tokenizer,
@@ -254,16 +254,15 @@ class _Job:
         """Codes of the new items, block by block, this rank's blocks; those that are there stay."""
         starts = range(0, len(self.store), self.config.block_rows)
         mine = [n for n in range(self.ranks.rank, len(starts), self.ranks.world) if not self._part(n).is_file()]
-        quiet = None if self.ranks.is_first else True
         total = len(self.store) if self.new is None else len(self.new)
-        with tqdm(total=total, desc="encode", unit="item", disable=quiet) as bar:
+        with Progress("encode", total, "items", shown=self.ranks.is_first) as progress:
             for number, rows, x in ahead(self._blocks(starts, mine)):
                 codes = np.zeros((0, tokenizer.config.levels), np.int32)
                 if len(rows):
                     codes = tokenizer.encode_block(x, take_rows(self.items, rows)).numpy().astype(np.int32)
                 with whole_file(self._part(number)) as tmp, open(tmp, "wb") as f:
                     np.save(f, codes)
-                bar.update(len(rows))
+                progress.update(len(rows))
 
     def _blocks(self, starts: range, numbers: list[int]) -> Iterator[tuple[int, NDArray[np.int64], Tensor]]:
         """Each block's number, the rows in it that are new, and their embeddings."""

@@ -211,6 +211,17 @@ def request_ranking(
     Returns:
         ``ndcg@K`` and ``hit@K`` (some positive among the first K), means over the requests that have both classes
         (the others are the same under every order), and ``requests``, the number of those. NaN if there is none.
+    """
+    each = ranking_of_requests(request, label, score, hit_at, ndcg_at)
+    used = ~np.isnan(each[f"ndcg@{ndcg_at}"])
+    means = {name: float(values[used].mean()) if used.any() else math.nan for name, values in each.items()}
+    return {"requests": float(used.sum())} | means
+
+
+def ranking_of_requests(
+    request: Array, label: Array, score: Array, hit_at: Sequence[int] = HIT_AT, ndcg_at: int = NDCG_AT
+) -> dict[str, Floats]:
+    """What ``request_ranking`` takes the means of, by request in ascending order; NaN where one has one class.
 
     Ties: the expected value over random orders within each tie. For NDCG that is scikit-learn's ``ndcg_score``;
     for Hit@K a tie of m candidates with t positives that has s < m places left of K hits with the hypergeometric
@@ -223,10 +234,10 @@ def request_ranking(
     rows = np.diff(request_start, append=len(request))
     positives = _sums(positive.astype(np.int64), request_start)
     used = (positives > 0) & (positives < rows)
-    result: dict[str, float] = {"requests": float(used.sum())}
-    names = [f"ndcg@{ndcg_at}", *(f"hit@{k}" for k in hit_at)]
+    nothing = np.full(len(rows), math.nan)
+    found = {name: nothing.copy() for name in (f"ndcg@{ndcg_at}", *(f"hit@{k}" for k in hit_at))}
     if not used.any():
-        return result | dict.fromkeys(names, math.nan)
+        return found
 
     size = np.diff(tie_start, append=len(request))  # m
     tie_request = np.searchsorted(request_start, tie_start, side="right") - 1
@@ -238,7 +249,7 @@ def request_ranking(
     expected = (gain[np.minimum(above + size, ndcg_at)] - gain[np.minimum(above, ndcg_at)]) / size
     dcg = np.bincount(tie_request, weights=expected * tie_positives, minlength=len(rows))
     ideal = gain[np.minimum(positives, ndcg_at)]
-    result[names[0]] = float(np.mean(dcg[used] / ideal[used]))
+    found[f"ndcg@{ndcg_at}"][used] = dcg[used] / ideal[used]
 
     for k in hit_at:
         places = np.clip(k - above, 0, size)
@@ -247,8 +258,8 @@ def request_ranking(
             draws = j < places
             miss = np.where(draws, miss * np.maximum(size - tie_positives - j, 0) / np.maximum(size - j, 1), miss)
         missed = np.multiply.reduceat(miss, np.searchsorted(tie_request, np.arange(len(rows))))
-        result[f"hit@{k}"] = float(np.mean(1 - missed[used]))
-    return result
+        found[f"hit@{k}"][used] = 1 - missed[used]
+    return found
 
 
 def log_loss(label: Array, probability: Array) -> float:

@@ -15,6 +15,7 @@ KERNELS = ("fused", "fused_uvm", "fused_uvm_caching")
 CATALOGS = ("replicated", "sharded")
 PRECISIONS = ("fp32", "fp16", "bf16")
 NewRows = Literal["known", "random"]
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
 
 
 @dataclass(kw_only=True)
@@ -127,6 +128,9 @@ class TrainConfig:
     """Newest checkpoints kept; the best one is kept besides."""
     log_every: int = 50
     """Steps between lines in metrics.jsonl."""
+    track: Tracker = "tensorboard"
+    """Where the numbers of metrics.jsonl are shown too: tensorboard, mlflow or wandb. The last two are packages that
+    you install, and configure by their own environment variables (MLFLOW_TRACKING_URI, WANDB_PROJECT, ...)."""
     precision: str = "fp32"
     """fp32, or bf16 for the dense part (CUDA only)."""
     pipelined: bool | None = None

@@ -17,26 +17,27 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from ..data.batches.line_loader import read_ahead
 from ..data.leftovers import remove_leftovers
 from ..data.manifest import drop_lines_after, environment, write_json
 from ..data.ranks import Ranks
 from ..data.urls import Url, at_work, check_seen, fetched
+from ..reports.progress import Progress
 from .checkpoint import Checkpointer, checkpoint_path, load, newest_whole, remove_partial
 from .identity import Identity
 from .inputs import read_inputs
 from .model import Trainee, assemble, average_buffers
 from .rows_by_id import find_moves, load_by_id
 from .run_at_url import RunAtUrl
-from .run_files import BEST, CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, empty, trained_on, whole_checkpoint
+from .run_files import BEST, CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, empty, read_object, trained_on, whole_checkpoint
 from .run_lock import LOCK, run_lock
 from .runtime import Runtime, on_first_rank, runtime
 from .settings import TrainConfig
 from .steps import pipelined_steps, plain_steps
 from .tasks import Task, make_task
+from .told import validation_line
+from .trackers import Tracking, check_tracker, open_tracker
 
 log = logging.getLogger(__name__)
 _SCRATCH = ".validation"
@@ -49,9 +50,10 @@ def train(config: TrainConfig) -> Path:
     Raises:
         FileExistsError: the run folder has a run in it, and neither resume nor overwrite is set; or a process trains
             into it.
-        ValueError: the data, the config or the checkpoint don't fit together.
+        ValueError: the data, the config or the checkpoint don't fit together; or the tracker's package is missing.
         FloatingPointError: the loss is no longer a number.
     """
+    check_tracker(config.track)
     inputs = read_inputs(config.data, config.features, config.ranker)
     features, manifest = inputs.features, inputs.manifest
     there, config = config.run, replace(config, run=at_work(config.run))
@@ -152,28 +154,32 @@ class _Loop:
         self.sums: dict[str, Tensor] = {}  # of what is logged, since the last line of metrics.jsonl
         self.loss_steps = 0
         self.window_start = time.perf_counter()
-        self.board: SummaryWriter | None = None  # open while training, on the first rank
+        self.trained = (0, 0.0)  # samples and seconds since the last validation
+        self.tracking: Tracking | None = None  # open while training, on the first rank
 
     def run(self) -> None:
         config = self.config
         total = config.epochs * self.loader.steps_per_epoch
-        board = SummaryWriter(str(config.run / "tensorboard"), purge_step=self.step + 1) if self.rt.is_first else None
+        settings = read_object(config.run / CONFIG) or {} if self.rt.is_first else {}
+        tracking = open_tracker(config.track, config.run, settings, self.step) if self.rt.is_first else None
         with (
             self.checkpoints,
-            tqdm(total=total, initial=self.step, unit="step", disable=None if self.rt.is_first else True) as bar,
-            board or nullcontext() as self.board,
+            Progress("train", total, "steps", done=self.step, shown=self.rt.is_first) as progress,
+            tracking or nullcontext() as self.tracking,
         ):
             while self._goes_on():
                 epoch, batches = self.position["epoch"], self._batches()
                 self.trainee.model.train()
                 while self._goes_on() and self.position["epoch"] == epoch:
-                    self._advance(batches, bar)
+                    self._advance(batches, progress)
             self._save()
+        if self._stopped() and self.rt.is_first:
+            print(f"stopped: {self.best['without_gain']} validations in a row were not better (patience)", flush=True)
 
     def _goes_on(self) -> bool:
         return self.position["epoch"] < self.config.epochs and not self._stopped()
 
-    def _advance(self, batches: Iterator[Any], bar: tqdm) -> None:
+    def _advance(self, batches: Iterator[Any], progress: Progress) -> None:
         """Train until the next validation, which it does, or to the end of the epoch that the batches are of."""
         config, epoch = self.config, self.position["epoch"]
         if config.validate_every:
@@ -186,13 +192,13 @@ class _Loop:
             for name, value in logged.items():
                 self.sums[name] = self.sums.get(name, 0) + value.detach().double()
             self.loss_steps += 1
-            bar.update()
+            progress.update()
             if self.step % config.log_every == 0:
-                bar.set_postfix(loss=f"{self._log_train():.4f}")
+                progress.note(f"loss {self._log_train():.4f}")
             if config.checkpoint_every and self.step % config.checkpoint_every == 0 and not self._validates(epoch):
                 self._save()
         if self._validates(epoch):
-            self._validate()
+            self._tell(self._validate(), epoch, progress)
 
     def _validates(self, epoch: int) -> bool:
         """Whether a validation follows the step that was done, of this epoch."""
@@ -234,6 +240,7 @@ class _Loop:
             )
         seconds = time.perf_counter() - self.window_start
         samples = self.loss_steps * self.config.batch_size * self.rt.world_size
+        self.trained = self.trained[0] + samples, self.trained[1] + seconds
         self._write(
             "train", **means, lr=float(self.trainee.scheduler.get_last_lr()[0]), samples_per_s=samples / seconds
         )
@@ -242,7 +249,7 @@ class _Loop:
         self.window_start = time.perf_counter()
         return loss
 
-    def _validate(self) -> None:
+    def _validate(self) -> dict[str, float]:
         if self.loss_steps:
             self._log_train()
         average_buffers(self.trainee.model)
@@ -261,6 +268,25 @@ class _Loop:
             write_json(self.config.run / BEST, self.best)
         self.trainee.model.train()
         self.window_start = time.perf_counter()
+        return metrics
+
+    def _tell(self, metrics: dict[str, float], epoch: int, progress: Progress) -> None:
+        """Print the validation that was done."""
+        (samples, seconds), self.trained = self.trained, (0, 0.0)
+        if not self.rt.is_first:
+            return
+        line = validation_line(
+            step=self.step,
+            steps=self.config.epochs * self.loader.steps_per_epoch,
+            epoch=epoch + 1,
+            epochs=self.config.epochs,
+            metrics=metrics,
+            best=self.best,
+            by=self.task.best,
+            samples_per_s=samples / max(seconds, 1e-9),
+            seconds_left=progress.seconds_left(),
+        )
+        print(line, flush=True)
 
     def _stopped(self) -> bool:
         return 0 < self.config.patience <= self.best["without_gain"]
@@ -330,11 +356,10 @@ class _Loop:
         return True
 
     def _write(self, split: str, **values: float) -> None:
-        """One line of metrics.jsonl, and the same to TensorBoard."""
-        if self.board is None:
+        """One line of metrics.jsonl, and the same to the tracker."""
+        if self.tracking is None:
             return
         with open(self.config.run / METRICS, "a") as f:
             line = {k: v if math.isfinite(v) else None for k, v in values.items()}
             f.write(json.dumps({"step": self.step, "epoch": self.position["epoch"], "split": split, **line}) + "\n")
-        for name, value in values.items():
-            self.board.add_scalar(f"{split}/{name}", value, self.step)
+        self.tracking.log(self.step, split, values)

@@ -17,12 +17,12 @@ import csv
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from placerank.benchmarks.papers.cells import Budget, Cell, Workplace
 from placerank.benchmarks.papers.grids import TABLES, grid_of
 from placerank.benchmarks.papers.tables import draw, lines_of, markdown
 from placerank.benchmarks.results_file import RESULTS, keep
+from placerank.reports.progress import Progress
 
 _KEY = ("table", "dataset", "tower", "variant", "part", "metric")
 
@@ -79,13 +79,14 @@ def main() -> None:
     wanted = {cell.path: cell for of_table in cells.values() for cell in of_table}  # tables share cells
     left_out: dict[tuple[str, str, str], str] = {}
     if not args.no_run:
-        with tqdm(sorted(wanted.values(), key=lambda cell: cell.seed), unit="cell", disable=None) as bar:
-            for cell in bar:
-                bar.set_postfix_str(f"{cell.place.data.name} {cell.tower} {cell.variant.name} {cell.seed}")
+        with Progress("papers", len(wanted), "cells") as progress:
+            for cell in sorted(wanted.values(), key=lambda cell: cell.seed):
+                progress.note(f"{cell.place.data.name} {cell.tower} {cell.variant.name} {cell.seed}")
                 try:
                     cell.run()
                 except ValueError as error:  # the data lack what the variant works on, brands say
                     left_out[cell.place.data.name, cell.tower, cell.variant.name] = str(error)
+                progress.update()
     for about, reason in left_out.items():
         print("left out:", *about, f"({reason})")
     for table in args.tables:

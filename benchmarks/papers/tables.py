@@ -8,9 +8,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from ...evaluation.paired import Interval, mean_and_spread, paired_bootstrap, paired_t
 from .cells import METRICS, Cell, activity_parts
 from .grids import PLAIN
-from .paired import Interval, mean_and_spread, paired_bootstrap, paired_t
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
+from ...reports.progress import tracked
 from ..manifest import whole_folder, write_manifest
 from .delivery import Delivery
 from .settings import SimulateConfig
@@ -286,7 +286,7 @@ def simulate(config: SimulateConfig) -> Path:
         rows = clicks = 0
         writer: pq.ParquetWriter | None = None
         total = -(-config.requests // BLOCK)
-        for table in tqdm(_blocks(city), total=total, desc="simulate", unit="block", disable=None):
+        for table in tracked(_blocks(city), "simulate", total, "blocks"):
             writer = writer or pq.ParquetWriter(
                 folder / "interactions.parquet",
                 table.schema,

@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from ...reports.progress import Progress
 from ..manifest import fingerprint, read_manifest, whole_folder, write_manifest
 from ..ranks import Ranks, joined
 from ..raw.checks import BadRows, merge_rejected
@@ -251,10 +251,9 @@ class Job:
         self.sort()
         self.make_samples()
 
-    def _progress(self, of: str, total: int) -> tqdm:
+    def _progress(self, of: str, total: int) -> Progress:
         """Of the first rank's part."""
-        hidden = None if self.ranks.is_first else True
-        return tqdm(total=total // self.ranks.world, desc=of, unit="row", unit_scale=True, disable=hidden)
+        return Progress(of, total // self.ranks.world, "rows", shown=self.ranks.is_first)
 
     def _mine(self, numbers: Sequence[int]) -> Iterator[int]:
         return self._going(numbers[self.ranks.rank :: self.ranks.world])

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
+from ...reports.progress import Progress
 from .checks import BadRows, Block
 from .columns import INTERACTIONS, ITEMS, Column, DataError
 from .csv_text import csv_rows
@@ -43,7 +43,7 @@ class Output:
         self, file: Path, blocks: Iterator[tuple[np.ndarray, pa.Table]]
     ) -> Iterator[tuple[np.ndarray, pa.Table]]:
         """The blocks, with a progress bar."""
-        with tqdm(desc=file.name, unit="line", unit_scale=True, disable=None) as progress:
+        with Progress(file.name, unit="lines") as progress:
             for lines, table in blocks:
                 self.read[file.name] += len(lines)
                 yield lines, table

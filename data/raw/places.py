@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
+from ...reports.progress import Progress
 from ..arrays import one_array
 from .checks import Block, as_mask, blank_to_null, is_text
 from .columns import ITEMS, DataError
@@ -116,7 +116,7 @@ class _Items:
             )
         kind.check(part)
         first = 0
-        with tqdm(total=part.rows, desc=part.label, unit="place", unit_scale=True, disable=None) as progress:
+        with Progress(part.label, part.rows, "places") as progress:
             for table in _blocks(part, kind.columns):
                 self._add(part, table, first, kind)
                 first += len(table)

@@ -14,10 +14,10 @@ from placerank.benchmarks.papers import __main__ as command
 from placerank.benchmarks.papers import cells as cells_module
 from placerank.benchmarks.papers.cells import Budget, Cell, Workplace, activity_parts, fits, locked, measure
 from placerank.benchmarks.papers.grids import HGIT, NONE, PLAIN, REST, TABLES, grid_of
-from placerank.benchmarks.papers.paired import mean_and_spread, paired_bootstrap, paired_t
 from placerank.benchmarks.papers.tables import VALIDATION, draw, lines_of, markdown
 from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.preparation.prepare import PrepareConfig, prepare
+from placerank.evaluation.paired import mean_and_spread, paired_bootstrap, paired_t
 from placerank.rankers.towers.tower import TOWERS
 from placerank.tokenization.codes.tokenizers import TOKENIZERS
 from placerank.training.predictions import Predictions

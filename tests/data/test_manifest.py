@@ -126,7 +126,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     "align": {"encoder": {}, "prompts": {}, "items": 9},
     "tokenizer": {"tokenizer": "hgit", "options": {}, "dim": 8, "encoder": {}},
     "tokens": {"lineage": ["ab"], "items": 9, "levels": 3, "codes": 8, "lookup": "codes"},
-    "evaluation": {},
+    "evaluation": {"trained": {"settings": {}}},
+    "comparison": {},
     "lists": {},
     "export": {"tables": {"item": {"rows": 9, "dim": 8, "format": "npy", "dtype": "fp32", "file": "item.npy"}}},
     "delta": {

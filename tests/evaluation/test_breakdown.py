@@ -1,6 +1,7 @@
 """Slices hold the rows that they say, and their metrics are those of the rows taken out by hand."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,18 @@ def labels_of(slicing):
 
 
 def test_every_row_is_in_one_slice_of_each(fabricated, parts):
-    assert set(parts) == {"popularity", "appearances", "user", "visit", "distance", "period", "city"}
+    assert set(parts) == {
+        "popularity",
+        "appearances",
+        "place",
+        "user",
+        "visit",
+        "category",
+        "distance",
+        "period",
+        "city",
+        "tile",
+    }
     for slicing in parts.values():
         assert slicing.code.shape == (len(fabricated.predictions),)
         assert slicing.code.min() >= 0 and slicing.code.max() < len(slicing.labels)
@@ -39,6 +51,10 @@ def test_slices_say_what_they_hold(fabricated, items, parts):
     row = p.item_row[i]
     assert labels_of(parts["popularity"])[i] == ("head", "mid", "tail")[items.popularity_bucket[row]]
     np.testing.assert_array_equal(labels_of(parts["appearances"]) == "< 3 in training", items.positives[p.item_row] < 3)
+    never = items.impressions[p.item_row] == 0
+    np.testing.assert_array_equal(labels_of(parts["place"]) == "never in training", never)
+    assert never.any() and not never.all()
+    assert labels_of(parts["category"])[i] == ("Cibo", "Negozi")[row % 2] and labels_of(parts["tile"])[i] != "unknown"
     np.testing.assert_array_equal(labels_of(parts["user"]) == "new", p.user_row == 0)
     np.testing.assert_array_equal(labels_of(parts["visit"]) == "first visit", p.visits == 0)
     assert set(labels_of(parts["city"])) == {"unknown", "Pisa", "Livorno"}
@@ -113,19 +129,67 @@ def test_only_the_largest_are_shown(fabricated, parts):
     assert [s["label"] for s in shown] == ["Pisa", "Livorno"] and "log_loss" not in shown[0]
 
 
+def with_categories(columns):
+    """The columns as a table, their lists of categories as texts, empty ones too."""
+    return pa.table(columns | {"category": pa.array(columns["category"], pa.list_(pa.string()))})
+
+
+def test_categories_and_tiles(tmp_path):
+    """The largest first, nameless and placeless ones as unknown; a tile has the name of most of its items."""
+    lat = [math.nan, 43.71, 43.79, 43.70, -33.05, -0.01, math.nan]
+    lon = [math.nan, 10.41, 10.49, 10.40, -71.6, 0.01, 10.4]
+    table = {
+        "item_id": [None, *range(1, 7)],
+        "name": [None] * 7,
+        "category": [None, ["food", "pizza"], ["shop"], ["food"], [], None, ["food", "sushi"]],
+        "positives": [0] * 7,
+        "impressions": [0, 5, 0, 1, 1, 1, 1],
+        "popularity_bucket": [2] * 7,
+        "lat": lat,
+        "lon": lon,
+        "city": [None, "Pisa", "Pisa", "Calci", "Valparaiso", None, "Pisa"],
+        "province": pa.nulls(7, pa.string()),
+    }
+    pq.write_table(with_categories(table), tmp_path / "catalog.parquet")
+    items = b.ItemFacts.load(tmp_path)
+    assert [items.categories[c] for c in items.category] == [
+        "unknown",
+        "food",
+        "shop",
+        "food",
+        "unknown",
+        "unknown",
+        "food",
+    ]
+    assert items.categories == ["unknown", "food", "shop"]
+    pisa = "Pisa 43.75°N 10.45°E"
+    assert [items.tiles[t] for t in items.tile] == [
+        "unknown",
+        *[pisa] * 3,
+        "Valparaiso 33.05°S 71.55°W",
+        "0.05°S 0.05°E",
+        "unknown",
+    ]
+    assert items.tiles[:2] == ["unknown", pisa]
+    assert items.id.tolist() == ["", "1", "2", "3", "4", "5", "6"]
+
+
 def test_cities_of_one_name_are_told_apart(tmp_path):
     """By their province, which is shown only where the name alone is not enough."""
     city = [None, "Springfield", "Springfield", "Springfield", "Boston", "Springfield", None]
     table = {
+        "item_id": [None, *range(1, 7)],
         "name": city,
+        "category": [[]] * 7,
         "positives": [0] * 7,
+        "impressions": [0] * 7,
         "popularity_bucket": [2] * 7,
         "lat": [0.0] * 7,
         "lon": [0.0] * 7,
         "city": city,
         "province": [None, "Illinois", "Illinois", "Ohio", "Massachusetts", None, "Ohio"],
     }
-    pq.write_table(pa.table(table), tmp_path / "catalog.parquet")
+    pq.write_table(with_categories(table), tmp_path / "catalog.parquet")
     items = b.ItemFacts.load(tmp_path)
     got = [items.cities[c] for c in items.city]
     assert got == [

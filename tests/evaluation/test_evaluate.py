@@ -46,7 +46,14 @@ def evaluated(fabricated, tmp_path_factory):
 
 def test_the_folder(evaluated):
     manifest = read_manifest(evaluated / "evaluation", "evaluation", verify=True)
-    assert set(manifest["files"]) == {"predictions.parquet", "metrics.json", "report.html", "overview.png", "map.png"}
+    assert set(manifest["files"]) == {
+        "predictions.parquet",
+        "metrics.json",
+        "report.html",
+        "overview.png",
+        "map.png",
+        "slices.parquet",
+    }
     assert manifest["config"]["split"] == "test" and manifest["step"] == 30
     assert sorted(p.name for p in evaluated.iterdir()) == ["evaluation"]
 
@@ -62,8 +69,13 @@ def test_the_numbers(evaluated):
     assert metrics["share_of_oracle"]["auc"] == pytest.approx(share) and 0.5 < share < 1
     assert {"tauc", "cauc", "log_loss", "calibration", "ece"} <= set(metrics["scorers"]["model"])
     assert "log_loss" not in metrics["scorers"]["nearest"]
-    for part in metrics["slices"].values():
-        assert sum(s["rows"] for s in part["scorers"]["model"]) == len(p) == metrics["rows"]
+    for name, part in metrics["slices"].items():
+        rows = [s["rows"] for s in part["scorers"]["model"]]
+        if name == "tile":  # the largest alone
+            assert len(rows) == 10 and 0.9 * len(p) < sum(rows) < len(p)
+        else:
+            assert sum(rows) == len(p) == metrics["rows"]
+    assert len(metrics["worst_items"]) == 12
 
 
 def test_several_ranks_equal_one(evaluated, fabricated, ranks, tmp_path):

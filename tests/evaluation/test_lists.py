@@ -264,7 +264,19 @@ def test_sums_against_means(prepared: Path, items: ItemFacts) -> None:
             error = float(asked[:, j].std()) / math.sqrt(len(asked))
             assert got[part][f"{metric}_standard_error"] == pytest.approx(error)
     kinds = {part.split(":")[0] for part in got}
-    assert kinds == {"all", "popularity", "appearances", "user", "visit", "distance", "period", "city"}
+    assert kinds == {
+        "all",
+        "popularity",
+        "appearances",
+        "place",
+        "user",
+        "visit",
+        "category",
+        "distance",
+        "period",
+        "city",
+        "tile",
+    }
 
 
 def test_ranks_and_batches_do_not_matter(prepared: Path, items: ItemFacts) -> None:

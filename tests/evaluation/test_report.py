@@ -86,6 +86,8 @@ def test_the_page(page):
         "Model against scores that need no model",
         "Map of the items",
         "Where it is good, and where not",
+        "Items that it is worst at",
+        "Requests, from worst to best",
         "Learning curve",
         "Calibration",
         "What was run",

@@ -25,8 +25,11 @@ def write_catalog(folder: Path, items: int, rng: np.random.Generator) -> pa.Tabl
     lat[0] = lon[0] = np.nan
     table = pa.table(
         {
+            "item_id": [None, *range(1000, 999 + items)],
             "name": [None, *(f"Trattoria <{i}> & Co" for i in range(1, items))],
+            "category": [[], *([("Cibo", "Negozi")[i % 2], "altro"] for i in range(1, items))],
             "positives": pa.array(positives, pa.int64()),
+            "impressions": pa.array(positives * 3, pa.int64()),
             "popularity_bucket": pa.array(bucket, pa.int8()),
             "lat": lat,
             "lon": lon,

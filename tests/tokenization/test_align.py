@@ -201,6 +201,13 @@ def test_without_training_the_model_encodes_as_it_is(prepared: Path, model: Path
     plain, before = EmbeddingStore.open(out), EmbeddingStore.open(done / "embeddings_before")
     torch.testing.assert_close(next(plain.chunks(300)), next(before.chunks(300)))
     assert not (out / "adapter").exists() and plain.made_from["adapter"] is None
+    before = json.loads((done / "report.json").read_text())["embeddings"]["before"]
+    here = json.loads((out / "report.json").read_text())["embeddings"]["here"]
+    assert here.keys() == before.keys()
+    for name in ("similarity", "city"):
+        assert here[name] == pytest.approx(before[name], abs=0.01)
+    page = (out / "report.html").read_text()
+    assert "What is near in the embeddings" in page and "Nothing was trained" in page and "in its city (C@5)" in page
 
 
 def test_what_it_refuses(prepared: Path, model: Path, tmp_path: Path, done: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def test_a_run_of_two_ranks_goes_on_with_another_number(
     assert len(steps) == 14 + -(-left // per_step) + -(-rows // per_step), "the rest of epoch 0 and all of epoch 1"
 
 
-def test_training_learns_and_stops_early(prepared: Path, tmp_path: Path) -> None:
+def test_training_learns_and_stops_early(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = small(prepared, tmp_path / "run", epochs=40, patience=2, checkpoint_every=0, keep_checkpoints=1)
     train(replace(config, optimizer=OptimizerConfig(table_lr=0.1, dense_lr=0.01)))
     assert len(list((config.run / "tensorboard").iterdir())) == 1, "one file of events a start"
@@ -71,6 +72,11 @@ def test_training_learns_and_stops_early(prepared: Path, tmp_path: Path) -> None
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
     aucs = [line["auc"] for line in metrics(config.run, "valid")]
     best = json.loads((config.run / "best.json").read_text())
+    told = capsys.readouterr().out.splitlines()
+    assert [re.search(r"AUC (0\.\d+)  GAUC", line)[1] for line in told[:-1]] == [f"{x:.4f}" for x in aucs]  # type: ignore[index]
+    assert re.match(r"step +\d+  epoch 1/40  log-loss 0\.\d+ .* samples/s  .* left  best so far$", told[0])
+    assert told[-2].endswith(f"best {best['auc']:.4f} at step {best['step']}")
+    assert told[-1] == "stopped: 2 validations in a row were not better (patience)"
     assert len(aucs) < 40 and best["auc"] == max(aucs) == aucs[-3], "stopped two validations after the best"
     assert saved_steps(config.run / "checkpoints")[0] == best["step"], "the best is kept besides the newest"
     assert find_checkpoint(config.run, "best").name.endswith(f"{best['step']:08d}")

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ...data.manifest import drop_lines_after, whole_file
+from ...reports.progress import Progress
 from ..ranks import Ranks
 from ..text.encoders import Encoder
 from .lora import train_adapter_only
@@ -63,7 +63,7 @@ def finetune(
     cuda = [encoder.device] if encoder.device.type == "cuda" else []
     with (
         torch.random.fork_rng(cuda),
-        tqdm(total=steps, initial=start, desc=title, unit="step", disable=None if ranks.is_first else True) as bar,
+        Progress(title, steps, done=start, shown=ranks.is_first) as progress,
     ):
         train_adapter_only(encoder)
         for step in range(start, steps):
@@ -84,8 +84,8 @@ def finetune(
                 )
             optimizer.step()
             line = {"step": step + 1, **logged, "learning_rate": rate, "gradient_norm": float(norm)}
-            bar.update()
-            bar.set_postfix(loss=f"{logged['loss']:.4f}")
+            progress.update()
+            progress.note(f"loss {logged['loss']:.4f}")
             if ranks.is_first:
                 with open(folder / METRICS, "a") as file:
                     file.write(json.dumps(line) + "\n")

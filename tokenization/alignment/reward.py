@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
-from tqdm import tqdm
 
+from ...reports.progress import tracked
 from ..ranks import Ranks
 from ..text.encoders import Encoder, encode_to_store
 from ..text.prompts import Prompts
@@ -197,7 +197,7 @@ def _fit(
         scores = model(data.vectors[data.at[rows]])
         return pairwise_loss(scores) if config.objective == "pairwise" else listwise_loss(scores, labels[rows])
 
-    for epoch in tqdm(range(config.epochs), desc="reward model", unit="epoch", disable=None):
+    for epoch in tracked(range(config.epochs), "reward model", unit="epochs"):
         total, order = 0.0, rng.permutation(len(labels))
         for start in range(0, len(order), config.batch_lists):
             rows = order[start : start + config.batch_lists]

@@ -20,12 +20,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from ...data.manifest import MANIFEST, read_manifest, whole_file, write_manifest
 from ...data.plain import from_plain
 from ...data.urls import fetched, place
 from ...kernels.codebook import Metric, residual_encode, residual_lookup
+from ...reports.progress import Progress
 from ..ranks import Ranks
 from ..text.vectors import Sample, Vectors, ahead, block, check_vectors, dim_of, draw_sample
 from .balance import fit_prices, with_prices
@@ -150,9 +150,9 @@ class Tokenizer(ABC):
             rounds.append(Round("balance", self._balance))
         saved = _Checkpoint(checkpoint, self._fingerprint(data), ranks)
         state, done = saved.load(self.device)
-        with tqdm(total=len(rounds), initial=done, desc=f"fit {self.name}", unit="round", disable=not progress) as bar:
+        with Progress(f"fit {self.name}", len(rounds), "rounds", done, shown=progress) as bar:
             for number in range(done, len(rounds)):
-                bar.set_postfix_str(rounds[number].title)
+                bar.note(rounds[number].title)
                 state = rounds[number].run(dict(state), data, data.generator(number))
                 saved.save(state, number + 1)
                 bar.update()

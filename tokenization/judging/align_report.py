@@ -36,6 +36,15 @@ def embedding_measures(
     return found
 
 
+def measures_here(store: EmbeddingStore, items: pa.Table, queries: int, device: torch.device) -> dict[str, Any]:
+    """The same of embeddings that nothing was trained for: ``here``; nothing without queries."""
+    if not queries:
+        return {}
+    regions = {name: label for name, (label, _) in region_labels(items).items()}
+    measured = neighbour_coverage(store, regions, queries=queries, device=device)
+    return {"here": {**measured, "nmi": cluster_nmi(store, regions)}}
+
+
 def write_align_report(folder: Path, report: dict[str, Any], curves: dict[str, list[dict[str, float]]]) -> Path:
     """Write ``report.json`` and ``report.html``; returns the page."""
     report = _json_ready(report)
@@ -55,6 +64,9 @@ def write_align_report(folder: Path, report: dict[str, Any], curves: dict[str, l
         a, b = (embeddings[when]["similarity"].get(5) for when in ("before", "after"))
         if a and b is not None:
             cards.append((f"{b / a - 1:+.1%}", "similarity of the 5 nearest"))
+    for name, letter in _LETTER.items():
+        if (b := embeddings.get("here", {}).get(name, {}).get(5)) is not None:
+            cards.append((f"{b:.1%}", f"of an item's 5 nearest are in its {name} ({letter}@5)"))
     if report.get("reward", {}).get("held_out"):
         auc = report["reward"]["held_out"]["density"]["auc_near_far"]
         cards.append((_number(auc), "AUC of near against far, unseen items"))
@@ -114,11 +126,12 @@ def _prompts(report: dict[str, Any]) -> str:
 
 def _embeddings(report: dict[str, Any]) -> str:
     found = report.get("embeddings", {})
-    if "after" not in found or not found["after"]["similarity"]:
+    measured = [when for when in ("before", "after", "here") if found.get(when, {}).get("similarity")]
+    if not measured:
         return ""
-    head = ["", *(f"K = {k}" for k in found["after"]["similarity"]), "NMI of clusters"]
+    head = ["", *(f"K = {k}" for k in found[measured[0]]["similarity"]), "NMI of clusters"]
     body = ""
-    for when in ("before", "after"):
+    for when in measured:
         one = found[when]
         rows = [["similarity", *map(_number, one["similarity"].values()), ""]]
         if "reference_similarity" in one:
@@ -128,12 +141,16 @@ def _embeddings(report: dict[str, Any]) -> str:
             for name, letter in _LETTER.items()
             if name in one
         ]
-        body += page.table([when, *head[1:]], rows)
+        body += page.table(["these embeddings" if when == "here" else when, *head[1:]], rows)
     lead = (
         "Of an item's K nearest by cosine: their mean cosine, and the share in its own province, city and district. "
-        "NMI: k-means clusters of the embeddings against the region. The mean cosine of an item's own vectors before "
-        f"and after is {_number(found['cosine_before_after'])}."
+        "NMI: k-means clusters of the embeddings against the region. "
     )
+    if "here" in found:
+        lead += "Nothing was trained: this is what the encoder knows of places as it is."
+    else:
+        moved = _number(found["cosine_before_after"])
+        lead += f"The mean cosine of an item's own vectors before and after is {moved}."
     return page.section("What is near in the embeddings", lead, body)
 
 

@@ -18,8 +18,8 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from ...reports.progress import Progress
 from ..ranks import Ranks
 from .settings import DEFAULT_MODEL, EncoderConfig
 from .store import ITEM, EmbeddingStore, EmbeddingWriter
@@ -307,11 +307,9 @@ def encode_to_store(
     ranks.barrier()  # nobody writes before all have looked
     mine = missing[ranks.rank :: ranks.world]
     rows = [writer.rows_of(shard) for shard in mine]
-    with tqdm(
-        total=sum(r.stop - r.start for r in rows), desc=title, unit="text", disable=None if ranks.is_first else True
-    ) as bar:
+    with Progress(title, sum(r.stop - r.start for r in rows), "texts", shown=ranks.is_first) as progress:
         for shard, where in zip(mine, rows, strict=True):
             writer.write(shard, encoder.encode(texts(where), images(where) if images else None))
-            bar.update(where.stop - where.start)
+            progress.update(where.stop - where.start)
     ranks.barrier()
     return EmbeddingStore.open(folder, of)
