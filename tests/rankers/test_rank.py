@@ -22,7 +22,7 @@ from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.kernels.haversine import haversine_km
 from placerank.rankers.dense import RankerConfig
 from placerank.rankers.objectives import ObjectivesConfig
-from placerank.rankers.rank import Ranker
+from placerank.rankers.rank_towers import TowerRanker
 from placerank.training.export import ExportConfig, export
 from placerank.training.train import TrainConfig, train
 
@@ -81,11 +81,11 @@ def asked_of(city: SimpleNamespace) -> tuple[SampleBatch, pa.Table]:
     return sample, pa.Table.from_pylist(rows)
 
 
-def of(ranker: Ranker, name: str) -> str:
+def of(ranker: TowerRanker, name: str) -> str:
     return next(o.of for o in ranker.exported.features.own if o.name == name)
 
 
-def by_pair(ranker: Ranker, found: pa.Table) -> dict[tuple[int, Any], list[float]]:
+def by_pair(ranker: TowerRanker, found: pa.Table) -> dict[tuple[int, Any], list[float]]:
     columns = [c for c in found.column_names if c.startswith(("score", "probability", "expected"))]
     return {(r["request"], r["item_id"]): [r[c] for c in columns] for r in found.to_pylist()}
 
@@ -155,8 +155,8 @@ def test_batches_change_nothing(city: SimpleNamespace, monkeypatch: pytest.Monke
     """Cut within requests, and by pieces of a Parquet file."""
     _, asked = asked_of(city)
     (want,) = city.ranker.predict(asked, k=3)
-    monkeypatch.setattr("placerank.rankers.rank._TOGETHER", 5)
-    monkeypatch.setattr("placerank.rankers.rank._REQUESTS", 7)
+    monkeypatch.setattr("placerank.rankers.rank_towers._TOGETHER", 5)
+    monkeypatch.setattr("placerank.rankers.rank_requests.REQUESTS", 7)
     pq.write_table(asked, file := city.out.parent / "asked.parquet")
     for source in (asked, file):
         pieces = list(city.ranker.predict(source, k=3))
