@@ -110,7 +110,7 @@ KINDS = {
         },
     ),
     "evaluation": Kind("placerank evaluate", {}),
-    "lists": Kind("placerank generate", {}),
+    "lists": Kind("placerank generate or predict", {}),
     "export": Kind("placerank export", {"tables": Each(_TABLE)}),
     "delta": Kind(
         "placerank export --since",

@@ -5,7 +5,7 @@ Shapes: R requests, N candidates of all of them together, T visits of their hist
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +21,11 @@ from ..data.arrays import one_array, ranges
 from ..embeddings.reader import EmbeddingTable
 from ..kernels.haversine import haversine_km
 from .generative.reach import Near, everything
-from .rank_requests import as_table, checked, flat, is_whole, numbers_of, pieces, seconds_of
+from .rank_requests import REQUESTS, as_table, checked, flat, is_whole, numbers_of, pieces, seconds_of
 
 _REACHES = 8  # that are kept
+_FIRST = 16  # requests of a table that are ranked together until it is known how many candidates they have
+_CANDIDATES = 1 << 19  # of the requests that are then ranked together: what bounds the memory
 
 
 class Visits(NamedTuple):
@@ -117,7 +119,8 @@ class Ranker(ABC):
             ``probability``, float32. Of a ranker of candidates they are the logit and the probability of a click there;
             of several objectives there are ``score_NAME`` and ``probability_NAME`` of each, ``expected_NAME`` for an
             amount. Of a generative ranker they are log p and p of this place as the next visit, among all places
-            (OneRec: as the next of the list, in whose order they come); places that can't be are not listed. A request with nothing in reach has no rows.
+            (OneRec: as the next of the list, in whose order they come); places that can't be are not listed. A
+            request with nothing in reach has no rows.
 
         Raises:
             ValueError, TypeError: what was asked is not as above; says what was got.
@@ -125,10 +128,16 @@ class Ranker(ABC):
         asked = as_table(
             user, place, time, history, candidates, utc_offset, own or {}, self.user_ids.type, self.item_ids.type
         )
-        return self._ranked(asked, within_km, k, by)
+        return self._ranked(asked, within_km, k, by)[0]
 
     def predict(
-        self, requests: pa.Table | Path | str, within_km: float = 3.0, k: int = 10, *, by: str | None = None
+        self,
+        requests: pa.Table | Path | str,
+        within_km: float = 3.0,
+        k: int = 10,
+        *,
+        by: str | None = None,
+        asked: Callable[[int], object] | None = None,
     ) -> Iterator[pa.Table]:
         """Lists for a table of requests, a piece at a time, so that neither requests nor lists need fit in memory.
 
@@ -137,6 +146,7 @@ class Ranker(ABC):
                 timestamp with a time zone), and where known ``lat`` and ``lon``, ``utc_offset``, ``history`` and
                 ``history_time`` (lists), ``candidates`` (lists), and own columns of interactions by their names.
             within_km, k, by: as in ``rank``.
+            asked: told of each piece how many requests it was, for a progress bar.
 
         Yields:
             What ``rank`` returns; ``request`` counts from 0 over all pieces.
@@ -144,15 +154,23 @@ class Ranker(ABC):
         Raises:
             ValueError, TypeError: as ``rank``.
         """
-        first = 0
+        first, size = 0, _FIRST
         for table in pieces(requests):
-            found = self._ranked(table, within_km, k, by)
-            request = pc.add(found["request"], first)
-            yield found.set_column(0, "request", request)
-            first += len(table)
+            start = 0
+            while start < len(table):
+                some = table.slice(start, size)
+                try:
+                    found, candidates = self._ranked(some, within_km, k, by)
+                except (ValueError, TypeError) as error:
+                    raise type(error)(f"counted from request {first}: {error}" if first else error) from error
+                yield found.set_column(0, "request", pc.add(found["request"], first))
+                first, start = first + len(some), start + len(some)
+                if asked is not None:
+                    asked(len(some))
+                size = max(1, min(_CANDIDATES * len(some) // max(candidates, 1), REQUESTS))
 
-    def _ranked(self, asked: pa.Table, within_km: float, k: int, by: str | None) -> pa.Table:
-        """Lists for requests in the columns of ``predict``."""
+    def _ranked(self, asked: pa.Table, within_km: float, k: int, by: str | None) -> tuple[pa.Table, int]:
+        """Lists for requests in the columns of ``predict``, and how many candidates there were."""
         names = self.objectives
         if not is_whole(k) or k < 1:
             raise ValueError(f"k={k!r}: expected a whole number of places, at least 1")
@@ -175,7 +193,7 @@ class Ranker(ABC):
             tail = f"_{name}" if len(names) > 1 else ""
             of = "expected" if name == self.amount else "probability"
             columns |= {f"score{tail}": outputs[:, i].numpy(), f"{of}{tail}": probabilities[i].numpy()}
-        return pa.table(columns)
+        return pa.table(columns), int(offsets[-1])
 
     def _own_names(self) -> list[str]:
         return [name for name, column in self.own.items() if column["of"] == "interactions"]
