@@ -99,16 +99,17 @@ def checked(asked: pa.Table, own: Sequence[str]) -> pa.Table:
         if (one in asked.column_names) != (other in asked.column_names):
             raise ValueError(f"requests: got one of {one} and {other} alone; expected both or none")
     asked = asked.set_column(asked.column_names.index("time"), "time", seconds_of(asked["time"], "time"))
-    for name, most in (("lat", 90), ("lon", 180)):
-        degrees = numbers_of(asked, name, np.float64)
+    if "lat" not in asked.column_names:
+        return asked
+    lat, lon = (numbers_of(asked, name, np.float64) for name in ("lat", "lon"))
+    for name, degrees, most in (("lat", lat, 90), ("lon", lon, 180)):
         wrong = np.isinf(degrees) | (np.abs(degrees) > most)
         if wrong.any():
             at = int(wrong.argmax())
             raise ValueError(f"request {at}: got {name} {degrees[at]:g}, expected degrees from -{most} to {most}")
-    if "lat" in asked.column_names:
-        half = np.isnan(numbers_of(asked, "lat", np.float64)) != np.isnan(numbers_of(asked, "lon", np.float64))
-        if half.any():
-            raise ValueError(f"request {int(half.argmax())}: got lat or lon alone; expected both or none")
+    half = np.isnan(lat) != np.isnan(lon)
+    if half.any():
+        raise ValueError(f"request {int(half.argmax())}: got lat or lon alone; expected both or none")
     return asked
 
 

@@ -111,7 +111,9 @@ class TowerRanker(Ranker):
         of_candidates = {feature.name for feature in self.exported.features.own if feature.of == "candidate"}
         parts = [torch.empty(0, len(self.exported.features.objectives))]
         for start in range(0, len(rows), _TOGETHER):
-            outputs = self._logits(_part(whole, start, min(start + _TOGETHER, len(rows)), of_candidates))
+            stop = min(start + _TOGETHER, len(rows))
+            some = whole if stop - start == len(rows) else _part(whole, start, stop, of_candidates)
+            outputs = self._logits(some)
             parts.append(outputs if outputs.dim() > 1 else outputs[:, None])
         found: NDArray[np.float32] = torch.cat(parts).numpy()
         return found

@@ -401,7 +401,7 @@ def test_lists_by_raw_ids_are_those_of_the_export(world: SimpleNamespace, kind: 
         lat, lon = (x.double().numpy() for x in (batch.lat, batch.lon))
         everywhere = everything(exported.generator.index.items, len(batch))
         want = exported.lists(batch, everywhere if km == math.inf else exported.near(km).within(lat, lon), k)
-        (found,) = ranker.predict(asked, within_km=km, k=k)
+        found = pa.concat_tables(ranker.predict(asked, within_km=km, k=k))
         assert found.column_names == ["request", "user_id", "item_id", "km", "score", "probability"]
         assert np.bincount(found["request"], minlength=batch.valid).tolist() == want.offsets.diff().tolist()
         assert found["item_id"].to_pylist() == [raw[i] for i in want.items.tolist()]
@@ -411,7 +411,7 @@ def test_lists_by_raw_ids_are_those_of_the_export(world: SimpleNamespace, kind: 
     user, here, when = lines[0]["user_id"], (lines[0]["lat"], lines[0]["lon"]), lines[0]["time"]
     visits = list(zip(lines[0]["history"], lines[0]["history_time"], strict=True))
     one = ranker.rank(user, here, when, visits, within_km=2.0, k=5)
-    (first,) = ranker.predict(asked.slice(0, 1), within_km=2.0, k=5)
+    first = pa.concat_tables(ranker.predict(asked.slice(0, 1), within_km=2.0, k=5))
     assert one["item_id"].to_pylist() == first["item_id"].to_pylist() and len(one)
     some = [raw[i] for i in sorted(exported.generator.index.items.tolist())[::20]]
     given = ranker.rank("nobody" if isinstance(user, str) else 10**9, None, when, None, some, k=99)
