@@ -12,7 +12,6 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ...kernels.haversine import unit_vectors, unit_vectors_km
 from ...kernels.jagged import ranges_unchecked, segment_ids_unchecked, shared_rows_unchecked
-from ...kernels.visit_gaps import visit_gaps_unchecked
 from .. import LABEL
 from ..arrays import ranges
 from ..urls import fetched
@@ -50,7 +49,6 @@ class Catalog:
             columns[name].to(device) if name in columns else None for name in ("path_offsets", "path_values")
         )
         self.on_host = {n: x for n, x in columns.items() if n not in ("words", "path_offsets", "path_values")}
-        self._pools_history = any(key.startswith("history_") for key in features.pooled_keys)
 
     @classmethod
     def of(cls, items: pa.Table, users: pa.Table, features: Features, device: torch.device) -> "Catalog":
@@ -178,9 +176,7 @@ class Catalog:
     def expand(self, batch: HostBatch | SampleBatch) -> RankingBatch:
         """The device's half: look up everything that follows from the rows of a batch. Samples are gathered first."""
         host = batch if isinstance(batch, HostBatch) else self.gather(batch)
-        # on the CPU gaps are made pair by pair, and what a pair's visit is nobody else may need to know
-        laid_out = self.device.type != "cpu" or self.features.context or self._pools_history
-        x = _by_candidate(host.pieces(self.device), host.pairs, laid_out)
+        x = _by_candidate(host.pieces(self.device), host.pairs)
         items = self.rows(x["found"])
         has_activity = self.layout.has_activity
         user_activity = None
@@ -328,32 +324,35 @@ def in_bags(keys: list[str], columns: list[Tensor], bags: int) -> KeyedJaggedTen
     )
 
 
-def _by_candidate(x: Pieces, pairs: int, laid_out: bool) -> Pieces:
+def _by_candidate(x: Pieces, pairs: int) -> Pieces:
     """The same pieces with what is of a request repeated for each of its candidates, and what their histories are: a
     pair of candidate and visit each, ``pairs`` in all.
 
     Added are ``starts``, where each candidate's history is among the visits, ``pair_offsets``, where it is among the
-    pairs, and, if ``laid_out``, ``pair_candidate``, ``pair_visits`` and ``pair_hours``. Visits, hours and their offsets
-    stay the requests'. Where each request has one candidate there is nothing to repeat, and no ``starts``.
+    pairs, ``pair_candidate``, ``pair_visits`` and ``pair_hours``. Visits, hours and their offsets stay the requests'.
+    Where each request has one candidate there is nothing to repeat, and no ``starts``.
     """
     request = x["request"]
-    found: Pieces
     if x["user"].numel() == request.numel():
-        found = {"pair_offsets": x["offsets"]}
-        if laid_out:
-            found |= {"pair_visits": x["visits"], "pair_hours": x["hours"]}
-    else:
-        starts = x["offsets"][:-1].index_select(0, request)
-        offsets = F.pad(x["offsets"].diff().index_select(0, request).cumsum(0), (1, 0))
-        repeats = ("user", "of_request.")
-        of_request = [n for n in x if n in ("time", "lat", "lon", "utc_offset") or n.startswith(repeats)]
-        found = {n: x[n].index_select(0, request) for n in of_request} | {"starts": starts, "pair_offsets": offsets}
-        if laid_out:
-            rows = shared_rows_unchecked(starts, offsets, pairs)
-            found |= {"pair_visits": x["visits"].index_select(0, rows), "pair_hours": x["hours"].index_select(0, rows)}
-    if laid_out:
-        found["pair_candidate"] = segment_ids_unchecked(found["pair_offsets"], pairs)
-    return x | found
+        pairs_of = {"pair_offsets": x["offsets"], "pair_visits": x["visits"], "pair_hours": x["hours"]}
+        return x | pairs_of | {"pair_candidate": segment_ids_unchecked(x["offsets"], pairs)}
+    starts = x["offsets"][:-1].index_select(0, request)
+    offsets = F.pad(x["offsets"].diff().index_select(0, request).cumsum(0), (1, 0))
+    rows = shared_rows_unchecked(starts, offsets, pairs)
+    repeats = ("user", "of_request.")
+    of_request = [n for n in x if n in ("time", "lat", "lon", "utc_offset") or n.startswith(repeats)]
+    repeated = {n: x[n].index_select(0, request) for n in of_request}
+    return (
+        x
+        | repeated
+        | {
+            "starts": starts,
+            "pair_offsets": offsets,
+            "pair_candidate": segment_ids_unchecked(offsets, pairs),
+            "pair_visits": x["visits"].index_select(0, rows),
+            "pair_hours": x["hours"].index_select(0, rows),
+        }
+    )
 
 
 def _place(x: Pieces) -> Tensor:
@@ -362,10 +361,6 @@ def _place(x: Pieces) -> Tensor:
 
 
 def _gaps(x: Pieces, items: FoundItems) -> Tensor:
-    if x["hours"].device.type == "cpu":
-        visited, place = (items.place.index_select(0, x[which]) for which in ("visits", "target"))
-        starts = x["starts"] if "starts" in x else x["pair_offsets"][:-1]
-        return visit_gaps_unchecked(x["hours"], visited, place, starts, x["pair_offsets"])
     target = x["target"].index_select(0, x["pair_candidate"])
     places = (items.place.index_select(0, which) for which in (x["pair_visits"], target))
     return torch.stack([x["pair_hours"], unit_vectors_km(*places).nan_to_num(0)], dim=1).log1p()
