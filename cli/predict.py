@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..evaluation.rank_settings import PredictConfig
+from ..evaluation.settings import PredictConfig
 from .step import run_step
 
 

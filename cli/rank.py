@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..evaluation.rank_settings import RankConfig
+from ..evaluation.settings import RankConfig
 from .step import run_step
 
 

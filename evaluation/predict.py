@@ -9,7 +9,7 @@ from tqdm import tqdm
 from ..data.manifest import check_replaceable, read_manifest, whole_folder, write_manifest
 from ..data.urls import fetched, open_parquet
 from ..rankers.rank import load
-from .rank_settings import PredictConfig
+from .settings import PredictConfig
 
 LISTS = "lists.parquet"
 _ROWS = 1 << 17  # of a row group

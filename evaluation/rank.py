@@ -20,7 +20,7 @@ from ..rankers.rank_requests import seconds, seconds_of
 from ..reports import figures, page
 from . import maps
 from .breakdown import ItemFacts
-from .rank_settings import RankConfig
+from .settings import RankConfig
 
 
 def rank(config: RankConfig) -> Path | None:
