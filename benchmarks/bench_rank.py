@@ -16,7 +16,8 @@ Ratios are those of a turn: the median over turns, with the 20th and the 80th pe
 ``--peers`` adds the DIN of other libraries, each in an environment and a process of its own (``throughput/``): their
 own predict on a batch in memory of the same 1,000 rows (user, item, category, and the history of both, padded), tables
 of the export's sizes and widths, untrained. The export is then that of a DIN with item and category as keys and the
-user: ``train --ranker.tower din --features.history-attributes category --features.pooled user --features.pooled-dim 16``.
+user: ``placerank train --ranker.tower din --features.history-attributes category --features.pooled user`` with
+``--features.pooled-dim 16``.
 
     python -m placerank.benchmarks.bench_rank --export runs/din/export --exact runs/din/data --save
 
