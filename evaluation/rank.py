@@ -167,5 +167,5 @@ def _page(file: Path, found: pa.Table, told: list[str], config: RankConfig, item
     cards = [(f"{len(found):,}", "places"), (best, "probability of the first")]
     if len(found) and not np.isnan(nearest).all():
         cards.append((f"{np.nanmax(nearest):.1f} km", "to the farthest of them"))
-    lead = "; ".join(told[1:]) + f". By the export {config.export.name}" + (f", step {step}." if step else ".")
+    lead = "; ".join(told[1:]) + f". Ranked by {config.export.name}" + (f", step {step}." if step else ".")
     page.write_page(file, f"placerank · places for {told[0]}", told[1], cards, [page.section("The list", lead, body)])
