@@ -54,9 +54,13 @@ def searched(items: int, queries: int) -> list[dict[str, Any]]:
     """A line a format."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(max(items // 100, 1), COLUMNS)).astype(np.float32)
-    vectors = centres[rng.integers(len(centres), size=items)] + 0.5 * rng.normal(size=(items, COLUMNS))
-    asked = centres[rng.integers(len(centres), size=queries)] + 0.5 * rng.normal(size=(queries, COLUMNS))
-    vectors, asked = vectors.astype(np.float32), asked.astype(np.float32)
+
+    def around(count: int) -> NDArray[np.float32]:
+        noise = rng.normal(size=(count, COLUMNS)).astype(np.float32)
+        near: NDArray[np.float32] = centres[rng.integers(len(centres), size=count)] + np.float32(0.5) * noise
+        return near
+
+    vectors, asked = around(items), around(queries)
     indices, made, size = {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for format in FORMATS:

@@ -176,8 +176,8 @@ def exact(ranker: TowerRanker, data: Path, count: int) -> dict[str, Any]:
     same, swapped, off, pairs, tied = 0, 0, 0.0, 0, 0
     for r, got in enumerate(lists):
         one = requests.slice(r, 1)
-        here = (torch.tensor(one[c][0].as_py(), dtype=torch.float64) for c in ("lat", "lon"))
-        km = haversine_km(*here, lat, lon)
+        here_lat, here_lon = (torch.tensor(one[c][0].as_py(), dtype=torch.float64) for c in ("lat", "lon"))
+        km = haversine_km(here_lat, here_lon, lat, lon)
         rows = [i for i in range(1, len(ids)) if float(km[i]) <= KM]
         pairs += len(rows)
         want: list[tuple[float, int]] = []
@@ -235,7 +235,7 @@ def main() -> None:
         return
     told = read_manifest(args.export, "export")["ranker"]
     workers = peer_workers(ranker, args) if args.peers else []
-    took: dict[str, list[float]] = {"rank": [], "batch": [], "each": []} | {w.name: [] for w in workers}
+    took: dict[str, list[float]] = {name: [] for name in ("rank", "batch", "each", *(w.name for w in workers))}
     for turn in range(-2, args.turns):
         request = asked(ranker, turn + 2)
         batch = samples(ranker, request, slice(None))

@@ -311,10 +311,10 @@ class _HnswWriter(_FaissWriter):
     def make(self) -> Any:
         import faiss
 
-        half, product = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
-        if self.dtype == "fp32":
-            index = faiss.IndexHNSWFlat(self.dim, _NEIGHBOURS, product)
-        else:
+        product = faiss.METRIC_INNER_PRODUCT
+        index: Any = faiss.IndexHNSWFlat(self.dim, _NEIGHBOURS, product)
+        if self.dtype == "fp16":
+            half: Any = faiss.ScalarQuantizer.QT_fp16
             index = faiss.IndexHNSWSQ(self.dim, half, _NEIGHBOURS, product)
         index.hnsw.efConstruction, index.hnsw.efSearch = _EF_MADE, _EF_SEARCHED  # the file keeps them
         return index

@@ -151,6 +151,8 @@ def code_of(*args):
 given = {name: ["--run", "r", "--out", "o"] for name in ("generate", "export")} | {
     "simulate": ["--out", "o"], "prepare": ["--input", "i", "--out", "o"], "align": ["--data", "d", "--out", "o"],
     "tokenize": ["--data", "d", "--embeddings", "e", "--out", "o"], "train": ["--data", "d", "--run", "r"],
+    "rank": ["--export", "e", "--user", "u", "--within-km", "inf"],
+    "predict": ["--export", "e", "--requests", "r", "--out", "o"],
     "evaluate": ["--run", "r"], "apply": ["--base", "b", "--delta", "d", "--out", "o"],
 }
 for name in COMMANDS:
