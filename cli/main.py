@@ -26,6 +26,8 @@ COMMANDS = {
     "compare": "evaluated runs side by side, paired by seed, with intervals",
     "generate": "lists of places for requests, from a generative ranker",
     "export": "embedding tables and the scorer, for serving; --since for what changed",
+    "rank": "the best places for one user, from an export",
+    "predict": "lists for a file of requests, from an export",
     "apply": "the whole export, of the one before and what changed",
     "bench": "bench kernels: time the kernels beside their peers; bench gpu: check all that wants a GPU, in 8 minutes",
 }

@@ -116,7 +116,7 @@ KINDS = {
         oldest=2,
     ),
     "comparison": Kind("placerank compare", {}),
-    "lists": Kind("placerank generate", {}),
+    "lists": Kind("placerank generate or predict", {}),
     "export": Kind("placerank export", {"tables": Each(_TABLE)}),
     "delta": Kind(
         "placerank export --since",

@@ -10,6 +10,7 @@ For a table ``item`` in format
                   of item.ids.parquet. FAISS builds and writes an index as a whole, so here memory holds the table.
                   item.oov.npy [dim]: the vector of row 0, which the index leaves out. The id -1, FAISS's label for
                   "nothing found", is refused.
+    faiss-hnsw    the same as a graph: answers a search from a few hundred rows. 32 neighbours a row, so 272 bytes more
 
 Rows stand in the order of the table. Row 0 is the one of unknown values and has the id null; only a table without
 vocabulary (the hours of the week) has an id in every row. ``width`` counts elements of a packed row.
@@ -41,6 +42,7 @@ from .quantize import pack, packed_layout
 from .settings import check_format
 
 IDS, OOV = ".ids.parquet", ".oov.npy"
+_NEIGHBOURS, _EF_MADE, _EF_SEARCHED = 32, 80, 64  # of HNSW; benchmarks/bench_faiss.py shows what they give
 _ATTRIBUTE_ROWS = 1 << 18  # a row group of items' or users' attributes
 
 
@@ -278,12 +280,16 @@ class _FaissWriter(TableWriter):
 
         self.path = file
         self.ids = _IdsFile(file, ids)
-        if self.dtype == "fp32":
-            flat: faiss.Index = faiss.IndexFlatIP(self.dim)
-        else:
-            flat = faiss.IndexScalarQuantizer(self.dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-        self.index = faiss.IndexIDMap2(flat)
+        self.index = faiss.IndexIDMap2(self.make())
         self.save = faiss.write_index
+
+    def make(self) -> Any:
+        """The index of rows."""
+        import faiss
+
+        if self.dtype == "fp32":
+            return faiss.IndexFlatIP(self.dim)
+        return faiss.IndexScalarQuantizer(self.dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
 
     def add(self, start: int, ids: pa.Array, packed: NDArray) -> None:
         self.ids.add(ids)
@@ -301,11 +307,25 @@ class _FaissWriter(TableWriter):
         self.ids.close()
 
 
+class _HnswWriter(_FaissWriter):
+    def make(self) -> Any:
+        import faiss
+
+        product = faiss.METRIC_INNER_PRODUCT
+        index: Any = faiss.IndexHNSWFlat(self.dim, _NEIGHBOURS, product)
+        if self.dtype == "fp16":
+            half: Any = faiss.ScalarQuantizer.QT_fp16
+            index = faiss.IndexHNSWSQ(self.dim, half, _NEIGHBOURS, product)
+        index.hnsw.efConstruction, index.hnsw.efSearch = _EF_MADE, _EF_SEARCHED  # the file keeps them
+        return index
+
+
 WRITERS: dict[str, type[TableWriter]] = {
     "parquet": _ParquetWriter,
     "safetensors": _SafetensorsWriter,
     "npy": _NpyWriter,
     "faiss": _FaissWriter,
+    "faiss-hnsw": _HnswWriter,
 }
 
 
@@ -337,8 +357,8 @@ def export_tables(
         tables: where they are.
         ids: the tables to write, and the raw ids of their rows.
         folder: gets one file a table, and one of ids where the format has no place for them.
-        format: parquet, safetensors, npy or faiss; see above.
-        dtype: fp32, fp16, int8 or int4 (faiss: fp32, fp16).
+        format: parquet, safetensors, npy, faiss or faiss-hnsw; see above.
+        dtype: fp32, fp16, int8 or int4 (both of faiss: fp32, fp16).
         block_rows: rows in memory at a time.
 
     Returns:
@@ -359,7 +379,7 @@ def export_tables(
             source = raw.file or "the range of its rows"
             raise ValueError(f"table {name!r} has {rows} rows, {source} {raw.rows} ids; use the data it was trained on")
         packed_layout(dim, dtype)
-        if format == "faiss":
+        if format.startswith("faiss"):
             _check_labels(name, raw)
         file_name = table_file(name, format)
         written[name] = {"rows": rows, "dim": dim, "format": format, "dtype": dtype, "file": file_name}

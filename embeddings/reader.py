@@ -217,7 +217,8 @@ def _from_faiss(file: Path) -> NDArray:
     vectors: NDArray[np.float32] = flat.reconstruct_n(0, flat.ntotal)
     oov = file.with_suffix(OOV)
     vectors = np.concatenate([np.load(oov)[None], vectors]) if oov.is_file() else vectors
-    return vectors.astype("<f2") if isinstance(flat, faiss.IndexScalarQuantizer) else vectors
+    halves = faiss.IndexScalarQuantizer, faiss.IndexHNSWSQ
+    return vectors.astype("<f2") if isinstance(flat, halves) else vectors
 
 
-_FLAT = {"npy": _map_npy, "safetensors": _map_safetensors, "faiss": _from_faiss}
+_FLAT = {"npy": _map_npy, "safetensors": _map_safetensors, "faiss": _from_faiss, "faiss-hnsw": _from_faiss}

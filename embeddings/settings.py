@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..data.plain import set_places
 
-FORMATS = ("parquet", "safetensors", "npy", "faiss")
+FORMATS = ("parquet", "safetensors", "npy", "faiss", "faiss-hnsw")
 DTYPES = ("fp32", "fp16", "int8", "int4")
 
 
@@ -15,7 +15,7 @@ def check_format(format: str, dtype: str) -> None:
         raise ValueError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
-    if format == "faiss" and dtype not in ("fp32", "fp16"):
+    if format.startswith("faiss") and dtype not in ("fp32", "fp16"):
         raise ValueError(f"dtype={dtype!r}: a FAISS index takes fp32 or fp16; choose one of them, or another format")
 
 

@@ -322,6 +322,8 @@ class ExportedRanker:
 
     def _pool(self, table: Table, rows: JaggedTensor) -> Tensor:
         vectors = self.tables[table.name].vectors(rows.values())
+        if len(vectors) == len(rows.lengths()) and bool((rows.lengths() == 1).all()):  # nothing to add up
+            return vectors
         members = torch.arange(len(vectors))
         mode = "mean" if table.mean else "sum"
         return F.embedding_bag(members, vectors, rows.offsets().long(), mode=mode, include_last_offset=True)

@@ -191,9 +191,9 @@ class ExportConfig:
     """Tables to export; default: all. Scoring from the folder needs all but item_final and user_final, which hold the
     vectors that plug-ins make of the others: see placerank/rankers/final_vectors.py."""
     format: str = "parquet"
-    """parquet, safetensors, npy or faiss."""
+    """parquet, safetensors, npy, or an index that finds rows by inner product: faiss (exact), faiss-hnsw."""
     dtype: str = "fp32"
-    """fp32, fp16, int8 or int4 (row-wise scale and bias); faiss: fp32 or fp16."""
+    """fp32, fp16, int8 or int4 (row-wise scale and bias); FAISS: fp32 or fp16."""
     block_rows: int = 65_536
     """Rows of a table in memory at a time (faiss holds the whole table)."""
     since: Path | None = None
@@ -205,5 +205,10 @@ class ExportConfig:
         check_numbers(self, "", least={"block_rows": 1})
         set_places(self)
         check_format(self.format, self.dtype)
+        if self.since is not None and self.format == "faiss-hnsw":
+            raise ValueError(
+                f"since with format={self.format}: what a delta makes is compared to the byte, and such an index is "
+                "made by several threads; export the whole"
+            )
         if self.tables is not None and (not self.tables or len(set(self.tables)) != len(self.tables)):
             raise ValueError(f"tables={self.tables}: expected one or more names, each once")

@@ -71,7 +71,10 @@ def limits(table: Tensor, dtype: str) -> Tensor:
 
 @pytest.mark.parametrize(
     ("format", "dtype"),
-    [*itertools.product(("parquet", "safetensors", "npy"), DTYPES), ("faiss", "fp32"), ("faiss", "fp16")],
+    [
+        *itertools.product(("parquet", "safetensors", "npy"), DTYPES),
+        *itertools.product(("faiss", "faiss-hnsw"), ("fp32", "fp16")),
+    ],
 )
 @pytest.mark.parametrize("ids", [TEXT, NUMBERS], ids=["text", "numbers"])
 def test_there_and_back(format: str, dtype: str, ids: list[Any], table: Tensor, tmp_path: Path) -> None:
@@ -123,9 +126,32 @@ def test_faiss_labels_of_text_ids_are_rows(table: Tensor, tmp_path: Path) -> Non
     assert faiss.vector_to_array(index.id_map).tolist() == list(range(1, ROWS))
 
 
+def test_the_graph_finds_what_the_exact_index_does(tmp_path: Path) -> None:
+    """Nearly all of it; an empty table too."""
+    import faiss
+
+    g = torch.Generator().manual_seed(0)
+    centres = torch.randn(40, DIM, generator=g)
+    many = centres[torch.randint(40, (3000,), generator=g)] + 0.3 * torch.randn(3000, DIM, generator=g)
+    ids = [None, *range(1000, 3999)]
+    for rows in (3000, 1):
+        indices = []
+        for format in ("faiss", "faiss-hnsw"):
+            folder = tmp_path / f"{format}-{rows}"
+            tables = save(folder / "c", {"item": many[:rows]})
+            export_tables(tables, {"item": ids_of(folder, ids[:rows])}, folder, format, "fp32", 512)
+            indices.append(faiss.read_index(str(folder / f"item.{format}")))
+            assert indices[-1].ntotal == rows - 1
+        if rows > 1:
+            exact, graph = (index.search(many[:200].numpy(), 10)[1] for index in indices)
+            shared = [len({*a} & {*b}) for a, b in zip(exact, graph, strict=True)]
+            assert sum(shared) > 0.9 * 2000 and set(graph.ravel().tolist()) <= set(ids[1:])
+            assert faiss.downcast_index(indices[1].index).hnsw.efSearch == 64, "the file keeps it"
+
+
 def test_table_without_vocabulary(table: Tensor, tmp_path: Path) -> None:
     """The hours of the week: every row has an id, so an unknown one has nowhere to go."""
-    for format in ("parquet", "npy", "faiss"):
+    for format in ("parquet", "npy", "faiss", "faiss-hnsw"):
         tables = save(tmp_path / format, {"hour": table})
         written = export_tables(tables, {"hour": RawIds(ROWS)}, tmp_path, format, "fp32", BLOCK)
         hours = open_table(tmp_path, "hour", written["hour"])

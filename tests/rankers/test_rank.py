@@ -1,8 +1,10 @@
 """Lists from ``placerank.load``: beside brute force over all items, and beside the exported ranker's samples."""
 
+import math
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,15 +16,18 @@ import torch
 from torch import Tensor
 
 import placerank
+from placerank.cli.main import main
 from placerank.data.batches.batch import SampleBatch
 from placerank.data.batches.features import FeatureConfig
 from placerank.data.batches.loader import SampleLoader
 from placerank.data.city.simulate import SimulateConfig, simulate
+from placerank.data.manifest import read_manifest
 from placerank.data.preparation.prepare import PrepareConfig, prepare
+from placerank.evaluation.rank import visits_of
 from placerank.kernels.haversine import haversine_km
 from placerank.rankers.dense import RankerConfig
 from placerank.rankers.objectives import ObjectivesConfig
-from placerank.rankers.rank import Ranker
+from placerank.rankers.rank_towers import TowerRanker
 from placerank.training.export import ExportConfig, export
 from placerank.training.train import TrainConfig, train
 
@@ -81,11 +86,11 @@ def asked_of(city: SimpleNamespace) -> tuple[SampleBatch, pa.Table]:
     return sample, pa.Table.from_pylist(rows)
 
 
-def of(ranker: Ranker, name: str) -> str:
+def of(ranker: TowerRanker, name: str) -> str:
     return next(o.of for o in ranker.exported.features.own if o.name == name)
 
 
-def by_pair(ranker: Ranker, found: pa.Table) -> dict[tuple[int, Any], list[float]]:
+def by_pair(ranker: TowerRanker, found: pa.Table) -> dict[tuple[int, Any], list[float]]:
     columns = [c for c in found.column_names if c.startswith(("score", "probability", "expected"))]
     return {(r["request"], r["item_id"]): [r[c] for c in columns] for r in found.to_pylist()}
 
@@ -97,7 +102,7 @@ def test_scores_are_those_of_prepared_samples(city: SimpleNamespace) -> None:
     assert (sample.offsets.diff() == 6).any(), "histories that are cut"
     assert max(map(len, asked["history"].to_pylist())) > 6
     assert [c for c in ranker.exported.own.values() if c["of"] == "interactions"], "own columns of interactions"
-    (found,) = ranker.predict(asked, k=50)
+    found = pa.concat_tables(ranker.predict(asked, k=50))
     got = by_pair(ranker, found)
     logits, expected = ranker.exported.score(sample), ranker.exported.predict(sample)
     assert found.column_names[4:] == [
@@ -110,7 +115,7 @@ def test_scores_are_those_of_prepared_samples(city: SimpleNamespace) -> None:
     torch.testing.assert_close(lines[:, 1::2], torch.stack([expected[n] for n in LABELS], 1), rtol=1e-4, atol=1e-5)
     ranker.dense, dense = None, ranker.dense
     try:
-        (program,) = ranker.predict(asked, k=50)  # as for an export of an older placerank
+        program = pa.concat_tables(ranker.predict(asked, k=50))  # as for an export of an older placerank
     finally:
         ranker.dense = dense
     again = by_pair(ranker, program)
@@ -130,9 +135,9 @@ def test_lists_are_those_of_brute_force(city: SimpleNamespace, monkeypatch: pyte
     some = asked.slice(0, 12).drop_columns(["candidates", *(n for n in asked.column_names if n in ranker.exported.own)])
     km, k = 2.5, 7
     everything = some.append_column("candidates", pa.array([ranker.item_ids[1:].to_pylist()] * 12))
-    (whole,) = ranker.predict(everything, k=10**6)
+    whole = pa.concat_tables(ranker.predict(everything, k=10**6))
     ties, lengths = 0, set()
-    (found,) = ranker.predict(some, within_km=km, k=k)
+    found = pa.concat_tables(ranker.predict(some, within_km=km, k=k))
     row_of = {item: row for row, item in enumerate(ranker.item_ids.to_pylist())}
     for request, about in enumerate(some.to_pylist()):
         lines = [x for x in whole.to_pylist() if x["request"] == request]
@@ -154,13 +159,13 @@ def test_lists_are_those_of_brute_force(city: SimpleNamespace, monkeypatch: pyte
 def test_batches_change_nothing(city: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut within requests, and by pieces of a Parquet file."""
     _, asked = asked_of(city)
-    (want,) = city.ranker.predict(asked, k=3)
-    monkeypatch.setattr("placerank.rankers.rank._TOGETHER", 5)
-    monkeypatch.setattr("placerank.rankers.rank._REQUESTS", 7)
+    want = pa.concat_tables(city.ranker.predict(asked, k=3))
+    monkeypatch.setattr("placerank.rankers.rank_towers._TOGETHER", 5)
+    monkeypatch.setattr("placerank.rankers.rank_requests.REQUESTS", 7)
     pq.write_table(asked, file := city.out.parent / "asked.parquet")
     for source in (asked, file):
         pieces = list(city.ranker.predict(source, k=3))
-        assert len(pieces) == -(-len(asked) // 7)
+        assert len(pieces) >= len(asked) // 7 and max(map(len, pieces)) <= 21
         got = pa.concat_tables(pieces)
         assert got.drop_columns(["score_label"]).column_names == want.drop_columns(["score_label"]).column_names
         for name in ("request", "item_id"):
@@ -255,3 +260,90 @@ def test_importing_placerank_is_cheap() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         placerank.nothing  # noqa: B018
+
+
+def test_command_rank(city: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table and the page say what ``rank`` does, with the visits that a raw table has before the moment."""
+    ranker, raw = city.ranker, pq.read_table(city.raw / "interactions.parquet")
+    clicks = [x for x in raw.to_pylist() if x["label"] == 1]
+    last = max(clicks, key=lambda x: x["timestamp"])
+    user, now = last["user_id"], int(last["timestamp"].timestamp())
+    mine = [(x["item_id"], int(x["timestamp"].timestamp())) for x in clicks if x["user_id"] == user]
+    earlier = [(item, time) for item, time in mine if time < now]
+    assert 0 < len(earlier) < len(mine)
+    assert visits_of(city.raw / "interactions.parquet", user, now) == earlier
+    here = (float(ranker.lat[9]), float(ranker.lon[9]))
+    page = tmp_path / "page.html"
+    flags = ["--export", str(city.out), "--user", str(user), "--place", *map(str, here), "--time", str(now)]
+    flags += ["--visits", str(city.raw / "interactions.parquet"), "--by", "order", "--k", "4"]
+    assert main(["rank", *flags, "--out", str(page)]) == 0
+    want = ranker.rank(user, here, now, earlier, k=4, by="order").to_pylist()
+    told, written = capsys.readouterr().out, page.read_text()
+    assert f"{len(earlier)} earlier visits" in told and page.as_uri() in told and "data:image/png" in written
+    table = [line.split() for line in told.splitlines() if line.strip()[:1].isdigit()]
+    assert [line[0] for line in table] == ["1", "2", "3", "4"]
+    for row, line in zip(want, table, strict=True):
+        assert line[-1] == f"{row['km']:.2f}" and f"{row['probability_order']:.2%}" in line
+        assert str(row["item_id"]) in line and f"<td>{row['item_id']}</td>" in written
+    ids = [str(x) for x in ranker.item_ids[1:4].to_pylist()]
+    assert main(["rank", "--export", str(city.out), "--user", str(10**9), "--candidates", *ids]) == 0
+    told = capsys.readouterr().out
+    assert "not known to the ranker" in told and all(item in told for item in ids)
+    assert main(["rank", *flags[:4], "--place", "-60", "10"]) == 0
+    assert "nothing is there" in capsys.readouterr().out
+    for wrong, text in (
+        ([*flags, "--out", str(page)], "page.html exists"),
+        (flags[:4], "place: got none"),
+        ([*flags, "--time", "noon"], "expected unix seconds, or a time with its zone"),
+        ([*flags, "--time", "2024-06-01T12:00:00"], "expected unix seconds, or a time with its zone"),
+        ([*flags, "--within-km", "0"], "within_km=0.0: expected more than 0 km"),
+        ([*flags, "--by", "taste"], "by='taste'"),
+        ([*flags, "--out", "s3://bucket/page.html"], "expected a file on this machine"),
+        ([*flags, "--visits", str(city.raw / "items.parquet")], "no column user_id; expected user_id, item_id"),
+        ([*flags, "--user", "x y"], "user: got 'x y', expected a whole number"),
+    ):
+        assert main(["rank", *wrong]) != 0
+        assert text in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_command_predict(city: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, asked = asked_of(city)
+    pq.write_table(asked, file := tmp_path / "asked.parquet", row_group_size=11)
+    flags = ["--export", str(city.out), "--requests", str(file), "--k", "3", "--by", "gmv"]
+    assert main(["predict", *flags, "--out", str(tmp_path / "lists")]) == 0
+    want = pa.concat_tables(city.ranker.predict(asked, k=3, by="gmv"))
+    assert pq.read_table(tmp_path / "lists" / "lists.parquet").equals(want)
+    told = read_manifest(tmp_path / "lists", "lists", verify=True)
+    assert (told["requests"], told["places"]) == (len(asked), len(want))
+    nobody = asked.slice(0, 0)
+    pq.write_table(nobody, file)
+    assert main(["predict", *flags, "--out", str(tmp_path / "none")]) == 0
+    none = pq.read_table(tmp_path / "none" / "lists.parquet")
+    assert len(none) == 0 and none.schema.equals(want.schema)
+    late = asked.slice(0, 40).to_pylist()
+    late[33]["lat"] = 91.0
+    pq.write_table(pa.Table.from_pylist(late, asked.schema), file)
+    before = pq.read_table(tmp_path / "lists" / "lists.parquet")
+    capsys.readouterr()
+    assert main(["predict", *flags, "--out", str(tmp_path / "lists"), "--overwrite"]) == 1
+    assert "counted from request 16: request 17: got lat 91, expected degrees" in capsys.readouterr().err
+    assert pq.read_table(tmp_path / "lists" / "lists.parquet").equals(before), "the lists that there were"
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["asked.parquet", "lists", "none"]
+    assert main(["predict", *flags, "--out", str(tmp_path / "lists")]) == 1
+    assert "lists exists" in capsys.readouterr().err
+
+
+def test_pieces_follow_the_number_of_candidates(city: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many requests together as have a number of candidates, whatever the reach; the lists stay."""
+    _, asked = asked_of(city)
+    some = asked.select(["user_id", "time", "lat", "lon"])
+    want = pa.concat_tables(city.ranker.predict(some, within_km=math.inf, k=2))
+    monkeypatch.setattr("placerank.rankers.rank_base._CANDIDATES", 900)
+    monkeypatch.setattr("placerank.rankers.rank_base._FIRST", 2)
+    counts: list[int] = []
+    found = pa.concat_tables(city.ranker.predict(some, within_km=math.inf, k=2, asked=counts.append))
+    most = 900 // (len(city.ranker.item_ids) - 1)
+    assert max(counts) == most > 2 and sum(counts) == len(asked)
+    assert found.drop_columns([c for c in found.column_names if "_" in c and c[:4] != "item"]).equals(
+        want.drop_columns([c for c in want.column_names if "_" in c and c[:4] != "item"])
+    )

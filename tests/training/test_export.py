@@ -227,6 +227,7 @@ def test_settings_are_checked() -> None:
     paths = {"run": Path("run"), "out": Path("out")}
     for wrong, told in (
         ({"format": "csv"}, "format='csv': expected one of parquet, safetensors, npy, faiss"),
+        ({"format": "faiss-hnsw", "since": "export"}, "since with format=faiss-hnsw: what a delta makes is compared"),
         ({"dtype": "fp64"}, "dtype='fp64': expected one of fp32, fp16, int8, int4"),
         ({"format": "faiss", "dtype": "int8"}, "dtype='int8': a FAISS index takes fp32 or fp16"),
         ({"block_rows": 0}, "block_rows=0: expected at least 1"),

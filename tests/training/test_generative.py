@@ -19,6 +19,7 @@ import torch
 from runs import metrics, train_and_die, train_here
 from tokens import K, make_codes, write_tokens
 
+import placerank
 from placerank.data.batches.features import FeatureConfig
 from placerank.data.batches.loader import SampleLoader
 from placerank.data.batches.sequences import SequenceLoader
@@ -32,9 +33,10 @@ from placerank.rankers.dense import RankerConfig
 from placerank.rankers.exported import ExportedRanker
 from placerank.rankers.exported_generator import ExportedGenerator
 from placerank.rankers.generative.config import GeneratorConfig, OneRecConfig, TigerConfig
-from placerank.rankers.generative.reach import OpeningHours, local_seconds, open_now
+from placerank.rankers.generative.reach import OpeningHours, everything, local_seconds, open_now
 from placerank.rankers.generative_ranker import expand, gather
 from placerank.rankers.plugins.akt import AktConfig
+from placerank.rankers.rank_visits import VisitRanker
 from placerank.tokenization.codes.semantic_ids import SemanticIds
 from placerank.training.export import ExportConfig, export
 from placerank.training.inference import Loaded, load_ranker
@@ -487,6 +489,64 @@ def test_an_export_gives_the_lists_of_the_run(world: SimpleNamespace, tmp_path: 
     (folder / "generator.json").unlink()
     with pytest.raises(ValueError, match=r"generator\.json"):
         ExportedGenerator.load(folder)
+
+
+@pytest.mark.parametrize("kind", ["generative", "onerec"])
+def test_lists_by_raw_ids_are_those_of_the_export(world: SimpleNamespace, kind: str, tmp_path: Path) -> None:
+    """``placerank.load``: the same calls and columns as for rankers of candidates, strangers and ugly places too."""
+    run = world.run
+    if kind == "onerec":
+        sizes = OneRecConfig(columns=16, heads=2, layers=1, hidden=32)
+        run = train(small(world, tmp_path / "run", epochs=1, ranker=RankerConfig(kind=kind, onerec=sizes)))
+    ranker = placerank.load(export(ExportConfig(run=run, out=tmp_path / "export")))
+    exported = ExportedGenerator.load(tmp_path / "export")
+    assert isinstance(ranker, VisitRanker)
+    with runtime(0) as rt:
+        batch = next(iter(visit_loader(load_ranker(run, rt).inputs, "test", 30, rt)))
+    offsets, at = (x.tolist() for x in batch.last(10**6))
+    raw = ranker.item_ids.to_pylist()
+    lines = []
+    for b in range(batch.valid):
+        seen = at[offsets[b] : offsets[b + 1]]
+        np.random.default_rng(b).shuffle(seen)
+        lines.append(
+            {
+                "user_id": ranker.user_ids[int(batch.user[batch.stretch[b]])].as_py() or 10**9,
+                "time": int(batch.target_time[b]),
+                "lat": float(batch.lat[b]),
+                "lon": float(batch.lon[b]),
+                "history": [raw[batch.item[i]] or 10**9 for i in seen],
+                "history_time": [int(batch.time[i]) for i in seen],
+            }
+        )
+    asked = pa.Table.from_pylist(lines)
+    for km, k in ((2.0, 5), (math.inf, 140)):
+        lat, lon = (x.double().numpy() for x in (batch.lat, batch.lon))
+        everywhere = everything(exported.generator.index.items, len(batch))
+        want = exported.lists(batch, everywhere if km == math.inf else exported.near(km).within(lat, lon), k)
+        found = pa.concat_tables(ranker.predict(asked, within_km=km, k=k))
+        assert found.column_names == ["request", "user_id", "item_id", "km", "score", "probability"]
+        assert np.bincount(found["request"], minlength=batch.valid).tolist() == want.offsets.diff().tolist()
+        assert found["item_id"].to_pylist() == [raw[i] for i in want.items.tolist()]
+        np.testing.assert_allclose(found["score"], want.log_p, atol=2e-5)
+        np.testing.assert_allclose(found["probability"], want.log_p.exp(), atol=1e-6)
+        assert km == math.inf or (found["km"].to_numpy() <= km).all()
+    user, here, when = lines[0]["user_id"], (lines[0]["lat"], lines[0]["lon"]), lines[0]["time"]
+    visits = list(zip(lines[0]["history"], lines[0]["history_time"], strict=True))
+    one = ranker.rank(user, here, when, visits, within_km=2.0, k=5)
+    first = pa.concat_tables(ranker.predict(asked.slice(0, 1), within_km=2.0, k=5))
+    assert one["item_id"].to_pylist() == first["item_id"].to_pylist() and len(one)
+    some = [raw[i] for i in sorted(exported.generator.index.items.tolist())[::20]]
+    given = ranker.rank("nobody" if isinstance(user, str) else 10**9, None, when, None, some, k=99)
+    assert sorted(given["item_id"].to_pylist()) == sorted(some)
+    assert np.isnan(given["km"].to_numpy()).all()
+    if kind == "generative":  # OneRec writes a list, each place given those before it
+        assert (np.diff(given["score"].to_numpy()) <= 0).all()
+    assert len(ranker.rank(user, (-60.0, 10.0), when)) == 0 and len(ranker.rank([], [], [])) == 0
+    with pytest.raises(ValueError, match="by='taste': this ranker has label"):
+        ranker.rank(user, here, when, by="taste")
+    with pytest.raises(ValueError, match="got a column 'shoes'"):
+        ranker.rank(user, here, when, own={"shoes": 1})
 
 
 @pytest.mark.parametrize("kind", ["generative", "tiger", "onerec"])

@@ -75,6 +75,7 @@ def make(case: Case, arrays: Arrays, scratch: Path) -> Side:
         step=model.train_step,
         fit=fit,
         parameters=sum(value.numel() for value in model.parameters()),
+        predict=lambda batch: model.predict([batch]),
     )
 
 

@@ -54,6 +54,7 @@ def make(case: Case, arrays: Arrays, scratch: Path) -> Side:
         step=lambda batch: trainer.train_one_epoch([batch]),
         fit=fit,
         parameters=sum(value.numel() for value in model.parameters()),
+        predict=lambda batch: trainer.predict(model, [batch]),
     )
 
 

@@ -4,6 +4,7 @@ A worker is a process in its own environment. It reads one command a line from s
 
     warm N      N training steps, untimed
     step S      training steps for at least S seconds, batches already in memory -> samples_per_s, loss
+    predict N   scores of the first batch, N times -> seconds of each
     fit         one epoch of the side's own loop with its own loader -> samples_per_s (null where it has none here)
     quit
 
@@ -72,6 +73,7 @@ class Side:
         step: one training step on one of them; returns the loss (read once a repeat only).
         fit: one epoch with the side's own loader, or None.
         parameters: number of trainable values.
+        predict: the side's own way from one of the batches to scores, or None.
     """
 
     version: str
@@ -80,6 +82,7 @@ class Side:
     step: Callable[[Any], torch.Tensor | float]
     fit: Callable[[], None] | None
     parameters: int
+    predict: Callable[[Any], object] | None = None
 
 
 def serve(make: Callable[[Case, Arrays, Path], Side]) -> None:
@@ -111,6 +114,15 @@ def serve(make: Callable[[Case, Arrays, Path], Side]) -> None:
         command, *values = line.split()
         if command == "quit":
             return
+        if command == "predict":
+            assert side.predict is not None
+            seconds = []
+            for _ in range(int(values[0])):
+                start = time.perf_counter()
+                side.predict(side.batches[0])
+                seconds.append(time.perf_counter() - start)
+            print(json.dumps({"seconds": seconds}), file=answers)
+            continue
         if command == "fit":
             if side.fit is None:
                 print(json.dumps({"samples_per_s": None}), file=answers)
@@ -119,9 +131,9 @@ def serve(make: Callable[[Case, Arrays, Path], Side]) -> None:
             side.fit()
             print(json.dumps({"samples_per_s": case.rows / (time.perf_counter() - start)}), file=answers)
             continue
-        steps, seconds = (int(values[0]), 0.0) if command == "warm" else (4, float(values[0]))
+        steps, at_least = (int(values[0]), 0.0) if command == "warm" else (4, float(values[0]))
         done, losses, start = 0, [], time.perf_counter()
-        while done < steps or time.perf_counter() - start < seconds:
+        while done < steps or time.perf_counter() - start < at_least:
             loss = side.step(side.batches[position % len(side.batches)])
             losses.append(loss.detach() if isinstance(loss, torch.Tensor) else loss)
             position += 1
