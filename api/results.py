@@ -65,6 +65,9 @@ class Result:
         """Names and values, the most telling first."""
         raise NotImplementedError
 
+    def _facts(self) -> dict[str, str]:
+        return {name: _text(value) for name, value in self.summary.items() if value not in (None, "")}
+
     def _tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
         """Tables to show: title, head, rows."""
         return []
@@ -74,7 +77,7 @@ class Result:
         return []
 
     def __repr__(self) -> str:
-        facts = {name: _text(value) for name, value in self.summary.items()}
+        facts = self._facts()
         width = max(map(len, facts), default=0)
         lines = [f"{type(self).__name__} {self.folder}", *(f"  {n:<{width}}  {value}" for n, value in facts.items())]
         for title, head, rows in self._tables():
@@ -88,8 +91,7 @@ class Result:
             (f"<h4>{page.escape(title)}</h4>" if title else "") + page.table(head, rows)
             for title, head, rows in self._tables()
         ]
-        facts = {name: _text(value) for name, value in self.summary.items()}
-        return notebook.box(type(self).__name__, str(self.folder), facts, [*tables, *self._pictures()])
+        return notebook.box(type(self).__name__, str(self.folder), self._facts(), [*tables, *self._pictures()])
 
     def _json(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.folder / name).read_text())

@@ -32,6 +32,7 @@ from ..kernels.haversine import haversine_km
 from .dense import DensePart, RankerConfig
 from .exported import ExportedRanker
 from .generative.reach import Near
+from .hub import OnTheHub
 
 log = logging.getLogger(__name__)
 _HOUR = 3600
@@ -60,7 +61,7 @@ def load(export: Path | str, verify: bool = True) -> "Ranker":
     return Ranker.load(Path(export), verify)
 
 
-class Ranker:
+class Ranker(OnTheHub):
     """Ranks places on the CPU, by raw ids.
 
     What is of a request, its user, history and place, is computed once, however many candidates it has. The dense part
@@ -98,6 +99,7 @@ class Ranker:
         items = pq.read_table(folder / "catalog.parquet", columns=["item_id", "lat", "lon"])
         users = one_array(pq.read_table(folder / "users.parquet", columns=["user_id"])["user_id"])
         ranker = cls(exported, items, users, None, manifest.get("history_length"))
+        ranker.folder = folder
         ranker.dense = ranker._as_code(manifest.get("ranker"), str(folder))
         return ranker
 
