@@ -35,7 +35,7 @@ _STYLE = """
 .placerank table td.muted { color: var(--muted); }
 .placerank .dot { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 8px; }
 .placerank figure { overflow-x: auto; margin: 0 0 8px; }
-.placerank figure svg { display: block; width: 100%; min-width: 600px; height: auto; }
+.placerank figure svg { display: block; width: 100%; min-width: 480px; height: auto; }
 .placerank figure svg text { font-family: inherit; }
 .placerank .legend { display: flex; flex-wrap: wrap; gap: 2px 18px; color: var(--muted); font-size: 13px; }
 .placerank .legend i { font-style: normal; margin-right: 6px; }
