@@ -25,15 +25,12 @@ from typing import TYPE_CHECKING, Any
 from .results import Aligned, Evaluated, Exported, Generated, Prepared, Simulated, Tokenized, Trained
 
 if TYPE_CHECKING:
-    from ..data.city.simulate import SimulateConfig
+    from ..data.city.settings import SimulateConfig
     from ..data.preparation.settings import PrepareConfig
-    from ..embeddings.delta import ApplyConfig
-    from ..evaluation.evaluate import EvaluateConfig
-    from ..evaluation.generate import GenerateConfig
-    from ..tokenization.align import AlignConfig
-    from ..tokenization.tokenize import TokenizeConfig
-    from ..training.export import ExportConfig
-    from ..training.train import TrainConfig
+    from ..embeddings.settings import ApplyConfig
+    from ..evaluation.settings import EvaluateConfig, GenerateConfig
+    from ..tokenization.settings import AlignConfig, TokenizeConfig
+    from ..training.settings import ExportConfig, TrainConfig
 
 _ERROR = "placerank: error: "
 _KEPT = 20  # lines of ranks that failed without saying why

@@ -73,99 +73,54 @@ __all__ = [
 
 # Names are said for type checkers and editors, which don't run the code below, and for Python; a test holds them equal.
 if TYPE_CHECKING:
-    from .api.results import (
-        Aligned,
-        Evaluated,
-        Exported,
-        Generated,
-        Prepared,
-        Simulated,
-        Tokenized,
-        Trained,
-    )
-    from .api.steps import (
-        align,
-        apply,
-        evaluate,
-        export,
-        generate,
-        prepare,
-        simulate,
-        tokenize,
-        train,
-    )
-    from .data.batches.features import FeatureConfig
-    from .data.city.simulate import SimulateConfig
+    from .api.results import Aligned, Evaluated, Exported, Generated, Prepared, Simulated, Tokenized, Trained
+    from .api.steps import align, apply, evaluate, export, generate, prepare, simulate, tokenize, train
+    from .data.batches.settings import FeatureConfig
+    from .data.city.settings import SimulateConfig
     from .data.preparation.settings import PrepareConfig
-    from .embeddings.delta import ApplyConfig
-    from .evaluation.evaluate import EvaluateConfig
-    from .evaluation.generate import GenerateConfig
-    from .evaluation.measure_lists import ListsConfig
-    from .rankers.dense import RankerConfig
-    from .rankers.generative.config import (
-        GeneratorConfig,
-        OneRecConfig,
-        TigerConfig,
-    )
-    from .rankers.objectives import ObjectivesConfig
-    from .rankers.plugins.akt import AktConfig
-    from .rankers.plugins.rest import RestConfig
+    from .embeddings.settings import ApplyConfig
+    from .evaluation.settings import EvaluateConfig, GenerateConfig, ListsConfig
+    from .rankers.generative.config import GeneratorConfig, OneRecConfig, TigerConfig
+    from .rankers.plugins.settings import AktConfig, RestConfig
     from .rankers.rank import Ranker, load
-    from .tokenization.align import AlignConfig
-    from .tokenization.alignment.behaviour import BehaviourConfig
-    from .tokenization.alignment.finetune import OptimizerSettings
-    from .tokenization.alignment.gdpo import GDPOConfig
-    from .tokenization.alignment.lora import LoraSettings
-    from .tokenization.alignment.reward import RewardConfig
-    from .tokenization.codes.hgit import HGITOptions
-    from .tokenization.codes.residual_kmeans import KMeansOptions
-    from .tokenization.codes.rqvae import RQVAEOptions
-    from .tokenization.codes.tokenizer import TokenizerConfig
-    from .tokenization.judging.tokenize_report import ReportConfig
-    from .tokenization.text.districts import DistrictConfig
-    from .tokenization.text.encoders import EncoderConfig
-    from .tokenization.text.prompts import PromptConfig
-    from .tokenization.tokenize import TokenizeConfig
-    from .training.export import ExportConfig
-    from .training.model import OptimizerConfig
-    from .training.sharding import ShardingConfig
-    from .training.train import TrainConfig
+    from .rankers.settings import ObjectivesConfig, RankerConfig
+    from .tokenization.alignment.settings import (
+        BehaviourConfig,
+        GDPOConfig,
+        LoraSettings,
+        OptimizerSettings,
+        RewardConfig,
+    )
+    from .tokenization.codes.settings import HGITOptions, KMeansOptions, RQVAEOptions, TokenizerConfig
+    from .tokenization.judging.settings import ReportConfig
+    from .tokenization.settings import AlignConfig, TokenizeConfig
+    from .tokenization.text.settings import DistrictConfig, EncoderConfig, PromptConfig
+    from .training.settings import ExportConfig, OptimizerConfig, ShardingConfig, TrainConfig
 
 _LAZY = {
     ".api.results": ("Aligned", "Evaluated", "Exported", "Generated", "Prepared", "Simulated", "Tokenized", "Trained"),
     ".api.steps": ("align", "apply", "evaluate", "export", "generate", "prepare", "simulate", "tokenize", "train"),
-    ".data.batches.features": ("FeatureConfig",),
-    ".data.city.simulate": ("SimulateConfig",),
+    ".data.batches.settings": ("FeatureConfig",),
+    ".data.city.settings": ("SimulateConfig",),
     ".data.preparation.settings": ("PrepareConfig",),
-    ".embeddings.delta": ("ApplyConfig",),
-    ".evaluation.evaluate": ("EvaluateConfig",),
-    ".evaluation.generate": ("GenerateConfig",),
-    ".evaluation.measure_lists": ("ListsConfig",),
-    ".rankers.dense": ("RankerConfig",),
+    ".embeddings.settings": ("ApplyConfig",),
+    ".evaluation.settings": ("EvaluateConfig", "GenerateConfig", "ListsConfig"),
     ".rankers.generative.config": ("GeneratorConfig", "OneRecConfig", "TigerConfig"),
-    ".rankers.objectives": ("ObjectivesConfig",),
-    ".rankers.plugins.akt": ("AktConfig",),
-    ".rankers.plugins.rest": ("RestConfig",),
+    ".rankers.plugins.settings": ("AktConfig", "RestConfig"),
     ".rankers.rank": ("Ranker", "load"),
-    ".tokenization.align": ("AlignConfig",),
-    ".tokenization.alignment.behaviour": ("BehaviourConfig",),
-    ".tokenization.alignment.finetune": ("OptimizerSettings",),
-    ".tokenization.alignment.gdpo": ("GDPOConfig",),
-    ".tokenization.alignment.lora": ("LoraSettings",),
-    ".tokenization.alignment.reward": ("RewardConfig",),
-    ".tokenization.codes.hgit": ("HGITOptions",),
-    ".tokenization.codes.residual_kmeans": ("KMeansOptions",),
-    ".tokenization.codes.rqvae": ("RQVAEOptions",),
-    ".tokenization.codes.tokenizer": ("TokenizerConfig",),
-    ".tokenization.judging.tokenize_report": ("ReportConfig",),
-    ".tokenization.text.districts": ("DistrictConfig",),
-    ".tokenization.text.encoders": ("EncoderConfig",),
-    ".tokenization.text.prompts": ("PromptConfig",),
-    ".tokenization.tokenize": ("TokenizeConfig",),
-    ".training.export": ("ExportConfig",),
-    ".training.model": ("OptimizerConfig",),
-    ".training.sharding": ("ShardingConfig",),
-    ".training.train": ("TrainConfig",),
+    ".rankers.settings": ("ObjectivesConfig", "RankerConfig"),
+    ".tokenization.alignment.settings": (
+        "BehaviourConfig",
+        "GDPOConfig",
+        "LoraSettings",
+        "OptimizerSettings",
+        "RewardConfig",
+    ),
+    ".tokenization.codes.settings": ("HGITOptions", "KMeansOptions", "RQVAEOptions", "TokenizerConfig"),
+    ".tokenization.judging.settings": ("ReportConfig",),
+    ".tokenization.settings": ("AlignConfig", "TokenizeConfig"),
+    ".tokenization.text.settings": ("DistrictConfig", "EncoderConfig", "PromptConfig"),
+    ".training.settings": ("ExportConfig", "OptimizerConfig", "ShardingConfig", "TrainConfig"),
 }
 _HOMES = {name: module for module, names in _LAZY.items() for name in names}
 
