@@ -214,10 +214,10 @@ class Trained(Result):
 
     def _pictures(self) -> list[str]:
         from ..evaluation.pictures import learning_curve
-        from ..reports import figures
+        from ..reports import notebook
 
         best = self.best.get("step")
-        return [figures.svg(lambda: learning_curve(self.log, best))] if self.log else []
+        return [notebook.svg(lambda: learning_curve(self.log, best))] if self.log else []
 
 
 class Evaluated(Result):
@@ -265,13 +265,13 @@ class Evaluated(Result):
 
     def _pictures(self) -> list[str]:
         from ..evaluation import pictures
-        from ..reports import figures
+        from ..reports import notebook
 
         found = self.metrics
         parts = [part for part in found["slices"].values() if len(part["scorers"]["model"]) > 1]
         known = found["scorers"]["model"]["auc"] is not None
-        shown = [figures.svg(lambda: pictures.ladder(found["scorers"]))] if known else []
-        return shown + ([figures.svg(lambda: pictures.slices(parts, ["model"]))] if parts else [])
+        shown = [notebook.svg(lambda: pictures.ladder(found["scorers"]))] if known else []
+        return shown + ([notebook.svg(lambda: pictures.slices(parts, ["model"]))] if parts else [])
 
 
 class Generated(Result):

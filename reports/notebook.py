@@ -4,16 +4,19 @@ It brings its own colours and its own light ground: pages around it are light or
 Style rules name the box alone, for a notebook is one page.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from . import page
+from matplotlib.figure import Figure
+
+from . import figures, page
 from .figures import THEME
 
+_WIDTH = 6.2  # inches of a chart: what is drawn for a page of 9 can't be read in a cell of a phone's width
 _STYLE = """
 .placerank { background: #ffffff; color: var(--ink); border: 1px solid var(--line); border-radius: 10px;
-  padding: 14px 18px; margin: 4px 0; max-width: 960px; box-sizing: border-box; font: 14px/1.5 sans-serif; }
+  padding: 14px 18px; margin: 4px 0; max-width: 860px; box-sizing: border-box; font: 14px/1.5 sans-serif; }
 .placerank h3, .placerank h4 { color: var(--ink); font-size: 15px; font-weight: 700; margin: 0 0 8px; }
 .placerank h3 code { color: var(--muted); background: none; font-size: 13px; font-weight: 400;
   overflow-wrap: anywhere; }
@@ -35,11 +38,22 @@ _STYLE = """
 .placerank table td.muted { color: var(--muted); }
 .placerank .dot { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 8px; }
 .placerank figure { overflow-x: auto; margin: 0 0 8px; }
-.placerank figure svg { display: block; width: 100%; min-width: 480px; height: auto; }
+.placerank figure svg { display: block; width: 100%; min-width: 300px; max-width: 640px; height: auto; }
 .placerank figure svg text { font-family: inherit; }
 .placerank .legend { display: flex; flex-wrap: wrap; gap: 2px 18px; color: var(--muted); font-size: 13px; }
 .placerank .legend i { font-style: normal; margin-right: 6px; }
 """
+
+
+def svg(draw: Callable[[], Figure]) -> str:
+    """A chart as ``figures.svg`` makes it, drawn for the box."""
+
+    def narrow() -> Figure:
+        figure = draw()
+        figure.set_size_inches(_WIDTH, figure.get_size_inches()[1])
+        return figure
+
+    return figures.svg(narrow)
 
 
 def box(title: str, where: str, facts: dict[str, Any], parts: Sequence[str] = ()) -> str:
