@@ -245,6 +245,7 @@ class Evaluated(Result):
             "rows": found["rows"],
             "positives": found["positives"],
             **({"from chance to the best possible AUC": f"{share['auc']:.1%}"} if share and share["auc"] else {}),
+            "notes": " ".join(found["notes"]),
         }
 
     def _tables(self) -> list[tuple[str, list[str], list[list[str]]]]:

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,3 +61,17 @@ def test_all_settings_of_a_step_have_names(step: str) -> None:
         config.__name__: config for config in held(getattr(pr, f"{step.capitalize()}Config"), set())
     }
     assert {name: getattr(pr, name, None) for name in names} == names
+
+
+def test_documents_name_what_there_is() -> None:
+    root = Path(__file__).resolve().parents[2]
+    texts = [(root / name).read_text() for name in ("README.md", "docs/python.md", "docs/tour.ipynb", "docs/tune.py")]
+    for text in texts:
+        named = set(re.findall(r"\bpr\.([A-Za-z_]+)", text))
+        assert named and named <= set(pr.__all__)
+    held = re.findall(r"^\| `pr\.(\w+)` \| `(\w+)` \| `(\w+)` \|", texts[1], re.MULTILINE)
+    assert {step for step, _, _ in held} == set(STEPS)
+    for step, config, result in held:
+        assert config == f"{step.capitalize()}Config" and get_type_hints(getattr(pr, step), vars(pr))[
+            "return"
+        ] is getattr(pr, result)

@@ -133,10 +133,19 @@ def test_more_labels_than_one(tmp_path: Path) -> None:
     """A table each; where nothing is known of a metric, nothing is shown."""
     scorers = {"model": {"title": "Model", "auc": None, "log_loss": 0.5}}
     one = {"scorers": scorers, "positives": 3, "slices": {}}
-    metrics = {**one, "split": "test", "step": 5, "rows": 10, "share_of_oracle": None, "objective": "label"}
+    metrics = {
+        **one,
+        "split": "test",
+        "step": 5,
+        "rows": 10,
+        "share_of_oracle": None,
+        "objective": "label",
+        "notes": ["No oracle."],
+    }
     write_json(tmp_path / "metrics.json", {**metrics, "objectives": {"order": one}})
     found = pr.Evaluated(tmp_path)
     text = repr(found)
     assert text.index("\nlabel\n") < text.index("\norder\n")
+    assert "No oracle." in text
     shown = Tags(found._repr_html_()).seen
     assert shown.count("table") == 2 and shown.count("h4") == 2 and "svg" not in shown
