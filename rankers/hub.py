@@ -1,5 +1,6 @@
 """A ranker to and from the Hugging Face hub: an export folder with a model card made of its figures."""
 
+import importlib
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,11 +17,6 @@ class OnTheHub:
     folder: Path | None = None
 
     @classmethod
-    def load(cls, folder: Path, verify: bool = True) -> Self:
-        """A ranker from an export folder."""
-        raise NotImplementedError
-
-    @classmethod
     def from_pretrained(cls, name: str | Path, *, verify: bool = True, **download: Any) -> Self:
         """The ranker in a repository of the hub.
 
@@ -33,14 +29,19 @@ class OnTheHub:
                 huggingface_hub takes them.
 
         Raises:
-            FileNotFoundError, ValueError: it holds no export, not a whole one, or a damaged one.
+            FileNotFoundError, ValueError: it holds no export, one that is not whole or damaged, or of another kind.
             OSError: the hub can't be reached, or doesn't have it.
         """
-        if Path(name).is_dir():
-            return cls.load(Path(name), verify)
-        from .hub_folder import ExportFolder
+        folder = Path(name)
+        if not folder.is_dir():
+            from .hub_folder import ExportFolder
 
-        return cls.load(ExportFolder.from_pretrained(name, **download).folder, verify)
+            folder = ExportFolder.from_pretrained(name, **download).folder
+        # which kind of ranker a folder holds is known to a module that imports this one
+        found = importlib.import_module(".rank", __package__).load(folder, verify)
+        if not isinstance(found, cls):
+            raise ValueError(f"{name} holds a {type(found).__name__}, expected a {cls.__name__}; use placerank.load")
+        return found
 
     def save_pretrained(self, folder: Path | str, *, evaluation: Path | None = None, data: Path | None = None) -> None:
         """The export with a model card, ``README.md``, as a repository of the hub has it.

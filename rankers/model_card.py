@@ -106,12 +106,13 @@ def _introduction(export: dict[str, Any]) -> str:
     kind = ranker.get("kind", "tower")
     what = f"Tower {ranker.get('tower')}" if kind == "tower" else f"Generative ranker of kind {kind}"
     plugins = [name for key, name in (("rest", "ReST"), ("akt", "AKT-Rec")) if (ranker.get(key) or {}).get("enabled")]
-    labels = (ranker.get("objectives") or {}).get("labels", [])
+    labels = (ranker.get("objectives") or {}).get("labels") or ["label"]
+    learned = f", of objectives {', '.join(labels)}" if kind == "tower" else ""
     visits = export.get("history_length")
     tables = export["tables"]
     numbers = sum(t["rows"] * t["dim"] for t in tables.values())
     return (
-        f"{what}{', with ' + ' and '.join(plugins) if plugins else ''}, of objectives {', '.join(labels) or 'label'}, "
+        f"{what}{', with ' + ' and '.join(plugins) if plugins else ''}{learned}, "
         f"over the last {visits or 'all'} visits; {len(tables)} embedding tables of {numbers:,} numbers "
         f"({', '.join(sorted({t['dtype'] for t in tables.values()}))}). Checkpoint of step {export.get('step')}, "
         f"placerank {export['environment']['packages'].get('placerank', '')}."

@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import ModelCard, hub_mixin
 
 from placerank.data.manifest import read_manifest, write_json, write_manifest
-from placerank.rankers import hub_folder
+from placerank.rankers import hub_folder, rank
 from placerank.rankers.hub import OnTheHub
 
 SPLIT = {"rows": 1_000, "positives": 200, "mean_history": 3.0, "row_groups": {}, "time": [1704067200, 1704153600]}
@@ -29,12 +29,22 @@ class Settings:
 class Loaded(OnTheHub):
     """Stands for a ranker: it only knows where it was loaded from."""
 
-    @classmethod
-    def load(cls, folder: Path, verify: bool = True) -> Self:
-        read_manifest(folder, "export", verify)
-        found = cls()
-        found.folder = folder
-        return found
+
+class Other(OnTheHub):
+    """Another kind."""
+
+
+def loaded(folder: Path, verify: bool = True) -> Loaded:
+    """As ``placerank.load``."""
+    read_manifest(folder, "export", verify)
+    found = Loaded()
+    found.folder = folder
+    return found
+
+
+@pytest.fixture(autouse=True)
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank, "load", loaded)
 
 
 def scored(auc: list[float]) -> list[dict[str, Any]]:
@@ -88,16 +98,18 @@ def made(tmp_path: Path) -> SimpleNamespace:
 
 
 def test_saved_and_read_again(made: SimpleNamespace, tmp_path: Path) -> None:
-    Loaded.load(made.export).save_pretrained(tmp_path / "saved")
+    loaded(made.export).save_pretrained(tmp_path / "saved")
     again = Loaded.from_pretrained(tmp_path / "saved")
     assert again.folder == tmp_path / "saved"
     assert read_manifest(tmp_path / "saved", "export", True) == read_manifest(made.export, "export")
+    with pytest.raises(ValueError, match=r"holds a Loaded, expected a Other; use placerank\.load"):
+        Other.from_pretrained(tmp_path / "saved")
     about = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert about["library_name"] == "placerank" and about["ranker"]["tower"] == "din"
 
 
 def test_the_card_tells_what_was_measured(made: SimpleNamespace, tmp_path: Path) -> None:
-    Loaded.load(made.export).save_pretrained(tmp_path / "saved", evaluation=made.evaluation, data=made.data)
+    loaded(made.export).save_pretrained(tmp_path / "saved", evaluation=made.evaluation, data=made.data)
     card = ModelCard.load(tmp_path / "saved" / "README.md")
     assert card.data.library_name == "placerank"
     measured = {one.metric_type: one.metric_value for one in card.data.eval_results or []}
@@ -117,14 +129,14 @@ def test_the_card_tells_what_was_measured(made: SimpleNamespace, tmp_path: Path)
 
 
 def test_without_an_evaluation_the_card_says_so(made: SimpleNamespace, tmp_path: Path) -> None:
-    Loaded.load(made.export).save_pretrained(tmp_path / "saved")
+    loaded(made.export).save_pretrained(tmp_path / "saved")
     text = (tmp_path / "saved" / "README.md").read_text()
     assert "No evaluation came with the export: nothing is known." in text
     assert "it was not evaluated" in text and "model-index" not in text
 
 
 def test_figures_of_something_else_are_refused(made: SimpleNamespace, tmp_path: Path) -> None:
-    ranker = Loaded.load(made.export)
+    ranker = loaded(made.export)
     of = read_manifest(made.export, "export")["made_from"]
     write_manifest(made.evaluation, "evaluation", Settings(), of, step=8)
     with pytest.raises(ValueError, match=r"evaluation=.*: is of step 8, the export of 7; give the one of this export"):
@@ -144,7 +156,7 @@ def test_figures_of_something_else_are_refused(made: SimpleNamespace, tmp_path: 
 
 
 def test_a_card_of_another_export_does_not_stay(made: SimpleNamespace, tmp_path: Path) -> None:
-    ranker, saved = Loaded.load(made.export), tmp_path / "saved"
+    ranker, saved = loaded(made.export), tmp_path / "saved"
     ranker.save_pretrained(saved)
     (saved / "README.md").write_text("my own words")
     ranker.save_pretrained(saved)
@@ -154,14 +166,14 @@ def test_a_card_of_another_export_does_not_stay(made: SimpleNamespace, tmp_path:
     (other / "tables" / "item.parquet").write_bytes(b"other rows")
     about = read_manifest(made.export, "export")
     write_manifest(other, "export", Settings(), about["made_from"], tables=about["tables"], step=9)
-    Loaded.load(other).save_pretrained(saved)
+    loaded(other).save_pretrained(saved)
     assert "Checkpoint of step 9" in (saved / "README.md").read_text()
     assert read_manifest(saved, "export", True)["step"] == 9
 
 
 def test_the_export_itself_gets_the_card_alone(made: SimpleNamespace) -> None:
     before = read_manifest(made.export, "export", True)
-    Loaded.load(made.export).save_pretrained(made.export)
+    loaded(made.export).save_pretrained(made.export)
     assert read_manifest(made.export, "export", True) == before
     assert (made.export / "README.md").is_file()
 
@@ -169,7 +181,7 @@ def test_the_export_itself_gets_the_card_alone(made: SimpleNamespace) -> None:
 def test_a_copy_that_broke_off_is_no_export(
     made: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ranker, saved = Loaded.load(made.export), tmp_path / "saved"
+    ranker, saved = loaded(made.export), tmp_path / "saved"
     ranker.save_pretrained(saved)
 
     def full(source: Path, to: Path) -> None:
@@ -204,7 +216,7 @@ class FakeApi:
 
 def test_pushed(made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_mixin, "HfApi", FakeApi)
-    ranker = Loaded.load(made.export)
+    ranker = loaded(made.export)
     assert ranker.push_to_hub("me/ranker", evaluation=made.evaluation, commit_message="new") == "https://hub/commit/1"
     assert FakeApi.asked["create_repo"] == {"repo_id": "me/ranker", "private": True, "exist_ok": True}
     assert FakeApi.asked["upload_folder"]["commit_message"] == "new"
