@@ -26,4 +26,6 @@ def load(export: Path | str, verify: bool = True) -> Ranker:
     """
     folder = fetched(place(Path(export)))
     generates = (folder / SETTINGS).is_file() and not (folder / SCORER).is_file()
-    return VisitRanker.load(folder, verify) if generates else TowerRanker.load(folder, verify)
+    ranker = VisitRanker.load(folder, verify) if generates else TowerRanker.load(folder, verify)
+    ranker.folder = folder
+    return ranker

@@ -21,6 +21,7 @@ from ..data.arrays import one_array, ranges
 from ..embeddings.reader import EmbeddingTable
 from ..kernels.haversine import haversine_km
 from .generative.reach import Near, everything
+from .hub import OnTheHub
 from .rank_requests import REQUESTS, as_table, checked, flat, is_whole, numbers_of, pieces, seconds_of
 
 _REACHES = 8  # that are kept
@@ -58,7 +59,7 @@ class Found(NamedTuple):
     outputs: NDArray[np.float32]
 
 
-class Ranker(ABC):
+class Ranker(OnTheHub, ABC):
     """Ranks places on the CPU, by raw ids; ``placerank.load`` makes one.
 
     Args:
