@@ -26,6 +26,7 @@ COMMANDS = {
     "generate": "lists of places for requests, from a generative ranker",
     "export": "embedding tables and the scorer, for serving; --since for what changed",
     "apply": "the whole export, of the one before and what changed",
+    "serve": "ranked lists over HTTP, from an export",
     "bench": "bench kernels: time the kernels beside their peers; bench gpu: check all that wants a GPU, in 8 minutes",
 }
 
