@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..data.manifest import MANIFEST, content_hash, read_manifest
-from ..data.urls import Url, get_files, listed
+from ..data.urls import Url, fingerprints, get_files, listed
 from ..embeddings.delta import apply_delta
 from ..rankers.rank import Ranker
 from .wire import Asked, Refused, rank_together
@@ -65,7 +65,7 @@ class Versions:
         self.export, self.deltas, self.work = export, deltas, work
         self.error: str | None = None
         self._recent: deque[Asked] = deque(maxlen=_RECENT)
-        self._refused: list[tuple[str, Path]] = []
+        self._refused: object = None
         self.current = self._loaded(self._way(), None)
 
     def rank(self, requests: list[Asked]) -> list[tuple[Version, dict[str, list[object]] | Refused]]:
@@ -93,12 +93,13 @@ class Versions:
             if way[-1][0] == self.current.content:
                 self.error = None
                 return False
-            if not again and way == self._refused:
+            files = [_files(path) for _, path in way]
+            if not again and files == self._refused:
                 return False
             try:
                 new = self._loaded(way, self.current)
             except ValueError:  # damaged, and not only out of reach
-                self._refused = way
+                self._refused = files
                 raise
         except Exception as error:
             self._clear()
@@ -108,7 +109,7 @@ class Versions:
             self.error = told
             raise
         log.info("%s serves in place of %s", new.name, self.current.name)
-        self.current, self.error, self._refused = new, None, []
+        self.current, self.error, self._refused = new, None, None
         self._clear()  # what the old ranker has mapped stays until it is gone
         return True
 
@@ -154,6 +155,14 @@ class Versions:
         for folder in self.work.iterdir():
             if folder != self.current.folder:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _files(folder: Path) -> list[tuple[str, str]]:
+    """The files of a folder, and what tells that one is another by now, without reading it."""
+    if isinstance(folder, Url):
+        return fingerprints(folder)
+    files = [(path, path.stat()) for path in sorted(folder.rglob("*"))]
+    return [(str(path), f"{about.st_size} {about.st_mtime_ns} {about.st_ino}") for path, about in files]
 
 
 def _warm_up(ranker: Ranker, recent: list[Asked]) -> None:
