@@ -2,10 +2,10 @@
 
     python -m placerank.benchmarks.bench_compiled --export runs/demo/export --save
 
-``code`` is what ``placerank.load`` runs: its loops share the history among a request's candidates. The program, compiled or
-not, takes candidates alone, each with a history of its own. Tables are looked up beforehand and in no way's time; ``rank``
-is all of ``Ranker.rank`` from raw ids, of which the dense part is a share. Ways are timed in turn; ratios are those of a
-turn: the median, with the 20th and the 80th percentile. Compiling takes a minute or two and a C++ compiler.
+``code`` is what ``placerank.load`` runs: its loops share the history among a request's candidates. The program, or what
+is compiled of it, takes candidates alone, each with a history of its own. Tables are looked up beforehand;
+``rank`` is all of ``Ranker.rank`` from raw ids, of which the dense part is a share. Ways are timed in turn; ratios are
+those of a turn: the median, with the 20th and the 80th percentile. Compiling takes a minute or two and a C++ compiler.
 """
 
 import argparse

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,21 +20,26 @@ from placerank.serving.wire import Asked, Refused
 NOW = 1_714_564_800
 
 
-@pytest.fixture(autouse=True)
-def no_commit() -> Iterator[None]:
-    """Asking git for each manifest would be much of these tests' time."""
-    with mock.patch("placerank.data.manifest.source_commit", return_value=None):
-        yield
+@pytest.fixture(scope="module")
+def want(exports: SimpleNamespace) -> dict[str, Any]:
+    """Scores of five items by ``placerank.load``, of exports a and b."""
+    found = {}
+    for name, export in vars(exports).items():
+        ranker = placerank.load(export)
+        ids = ranker.item_ids.to_pylist()[1:6]
+        found[name] = pytest.approx(ranker.rank(1, None, NOW, candidates=ids)["score"].to_pylist(), abs=1e-5)
+    assert found["a"] != found["b"].expected
+    return found
 
 
 @pytest.fixture
-def made(exports: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
-    """``served``, a copy of export a; ``deltas`` and ``work``, empty folders; the hashes ``a`` and ``b``."""
+def made(exports: SimpleNamespace, want: dict[str, Any], tmp_path: Path) -> SimpleNamespace:
+    """``served``, a copy of export a; ``deltas`` and ``work``, empty folders; the hashes ``a`` and ``b``; ``want``."""
     served = Path(shutil.copytree(exports.a, tmp_path / "served"))
     for name in ("deltas", "work"):
         (tmp_path / name).mkdir()
     hashes = {name: str(content_hash(path)) for name, path in vars(exports).items()}
-    return SimpleNamespace(served=served, deltas=tmp_path / "deltas", work=tmp_path / "work", **hashes)
+    return SimpleNamespace(served=served, deltas=tmp_path / "deltas", work=tmp_path / "work", want=want, **hashes)
 
 
 def scores(versions: Versions) -> Any:
@@ -43,11 +47,6 @@ def scores(versions: Versions) -> Any:
     ((version, answer),) = versions.rank([Asked(user=1, time=NOW, candidates=ids)])
     assert version is versions.current and not isinstance(answer, Refused)
     return answer["score"]
-
-
-def scores_of(export: Path) -> Any:
-    ranker = placerank.load(export)
-    return ranker.rank(1, None, NOW, candidates=ranker.item_ids.to_pylist()[1:6])["score"].to_pylist()
 
 
 def put_in_place(export: Path, served: Path) -> None:
@@ -59,11 +58,11 @@ def test_a_new_export_takes_the_place_of_the_old(exports: SimpleNamespace, made:
     versions = Versions(made.served, None, made.work)
     first = versions.current
     assert (first.content, first.name, versions.error) == (made.a, made.a[:12], None)
-    assert scores(versions) == pytest.approx(scores_of(exports.a), abs=1e-5)
+    assert scores(versions) == made.want["a"]
     assert not versions.renew() and versions.current is first
     put_in_place(exports.b, made.served)
     assert versions.renew() and versions.current.content == made.b and versions.current.since >= first.since
-    assert scores(versions) == pytest.approx(scores_of(exports.b), abs=1e-5) != pytest.approx(scores_of(exports.a))
+    assert scores(versions) == made.want["b"]
     assert not versions.renew() and list(made.work.iterdir()) == []
 
 
@@ -74,7 +73,7 @@ def test_deltas_lead_on(exports: SimpleNamespace, made: SimpleNamespace) -> None
     (made.deltas / ".tuesday.partial-1").mkdir()
     (made.deltas / "no delta").mkdir()
     assert versions.renew() and versions.current.content == made.b
-    assert scores(versions) == pytest.approx(scores_of(exports.b), abs=1e-5)
+    assert scores(versions) == made.want["b"]
     assert [path.name for path in made.work.iterdir()] == [made.b] and not versions.renew()
     make_delta(exports.b, exports.a, made.deltas / "tuesday")  # a way that comes back to where it was ends before that
     assert not versions.renew() and versions.current.content == made.b
@@ -130,7 +129,7 @@ def test_what_is_not_whole_is_refused_and_the_old_goes_on(
         Versions(made.served, made.deltas, made.work)
     shutil.rmtree(made.deltas / "monday")
     assert not versions.renew() and versions.error is None
-    assert scores(versions) == pytest.approx(scores_of(exports.a), abs=1e-5)
+    assert scores(versions) == made.want["a"]
 
 
 def test_a_ranker_without_finite_scores_is_refused(exports: SimpleNamespace, made: SimpleNamespace) -> None:
@@ -150,5 +149,5 @@ def test_behind_a_url(exports: SimpleNamespace, made: SimpleNamespace, s3: str, 
         versions = Versions(url, deltas, made.work)
         assert versions.current.content == made.a and not versions.renew()
         put(make_delta(exports.a, exports.b, tmp_path / "delta"), f"{s3}/serving/deltas/monday")
-        assert versions.renew() and scores(versions) == pytest.approx(scores_of(exports.b), abs=1e-5)
+        assert versions.renew() and scores(versions) == made.want["b"]
         assert [path.name for path in made.work.iterdir()] == [made.b], "copies of what is past are gone"

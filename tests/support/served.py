@@ -1,6 +1,5 @@
 """Small exports to serve."""
 
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,19 +12,11 @@ from placerank.training.train import TrainConfig, train
 
 
 def two_exports(folder: Path) -> SimpleNamespace:
-    """``a`` and ``b``: exports of two rankers of one city."""
+    """``a`` and ``b``: exports of a ranker of a small city after one epoch and after two."""
     raw = simulate(SimulateConfig(out=folder / "raw", cities=1, items=200, users=60, requests=300, candidates=6))
     data = prepare(PrepareConfig(input=raw, out=folder / "data", history_length=6))
-    found = {}
-    for seed, name in enumerate("ab"):
-        run, ranker = folder / f"run-{name}", RankerConfig(mlp=[8])
-        features = FeatureConfig(embedding_dim=8)
-        train(TrainConfig(data=data, run=run, features=features, ranker=ranker, epochs=1, seed=seed))
-        found[name] = export(ExportConfig(run=run, out=folder / name))
-    return SimpleNamespace(**found)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    run, features, ranker = folder / "run", FeatureConfig(embedding_dim=8), RankerConfig(mlp=[8])
+    train(TrainConfig(data=data, run=run, features=features, ranker=ranker, epochs=2, batch_size=512, patience=0))
+    steps = sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir())
+    made = (export(ExportConfig(run=run, out=folder / n, checkpoint=str(s))) for n, s in zip("ab", steps, strict=True))
+    return SimpleNamespace(**dict(zip("ab", made, strict=True)))
