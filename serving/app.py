@@ -94,11 +94,11 @@ class Service:
         except Full as error:
             return _error(503, str(error), {"Retry-After": str(error.retry_after)})
         self.measures.seconds.observe(time.perf_counter() - start)
-        if one:
-            (answer,) = answers
-            if isinstance(answer, Refused):
-                return _error(500 if answer.ours else 400, answer.error)
-        return _json([_told(answer) for answer in answers] if not one else _told(answers[0]))
+        found = [_told(answer) for answer in answers]
+        if not one:
+            return _json([told for _, told in found])
+        ((status, told),) = found
+        return _json(told, status)
 
     async def reload(self, request: Request) -> Response:
         """Look for a new export or delta now, and serve it."""
@@ -184,12 +184,13 @@ def _asked(value: Any) -> Asked | Refused:
         return Refused(str(error))
 
 
-def _told(answer: Refused | tuple[Version, Answer]) -> dict[str, Any]:
+def _told(answer: Refused | tuple[Version, Answer]) -> tuple[int, dict[str, Any]]:
+    """What is said of one request, and the status of an answer that is to that one alone."""
     version, columns = (None, answer) if isinstance(answer, Refused) else answer
     if isinstance(columns, Refused):
-        return {"error": columns.error}
+        return 500 if columns.ours else 400, {"error": columns.error}
     assert version is not None
-    return {"version": version.name, **columns}
+    return 200, {"version": version.name, **columns}
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -53,6 +53,8 @@ class Batches(Generic[T]):
         Raises:
             Full: there is no room for all of them; none is ranked then.
         """
+        if not requests:
+            return []
         if len(self._waiting) + len(requests) > self.limit:
             raise Full(max(1, math.ceil(len(self._waiting) * self._seconds)))
         loop = asyncio.get_running_loop()

@@ -69,7 +69,7 @@ def test_one_and_many(service: SimpleNamespace, monkeypatch: pytest.MonkeyPatch)
     assert counted(client, 'placerank_http_requests_total{path="/rank",status="200"}') == 4
     assert counted(client, 'placerank_http_requests_total{path="/rank",status="400"}') == 4
     assert counted(client, 'placerank_http_requests_total{path="/rank",status="500"}') == 1
-    assert counted(client, "placerank_rank_seconds_count") == 7, "what came to the ranker's door, refused by it or not"
+    assert counted(client, "placerank_rank_seconds_count") == 8, "what came to the ranker's door, refused by it or not"
     assert counted(client, "placerank_batch_requests_count") >= 5
     assert counted(client, "placerank_waiting_requests") == 0
 

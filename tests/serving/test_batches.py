@@ -53,6 +53,8 @@ def test_all_that_came_while_it_was_busy_go_together() -> None:
         assert ranker.batches == [[0], [1, 10, 2, 20, 3, 30]] and len(batches) == 0
         assert ranker.threads and threading.get_ident() not in ranker.threads and len(ranker.threads) == 1
         assert await batches.answers([]) == []
+        await asyncio.sleep(0.01)
+        assert not work.done(), "an empty list ended it"
         work.cancel()
 
     asyncio.run(run())
