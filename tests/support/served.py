@@ -6,9 +6,10 @@ from types import SimpleNamespace
 from placerank.data.batches.features import FeatureConfig
 from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.preparation.prepare import PrepareConfig, prepare
-from placerank.rankers.dense import RankerConfig
-from placerank.training.export import ExportConfig, export
-from placerank.training.train import TrainConfig, train
+from placerank.rankers.settings import RankerConfig
+from placerank.training.export import export
+from placerank.training.settings import ExportConfig, TrainConfig
+from placerank.training.train import train
 
 
 def two_exports(folder: Path) -> SimpleNamespace:
