@@ -32,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 
 import placerank
-from placerank.benchmarks.results_file import save
+from placerank.benchmarks.results_file import keep, save
 from placerank.data.manifest import content_hash, replace_folder
 from placerank.rankers.rank import Ranker
 
@@ -234,7 +234,7 @@ def main() -> None:
         told = {name: round(value, 2) if isinstance(value, float) else value for name, value in told.items()}
         print(" ".join(f"{name}={value}" for name, value in told.items()))
     if args.save:
-        save("serve.csv", lines)
+        keep("serve.csv", lines, ("candidates",))
         save("serve_reloads.csv", [told])
 
 
