@@ -10,6 +10,7 @@ What the extras mean:
 * ``placerank[cpu]`` adds fbgemm-gpu-cpu. torchrec's metadata asks for the CUDA fbgemm-gpu, which pip cannot be told to
   leave out, so torchrec comes with a second command: ``pip install --no-deps torchrec==1.8.0``.
 * ``placerank[ray]`` adds Ray Data, for ``prepare --engine ray``.
+* ``placerank[serve]`` adds an HTTP server and its metrics, for ``serve``.
 * ``placerank[dev]`` adds what ``make check`` and ``make test`` run.
 
 Versions go in threes: torchrec 1.x = fbgemm 1.x = torch 2.(x+5). In a checkout, ``make setup`` does all of it from the
@@ -24,6 +25,7 @@ from setuptools import setup
 
 HERE = Path(__file__).resolve().parent
 TORCH, FBGEMM = "torch==2.13.0", "1.8.0"
+SERVE = ["starlette>=1", "uvicorn>=0.50", "prometheus-client>=0.26"]
 FILES = ("html", "js", "css", "json", "toml", "csv", "md", "png")  # kinds that belong to the package beside its code
 
 
@@ -88,7 +90,9 @@ setup(
         "cpu": [f"fbgemm-gpu-cpu=={FBGEMM}"],
         "gpu": [f"fbgemm-gpu=={FBGEMM}", "torchrec==1.8.0"],
         "ray": ["ray[data]>=2.60"],
+        "serve": SERVE,
         "dev": [
+            *SERVE,
             "ruff==0.17.6",
             "mypy==2.4.1",
             "import-linter==2.16",

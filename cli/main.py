@@ -29,6 +29,7 @@ COMMANDS = {
     "rank": "the best places for one user, from an export",
     "predict": "lists for a file of requests, from an export",
     "apply": "the whole export, of the one before and what changed",
+    "serve": "ranked lists over HTTP, from an export",
     "bench": "bench kernels: time the kernels beside their peers; bench gpu: check all that wants a GPU, in 8 minutes",
 }
 

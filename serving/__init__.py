@@ -1,0 +1,1 @@
+"""An export behind HTTP: requests together to the ranker, and new exports without dropping one. Imports rankers."""
