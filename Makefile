@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.stamp
-# Where a machine has CUDA, the other lock. Say LOCK=cpu or LOCK=gpu to choose.
+# The lock in requirements/ that .venv is made from: gpu where a machine has CUDA, else cpu. LOCK=cpu214 or LOCK=gpu214,
+# on the command line or in the environment (so of .ci/run too), takes the newer three of torch, torchrec and fbgemm.
 LOCK ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
+STAMP := $(VENV)/.stamp-$(LOCK)
 # PyPI's torch for Linux is the CUDA build; the CPU build is on this index, asked only if it can be reached.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # One more than there are cores, at most 8: tests wait for ranks and commands that they start.
@@ -29,8 +30,9 @@ setup: $(STAMP) ## .venv with the locked versions; instant when nothing changed
 # The lock is complete, so nothing is resolved (--no-deps): one call takes torchrec without the CUDA fbgemm-gpu too.
 $(STAMP): requirements/common.txt requirements/$(LOCK).txt setup.py
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	rm -f $(VENV)/.stamp*
 	index=; \
-	if [ $(LOCK) = cpu ] && curl -sfo /dev/null --max-time 10 $(TORCH_INDEX)/; then index="--extra-index-url $(TORCH_INDEX)"; fi; \
+	if [ $(LOCK:cpu%=cpu) = cpu ] && curl -sfo /dev/null --max-time 10 $(TORCH_INDEX)/; then index="--extra-index-url $(TORCH_INDEX)"; fi; \
 	$(PIP) -r requirements/$(LOCK).txt $$index
 	$(PIP) --no-build-isolation --editable .
 	$(BIN)/placerank doctor
