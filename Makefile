@@ -19,7 +19,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # What runs where nothing can be installed: the virtual environment's Python if there is one, else the system's.
 ANY_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: help setup demo test check bench gpu-check clean
+.PHONY: help setup demo test check docs bench gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -63,6 +63,11 @@ check: $(STAMP) ## lint, format, types, and that imports between folders run one
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# Warnings are errors: a broken link, a page that nothing leads to, a docstring that can't be read.
+docs: $(STAMP) ## the site of docs/ with all commands and the Python reference, into site/
+	$(PIP) -r requirements/docs.txt
+	PYTHONPATH=src DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 $(BIN)/python -P -m mkdocs build --strict
+
 bench: $(STAMP) ## quick runs of the benchmarks; their figures in benchmarks/results come from longer ones
 	$(PIP) -r requirements/bench.txt
 	$(BIN)/placerank bench kernels --quick
@@ -74,5 +79,5 @@ gpu-check: ## all that wants a GPU, on one, in 8 minutes, into runs/gpu-check; D
 	PYTHONPATH=src $(ANY_PYTHON) -P -m placerank.benchmarks.gpu --out runs/gpu-check $(if $(DRY),--dry-run)
 
 clean: ## removes .venv, caches and builds, not runs/
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist site src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find -L src/placerank -name '*.nb[ic]' -delete
