@@ -111,6 +111,7 @@ setup(
         "scipy>=1.13",
         "safetensors>=0.5",
         "matplotlib>=3.9",
+        "pygeohash>=3",
         "tensorboard>=2.18",
         "psutil>=6",
         "rich>=14",
