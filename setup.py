@@ -54,7 +54,8 @@ def version() -> str:
 def long_description() -> str:
     """README.md for a page outside of the repository: its links and pictures by their whole address."""
     text = (HERE / "README.md").read_text()
-    return re.sub(r"\]\((?!https?:|#)", f"]({HOME}/blob/main/", text)
+    whole = re.sub(r"(!\[[^]]*\]\()(?!https?:)", rf"\1{HOME}/raw/main/", text)
+    return re.sub(r"\]\((?!https?:|#)", f"]({HOME}/blob/main/", whole)
 
 
 def three(torch: str, fbgemm: str, torchrec: str) -> dict[str, list[str]]:
