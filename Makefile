@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.stamp
-# Where a machine has CUDA, the other lock. Say LOCK=cpu or LOCK=gpu to choose.
+# The lock in requirements/ that .venv is made from: gpu where a machine has CUDA, else cpu. LOCK=cpu214 or LOCK=gpu214,
+# on the command line or in the environment (so of .ci/run too), takes the newer three of torch, torchrec and fbgemm.
 LOCK ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
+STAMP := $(VENV)/.stamp-$(LOCK)
 # PyPI's torch for Linux is the CUDA build; the CPU build is on this index, asked only if it can be reached.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # One more than there are cores, at most 8: tests wait for ranks and commands that they start.
@@ -18,7 +19,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # What runs where nothing can be installed: the virtual environment's Python if there is one, else the system's.
 ANY_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: help setup demo test check bench gpu-check clean
+.PHONY: help setup demo test check docs bench gpu-check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -29,8 +30,9 @@ setup: $(STAMP) ## .venv with the locked versions; instant when nothing changed
 # The lock is complete, so nothing is resolved (--no-deps): one call takes torchrec without the CUDA fbgemm-gpu too.
 $(STAMP): requirements/common.txt requirements/$(LOCK).txt setup.py
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	rm -f $(VENV)/.stamp*
 	index=; \
-	if [ $(LOCK) = cpu ] && curl -sfo /dev/null --max-time 10 $(TORCH_INDEX)/; then index="--extra-index-url $(TORCH_INDEX)"; fi; \
+	if [ $(LOCK:cpu%=cpu) = cpu ] && curl -sfo /dev/null --max-time 10 $(TORCH_INDEX)/; then index="--extra-index-url $(TORCH_INDEX)"; fi; \
 	$(PIP) -r requirements/$(LOCK).txt $$index
 	$(PIP) --no-build-isolation --editable .
 	$(BIN)/placerank doctor
@@ -61,6 +63,11 @@ check: $(STAMP) ## lint, format, types, and that imports between folders run one
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# Warnings are errors: a broken link, a page that nothing leads to, a docstring that can't be read.
+docs: $(STAMP) ## the site of docs/ with all commands and the Python reference, into site/
+	$(PIP) -r requirements/docs.txt
+	PYTHONPATH=src DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 $(BIN)/python -P -m mkdocs build --strict
+
 bench: $(STAMP) ## quick runs of the benchmarks; their figures in benchmarks/results come from longer ones
 	$(PIP) -r requirements/bench.txt
 	$(BIN)/placerank bench kernels --quick
@@ -72,5 +79,5 @@ gpu-check: ## all that wants a GPU, on one, in 8 minutes, into runs/gpu-check; D
 	PYTHONPATH=src $(ANY_PYTHON) -P -m placerank.benchmarks.gpu --out runs/gpu-check $(if $(DRY),--dry-run)
 
 clean: ## removes .venv, caches and builds, not runs/
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist site src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find -L src/placerank -name '*.nb[ic]' -delete

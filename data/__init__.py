@@ -3,7 +3,7 @@
 ``city`` simulates raw tables, ``raw`` reads and checks anybody's, ``preparation`` makes samples, vocabularies and the
 catalog's columns of them (the ``prepare`` step), ``batches`` reads those for training. What all of them use lies
 beside the rooms: whole folders and manifests, what killed processes leave, plain values (JSON, settings) and their
-checks, geohashes, array helpers. May import kernels, nothing else of ours.
+checks, array helpers, and packages that may be missing. May import kernels, nothing else of ours.
 """
 
 LABEL = "label"

@@ -1,26 +1,26 @@
 """Embedding tables inside a checkpoint, read in row blocks: no model, no process group, no whole table in memory.
 
 torch.distributed.checkpoint writes each shard of a table as one ``torch.save`` archive somewhere in a ``.distcp``
-file. Such an archive keeps a tensor's bytes uncompressed, so once PyTorch has told where in the archive they begin, any
-rows of the shard are one read away.
+file. Such an archive is a zip that keeps a tensor's bytes uncompressed, so once it is known where in it they begin, any
+rows of the shard are one read away. (safetensors would tell by its header; what stands in the way is in
+docs/decisions.md.)
 """
 
 import io
 import re
+import struct
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
-from torch.distributed.checkpoint.utils import _create_file_view
 
 _KEY = re.compile(r"model\.embeddings\.(?:sequence\.embeddings|pooled\.embedding_bags)\.(?P<table>.+)\.weight")
 
@@ -69,7 +69,7 @@ class CheckpointTables:
             rows, dim = stored.size
             shards = []
             for chunk in stored.chunks:
-                info = cast(_StorageInfo, metadata.storage_data[MetadataIndex(key, chunk.offsets)])
+                info = metadata.storage_data[MetadataIndex(key, chunk.offsets)]
                 (row, column), (height, width) = chunk.offsets, chunk.sizes
                 offset = _first_byte(checkpoint, key, info, (height, width), stored.properties.dtype)
                 shards.append(_Shard(checkpoint / info.relative_path, offset, row, column, height, width))
@@ -114,7 +114,31 @@ class CheckpointTables:
         return self._tables[name]
 
 
-def _first_byte(checkpoint: Path, key: str, info: _StorageInfo, size: tuple[int, int], dtype: torch.dtype) -> int:
+class _Part(io.RawIOBase):
+    """``length`` bytes of a file from ``offset`` on, as a file."""
+
+    def __init__(self, file: io.BufferedReader, offset: int, length: int) -> None:
+        self.file, self.offset, self.length, self.at = file, offset, length, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.length}[whence]
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        self.file.seek(self.offset + self.at)
+        wanted = memoryview(buffer)[: max(0, min(len(buffer), self.length - self.at))]
+        done = self.file.readinto(wanted)
+        self.at += done
+        return done
+
+
+def _first_byte(checkpoint: Path, key: str, info: Any, size: tuple[int, int], dtype: torch.dtype) -> int:
     """Where a shard's numbers begin in its file, after checks that they lie there plain, in rows, in full."""
     file = checkpoint / info.relative_path
     if info.transform_descriptors:
@@ -122,9 +146,15 @@ def _first_byte(checkpoint: Path, key: str, info: _StorageInfo, size: tuple[int,
     if sys.byteorder != "little":
         raise ValueError("tables can be read in blocks on little-endian machines only")
     try:
-        with open(file, "rb") as f, FakeTensorMode():  # fake: reads the description, not the numbers
-            view = cast(io.BytesIO, _create_file_view(f, info.offset, info.length))
-            tensor: Tensor = torch.load(view, map_location="cpu", weights_only=True)
+        with open(file, "rb") as f:
+            part = cast(io.BytesIO, _Part(f, info.offset, info.length))
+            tensor: Tensor = torch.load(part, map_location="meta", weights_only=True)  # meta: the numbers stay there
+            with zipfile.ZipFile(part) as archive:
+                (data,) = (record for record in archive.infolist() if "/data/" in record.filename)
+            if data.compress_type != zipfile.ZIP_STORED or data.file_size != tensor.untyped_storage().nbytes():
+                raise ValueError(f"{data.filename} has {data.file_size} bytes, compressed by {data.compress_type}")
+            part.seek(data.header_offset + 26)  # of a local header of 30 bytes, a name and padding: their lengths
+            inside = data.header_offset + 30 + sum(struct.unpack("<HH", part.read(4)))
     except Exception as error:
         raise ValueError(f"{file}: {key!r} can't be read ({error}); the checkpoint is damaged") from error
     if tuple(tensor.shape) != size or tensor.dtype != dtype or not tensor.is_contiguous():
@@ -132,9 +162,7 @@ def _first_byte(checkpoint: Path, key: str, info: _StorageInfo, size: tuple[int,
             f"{file}: {key!r} is stored as {tensor.dtype} {tuple(tensor.shape)} with strides {tensor.stride()}; "
             f"expected {dtype} {size}, row after row"
         )
-    inside = tensor.untyped_storage()._checkpoint_offset
-    assert inside is not None  # torch.load sets it on fake tensors
-    return info.offset + inside + int(tensor.storage_offset()) * tensor.element_size()
+    return int(info.offset) + inside + int(tensor.storage_offset()) * tensor.element_size()
 
 
 def _read_rows(file: io.FileIO, shard: _Shard, start: int, block: Tensor) -> None:

@@ -1,13 +1,16 @@
 """The house: links, the wheel, the lock, and that our folders' names shadow nobody's packages."""
 
 import ast
+import email
 import importlib.metadata
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
+# In an unpacked source archive the folders lie in src/placerank alone.
+pytestmark = pytest.mark.skipif(not (ROOT / "src/placerank/kernels").is_symlink(), reason="not a checkout")
 
 
 def test_every_code_folder_has_its_link() -> None:
@@ -79,26 +84,66 @@ def test_no_file_is_long() -> None:
     assert long == set(reasons)
 
 
-def test_wheel_holds_every_file(tmp_path: Path) -> None:
-    """Built from a copy, as setuptools leaves its work beside the sources."""
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    for name in ("src", *FOLDERS):
-        ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A copy of the sources, as setuptools leaves its work beside them; the source archive; the wheel from that."""
+    folder = tmp_path_factory.mktemp("archives")
+    source = folder / "source"
+    unwanted = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.nb[ic]", "results")
+    shutil.copytree(ROOT, source, symlinks=True, ignore=lambda at, names: _private(at, names) | unwanted(at, names))
     (source / "data/templates").mkdir()
     (source / "data/templates/page.html").write_text("<html>")
+    (source / "benchmarks/results").mkdir()
+    for name in ("a.csv", "a.png"):
+        (source / "benchmarks/results" / name).write_text("a figure")
+    run = partial(subprocess.run, check=True, capture_output=True, timeout=120)
+    run([sys.executable, "setup.py", "-q", "sdist", "--dist-dir", str(folder)], cwd=source)
+    (sdist,) = folder.glob("*.tar.gz")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(source)], check=True, capture_output=True, timeout=120)
-    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+    run([*command, "--wheel-dir", str(folder), str(sdist)])
+    (wheel,) = folder.glob("*.whl")
+    return source, sdist, wheel
+
+
+def _private(at: str, names: list[str]) -> set[str]:
+    """What of a checkout's top is no source: what is not kept in Git, or is Git's own."""
+    return {
+        n for n in names if Path(at) == ROOT and (n in ("runs", "build", "dist", "site") or re.match(r"\.(?!ci$)", n))
+    }
+
+
+def test_wheel_holds_every_file(archives: tuple[Path, Path, Path]) -> None:
+    """All but the figures of benchmarks."""
+    source, _, path = archives
+    with zipfile.ZipFile(path) as wheel:
         held = {name for name in wheel.namelist() if name.startswith("placerank/")}
         (top,) = (name for name in wheel.namelist() if name.endswith("top_level.txt"))
         assert wheel.read(top).decode().split() == ["placerank"]
     paths = (path for name in FOLDERS for path in (source / name).rglob("*") if path.is_file())
-    files = {f"placerank/{path.relative_to(source)}" for path in paths}
+    files = {f"placerank/{path.relative_to(source)}" for path in paths if path.parent.name != "results"}
     assert held == files | {"placerank/__init__.py", "placerank/py.typed"}
+
+
+def test_source_archive_holds_docs_and_tests(archives: tuple[Path, Path, Path]) -> None:
+    source, path, _ = archives
+    with tarfile.open(path) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {f for name in ("docs", "tests", "requirements", "docker", "findings") for f in (source / name).rglob("*")}
+    assert {str(f.relative_to(source)) for f in wanted} <= held
+    assert {"Makefile", "CHANGELOG.md", "mkdocs.yml", "benchmarks/results/a.png"} <= held
+    assert "benchmarks/results/a.csv" not in held
+
+
+def test_package_page_has_whole_addresses(archives: tuple[Path, Path, Path]) -> None:
+    """Its links lead somewhere outside of the repository; in the repository each one's file is there."""
+    with zipfile.ZipFile(archives[2]) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith("METADATA"))
+        about = email.message_from_bytes(wheel.read(name))
+    links = re.findall(r"\]\(([^)#]+)", str(about.get_payload()))
+    assert links and [link for link in links if not link.startswith("https://")] == []
+    assert about["Author"] and about["Project-URL"] and about["Keywords"] and about["Classifier"]
+    relative = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text())
+    assert relative and [link for link in relative if not (ROOT / link).is_file()] == []
 
 
 def starts() -> list[list[str]]:
@@ -186,14 +231,17 @@ def lock(name: str) -> dict[str, str]:
     return pins
 
 
+EXTRAS = ("", "align", "simulate", "dev")
+
+
 def test_cpu_lock_is_complete() -> None:
     """What setup.py and every locked package ask for is in the lock, in a version that satisfies it."""
     pins = lock("cpu.txt")
     for name in [*pins, "placerank"]:
         for text in importlib.metadata.requires(name) or []:
             need = Requirement(text)
-            extra = "dev" if name == "placerank" else ""
-            if need.marker and not need.marker.evaluate({"extra": extra}):
+            extras = EXTRAS if name == "placerank" else ("",)
+            if need.marker and not any(need.marker.evaluate({"extra": extra}) for extra in extras):
                 continue
             wanted = canonicalize_name(need.name)
             if (name, wanted) in NOT_LOCKED:
@@ -202,8 +250,19 @@ def test_cpu_lock_is_complete() -> None:
             assert need.specifier.contains(pins[wanted]), f"{name} needs {text}, locked is {pins[wanted]}"
 
 
-def test_gpu_lock_differs_only_in_what_is_cuda() -> None:
-    cpu, gpu = lock("cpu.txt"), lock("gpu.txt")
+@pytest.mark.parametrize("three", ["", "214"])
+def test_gpu_lock_differs_only_in_what_is_cuda(three: str) -> None:
+    cpu, gpu = lock(f"cpu{three}.txt"), lock(f"gpu{three}.txt")
     assert set(cpu) - set(gpu) == {"fbgemm-gpu-cpu"}
-    assert all(re.match(r"nvidia-|cuda-|triton$|fbgemm-gpu$", name) for name in set(gpu) - set(cpu))
+    assert all(re.match(r"nvidia-|cuda-|fbgemm-gpu$", name) for name in set(gpu) - set(cpu))
     assert all(gpu[name] == cpu[name] for name in set(cpu) & set(gpu))
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_both_threes_are_locked_alike(kind: str) -> None:
+    """They differ in the three itself, and in what comes with a torch."""
+    old, new = lock(f"{kind}.txt"), lock(f"{kind}214.txt")
+    assert set(old) == set(new)
+    other = {name for name in old if old[name] != new[name]}
+    assert {"torch", "torchrec", "triton"} <= other
+    assert all(re.match(r"torch$|torchrec$|triton$|fbgemm-gpu|nvidia-", name) for name in other)

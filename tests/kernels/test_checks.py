@@ -153,11 +153,11 @@ def test_checked_functions_are_exported_for_any_size() -> None:
 
 def test_what_is_made_here_calls_the_unchecked_entries() -> None:
     """On CUDA each check of numbers would wait for the device, in every step."""
-    modules = [path for path in (ROOT / "kernels").glob("*.py")]
+    modules = [path for path in (ROOT / "src/placerank/kernels").glob("*.py")]
     checked = {n for path in modules for n in re.findall(r"^def (\w+?)_unchecked_?\(", path.read_text(), re.M)}
     assert {"segment_ids", "gru", "target_attention", "search_attention", "row_adagrad"} <= checked
     for folder in ("rankers", "embeddings", "training", "data"):
-        for path in (ROOT / folder).rglob("*.py"):
+        for path in (ROOT / "src/placerank" / folder).rglob("*.py"):
             imported = re.findall(r"^from \.+kernels\.\w+ import (.+)$", path.read_text(), re.M)
             names = {name.strip().rstrip("_") for line in imported for name in line.split(",")}
             assert not names & checked, f"{path} calls {names & checked}: name the unchecked entries"

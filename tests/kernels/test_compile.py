@@ -9,7 +9,7 @@ import pytest
 from compiled import SCRIPT, SECONDS, check_compiled, run_aot
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted((ROOT / "kernels").glob("*_triton.py"))
+FILES = sorted((ROOT / "src/placerank/kernels").glob("*_triton.py"))
 MODULES = [f"placerank.kernels.{path.stem}" for path in FILES if "\nVARIANTS = " in path.read_text()]
 
 

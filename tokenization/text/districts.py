@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from ...data.geohash import LONGEST, geohash_encode
 from .settings import DistrictConfig
 
 _EXACT_ITEMS = 20_000  # up to here plain k-means takes a second; beyond, mini-batches
 _MAX_DISTRICTS = 20_000
 _MOST_ITEMS = 1_000_000  # looked at: 50 a district are plenty
 _SHORTEST_NAME = 5  # letters: cells about 5 km across
+_LONGEST_NAME = 12  # 2 cm by 4 cm
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Districts:
         Raises:
             ValueError: no item has coordinates.
         """
+        from pygeohash import encode
         from sklearn.cluster import KMeans, MiniBatchKMeans  # two seconds, which only items without districts pay
 
         known = np.isfinite(lat) & np.isfinite(lon)
@@ -65,8 +66,8 @@ class Districts:
             means.fit(points)
         x, y, z = (means.cluster_centers_ / np.linalg.norm(means.cluster_centers_, axis=1, keepdims=True)).T
         lat, lon = np.degrees(np.arcsin(z.clip(-1, 1))), np.degrees(np.arctan2(y, x))
-        for letters in range(_SHORTEST_NAME, LONGEST + 1):
-            names = geohash_encode(lat, lon, letters)
+        for letters in range(_SHORTEST_NAME, _LONGEST_NAME + 1):
+            names = np.array([encode(*place, letters) for place in zip(lat.tolist(), lon.tolist(), strict=True)])
             _, first = np.unique(names, return_index=True)  # also in the names' order, whatever k-means' order was
             if len(first) == len(names):
                 break

