@@ -19,7 +19,7 @@ from placerank.data.arrays import starts_run
 from placerank.data.batches.sequences import SequenceLoader
 from placerank.data.manifest import read_manifest
 from placerank.data.preparation import before as module
-from placerank.data.preparation.before import kept
+from placerank.data.preparation.before import Before, kept
 from placerank.data.preparation.vocabulary import item_vocabularies, vocabulary
 from placerank.data.raw.columns import DataError
 from placerank.data.requests import Lists, Sequences
@@ -371,3 +371,34 @@ def test_prices_stay_in_their_buckets() -> None:
     then, again = item_vocabularies(pa.table({**text, "price": later}), 8, first)
     assert then["price"].equals(first["price"])
     assert again["price_row"].to_pylist()[:7] == [1, 1, rows["price_row"][3].as_py(), 3, 3, 3, 0]
+
+
+days_of_ids = st.lists(st.sets(st.integers(1, 30), min_size=1, max_size=8), min_size=1, max_size=4)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(days_of_ids)
+def test_places_that_open_and_close_leave_every_row_its_owner(days_: list[set[int]]) -> None:
+    """Each day lists some places: new ones get rows after all others, and one that closed keeps its row, and what was
+    known of it; when it opens again it is there."""
+    empty = pa.table({"item_id": pa.nulls(1, pa.int64()), "name": pa.nulls(1, pa.string())})
+    catalog, owner, names = empty, {}, {}
+    for day, ids in enumerate(days_):
+        today = pa.table({"item_id": sorted(ids), "name": [f"{i} on day {day}" for i in sorted(ids)]})
+
+        class Yesterday(Before):
+            kept = catalog
+
+            def _read(self, name: str, columns: list[str] | None = None) -> pa.Table:
+                return self.kept
+
+        items = Yesterday(Path("yesterday"), {}).items(today)
+        catalog = pa.concat_tables([empty, items.select(["item_id", "name"])])
+        now = dict(zip(catalog["item_id"].to_pylist(), range(len(catalog)), strict=True))
+        assert len(now) == len(catalog) and owner.items() <= now.items() and {*now} - {None} == {*names, *ids}
+        names |= {i: f"{i} on day {day}" for i in ids}
+        assert catalog["name"].to_pylist()[1:] == [names[i] for i in catalog["item_id"].to_pylist()[1:]]
+        assert [i for i, x in zip(items["item_id"].to_pylist(), items["listed"].to_pylist(), strict=True) if x] == [
+            i for i in items["item_id"].to_pylist() if i in ids
+        ]
+        owner = now
