@@ -24,6 +24,7 @@ from ..batches.line_loader import RowGroups
 from ..batches.sequences import visit_groups
 from ..manifest import read_manifest
 from ..raw.columns import DataError
+from ..raw.outcomes import Outcomes
 from ..raw.own import Declaration, Declared, OwnColumn
 from ..raw.parts import table_files
 from ..raw.times import iso
@@ -191,6 +192,18 @@ class Before:
         order = [(f["of"], f["column"]) for f in self.own.features]
         made.features.sort(key=lambda f: order.index((f["of"], f["column"])))
         return made
+
+    def check_outcomes(self, today: Outcomes) -> None:
+        """Raises ValueError where today leaves out a label, the amount or the weight of then."""
+        then = self.manifest.get("outcomes", {"labels": [], "amount": None, "weight": None})
+        now = {"labels": today.labels, "amount": today.amount, "weight": today.weight}
+        lost = [f"labels {name}" for name in then["labels"] if name not in today.labels]
+        lost += [f"{what} {then[what]}" for what in ("amount", "weight") if then[what] not in (None, now[what])]
+        if lost:
+            raise ValueError(
+                f"prepare.after={self.folder} has {', '.join(lost)}, which prepare isn't told of today: rankers "
+                "of then could not go on; name the same columns with --labels, --amount and --weight"
+            )
 
     def check_interactions(self, first: int, negatives: int, raw: Path) -> None:
         """Of today's: when the first one was, and how many have label 0.

@@ -163,6 +163,7 @@ def _read_tables(config: PrepareConfig, folder: Path) -> Raw:
         before = None if config.after is None else Before.open(config.after)
         check_outcomes(config.outcomes, raw)
         if before is not None:
+            before.check_outcomes(config.outcomes)
             declaration = before.declaration(raw)
             own, left = own_columns(raw, declaration, config.outcomes.names, f"--after {config.after}")
             own, left = before.known_alone(own, left)
@@ -530,7 +531,7 @@ class Job:
         return summary
 
     def _table_rows(self, name: str, ids: int) -> int:
-        """Rows of a table of so many ids, row 0 included: the day before's, or where they don't fit, with spare ones."""
+        """Rows of a table of so many ids, row 0 included: those of then, or where ids don't fit, with spare ones."""
         then = 0 if self.before is None else int(self.before.manifest["tables"].get(name, 0))
         if ids <= max(then, 1):  # an attribute that nothing has makes no table
             return max(then, ids)

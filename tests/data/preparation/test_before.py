@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from raw_tables import ITEMS, START, column, everything, impressions, read, run, visits, write
 
 from placerank.data.arrays import starts_run
+from placerank.data.batches.loader import SampleLoader
 from placerank.data.batches.sequences import SequenceLoader
 from placerank.data.manifest import read_manifest
 from placerank.data.preparation import before as module
@@ -402,3 +403,42 @@ def test_places_that_open_and_close_leave_every_row_its_owner(days_: list[set[in
             i for i in items["item_id"].to_pylist() if i in ids
         ]
         owner = now
+
+
+def test_labels_amount_and_weight_go_on(tmp_path: Path) -> None:
+    """Days in turn as all days at once; a day without one of the columns is refused."""
+    source, begin = two_sources("impressions")
+    rng = np.random.default_rng(0)
+    chosen = source["label"].to_numpy()
+    order = (chosen * rng.integers(0, 2, len(chosen))).astype(np.int8)
+    named: dict[str, Any] = {"labels": ["order"], "amount": "paid", "weight": "sure"}
+    of_rows = {"order": order, "paid": order * rng.uniform(1, 9, len(order)), "sure": rng.uniform(0, 2, len(order))}
+    source |= {n: pa.array(x) for n, x in of_rows.items()}
+    folders = in_turn(tmp_path, source, begin, **named)
+    together = run(write(tmp_path / "raw", source, ALL_ITEMS, users_of(source)), **named)
+
+    def rows(folder: Path) -> Counter[Any]:
+        items, found = column(folder, "catalog.parquet", "item_id"), Counter[Any]()
+        for split in ("train", "valid", "test"):
+            for b in SampleLoader(folder, split, 500):
+                values = [b.item, b.time[b.request], b.label, *(b.own[n] for n in of_rows)]
+                for item, *more in zip(*(x.tolist() for x in values), strict=True):
+                    found[(items[item], *more)] += 1
+        return found
+
+    assert rows(folders[0]) + rows(folders[1]) == rows(together)
+    outcomes = [read_manifest(f, "prepared")["outcomes"] for f in (*folders, together)]
+    assert all(o["labels"] == ["order"] and o["amount"] == "paid" and o["weight"] == "sure" for o in outcomes)
+    for folder, o in zip((*folders, together), outcomes, strict=True):
+        train = [b.own["order"] for b in SampleLoader(folder, "train", 10_000)]
+        assert o["train"]["positives"]["order"] == sum(int(x.sum()) for x in train) > 0
+    lacking = {n: x for n, x in days(source, begin)[1].items() if n != "paid"}
+    with pytest.raises(DataError, match="no column 'paid', which is named as a label, amount or weight"):
+        run(write(tmp_path / "lacking", lacking, ALL_ITEMS), after=folders[0], **named)
+    raw = write(tmp_path / "forgot", days(source, begin)[1], ALL_ITEMS)
+    for given, told in (
+        ({}, "labels order, amount paid, weight sure,"),
+        ({**named, "weight": None}, "has weight sure,"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            run(raw, after=folders[0], **given)
