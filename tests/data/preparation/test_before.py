@@ -436,9 +436,9 @@ def test_labels_amount_and_weight_go_on(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no column 'paid', which is named as a label, amount or weight"):
         run(write(tmp_path / "lacking", lacking, ALL_ITEMS), after=folders[0], **named)
     raw = write(tmp_path / "forgot", days(source, begin)[1], ALL_ITEMS)
-    for given, told in (
+    for today, told in (
         ({}, "labels order, amount paid, weight sure,"),
         ({**named, "weight": None}, "has weight sure,"),
     ):
         with pytest.raises(ValueError, match=told):
-            run(raw, after=folders[0], **given)
+            run(raw, after=folders[0], **today)
