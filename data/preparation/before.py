@@ -205,6 +205,16 @@ class Before:
                 "of then could not go on; name the same columns with --labels, --amount and --weight"
             )
 
+    def check_users(self, ids: pa.ChunkedArray) -> None:
+        """Raises ValueError where users of a vocabulary, by row without row 0, don't begin with those of then."""
+        then = self.users["user_id"].slice(1)
+        if not ids.slice(0, len(then)).equals(then):
+            lost = pc.sum(pc.invert(pc.is_in(then, value_set=one_array(ids)))).as_py() or 0
+            raise ValueError(
+                f"{self.folder}: {SEQUENCES}/ and users.parquet don't fit each other: {lost:,} users are in the "
+                "latter alone; prepare that day again"
+            )
+
     def check_interactions(self, first: int, negatives: int, raw: Path) -> None:
         """Of today's: when the first one was, and how many have label 0.
 
@@ -234,7 +244,8 @@ class Before:
         """
         schema = rows_schema(self.user_ids.type, own)
         known = visit_groups(self.folder)
-        groups = RowGroups(place(self.folder) / SEQUENCES, {f: [sum(x) for x in of] for f, of in known.items()})
+        every = {f: [1] * len(of) for f, of in known.items()}  # those without a visit of that day, too
+        groups = RowGroups(place(self.folder) / SEQUENCES, every)
         for found in groups.read(range(share[0], len(groups.sizes), share[1]), sequences_to_read):
             with found.named():
                 users = Sequences.of_table(found.table)

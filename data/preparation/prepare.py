@@ -476,6 +476,8 @@ class Job:
         write_next(self.folder, pa.concat_tables(everybody)["user_id"], dict(zip(COUNTS, every, strict=True)))
         user_counts = by_row([read_table(self.work / f"users-{number:05d}") for number in self.counted])
         ids = user_counts["user_id"]
+        if before is not None:
+            before.check_users(ids)
         tables = {"item": self._table_rows("item", len(self.items) + 1), "user": self._table_rows("user", len(ids) + 1)}
         tables |= {name: rows + 1 for name, rows in own.hashed.items()}
         users_known = write_users(self.folder / "users.parquet", user_counts, self.users, own.users, before)

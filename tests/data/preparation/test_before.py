@@ -224,17 +224,19 @@ def test_what_does_not_go_on_is_refused(tmp_path: Path) -> None:
         run(tmp_path / "mixed", after=alone, engine="ray")
 
 
-def test_a_day_without_some_users_and_items(tmp_path: Path) -> None:
-    """One user, one item listed: everybody else keeps rows and visits for the day after that."""
+@pytest.mark.parametrize("group", [65_536, 20])
+def test_a_day_without_some_users_and_items(tmp_path: Path, group: int) -> None:
+    """One user, one item listed: everybody else keeps rows and visits for the day after that, be it in row groups of
+    which nobody came that day."""
     source, begin = two_sources("check-ins")
     one = days(source, begin)[0]
     hours = pa.array(["24/7", None, "Mo 09:00-17:00", "off", *[None] * 8])
-    first = run(write(tmp_path / "one", one, ITEMS.append_column("opening_hours", hours)))
+    first = run(write(tmp_path / "one", one, ITEMS.append_column("opening_hours", hours)), row_group_rows=group)
     (tmp_path / "b").mkdir()
     day = begin + 100 * np.arange(20)
     few = {"user_id": [0] * 20, "item_id": ["i2"] * 20, "timestamp": day, "label": [1] * 20}
     now = ITEMS.slice(2, 1).append_column("opening_hours", pa.array(["Su 10:00-12:00"]))
-    second = run(write(tmp_path / "b" / "raw", few, now), after=first)
+    second = run(write(tmp_path / "b" / "raw", few, now), after=first, row_group_rows=group)
     open_ = dict(zip(*(column(second, "catalog.parquet", n) for n in ("item_id", "opening_hours")), strict=True))
     assert open_["i0"] == [{"open": 0, "close": 10_080}] and open_["i3"] == [] and open_["i1"] is None
     assert open_["i2"] == [{"open": 6 * 1440 + 600, "close": 6 * 1440 + 720}], "as today says"
@@ -247,7 +249,7 @@ def test_a_day_without_some_users_and_items(tmp_path: Path) -> None:
     late = begin + 100_000 + 100 * np.arange(40)
     ids = [i % 5 for i in range(40)]
     more = {"user_id": ids, "item_id": [f"i{i % 12}" for i in range(40)], "timestamp": late, "label": [1] * 40}
-    third = run(write(tmp_path / "c" / "raw", more), after=second)
+    third = run(write(tmp_path / "c" / "raw", more), after=second, row_group_rows=group)
     done = {(u, i): 0 for u in range(5) for i in column(third, "catalog.parquet", "item_id")}
     rows = {(u, i, t) for x in (one, few, more) for u, i, t in zip(*_raw(x), strict=True)}
     users, items = column(third, "next/users.parquet", "user_id"), column(third, "catalog.parquet", "item_id")
@@ -258,6 +260,18 @@ def test_a_day_without_some_users_and_items(tmp_path: Path) -> None:
             assert r["visits"] == sum(u == user and i == item and t < r["time"] for u, i, t in rows)
             checked += r["visits"] > 0
     assert checked and done
+
+
+def test_users_that_get_lost_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of samples would be others' rows of users."""
+    source, begin = two_sources("check-ins")
+    one, two = days(source, begin)
+    first = run(write(tmp_path / "one", one, ITEMS))
+    monkeypatch.setattr(Before, "carried", lambda *_: iter(()))
+    (tmp_path / "b").mkdir()
+    few = {n: x.slice(0, 20) for n, x in two.items()}
+    with pytest.raises(ValueError, match=r"don't fit each other: \d users are in the latter alone; prepare that day"):
+        run(write(tmp_path / "b" / "raw", few, ALL_ITEMS), after=first)
 
 
 def _raw(x: dict[str, Any]) -> tuple[list[Any], list[Any], list[int]]:
