@@ -14,7 +14,7 @@ is not run again. ``--save`` keeps a line a seed and ranker in results/lift.csv.
 
 import argparse
 import json
-import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +64,14 @@ def of_first_ten(request: NDArray[np.int64], score: NDArray[Any], truth: Truth) 
     }
 
 
-def scored(place: Workplace, tower: str, variant: Variant, seed: int) -> tuple[Predictions, float]:
-    """The test split by a ranker, trained where it isn't, and processor seconds of the training."""
+def scored(place: Workplace, tower: str, variant: Variant, seed: int) -> Predictions:
+    """The test split by a ranker, trained where it isn't."""
     run = place.folder / tower / variant.name
-    done = run / "seconds"
-    if not done.exists():
-        start = time.process_time()
-        config = place.config(tower, variant, seed, run)
-        config.overwrite = True
-        train(config)
-        done.write_text(f"{time.process_time() - start:.1f}")
+    if not (run / "done").exists():
+        train(replace(place.config(tower, variant, seed, run), overwrite=True))
+        (run / "done").touch()
     with runtime(seed) as rt:
-        loaded = load_ranker(run, rt)
-        return predict(loaded.score(), SampleLoader(place.prepared(), "test", 4096)).sort(), float(done.read_text())
+        return predict(load_ranker(run, rt).score(), SampleLoader(place.prepared(), "test", 4096)).sort()
 
 
 def measure(place: Workplace, tower: str, seed: int) -> dict[str, dict[str, float]]:
@@ -86,12 +81,11 @@ def measure(place: Workplace, tower: str, seed: int) -> dict[str, dict[str, floa
         found: dict[str, dict[str, float]] = {}
         truth = None
         for variant in VARIANTS:
-            p, seconds = scored(place, tower, variant, seed)
+            p = scored(place, tower, variant, seed)
             if truth is None:
                 truth = Truth(place.data, place.prepared(), p)
                 found[ORACLE] = of_first_ten(p.request, truth.click, truth) | {"auc": auc(p.label, truth.click)}
             found[variant.name] = of_first_ten(p.request, p.logit, truth) | {"auc": auc(p.label, p.logit)}
-            found[variant.name]["cpu_s"] = seconds
         write_json(kept, found)
     made: dict[str, dict[str, float]] = json.loads(kept.read_text())
     return made
@@ -129,7 +123,7 @@ def main() -> None:
         found.append(measure(place, args.tower, seed))
     about = {"tower": args.tower, "requests": args.requests, "epochs": args.epochs}
     lines = [
-        {"seed": seed, "ranker": name, **about, **({"cpu_s": ""} | {k: round(v, 5) for k, v in figures.items()})}
+        {"seed": seed, "ranker": name, **about, **{f: round(figures[f], 5) for f in ("auc", *FIGURES)}}
         for seed, of in zip(args.seeds, found, strict=True)
         for name, figures in of.items()
     ]
