@@ -1,7 +1,6 @@
 """Walking forward: days in order, each asked before it is trained on. Warm start beside training anew and not at all.
 
-    python -m placerank.benchmarks.bench_walk --days 5 --requests 24000 --seeds 0 1 --save
-    python -m placerank.benchmarks.bench_walk --data DATASETS/context_trails_pj --days 14 --save
+    python -m placerank.benchmarks.bench_walk --data city DATASETS/foursquare_nyc --save
 
 In the simulated city, a city a seed, or on raw folders. A ranker is trained on all days but the last ``--days``. Then
 each of these is prepared with ``--after``, the rankers of all sides are asked about all its requests, and go on:
@@ -10,13 +9,16 @@ each of these is prepared with ``--after``, the rankers of all sides are asked a
     anew            prepared and trained from nothing on all days so far
     none            the first ranker, never trained again
 
-Places open on the day that first shows them (of check-ins that is not known), and a tenth of those shown before the
-walk is held back: each opens on a day drawn for it, and what was before is dropped. AUC of rows of places that opened
-that day, and of all others. A request's figure: of its pairs of a click and none, one of them a new place, the share in
-order; known less random has a 95 % interval by drawing requests of all days and seeds anew. Processor seconds are of
-preparing and training for the next day, on one thread. One pass, whatever the side; 5 % of the rows are for validation.
+Places open on the day that first shows them (of check-ins that is not known), and three in ten of those shown before
+the walk are held back: each opens on a day drawn for it, or of check-ins on that of its first visit in the walk, and
+what was before is dropped. Processor seconds are of preparing and training for the next day, on one thread. One pass,
+whatever the side; 5 % of the rows are for validation.
 
-A day and side that is kept in ``--out`` is not run again. ``--save`` writes results/walk.csv and walk.png.
+AUC is over all days of a walk: of all rows, of rows of known places, and of rows of places that opened that day, among
+themselves; and pairs in one request, a click and none: the share in order where the one is new and the other is not.
+Means over seeds. Intervals are of 95 %, by drawing the requests of each walk anew.
+
+A day and side that is kept in ``--out`` is not run again. ``--save`` writes results/walk.csv, walk_gaps.csv, walk.png.
 """
 
 import argparse
@@ -44,7 +46,7 @@ from placerank.data.batches.loader import SampleLoader
 from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.manifest import write_json
 from placerank.data.preparation.prepare import PrepareConfig, prepare
-from placerank.evaluation.paired import paired_bootstrap
+from placerank.evaluation.paired import Interval
 from placerank.reports.progress import Progress
 from placerank.training.inference import load_ranker
 from placerank.training.metrics import auc
@@ -55,12 +57,75 @@ from placerank.training.train import TrainConfig, train
 
 SIDES = {"known": "warm start", "random": "new rows from noise", "anew": "trained anew", "none": "not trained again"}
 PARTS = {"auc_known": "known places", "auc_new": "places that opened that day"}
-SHOWN = {"auc": "AUC", **PARTS, "pairs": "pairs in order", "prepare_cpu_s": "prepare, s", "train_cpu_s": "train, s"}
-SHARE = 0.1
+AUCS = {"all": "AUC", "known": "known places", "new": "places that opened that day"}
+PAIRS = {"click": "click on a new one, known one below", "none": "click on a known one, new one below"}
+GAPS = (
+    ("all", "/", "anew"), ("new", "-", "random"), ("new", "-", "anew"), ("new", "-", "none"), ("all", "-", "none"),
+    ("known", "-", "new"),
+)  # fmt: skip
+"""Of which rows the AUC of ``known`` is compared, how, and with which side; the last is of two kinds of rows."""
+DRAWS = 1_000
+SHARE = 0.3  # many, so that days have enough of them to tell a start from another
 NEGATIVES = 9  # a visit, of check-ins alone
 BATCH = 512  # small, as a day has few
+CITY = "city"
+LEAST = 20
 PLACES = 2_000  # of a city, and people
 _KEY = ("dataset", "days", "requests", "seed", "day", "side")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a side said of the candidates of one day, sorted by request; arrays [N].
+
+    Attributes:
+        request: int64.
+        label: 0 or 1.
+        logit: float32.
+        new: is the candidate a place that opened that day?
+    """
+
+    request: NDArray[np.int64]
+    label: NDArray[np.float32]
+    logit: NDArray[np.float32]
+    new: NDArray[np.bool_]
+
+    def which(self, kind: str) -> NDArray[np.bool_]:
+        """Rows of a kind of ``AUCS``."""
+        return {"all": self.new | True, "known": ~self.new, "new": self.new}[kind]
+
+    def pairs_in_order(self, clicked: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, int]:
+        """Of pairs in one request, a click of ``clicked`` [N] and none of ``other``, the share in order; a tie is half.
+        And how many there are."""
+        found = [np.zeros(0)]
+        for at in np.split(np.arange(len(self.request)), np.flatnonzero(np.diff(self.request)) + 1):
+            click, none = at[clicked[at] & (self.label[at] > 0)], at[other[at] & (self.label[at] == 0)]
+            gap = self.logit[click][:, None] - self.logit[none]
+            found.append(((gap > 0) + (gap == 0) / 2).ravel())
+        every = np.concatenate(found)
+        return float(every.mean()) if len(every) else np.nan, len(every)
+
+    @classmethod
+    def together(cls, days: Sequence["Rows"]) -> "Rows":
+        """Of several days, requests numbered through."""
+        new = [np.append(1, np.diff(x.request) != 0) for x in days]
+        columns = {n: np.concatenate([getattr(x, n) for x in days]) for n in ("label", "logit", "new")}
+        return cls(np.cumsum(np.concatenate(new)) - 1, **columns)
+
+
+class Auc:
+    """AUC of a kind of rows as a function of how much each request counts; ties are half."""
+
+    def __init__(self, rows: Rows, kind: str) -> None:
+        which = rows.which(kind)
+        self.request, self.clicked = rows.request[which], rows.label[which] > 0
+        _, self.at = np.unique(rows.logit[which], return_inverse=True)
+
+    def __call__(self, weight: NDArray[np.float64]) -> float:
+        """weight: of requests, [R]."""
+        of_rows = weight[self.request]
+        click, none = (np.bincount(self.at, of_rows * x) for x in (self.clicked, ~self.clicked))
+        return float((click * (np.cumsum(none) - none / 2)).sum() / (click.sum() * none.sum()))
 
 
 @dataclass(frozen=True)
@@ -69,7 +134,7 @@ class Walk:
 
     Attributes:
         raw: folder in the schema of docs/data.md.
-        days: how many, the last ones that have interactions.
+        days: how many, the last ones with ``LEAST`` interactions; what a later day cut off has is of the one before it.
         seed: of the places that are held back, and of trainings.
     """
 
@@ -83,15 +148,18 @@ class Walk:
         """Interactions that count, items, and the day of the walk that each is of, or opens on; -1 = before."""
         items, shown = (pq.read_table(self.raw / f"{name}.parquet") for name in ("items", "interactions"))
         date = shown["timestamp"].cast(pa.timestamp("s", "UTC"), safe=False).cast(pa.int64()).to_numpy() // 86_400
-        day = np.maximum(np.searchsorted(np.unique(date)[-self.days :], date, side="right") - 1, -1)
+        dates, visits = np.unique(date, return_counts=True)
+        day = np.maximum(np.searchsorted(dates[visits >= LEAST][-self.days :], date, side="right") - 1, -1)
         row = pc.index_in(shown["item_id"], value_set=items["item_id"].combine_chunks()).to_numpy()
-        first = np.full(len(items), self.days)
+        first, again = np.full((2, len(items)), self.days)
         np.minimum.at(first, row, day)
+        np.minimum.at(again, row[day >= 0], day[day >= 0])
         visits_alone = pc.min(shown["label"]).as_py() == 1  # they don't say of a place that it is open but not chosen
         opens = np.where(visits_alone | (first == self.days), -1, first)
         rng, early = np.random.default_rng(self.seed), np.flatnonzero(first == -1)
         held = rng.choice(early, int(SHARE * len(early)), replace=False)
-        opens[held] = rng.integers(0, self.days, len(held))
+        drawn = rng.integers(0, self.days, len(held))
+        opens[held] = np.where(visits_alone & (again[held] < self.days), again[held], drawn)
         kept = day >= opens[row]
         return shown.filter(pa.array(kept)), items, day[kept], opens
 
@@ -132,9 +200,18 @@ class Walk:
             write_json(run / CONFIG, (read_object(run / CONFIG) or {}) | {"new_rows": "random"})
         return run
 
+    def line(self, side: str, day: int) -> Path:
+        """What ``measure`` keeps."""
+        return self.folder / f"day-{day}" / f"{side}.json"
+
+    def rows(self, side: str, day: int) -> Rows:
+        """What ``measure`` was of."""
+        with np.load(self.line(side, day).with_suffix(".npz")) as kept:
+            return Rows(**kept)
+
     def measure(self, side: str, day: int) -> dict[str, Any]:
-        """What is kept of a side on a day: its line, and ``requests``, the figures of requests with new places."""
-        path = self.folder / f"day-{day}" / f"{side}.json"
+        """What is kept of a side on a day: its line; request, label, logit and newness of each row lie beside it."""
+        path = self.line(side, day)
         if path.exists():
             kept: dict[str, Any] = json.loads(path.read_text())
             return kept
@@ -151,7 +228,8 @@ class Walk:
         found: dict[str, Any] = {"rows": len(p), "new_rows": int(new.sum()), "new_positives": int(p.label[new].sum())}
         for name, rows in (("auc", new | True), ("auc_known", ~new), ("auc_new", new)):
             found[name] = auc(p.label[rows], p.logit[rows])
-        found |= {"prepare_cpu_s": seconds[0], "train_cpu_s": seconds[1], "requests": pairs_in_order(p, new)}
+        found |= {"prepare_cpu_s": seconds[0], "train_cpu_s": seconds[1]}
+        np.savez(path.with_suffix(".npz"), request=p.request, label=p.label, logit=p.logit, new=new)
         write_json(path, found)
         return found
 
@@ -162,33 +240,48 @@ class Walk:
             yield replace(batch, user=torch.where(batch.user < known, batch.user, 0))
 
 
-def pairs_in_order(p: Predictions, new: NDArray[np.bool_]) -> list[float]:
-    """Of each request with pairs of a positive and a negative, one of them new, the share in order; a tie is half."""
-    found = []
-    for rows in np.split(np.arange(len(p)), np.flatnonzero(np.diff(p.request)) + 1):
-        label, here, score = p.label[rows] > 0, new[rows], p.logit[rows]
-        gap = (score[label][:, None] - score[~label])[here[label][:, None] | here[~label]]
-        if len(gap):
-            found.append(float(np.mean((gap > 0) + (gap == 0) / 2)))
-    return found
+def gaps(walks: Sequence[dict[str, Rows]]) -> list[Interval]:
+    """``GAPS`` of walks (rows by side): the mean over walks, and 95 % of draws of each walk's requests anew."""
+    rng = np.random.default_rng(0)
+    wanted = {("known", kind) for kind in AUCS} | {(side, kind) for kind, _, side in GAPS if side in SIDES}
+    aucs = [{key: Auc(walk[key[0]], key[1]) for key in sorted(wanted)} for walk in walks]
+    draws = []
+    for draw in range(DRAWS + 1):
+        found = np.zeros(len(GAPS))
+        for walk, of in zip(walks, aucs, strict=True):
+            n = int(walk["known"].request[-1]) + 1
+            weight = rng.multinomial(n, np.full(n, 1 / n)) if draw else np.ones(n)
+            auc_of = {key: auc(weight.astype(np.float64)) for key, auc in of.items()}
+            for i, (kind, how, other) in enumerate(GAPS):
+                a, b = auc_of["known", kind], auc_of[(other, kind) if other in SIDES else ("known", other)]
+                found[i] += (a / b if how == "/" else a - b) / len(walks)
+        draws.append(found)
+    low, high = np.quantile(draws[1:], [0.025, 0.975], axis=0)
+    return [Interval(*map(float, x)) for x in zip(draws[0], low, high, strict=True)]
 
 
-def report(lines: Sequence[dict[str, Any]], requests: dict[tuple[Any, ...], list[float]]) -> list[dict[str, Any]]:
-    """Print means a side and the interval of each dataset; returns the intervals as lines of the file."""
+def report(lines: Sequence[dict[str, Any]], walks: dict[str, list[dict[str, Rows]]]) -> list[dict[str, Any]]:
+    """Print means a side and the gaps of each dataset; returns the gaps as lines of a file."""
     out = []
-    for name in dict.fromkeys(x["dataset"] for x in lines):
-        print(f"\n{name}\n\n| side | {' | '.join(SHOWN.values())} |\n|---|{'---|' * len(SHOWN)}")
+    for name, of in walks.items():
+        heads = [*AUCS.values(), *PAIRS.values(), "prepare, s", "train, s"]
+        print(f"\n{name}\n\n| side | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
         for side, title in SIDES.items():
+            cells = []
+            for walk in of:
+                rows = walk[side]
+                every = np.ones(rows.request[-1] + 1)
+                pairs = rows.pairs_in_order(rows.new, ~rows.new)[0], rows.pairs_in_order(~rows.new, rows.new)[0]
+                cells.append([*(Auc(rows, kind)(every) for kind in AUCS), *pairs])
             here = [x for x in lines if (x["dataset"], x["side"]) == (name, side)]
-            print(f"| {title} | " + " | ".join(f"{np.nanmean([x[k] for x in here]):.4f}" for k in SHOWN) + " |")
-        keys = [key for key in requests if (key[0], key[3]) == (name, "known")]
-        gaps = np.concatenate([np.subtract(requests[key], requests[(*key[:3], "random")]) for key in keys])
-        found = paired_bootstrap(gaps)
-        print(f"known less random: {found.mean:+.5f} ({found.low:+.5f} to {found.high:+.5f}) of {len(gaps):,} requests")
-        about = {"seed": "all", "day": "all", "side": "known - random", "new_requests": len(gaps)}
-        about |= {k: here[0][k] for k in ("dataset", "days", "requests")}
-        about |= {f"pairs{end}": round(v, 5) for end, v in zip(("", "_low", "_high"), found, strict=True)}
-        out.append(dict.fromkeys(lines[0], "") | about)
+            seconds = [np.mean([x[k] for x in here]) for k in ("prepare_cpu_s", "train_cpu_s")]
+            print(f"| {title} | " + " | ".join(f"{x:.4f}" for x in [*np.mean(cells, 0), *seconds]) + " |")
+        here = [x for x in lines if x["dataset"] == name]
+        about = {"dataset": name, "days": here[0]["days"], "requests": here[0]["requests"], "seeds": len(of)}
+        for (kind, how, other), found in zip(GAPS, gaps(of), strict=True):
+            print(f"{kind}: known {how} {other}: {found.mean:+.5f} ({found.low:+.5f} to {found.high:+.5f})")
+            values = {k: round(v, 5) for k, v in found._asdict().items()}
+            out.append({**about, "rows": kind, "figure": f"known {how} {other}", **values})
     return out
 
 
@@ -212,7 +305,8 @@ def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, nargs="*", default=[], help="raw folders; default: a simulated city")
+    help = f"raw folders, or {CITY}: a simulated one a seed (default)"
+    parser.add_argument("--data", type=Path, nargs="+", default=[Path(CITY)], help=help)
     parser.add_argument("--days", type=int, default=14, help="that are walked (default: %(default)s)")
     parser.add_argument("--requests", type=int, default=34_000, help="of a city, in 4 times the days (default: 34000)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -221,27 +315,28 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)  # threads that wait for each other take processor time, too
     lines: list[dict[str, Any]] = []
-    requests: dict[tuple[Any, ...], list[float]] = {}
-    walks = list(product(args.data or [None], args.seeds))
+    kept: dict[str, list[dict[str, Rows]]] = {}
+    walks = list(product(args.data, args.seeds))
     with Progress("walks", len(walks) * args.days * len(SIDES), "days and sides") as progress:
         for source, seed in walks:
-            name, size = ("city", args.requests) if source is None else (source.name, "")
+            name, size = source.name, args.requests if str(source) == CITY else ""
             folder = args.out / "-".join(map(str, (name, seed, args.days, *([size] if size else []))))
-            raw = source or folder / "raw"
+            raw = folder / "raw" if size else source
             if not raw.exists():
                 of: dict[str, Any] = {"items": PLACES, "users": PLACES, "days": 4 * args.days, "seed": seed}
                 simulate(SimulateConfig(out=raw, requests=args.requests, **of))
             walk = Walk(raw, folder, args.days, seed)
             for day, side in product(range(args.days), SIDES):
                 found = walk.measure(side, day)
-                pairs = requests[name, seed, day, side] = found.pop("requests")
                 about = {"dataset": name, "days": args.days, "requests": size, "seed": seed, "day": day, "side": side}
-                found |= {"new_requests": len(pairs), "pairs": float(np.mean(pairs)) if pairs else np.nan}
-                lines.append(about | {k: round(v, 5) for k, v in found.items()} | {"pairs_low": "", "pairs_high": ""})
+                lines.append(about | {k: round(v, 5) for k, v in found.items()})
                 progress.update()
-    intervals = report(lines, requests)
+            rows = {s: Rows.together([walk.rows(s, day) for day in range(args.days)]) for s in SIDES}
+            kept.setdefault(name, []).append(rows)
+    between = report(lines, kept)
     if args.save:
-        keep("walk.csv", [*lines, *intervals], _KEY, torch.device("cpu"))
+        keep("walk.csv", lines, _KEY, torch.device("cpu"))
+        keep("walk_gaps.csv", between, ("dataset", "days", "requests", "rows", "figure"), torch.device("cpu"))
         draw(lines, RESULTS / "walk.png")
 
 

@@ -11,7 +11,7 @@ import re
 import struct
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,13 +50,14 @@ class CheckpointTables:
 
     Args:
         checkpoint: a ``step-...`` folder.
+        used: of tables with spare rows, how many rows are somebody's; the others are left out.
 
     Raises:
         ValueError: not a readable checkpoint, or shards that do not make up their table.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Path, used: Mapping[str, int] | None = None) -> None:
+        self.checkpoint, self.used = checkpoint, used or {}
         try:
             metadata = FileSystemReader(checkpoint).read_metadata()
         except Exception as error:
@@ -88,7 +89,7 @@ class CheckpointTables:
             ValueError: no such table; lists those that there are.
         """
         stored = self._stored(name)
-        return stored.rows, stored.dim
+        return min(stored.rows, self.used.get(name, stored.rows)), stored.dim
 
     def blocks(self, name: str, block_rows: int) -> Iterator[Tensor]:
         """A table from first row to last in blocks of ``block_rows`` rows (the last may have fewer), float32 [n, dim].
@@ -99,11 +100,12 @@ class CheckpointTables:
             ValueError: no such table, or a file that ends too early.
         """
         stored = self._stored(name)
-        buffer = torch.empty(min(block_rows, stored.rows), stored.dim, dtype=stored.dtype)
+        rows = self.shape(name)[0]
+        buffer = torch.empty(min(block_rows, rows), stored.dim, dtype=stored.dtype)
         with ExitStack() as stack:
             files = {f: stack.enter_context(open(f, "rb", buffering=0)) for f in {s.file for s in stored.shards}}
-            for start in range(0, stored.rows, block_rows):
-                block = buffer[: min(block_rows, stored.rows - start)]
+            for start in range(0, rows, block_rows):
+                block = buffer[: min(block_rows, rows - start)]
                 for shard in stored.shards:
                     _read_rows(files[shard.file], shard, start, block)
                 yield block.float()

@@ -61,7 +61,7 @@ def export(config: ExportConfig) -> Path:
         if name not in names:
             raise ValueError(f"tables: got {name!r}, this ranker has {', '.join(names)}")
     ids = {name: raw_ids(data, features, name) for name in names if config.tables is None or name in config.tables}
-    raw = CheckpointTables(checkpoint)
+    raw = CheckpointTables(checkpoint, {t.name: raw_ids(data, features, t.name).rows for t in features.tables})
     how = config.format, config.dtype, config.block_rows
     with whole_folder(config.out, config.overwrite) as folder:
         whole = folder if base is None else folder / "whole"

@@ -53,9 +53,11 @@ class Identity:
         }
 
     def same_rows(self, saved: Mapping[str, Any]) -> bool:
-        """Whether a checkpoint's rows are those of the same ids."""
+        """Whether a checkpoint's rows are those of the same ids, in tables of as many rows."""
         then, now = saved["vocabularies"], self.vocabularies
-        return all(then[n] == now[n] for n in then.keys() & now.keys())
+        sizes, wanted = ({n: t["rows"] for n, t in x["tables"].items()} for x in (saved["signature"], self.signature))
+        same_sizes = all(sizes[n] == wanted[n] for n in sizes.keys() & wanted.keys())
+        return same_sizes and all(then[n] == now[n] for n in then.keys() & now.keys())
 
     def check(self, saved: Mapping[str, Any], where: str) -> None:
         """Compare with what a checkpoint kept.

@@ -204,8 +204,10 @@ def load_by_id(
         trained = states[key].view(-1, stored.shape(table)[0]).sum(0).numpy() > 0
         starts = _Starts.of(origin, trained, like[name], stored.shape(table)[1]) if has_new else None
         _fill(stored, table, origin, model[key], starts)
+        spare = model[key].size()[0] - len(origin)
+        with_spare = np.pad(origin, (0, spare), constant_values=-1)
         for target in optimizer.get(key, {}).values():
-            _fill_states(states[key], origin, target, stored.shape(table)[0])
+            _fill_states(states[key], with_spare, target, stored.shape(table)[0])
 
 
 def _row_states(path: Path, moved: Mapping[str, str]) -> dict[str, Tensor]:

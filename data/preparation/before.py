@@ -24,6 +24,7 @@ from ..batches.line_loader import RowGroups
 from ..batches.sequences import visit_groups
 from ..manifest import read_manifest
 from ..raw.columns import DataError
+from ..raw.outcomes import Outcomes
 from ..raw.own import Declaration, Declared, OwnColumn
 from ..raw.parts import table_files
 from ..raw.times import iso
@@ -192,6 +193,28 @@ class Before:
         made.features.sort(key=lambda f: order.index((f["of"], f["column"])))
         return made
 
+    def check_outcomes(self, today: Outcomes) -> None:
+        """Raises ValueError where today leaves out a label, the amount or the weight of then."""
+        then = self.manifest.get("outcomes", {"labels": [], "amount": None, "weight": None})
+        now = {"labels": today.labels, "amount": today.amount, "weight": today.weight}
+        lost = [f"labels {name}" for name in then["labels"] if name not in today.labels]
+        lost += [f"{what} {then[what]}" for what in ("amount", "weight") if then[what] not in (None, now[what])]
+        if lost:
+            raise ValueError(
+                f"prepare.after={self.folder} has {', '.join(lost)}, which prepare isn't told of today: rankers "
+                "of then could not go on; name the same columns with --labels, --amount and --weight"
+            )
+
+    def check_users(self, ids: pa.ChunkedArray) -> None:
+        """Raises ValueError where users of a vocabulary, by row without row 0, don't begin with those of then."""
+        then = self.users["user_id"].slice(1)
+        if not ids.slice(0, len(then)).equals(then):
+            lost = pc.sum(pc.invert(pc.is_in(then, value_set=one_array(ids)))).as_py() or 0
+            raise ValueError(
+                f"{self.folder}: {SEQUENCES}/ and users.parquet don't fit each other: {lost:,} users are in the "
+                "latter alone; prepare that day again"
+            )
+
     def check_interactions(self, first: int, negatives: int, raw: Path) -> None:
         """Of today's: when the first one was, and how many have label 0.
 
@@ -221,7 +244,8 @@ class Before:
         """
         schema = rows_schema(self.user_ids.type, own)
         known = visit_groups(self.folder)
-        groups = RowGroups(place(self.folder) / SEQUENCES, {f: [sum(x) for x in of] for f, of in known.items()})
+        every = {f: [1] * len(of) for f, of in known.items()}  # those without a visit of that day, too
+        groups = RowGroups(place(self.folder) / SEQUENCES, every)
         for found in groups.read(range(share[0], len(groups.sizes), share[1]), sequences_to_read):
             with found.named():
                 users = Sequences.of_table(found.table)

@@ -11,6 +11,7 @@ what a bucket becomes and where it is written does not depend on the ranks, so n
 """
 
 import logging
+import math
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -162,6 +163,7 @@ def _read_tables(config: PrepareConfig, folder: Path) -> Raw:
         before = None if config.after is None else Before.open(config.after)
         check_outcomes(config.outcomes, raw)
         if before is not None:
+            before.check_outcomes(config.outcomes)
             declaration = before.declaration(raw)
             own, left = own_columns(raw, declaration, config.outcomes.names, f"--after {config.after}")
             own, left = before.known_alone(own, left)
@@ -473,7 +475,9 @@ class Job:
         write_next(self.folder, pa.concat_tables(everybody)["user_id"], dict(zip(COUNTS, every, strict=True)))
         user_counts = by_row([read_table(self.work / f"users-{number:05d}") for number in self.counted])
         ids = user_counts["user_id"]
-        tables = {"item": len(self.items) + 1, "user": len(ids) + 1}
+        if before is not None:
+            before.check_users(ids)
+        tables = {"item": self._table_rows("item", len(self.items) + 1), "user": self._table_rows("user", len(ids) + 1)}
         tables |= {name: rows + 1 for name, rows in own.hashed.items()}
         users_known = write_users(self.folder / "users.parquet", user_counts, self.users, own.users, before)
         user_tables = {f["column"]: f["name"] for f in own.features if f["of"] == "users" and f["kind"] == "category"}
@@ -481,7 +485,7 @@ class Job:
         (self.folder / "vocab").mkdir()
         for name, table in vocabularies.items():
             pq.write_table(table, self.folder / "vocab" / f"{name}.parquet", compression="zstd")
-            tables[name] = len(table)
+            tables[name] = self._table_rows(name, len(table))
         extra: dict[str, Any] = {
             "tables": tables,
             "splits": {name: w.summary() for name, w in zip(SPLITS, self.written.splits, strict=True) if w.rows},
@@ -526,6 +530,13 @@ class Job:
             made_from["after"] = before.manifest["content_hash"]
         write_manifest(self.folder, "prepared", self.config, made_from, **extra)
         return summary
+
+    def _table_rows(self, name: str, ids: int) -> int:
+        """Rows of a table of so many ids, row 0 included: those of then, or where ids don't fit, with spare ones."""
+        then = 0 if self.before is None else int(self.before.manifest["tables"].get(name, 0))
+        if ids <= max(then, 1):  # an attribute that nothing has makes no table
+            return max(then, ids)
+        return math.ceil(ids * (1 + self.config.spare_rows))
 
     def _left(self, own: OwnPlan) -> dict[str, list[str]]:
         """Columns that are not used, with the reason, by table."""

@@ -58,6 +58,9 @@ class PrepareConfig:
     """error: stop at the first bad row; skip: set bad rows aside in OUT/rejected and count them."""
     row_group_rows: int = 65_536
     """Samples of a Parquet row group, at most, in whole requests: the unit that the loader reads."""
+    spare_rows: float = 0.0
+    """Share of rows that tables of ids get beside those that have an id, for ids to come: with after, a table keeps its
+    size, and so the sharding plan stays, until what is new does not fit; then it gets so many again."""
     seed: int = 0
     """Decides the negatives and the order of the training samples."""
     engine: Engine = "built-in"
@@ -78,6 +81,7 @@ class PrepareConfig:
                 "train_negatives": 1,
                 "eval_negatives": 1,
                 "seed": 0,
+                "spare_rows": 0,
             },
             **many,
         )

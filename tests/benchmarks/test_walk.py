@@ -1,34 +1,60 @@
 """What walking forward compares: pairs in order against a loop, and what is dropped before a place opens."""
 
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from placerank.benchmarks.bench_walk import Walk, pairs_in_order
-from placerank.training.predictions import Predictions
+from placerank.benchmarks.bench_walk import GAPS, Auc, Rows, Walk, gaps
+from placerank.training.metrics import auc
+
+
+def some_rows(seed: int = 0, n: int = 300) -> Rows:
+    """Some requests have one class, some no new place, some one row; many scores are equal."""
+    rng = np.random.default_rng(seed)
+    request = np.unique(np.sort(rng.integers(0, 60, n)), return_inverse=True)[1]
+    label, logit = rng.integers(0, 2, n).astype(np.float32), rng.integers(0, 4, n).astype(np.float32)
+    return Rows(request, label, logit, rng.random(n) < 0.2)
+
+
+def in_order(x: Rows, i: int, j: int) -> float:
+    return 1.0 if x.logit[i] > x.logit[j] else 0.5 * float(x.logit[i] == x.logit[j])
 
 
 def test_pairs_in_order_are_those_of_a_loop() -> None:
-    rng = np.random.default_rng(0)
-    n = 300
-    request = np.sort(rng.integers(0, 60, n))  # some have one class, some no new place, some one row
-    label, logit = rng.integers(0, 2, n).astype(np.float32), rng.integers(0, 4, n).astype(np.float32)
-    new, none = rng.random(n) < 0.2, np.zeros(n, np.float32)
-    rows = np.zeros(n, np.int32)
-    p = Predictions(
-        request=request, user_index=request, user_row=rows, item_row=rows, label=label, logit=logit, time=request,
-        visits=rows, lat=none, lon=none,
-    )  # fmt: skip
-    expected = []
-    for r in np.unique(request):
-        here = np.flatnonzero(request == r)
-        pairs = [(i, j) for i in here for j in here if label[i] == 1 and label[j] == 0 and (new[i] or new[j])]
-        if pairs:
-            expected.append(np.mean([1.0 if logit[i] > logit[j] else 0.5 * (logit[i] == logit[j]) for i, j in pairs]))
-    assert 0 < len(expected) < 60
-    np.testing.assert_allclose(pairs_in_order(p, new), expected)
+    x = some_rows()
+    for clicked, other in ((x.new, ~x.new), (~x.new, x.new)):
+        pairs = [
+            (i, j)
+            for i, j in product(range(300), repeat=2)
+            if x.request[i] == x.request[j] and x.label[i] == 1 and x.label[j] == 0 and clicked[i] and other[j]
+        ]
+        share, count = x.pairs_in_order(clicked, other)
+        assert count == len(pairs) > 20
+        np.testing.assert_allclose(share, np.mean([in_order(x, i, j) for i, j in pairs]))
+
+
+def test_requests_that_count_twice_are_as_if_they_were_there_twice() -> None:
+    x = Rows.together([some_rows(1), some_rows(2)])
+    assert x.request[0] == 0 and set(np.diff(x.request)) == {0, 1} and len(x.request) == 600
+    weight = np.random.default_rng(3).integers(0, 3, x.request[-1] + 1)
+    for kind, rows in (("all", x.new | True), ("known", ~x.new), ("new", x.new)):
+        at = np.repeat(np.flatnonzero(rows), weight[x.request[rows]])
+        np.testing.assert_allclose(Auc(x, kind)(weight.astype(float)), auc(x.label[at], x.logit[at]))
+
+
+def test_gaps_are_of_the_side_with_the_known_start() -> None:
+    x = some_rows(4)
+    better = replace(x, logit=x.logit + 3 * x.label * x.new)
+    walk = {"known": better, "random": x, "anew": better, "none": x}
+    found = dict(zip(GAPS, gaps([walk, {**walk, "known": better}]), strict=True))
+    assert found["new", "-", "random"].low > 0 and found["all", "-", "none"].low > 0
+    assert found["new", "-", "anew"] == (0, 0, 0) and found["all", "/", "anew"] == (1, 1, 1)
+    known, new = (auc(x.label[w], better.logit[w]) for w in (~x.new, x.new))
+    np.testing.assert_allclose(found["known", "-", "new"].mean, known - new)
 
 
 def test_nothing_is_known_of_a_place_before_it_opens(tmp_path: Path) -> None:
@@ -43,7 +69,10 @@ def test_nothing_is_known_of_a_place_before_it_opens(tmp_path: Path) -> None:
         rows = kept["item_id"].to_numpy()
         assert len(items) == len(opens) == 61
         assert opens[60] == -1 and (opens[7] == 3) == (source == "impressions")
-        assert (opens >= 0).sum() == 5 + (source == "impressions")  # a tenth of 59 or 60 rounds down to 5 or 6
+        assert (opens >= 0).sum() == 17 + (source == "impressions")  # three in ten of 59 round down to 17
+        visited = {(i, d) for i, d in zip(rows.tolist(), of.tolist(), strict=True)}
+        on_a_visit = [(i, d) in visited for i, d in enumerate(opens.tolist()) if d >= 0]
+        assert source == "impressions" or all(on_a_visit)
         assert (of >= opens[rows]).all()
         dropped = (np.maximum(day - 6, -1) < opens[item]).sum()
         assert len(kept) == 2_000 - dropped and dropped > 0

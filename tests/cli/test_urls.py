@@ -57,6 +57,15 @@ def test_from_embeddings_to_an_export(s3: str, data: str, prepared: Path, tmp_pa
     read_manifest(fetched(place(run) / "evaluation"), "evaluation", verify=True)
     command("export", "--run", run, "--out", export)
     assert len(load_table(place(export), "item").lookup(ids.to_pylist()[:3])) == 3
+    later, delta, applied, whole = (f"{s3}/commands/{name}" for name in ("later", "delta", "applied", "whole"))
+    more = ["--features.semantic-ids", tokens, "--epochs", "1", *dims]
+    command("train", "--data", data, "--run", later, "--warm-start", run, *more)
+    command("export", "--run", later, "--out", delta, "--since", export)
+    command("apply", "--base", export, "--delta", delta, "--out", applied)
+    command("export", "--run", later, "--out", whole)
+    hashes = [read_manifest(fetched(place(url)), "export", verify=True)["files"] for url in (applied, whole, export)]
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert not names(place(delta) / "whole")
     assert not list((work / "work").rglob("*")), "nothing is left of what was made here"
 
 

@@ -6,10 +6,16 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import torch
 
 from placerank.data.batches.features import FeatureConfig
+from placerank.data.manifest import write_json
 from placerank.rankers.dense import RankerConfig
 from placerank.training import train as train_module
+from placerank.training.checkpoint import local_pieces
+from placerank.training.run_files import BEST
 from placerank.training.train import TrainConfig, train
 
 
@@ -50,3 +56,40 @@ def train_and_die(config: TrainConfig, last_step: int) -> None:
 
     train_module._Loop._forward = deadly  # type: ignore[method-assign]
     train(config)
+
+
+def begin(config: TrainConfig, save: bool = False) -> dict[str, Any]:
+    """What training starts with: this rank's pieces of tables and of their states, and the dense part.
+
+    With ``save`` it is a checkpoint, too, the run's best.
+    """
+    found: dict[str, Any] = {}
+
+    def look(self: Any) -> None:
+        state = self.trainee.state()
+        for kind, node in (("model", state["model"]), ("state", state["optimizer"]["state"])):
+            for key, value in node.items():
+                for name, x in value.items() if isinstance(value, dict) else [("", value)]:
+                    pieces = [(at, p.detach().clone()) for at, p in local_pieces(x)]
+                    found[f"{kind} {key} {name}"] = (tuple(x.size()), pieces)
+        if save:
+            with self.checkpoints:
+                self._save()
+            if self.rt.is_first:
+                write_json(config.run / BEST, self.best)
+
+    with mock.patch.object(train_module._Loop, "run", look):
+        train(config)
+    return found
+
+
+def together(by_rank: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Tables of ``begin`` of all ranks, whole."""
+    out = {}
+    for found in by_rank:
+        for key, (size, pieces) in found.items():
+            whole = out.setdefault(key, torch.full(size, float("nan")))
+            for at, piece in pieces:
+                whole[tuple(slice(a, a + n) for a, n in zip(at, piece.shape, strict=True))] = piece
+    assert not any(x.isnan().any() for x in out.values())
+    return out

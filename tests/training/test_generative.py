@@ -24,7 +24,9 @@ from placerank.data.batches.features import FeatureConfig
 from placerank.data.batches.loader import SampleLoader
 from placerank.data.batches.sequences import SequenceLoader
 from placerank.data.city.simulate import SimulateConfig, simulate
+from placerank.data.manifest import read_manifest
 from placerank.data.preparation.prepare import PrepareConfig, prepare
+from placerank.embeddings.delta import apply_delta
 from placerank.evaluation.evaluate import EvaluateConfig, evaluate
 from placerank.evaluation.generate import GenerateConfig, generate
 from placerank.evaluation.measure_lists import ListsConfig
@@ -365,6 +367,20 @@ def test_items_with_codes_since_and_places_that_opened(world: SimpleNamespace, t
     pq.write_table(hours, tmp_path / "opened.parquet")
     found = pq.read_table(generate(replace(with_them, open_now=True)) / "lists.parquet")["item_id"].to_pylist()
     assert {i for i in found if i >= 10**6} == {10**6 + 1}
+
+
+def test_a_delta_leads_to_the_whole_export(world: SimpleNamespace, tmp_path: Path) -> None:
+    """With the semantic IDs of 20 items more, in the index and the catalog."""
+    before = export(ExportConfig(run=world.run, out=tmp_path / "before"))
+    how = {"run": world.run, "semantic_ids": world.extended, "checkpoint": "45"}
+    delta = export(ExportConfig(out=tmp_path / "delta", since=before, **how))
+    whole = export(ExportConfig(out=tmp_path / "whole", **how))
+    applied = apply_delta(before, delta, tmp_path / "applied")
+    files = [read_manifest(folder, "export", verify=True)["files"] for folder in (applied, whole, before)]
+    assert files[0] == files[1] != files[2]
+    assert (
+        len(ExportedGenerator.load(applied).generator.index) == len(ExportedGenerator.load(before).generator.index) + 20
+    )
 
 
 KINDS = {

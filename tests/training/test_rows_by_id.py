@@ -12,14 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_tables import ITEMS, impressions, run, write
-from runs import small
+from runs import begin, small, together
 
-from placerank.training import train as train_module
-from placerank.training.checkpoint import load, local_pieces
+from placerank.training.checkpoint import load
 from placerank.training.rows_by_id import _fill, _fill_states, _Starts
 from placerank.training.run_files import find_checkpoint
 from placerank.training.sharding import ShardingConfig
-from placerank.training.train import TrainConfig, train
+from placerank.training.train import train
 
 MORE = ITEMS.set_column(0, "item_id", pa.array([f"a{i}" for i in range(12)]))
 
@@ -63,34 +62,6 @@ def test_no_id_gets_anothers_row(then: list[int], now: list[int], trained: list[
             torch.testing.assert_close(weight[row, 0], torch.tensor(100.0 * np.mean(near), dtype=torch.float32))
         else:
             assert weight[row].tolist() == [-1.0, -1.0]  # as it was
-
-
-def begin(config: TrainConfig) -> dict[str, Any]:
-    """What training starts with: this rank's pieces of tables and of their states, and the dense part."""
-    found: dict[str, Any] = {}
-
-    def look(self: Any) -> None:
-        state = self.trainee.state()
-        for kind, node in (("model", state["model"]), ("state", state["optimizer"]["state"])):
-            for key, value in node.items():
-                for name, x in value.items() if isinstance(value, dict) else [("", value)]:
-                    pieces = [(at, p.detach().clone()) for at, p in local_pieces(x)]
-                    found[f"{kind} {key} {name}"] = (tuple(x.size()), pieces)
-
-    train_module._Loop.run = look  # type: ignore[method-assign]
-    train(config)
-    return found
-
-
-def together(by_rank: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    out = {}
-    for found in by_rank:
-        for key, (size, pieces) in found.items():
-            whole = out.setdefault(key, torch.full(size, float("nan")))
-            for at, piece in pieces:
-                whole[tuple(slice(a, a + n) for a, n in zip(at, piece.shape, strict=True))] = piece
-    assert not any(x.isnan().any() for x in out.values())
-    return out
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from raw_tables import ITEMS, START, column, everything, impressions, read, run, visits, write
 
 from placerank.data.arrays import starts_run
+from placerank.data.batches.loader import SampleLoader
 from placerank.data.batches.sequences import SequenceLoader
 from placerank.data.manifest import read_manifest
 from placerank.data.preparation import before as module
-from placerank.data.preparation.before import kept
+from placerank.data.preparation.before import Before, kept
 from placerank.data.preparation.vocabulary import item_vocabularies, vocabulary
 from placerank.data.raw.columns import DataError
 from placerank.data.requests import Lists, Sequences
@@ -223,17 +224,19 @@ def test_what_does_not_go_on_is_refused(tmp_path: Path) -> None:
         run(tmp_path / "mixed", after=alone, engine="ray")
 
 
-def test_a_day_without_some_users_and_items(tmp_path: Path) -> None:
-    """One user, one item listed: everybody else keeps rows and visits for the day after that."""
+@pytest.mark.parametrize("group", [65_536, 20])
+def test_a_day_without_some_users_and_items(tmp_path: Path, group: int) -> None:
+    """One user, one item listed: everybody else keeps rows and visits for the day after that, be it in row groups of
+    which nobody came that day."""
     source, begin = two_sources("check-ins")
     one = days(source, begin)[0]
     hours = pa.array(["24/7", None, "Mo 09:00-17:00", "off", *[None] * 8])
-    first = run(write(tmp_path / "one", one, ITEMS.append_column("opening_hours", hours)))
+    first = run(write(tmp_path / "one", one, ITEMS.append_column("opening_hours", hours)), row_group_rows=group)
     (tmp_path / "b").mkdir()
     day = begin + 100 * np.arange(20)
     few = {"user_id": [0] * 20, "item_id": ["i2"] * 20, "timestamp": day, "label": [1] * 20}
     now = ITEMS.slice(2, 1).append_column("opening_hours", pa.array(["Su 10:00-12:00"]))
-    second = run(write(tmp_path / "b" / "raw", few, now), after=first)
+    second = run(write(tmp_path / "b" / "raw", few, now), after=first, row_group_rows=group)
     open_ = dict(zip(*(column(second, "catalog.parquet", n) for n in ("item_id", "opening_hours")), strict=True))
     assert open_["i0"] == [{"open": 0, "close": 10_080}] and open_["i3"] == [] and open_["i1"] is None
     assert open_["i2"] == [{"open": 6 * 1440 + 600, "close": 6 * 1440 + 720}], "as today says"
@@ -246,7 +249,7 @@ def test_a_day_without_some_users_and_items(tmp_path: Path) -> None:
     late = begin + 100_000 + 100 * np.arange(40)
     ids = [i % 5 for i in range(40)]
     more = {"user_id": ids, "item_id": [f"i{i % 12}" for i in range(40)], "timestamp": late, "label": [1] * 40}
-    third = run(write(tmp_path / "c" / "raw", more), after=second)
+    third = run(write(tmp_path / "c" / "raw", more), after=second, row_group_rows=group)
     done = {(u, i): 0 for u in range(5) for i in column(third, "catalog.parquet", "item_id")}
     rows = {(u, i, t) for x in (one, few, more) for u, i, t in zip(*_raw(x), strict=True)}
     users, items = column(third, "next/users.parquet", "user_id"), column(third, "catalog.parquet", "item_id")
@@ -257,6 +260,18 @@ def test_a_day_without_some_users_and_items(tmp_path: Path) -> None:
             assert r["visits"] == sum(u == user and i == item and t < r["time"] for u, i, t in rows)
             checked += r["visits"] > 0
     assert checked and done
+
+
+def test_users_that_get_lost_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of samples would be others' rows of users."""
+    source, begin = two_sources("check-ins")
+    one, two = days(source, begin)
+    first = run(write(tmp_path / "one", one, ITEMS))
+    monkeypatch.setattr(Before, "carried", lambda *_: iter(()))
+    (tmp_path / "b").mkdir()
+    few = {n: x.slice(0, 20) for n, x in two.items()}
+    with pytest.raises(ValueError, match=r"don't fit each other: \d users are in the latter alone; prepare that day"):
+        run(write(tmp_path / "b" / "raw", few, ALL_ITEMS), after=first)
 
 
 def _raw(x: dict[str, Any]) -> tuple[list[Any], list[Any], list[int]]:
@@ -371,3 +386,73 @@ def test_prices_stay_in_their_buckets() -> None:
     then, again = item_vocabularies(pa.table({**text, "price": later}), 8, first)
     assert then["price"].equals(first["price"])
     assert again["price_row"].to_pylist()[:7] == [1, 1, rows["price_row"][3].as_py(), 3, 3, 3, 0]
+
+
+days_of_ids = st.lists(st.sets(st.integers(1, 30), min_size=1, max_size=8), min_size=1, max_size=4)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(days_of_ids)
+def test_places_that_open_and_close_leave_every_row_its_owner(days_: list[set[int]]) -> None:
+    """Each day lists some places: new ones get rows after all others, and one that closed keeps its row, and what was
+    known of it; when it opens again it is there."""
+    empty = pa.table({"item_id": pa.nulls(1, pa.int64()), "name": pa.nulls(1, pa.string())})
+    catalog, owner, names = empty, {}, {}
+    for day, ids in enumerate(days_):
+        today = pa.table({"item_id": sorted(ids), "name": [f"{i} on day {day}" for i in sorted(ids)]})
+
+        class Yesterday(Before):
+            kept = catalog
+
+            def _read(self, name: str, columns: list[str] | None = None) -> pa.Table:
+                return self.kept
+
+        items = Yesterday(Path("yesterday"), {}).items(today)
+        catalog = pa.concat_tables([empty, items.select(["item_id", "name"])])
+        now = dict(zip(catalog["item_id"].to_pylist(), range(len(catalog)), strict=True))
+        assert len(now) == len(catalog) and owner.items() <= now.items() and {*now} - {None} == {*names, *ids}
+        names |= {i: f"{i} on day {day}" for i in ids}
+        assert catalog["name"].to_pylist()[1:] == [names[i] for i in catalog["item_id"].to_pylist()[1:]]
+        assert [i for i, x in zip(items["item_id"].to_pylist(), items["listed"].to_pylist(), strict=True) if x] == [
+            i for i in items["item_id"].to_pylist() if i in ids
+        ]
+        owner = now
+
+
+def test_labels_amount_and_weight_go_on(tmp_path: Path) -> None:
+    """Days in turn as all days at once; a day without one of the columns is refused."""
+    source, begin = two_sources("impressions")
+    rng = np.random.default_rng(0)
+    chosen = source["label"].to_numpy()
+    order = (chosen * rng.integers(0, 2, len(chosen))).astype(np.int8)
+    named: dict[str, Any] = {"labels": ["order"], "amount": "paid", "weight": "sure"}
+    of_rows = {"order": order, "paid": order * rng.uniform(1, 9, len(order)), "sure": rng.uniform(0, 2, len(order))}
+    source |= {n: pa.array(x) for n, x in of_rows.items()}
+    folders = in_turn(tmp_path, source, begin, **named)
+    together = run(write(tmp_path / "raw", source, ALL_ITEMS, users_of(source)), **named)
+
+    def rows(folder: Path) -> Counter[Any]:
+        items, found = column(folder, "catalog.parquet", "item_id"), Counter[Any]()
+        for split in ("train", "valid", "test"):
+            for b in SampleLoader(folder, split, 500):
+                values = [b.item, b.time[b.request], b.label, *(b.own[n] for n in of_rows)]
+                for item, *more in zip(*(x.tolist() for x in values), strict=True):
+                    found[(items[item], *more)] += 1
+        return found
+
+    assert rows(folders[0]) + rows(folders[1]) == rows(together)
+    outcomes = [read_manifest(f, "prepared")["outcomes"] for f in (*folders, together)]
+    assert all(o["labels"] == ["order"] and o["amount"] == "paid" and o["weight"] == "sure" for o in outcomes)
+    for folder, o in zip((*folders, together), outcomes, strict=True):
+        train = [b.own["order"] for b in SampleLoader(folder, "train", 10_000)]
+        assert o["train"]["positives"]["order"] == sum(int(x.sum()) for x in train) > 0
+    lacking = {n: x for n, x in days(source, begin)[1].items() if n != "paid"}
+    with pytest.raises(DataError, match="no column 'paid', which is named as a label, amount or weight"):
+        run(write(tmp_path / "lacking", lacking, ALL_ITEMS), after=folders[0], **named)
+    raw = write(tmp_path / "forgot", days(source, begin)[1], ALL_ITEMS)
+    for today, told in (
+        ({}, "labels order, amount paid, weight sure,"),
+        ({**named, "weight": None}, "has weight sure,"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            run(raw, after=folders[0], **today)
