@@ -41,14 +41,15 @@ class Layout(NamedTuple):
         if starts is None:  # a request each
             first, candidates, starts, places = samples, samples[:, None], offsets[:-1], samples
         else:  # requests without visits look like one, which does no harm: there is nothing that they could share
-            other = F.pad((starts.diff() != 0) | (lengths.diff() != 0), (1, 0), value=True)
-            first = samples[other[: len(samples)]]
-            request = other[: len(samples)].cumsum(0) - 1
-            column = samples - first[request]
-            width = int(column.max()) + 1 if len(samples) else 0
+            other = F.pad((starts.diff() != 0) | (lengths.diff() != 0), (1, 0), value=True)[: len(samples)]
+            request, of_first = other.cumsum(0) - 1, torch.where(other, samples, 0).cummax(0).values
+            column = samples - of_first
+            # the only wait for a GPU: how many requests there are, and how many candidates of one
+            requests, width = torch.stack([request.max(), column.max()]).add(1).tolist() if len(samples) else (0, 0)
+            first = samples.new_zeros(requests).scatter(0, request, of_first)
             places = request * width + column
-            candidates = samples.new_full((len(first) * width,), len(samples)).scatter(0, places, samples)
-            candidates = candidates.view(len(first), width)
+            candidates = samples.new_full((requests * width,), len(samples)).scatter(0, places, samples)
+            candidates = candidates.view(requests, width)
         if torch.compiler.is_exporting():
             columns = most  # a program's shapes don't follow its data
         else:
@@ -130,7 +131,7 @@ class HSTU(InterestTower):
     M-FALCON). The history is a sequence of places alone, as positives are all that it has: the paper's sequence has an
     action beside each item.
 
-    Order matters. For an empty history the result is the target's own.
+    Order matters. For an empty history the result is the target's own. On a GPU a step with shared keys waits once.
 
     Args:
         dim, gaps: see InterestTower; the first gap is log(1 + hours), the same for all candidates of a request.
