@@ -23,45 +23,47 @@ class Layout(NamedTuple):
         keys: rows of the keys, int64 [R, L]; one past the last where there is none.
         gaps: rows of the gaps for each candidate, int64 [R, C, L]; one past the last where there is none.
         samples: int64 [R, C]; one past the last where there is none.
-        places: of each sample in the flat [R * C], int64 [B].
+        requests, columns: where each sample is among R and C, int64 [B].
         visited: which columns are a visit, bool [R, L].
     """
 
     keys: Tensor
     gaps: Tensor
     samples: Tensor
-    places: Tensor
+    requests: Tensor
+    columns: Tensor
     visited: Tensor
 
     @staticmethod
     def of(history: History, most: int) -> "Layout":
         """The last ``most`` visits; candidates that share keys are one request."""
         offsets, starts = history.offsets, history.starts
-        lengths, samples = offsets.diff(), torch.arange(offsets.shape[0] - 1, device=offsets.device)
+        lengths, count = offsets[1:] - offsets[:-1], offsets.shape[0] - 1  # not len(): a program follows its size
+        samples = torch.arange(count, device=offsets.device)
         if starts is None:  # a request each
-            first, candidates, starts, places = samples, samples[:, None], offsets[:-1], samples
+            first, candidates, starts = samples, samples[:, None], offsets[:-1]
+            request, column = samples, samples.new_zeros(count)
         else:  # requests without visits look like one, which does no harm: there is nothing that they could share
-            other = F.pad((starts.diff() != 0) | (lengths.diff() != 0), (1, 0), value=True)[: len(samples)]
+            other = F.pad((starts.diff() != 0) | (lengths.diff() != 0), (1, 0), value=True)[:count]
             request, of_first = other.cumsum(0) - 1, torch.where(other, samples, 0).cummax(0).values
             column = samples - of_first
             # the only wait for a GPU: how many requests there are, and how many candidates of one
-            requests, width = torch.stack([request.max(), column.max()]).add(1).tolist() if len(samples) else (0, 0)
+            requests, width = torch.stack([request.max(), column.max()]).add(1).tolist() if count else (0, 0)
             first = samples.new_zeros(requests).scatter(0, request, of_first)
-            places = request * width + column
-            candidates = samples.new_full((requests * width,), len(samples)).scatter(0, places, samples)
-            candidates = candidates.view(requests, width)
+            candidates = samples.new_full((requests, width), count)
+            candidates[request, column] = samples
         if torch.compiler.is_exporting():
             columns = most  # a program's shapes don't follow its data
         else:
             known = lengths if history.lengths is None else history.lengths
-            columns = min(most, int(known.max())) if len(samples) else 0
-        back = torch.arange(columns, 0, -1, device=offsets.device)  # 1 is the latest visit
+            columns = min(most, int(known.max())) if count else 0
+        back = columns - torch.arange(columns, device=offsets.device)  # 1 is the latest visit
         visited = back <= lengths[first][:, None]
         keys = torch.where(visited, (starts + lengths)[first][:, None] - back, history.keys.shape[0])
         ends = F.pad(offsets[1:], (0, 1))[candidates]
-        there = visited[:, None] & (candidates < len(samples))[..., None]
+        there = visited[:, None] & (candidates < count)[..., None]
         gaps = torch.where(there, ends[..., None] - back, history.gaps.shape[0])
-        return Layout(keys, gaps, candidates, places, visited)
+        return Layout(keys, gaps, candidates, request, column, visited)
 
 
 class PointwiseLayer(nn.Module):
@@ -81,10 +83,10 @@ class PointwiseLayer(nn.Module):
 
     def __init__(self, dim: int, gaps: int, heads: int, visits: int) -> None:
         super().__init__()
-        self.heads, self.visits = heads, visits
-        width = -(-dim // heads) * heads
-        self.norm_in, self.norm_out = nn.LayerNorm(dim), nn.LayerNorm(width)
-        self.f1, self.f2 = nn.Linear(dim, 4 * width, bias=False), nn.Linear(width, dim)
+        self.heads, self.width, self.visits = heads, -(-dim // heads), visits
+        columns = heads * self.width
+        self.norm_in, self.norm_out = nn.LayerNorm(dim), nn.LayerNorm(columns)
+        self.f1, self.f2 = nn.Linear(dim, 4 * columns, bias=False), nn.Linear(columns, dim)
         self.by_place = nn.Parameter(torch.zeros(heads, visits + 1))
         self.by_gap = nn.Parameter(torch.zeros(gaps, KNOTS, heads))
 
@@ -98,22 +100,38 @@ class PointwiseLayer(nn.Module):
             others: the other gaps of candidates, [R, C, L, G - 1].
         """
         visits, dtype = mask.shape[2], x.dtype
-        u, v, q, k = (part.unflatten(2, (self.heads, -1)) for part in F.silu(self.f1(self.norm_in(x))).chunk(4, dim=2))
+        parts = F.silu(_mapped(self.f1, self.norm_in(x))).chunk(4, dim=2)
+        u = parts[0]
+        v, q, k = (part.unflatten(2, (self.heads, self.width)).transpose(1, 2) for part in parts[1:])  # [R, A, S, d]
         bias = _between(hours, self.by_gap[0])
         far = sum(
             (_between(gap, of) for gap, of in zip(others.unbind(3), self.by_gap[1:], strict=True)), bias.new_zeros(1)
         )
-        bias = torch.cat([bias[:, :visits], bias[:, visits:] + far], dim=1)
+        bias = torch.cat([bias[:, :visits], bias[:, visits:] + far], dim=1).movedim(3, 1)
         rows = torch.arange(x.shape[1], device=x.device).clamp(max=visits)  # all candidates stand after the last visit
         before = (rows[:, None] - torch.arange(visits, device=x.device)).clamp(min=0)
-        logits = torch.einsum("rsad,rtad->rast", q, k[:, :visits]) + bias.movedim(3, 1).to(q.dtype)
-        weights = F.silu(logits + self.by_place[:, before].to(q.dtype)) * (mask / self.visits)[:, None].to(q.dtype)
-        pooled = torch.einsum("rast,rtad->rsad", weights, v[:, :visits])
-        itself = (q * k).sum(dim=3) + (self.by_place[:, 0] + self.by_gap[0, 0]).to(q.dtype)
+        logits = _product(q, k[:, :, :visits].mT) + (bias + self.by_place[:, before]).to(q.dtype)
+        pooled = _product(F.silu(logits) * (mask / self.visits)[:, None].to(q.dtype), v[:, :, :visits])
+        itself = (q * k).sum(dim=3) + (self.by_place[:, 0] + self.by_gap[0, 0])[:, None].to(q.dtype)
         alone = (F.silu(itself) / self.visits)[..., None] * v
-        pooled = torch.cat([pooled[:, :visits], pooled[:, visits:] + alone[:, visits:]], dim=1)
-        mixed: Tensor = x + self.f2(self.norm_out(pooled.flatten(2)) * u.flatten(2)).to(dtype)
+        pooled = torch.cat([pooled[:, :, :visits], (pooled + alone)[:, :, visits:]], dim=2).transpose(1, 2).flatten(2)
+        mixed: Tensor = x + _mapped(self.f2, self.norm_out(pooled) * u).to(dtype)
         return mixed
+
+
+def _mapped(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer on [R, S, D]; in a program by products that also stand for no request, which views don't."""
+    if not torch.compiler.is_exporting():
+        return layer(x)  # type: ignore[no-any-return]
+    y = torch.bmm(x, layer.weight.t().expand(x.shape[0], -1, -1))
+    return y if layer.bias is None else y + layer.bias
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of [R, A, ...]; in a program a head at a time, see ``_mapped``."""
+    if not torch.compiler.is_exporting():
+        return a @ b
+    return torch.stack([torch.bmm(x, y) for x, y in zip(a.unbind(1), b.unbind(1), strict=True)], dim=1)
 
 
 def _between(gap: Tensor, of_knots: Tensor) -> Tensor:
@@ -162,7 +180,7 @@ class HSTU(InterestTower):
         mask = earlier & at.visited[:, None]
         for layer in self.layers:
             x = layer(x, mask, hours, gaps[..., 1:])
-        return beside_product(x[:, visits:].flatten(0, 1).index_select(0, at.places), query)
+        return beside_product(x[at.requests, visits + at.columns], query)
 
 
 def _rows(table: Tensor, at: Tensor) -> Tensor:
