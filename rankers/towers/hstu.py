@@ -122,7 +122,7 @@ class PointwiseLayer(nn.Module):
 def _mapped(layer: nn.Linear, x: Tensor) -> Tensor:
     """A linear layer on [R, S, D]; in a program by products that also stand for no request, which views don't."""
     if not torch.compiler.is_exporting():
-        return layer(x)  # type: ignore[no-any-return]
+        return layer(x)
     y = torch.bmm(x, layer.weight.t().expand(x.shape[0], -1, -1))
     return y if layer.bias is None else y + layer.bias
 
