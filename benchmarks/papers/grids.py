@@ -136,6 +136,7 @@ TABLES: dict[str, Grid] = {
         "twin": (NONE, REST, WITHOUT_WARM_UP, AKT, ALL, *ALL_MENDED),
     },
     "beyond": {"din": (NONE, REST, *BEYOND)},
+    "towers": {tower: (NONE,) for tower in ("twin", "din", "hstu")},
     "whole": {tower: (NONE, HGIT, REST, AKT, ALL) for tower in ("din", "twin")},
 }
 

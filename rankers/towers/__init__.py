@@ -7,6 +7,7 @@ from .basm import BASM
 from .dien import DIEN
 from .din import DIN
 from .eta import ETA
+from .hstu import HSTU
 from .sim import SIM, SoftSIM
 from .tower import register_tower
 from .trisan import TRISAN
@@ -20,3 +21,4 @@ register_tower("twin", TWIN)
 register_tower("eta", ETA)
 register_tower("trisan", TRISAN)
 register_tower("basm", BASM)
+register_tower("hstu", HSTU)

@@ -26,7 +26,8 @@ class History(NamedTuple):
     Attributes:
         keys: one row a visit, oldest first, [T, D].
         offsets: sample b's visits are rows offsets[b] to offsets[b+1], int64 [B+1]; empty ones are legal.
-        gaps: log(1 + hours) since the visit and log(1 + km) from it to the target item, [T, G].
+        gaps: log(1 + hours) since the visit and log(1 + km) from it to the target item, [T, G]. Hours are the same
+            for all candidates of a request.
         lengths: int64 [B], on the host, where they are known there: for towers that ask how long a history is.
         starts: where the candidates of a request share keys, the row of each sample's first key, int64 [B]: keys are
             then [V, D], a row a visit of a request, while offsets and gaps are each sample's own, as always. Only
