@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from placerank.benchmarks.papers.paired import paired_t
 
 from placerank.benchmarks.bench_objectives import Truth
 from placerank.benchmarks.papers.cells import Budget, Workplace
@@ -30,6 +29,7 @@ from placerank.data.batches.loader import SampleLoader
 from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.manifest import write_json
 from placerank.data.preparation.prepare import PrepareConfig, prepare
+from placerank.evaluation.paired import paired_t
 from placerank.training.inference import load_ranker
 from placerank.training.metrics import auc, first_places
 from placerank.training.predictions import Predictions, predict

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from ..data.manifest import check_replaceable, read_manifest, whole_folder, write_manifest
 from ..data.urls import fetched, open_parquet
 from ..rankers.rank import load
+from ..reports.progress import Progress
 from .settings import PredictConfig
 
 LISTS = "lists.parquet"
@@ -34,8 +34,8 @@ def predict(config: PredictConfig) -> Path:
         total = file.metadata.num_rows
     with whole_folder(config.out, config.overwrite) as folder:
         writer, waiting, lists = None, [], 0
-        with tqdm(total=total, desc="predict", unit="request", unit_scale=True, disable=None) as bar:
-            done = ranker.predict(requests, config.within_km, config.k, by=config.by, asked=bar.update)
+        with Progress("predict", total, "requests") as progress:
+            done = ranker.predict(requests, config.within_km, config.k, by=config.by, asked=progress.update)
             for found in done:
                 lists += len(found)
                 waiting.append(found)
