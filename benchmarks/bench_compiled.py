@@ -24,12 +24,12 @@ from placerank.benchmarks import bench_rank
 from placerank.benchmarks.results_file import save
 from placerank.kernels.jagged import shared_rows_unchecked
 from placerank.rankers.exported import SCORER
-from placerank.rankers.rank import Ranker
+from placerank.rankers.rank_towers import TowerRanker
 
 CANDIDATES = (10, 32, 100, 1_000)
 
 
-def ways(ranker: Ranker, compiled: Any, candidates: int, seed: int) -> dict[str, Callable[[], Any]]:
+def ways(ranker: TowerRanker, compiled: Any, candidates: int, seed: int) -> dict[str, Callable[[], Any]]:
     """What to time for a request of so many candidates."""
     request = bench_rank.asked(ranker, seed)
     request["candidates"] = request["candidates"][:candidates]
@@ -69,6 +69,8 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write results/compiled.csv")
     args = parser.parse_args()
     ranker = placerank.load(args.export)
+    if not isinstance(ranker, TowerRanker):
+        raise SystemExit(f"{args.export} is of a generative ranker, which has no program")
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         program = torch.export.load(args.export / SCORER)

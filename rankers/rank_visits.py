@@ -70,16 +70,19 @@ class VisitRanker(Ranker):
         visits = self._visits(asked, candidates.offsets.numpy(), candidates.items.numpy())
         nobody = torch.full((len(asked),), -1)
         offsets = torch.from_numpy(visits.offsets)
+        minutes = torch.from_numpy(numbers_of(asked, "utc_offset", np.float32))
         return SequenceBatch(
             offsets=offsets,
             item=torch.from_numpy(visits.rows),
             time=torch.from_numpy(visits.time),
+            utc_offset=minutes.repeat_interleave(offsets.diff()),  # the visits' own are not asked for
             user=self._users.rows(one_array(asked["user_id"])),
             user_index=nobody,
             stretch=torch.arange(len(asked)),
             seen=offsets.diff(),
             target=torch.zeros(len(asked), dtype=torch.int64),
             target_time=torch.from_numpy(asked["time"].to_numpy().copy()),
+            target_offset=minutes,
             lat=torch.from_numpy(numbers_of(asked, "lat", np.float32)),
             lon=torch.from_numpy(numbers_of(asked, "lon", np.float32)),
             visits=torch.zeros(len(asked), dtype=torch.int32),

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..data.manifest import MANIFEST, content_hash, read_manifest
 from ..data.urls import Url, fingerprints, get_files, listed
 from ..embeddings.delta import apply_delta
-from ..rankers.rank import Ranker
+from ..rankers.rank import Ranker, load
 from .wire import Asked, Refused, rank_together
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class Versions:
         for content, delta in way[at + 1 :]:
             folder = apply_delta(folder, self._here(delta, f"{content}-delta"), self.work / content, overwrite=True)
         content = way[-1][0]
-        ranker = Ranker.load(folder, verify=len(way) == 1)  # apply_delta has compared all hashes
+        ranker = load(folder, verify=len(way) == 1)  # apply_delta has compared all hashes
         if content_hash(folder) != content:
             raise OSError(f"{folder} changed while it was read; it is read again")
         _warm_up(ranker, list(self._recent))

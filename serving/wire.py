@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from ..data.plain import fault
-from ..rankers.rank import Ranker, seconds
+from ..rankers.rank import Ranker
+from ..rankers.rank_requests import seconds
 
 log = logging.getLogger(__name__)
 
