@@ -111,7 +111,8 @@ class Ranker(OnTheHub, ABC):
                 candidates.
             k: places of a list, at most.
             by: the objective that orders the list; default: the first.
-            utc_offset: of the request in minutes east of UTC; None: unknown, as for a ranker trained without it.
+            utc_offset: of the request, and of its visits, in minutes east of UTC; None: unknown, as for a ranker that
+                was trained without it.
             own: own columns of interactions by name, raw values; of candidates a list in their order. Unknown without.
 
         Returns:

@@ -197,7 +197,7 @@ given = {name: ["--run", "r", "--out", "o"] for name in ("generate", "export")} 
     "simulate": ["--out", "o"], "prepare": ["--input", "i", "--out", "o"], "align": ["--data", "d", "--out", "o"],
     "tokenize": ["--data", "d", "--embeddings", "e", "--out", "o"], "train": ["--data", "d", "--run", "r"],
     "evaluate": ["--run", "r"], "compare": ["a", "b"], "apply": ["--base", "b", "--delta", "d", "--out", "o"],
-    "rank": ["--export", "e", "--user", "u", "--within-km", "inf"],
+    "serve": ["--export", "e"], "rank": ["--export", "e", "--user", "u", "--within-km", "inf"],
     "predict": ["--export", "e", "--requests", "r", "--out", "o"],
 }
 for name in COMMANDS:

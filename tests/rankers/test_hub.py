@@ -93,7 +93,7 @@ def made(tmp_path: Path) -> SimpleNamespace:
         "notes": ["There is no oracle."],
     }
     write_json(folders.evaluation / "metrics.json", metrics)
-    write_manifest(folders.evaluation, "evaluation", Settings(), of, step=7)
+    write_manifest(folders.evaluation, "evaluation", Settings(), of, step=7, trained={"settings": {}})
     return folders
 
 
@@ -138,10 +138,10 @@ def test_without_an_evaluation_the_card_says_so(made: SimpleNamespace, tmp_path:
 def test_figures_of_something_else_are_refused(made: SimpleNamespace, tmp_path: Path) -> None:
     ranker = loaded(made.export)
     of = read_manifest(made.export, "export")["made_from"]
-    write_manifest(made.evaluation, "evaluation", Settings(), of, step=8)
+    write_manifest(made.evaluation, "evaluation", Settings(), of, step=8, trained={"settings": {}})
     with pytest.raises(ValueError, match=r"evaluation=.*: is of step 8, the export of 7; give the one of this export"):
         ranker.save_pretrained(tmp_path / "saved", evaluation=made.evaluation)
-    write_manifest(made.evaluation, "evaluation", Settings(), {"prepared": "0" * 64}, step=7)
+    write_manifest(made.evaluation, "evaluation", Settings(), {"prepared": "0" * 64}, step=7, trained={"settings": {}})
     with pytest.raises(ValueError, match=r"is of data 000000000000, the export of"):
         ranker.save_pretrained(tmp_path / "saved", evaluation=made.evaluation)
     (made.data / "more").write_text("x")
