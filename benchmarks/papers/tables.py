@@ -27,6 +27,7 @@ SHOWN = {  # parts beside the whole test split, by table
     "akt": (*activity_parts("items"), *activity_parts("users")),
     "mend": ("first visits", "head items", "tail items", "items < 3 times"),
     "beyond": ("head items", "tail items", "items < 3 times", "new users", "known users"),
+    "towers": ("first visits", "head items", "tail items", "items < 3 times"),
     "whole": ("first visits", "head items", "tail items", "items < 3 times"),
 }
 

@@ -14,7 +14,7 @@ from placerank.benchmarks.papers import __main__ as command
 from placerank.benchmarks.papers import cells as cells_module
 from placerank.benchmarks.papers.cells import Budget, Cell, Workplace, activity_parts, fits, locked, measure
 from placerank.benchmarks.papers.grids import HGIT, NONE, PLAIN, REST, TABLES, grid_of
-from placerank.benchmarks.papers.tables import VALIDATION, draw, lines_of, markdown
+from placerank.benchmarks.papers.tables import SHOWN, VALIDATION, draw, lines_of, markdown
 from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.evaluation.paired import mean_and_spread, paired_bootstrap, paired_t
@@ -67,6 +67,7 @@ def test_bootstrap_is_near_the_normal_interval() -> None:
 
 
 def test_grids_name_what_there_is() -> None:
+    assert SHOWN.keys() == TABLES.keys()
     for table in TABLES:
         for tower, variants in grid_of(table, aligned=True).items():
             names = [v.name for v in variants]
