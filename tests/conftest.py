@@ -35,6 +35,8 @@ LONGEST = (
     "test_compile.py",
     "test_exported.py",
     "test_plugins.py",
+    "test_generative.py",
+    "test_days.py",
     "test_launches.py",
     "test_tokenizers.py",
     "test_train.py",
