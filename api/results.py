@@ -98,6 +98,15 @@ class Result:
         return found
 
 
+class Reported(Result):
+    """A folder that has a page."""
+
+    @property
+    def report(self) -> Path:
+        """The page with pictures; it opens without a network."""
+        return self.folder / "report.html"
+
+
 class Simulated(Result):
     """Raw tables of a simulated city."""
 
@@ -130,15 +139,10 @@ class Prepared(Result):
         return [name, *(_text(split.get(key)) for key in ("requests", "rows", "positives")), days]
 
 
-class Aligned(Result):
+class Aligned(Reported):
     """Embeddings of items' texts."""
 
     _kind = "align"
-
-    @property
-    def report(self) -> Path:
-        """The page with pictures; it opens without a network."""
-        return self.folder / "report.html"
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -147,7 +151,7 @@ class Aligned(Result):
         return {"items": found["items"], "encoder": encoder.get("model"), "rung": found["config"]["rung"]}
 
 
-class Tokenized(Result):
+class Tokenized(Reported):
     """Semantic IDs."""
 
     _kind = "tokens"
@@ -156,11 +160,6 @@ class Tokenized(Result):
     def measures(self) -> dict[str, Any]:
         """Reconstruction, usage, collisions and the rest of ``measures.json``."""
         return self._json("measures.json")
-
-    @property
-    def report(self) -> Path:
-        """The page with pictures; it opens without a network."""
-        return self.folder / "report.html"
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -220,7 +219,7 @@ class Trained(Result):
         return [notebook.svg(lambda: learning_curve(self.log, best))] if self.log else []
 
 
-class Evaluated(Result):
+class Evaluated(Reported):
     """Metrics beside baselines, slice by slice, and a report."""
 
     _kind = "evaluation"
@@ -229,11 +228,6 @@ class Evaluated(Result):
     def metrics(self) -> dict[str, Any]:
         """All of ``metrics.json``; ``evaluation/evaluate.py`` says what that is, in ``measure``."""
         return self._json("metrics.json")
-
-    @property
-    def report(self) -> Path:
-        """The page with maps and all pictures; it opens without a network."""
-        return self.folder / "report.html"
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -275,7 +269,7 @@ class Evaluated(Result):
         return shown + ([notebook.svg(lambda: pictures.slices(parts, ["model"]))] if parts else [])
 
 
-class Generated(Result):
+class Generated(Reported):
     """Lists of places for requests, from a generative ranker."""
 
     _kind = "lists"
@@ -288,11 +282,6 @@ class Generated(Result):
         from ..data.urls import fetched
 
         return pq.read_table(fetched(self.folder / "lists.parquet"))
-
-    @property
-    def report(self) -> Path:
-        """The page with a map; it opens without a network."""
-        return self.folder / "report.html"
 
     @property
     def summary(self) -> dict[str, Any]:

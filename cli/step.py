@@ -39,6 +39,11 @@ def run_step_on_ranks(name: str, config_type: type[C], step: Callable[[C], objec
     return _run(name, settings, step, options)
 
 
+def with_first_as(flag: str, argv: list[str]) -> list[str]:
+    """A command's arguments, where what comes first may be named without its flag."""
+    return [flag, *argv] if argv and not argv[0].startswith("-") else argv
+
+
 def _run(name: str, settings: C, step: Callable[[C], object], options: Options) -> int:
     if options.print_config:
         print(to_toml(settings), end="")

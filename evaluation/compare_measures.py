@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.threads import jit, parallel_rows
-from ..training.metrics import ranking_of_requests
+from ..training.metrics import nats, ranking_of_requests
 from ..training.predictions import Predictions
 from .breakdown import MIN_OF_A_CLASS, MIN_ROWS, Slicing
 
@@ -27,7 +27,6 @@ METRICS = {
 }
 """What is compared, with its headings."""
 _BLOCK = 8_000_000  # counts of requests held at once
-_FLOOR = 1e-7  # of probabilities, as in ``training.metrics.log_loss``
 
 
 @jit()
@@ -144,8 +143,7 @@ def measure_draws(p: Predictions, slicings: list[Slicing], count: int, odds: boo
     # sums and counts a request, whose ratio over all requests a metric is
     ratios = {name: (np.where(known, ranking[name], 0.0), known.astype(float)) for name in ranking if name in METRICS}
     if odds:
-        predicted = np.clip(p.predicted(), _FLOOR, 1 - _FLOOR)
-        loss = -np.log(np.where(p.label == 1, predicted, 1 - predicted))
+        loss = nats(p.label == 1, p.predicted())
         rows = np.bincount(request, minlength=requests).astype(float)
         ratios["log_loss"] = (np.bincount(request, weights=loss, minlength=requests), rows)
     overall: dict[str, list[NDArray[np.float64]]] = {name: [] for name in METRICS if name in ranks or name in ratios}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..reports import page
-from ..training.metrics import grouped_auc
+from ..training.metrics import grouped_auc, inside, nats
 from ..training.predictions import Predictions
 from .breakdown import ItemFacts
 
@@ -49,9 +49,9 @@ def worst_items(p: Predictions, items: ItemFacts, count: int = WORST, enough: in
         candidate), and ``deviations``: by how many standard deviations of chance the loss is above. Items with fewer
         candidates than ``enough``, unknown items and those with less loss than expected are left out.
     """
-    q, y, row, n = np.clip(calibrated(p), 1e-7, 1 - 1e-7), p.label == 1, p.item_row, len(items)
+    q, y, row, n = inside(calibrated(p)), p.label == 1, p.item_row, len(items)
     log_odds = np.log(q / (1 - q))
-    loss, entropy = -np.log(np.where(y, q, 1 - q)), -q * np.log(q) - (1 - q) * np.log(1 - q)
+    loss, entropy = nats(y, q), -q * np.log(q) - (1 - q) * np.log(1 - q)
     seen = np.bincount(row, minlength=n)
     sums = {
         name: np.bincount(row, weights=values, minlength=n)

@@ -48,10 +48,8 @@ class VisitRanker(Ranker):
     def _found(self, asked: pa.Table, offsets: NDArray[np.int64], rows: NDArray[np.int64], k: int, by: int) -> Found:
         """What ``ExportedGenerator.lists`` gives, for some requests at a time."""
         allowed = Allowed(torch.from_numpy(offsets), torch.from_numpy(rows))
-        parts, start = (
-            [Found(*(np.zeros((0, *s), t) for s, t in (((), np.int64), ((), np.int64), ((1,), np.float32))))],
-            0,
-        )
+        nothing = np.zeros(0, np.int64)
+        parts, start = [Found(nothing, nothing, np.zeros((0, 1), np.float32))], 0
         while start < len(asked):
             stop = max(start + 1, int(np.searchsorted(offsets, offsets[start] + _TOGETHER, "right")) - 1)
             some = allowed.some(start, stop)

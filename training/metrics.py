@@ -29,7 +29,7 @@ RANKING_METRICS = ("auc", "gauc", "request_auc", "ndcg@10", "hit@1", "hit@5", "h
 PROBABILITY_METRICS = ("log_loss", "calibration", "ece")
 ALL_METRICS = RANKING_METRICS + PROBABILITY_METRICS
 
-_PROBABILITY_FLOOR = 1e-7  # one wrong certainty costs 16 nats, not infinity
+_PROBABILITY_FLOOR = 1e-7
 
 
 def _checked(label: Array, score: Array) -> tuple[NDArray[np.bool_], Floats]:
@@ -262,14 +262,24 @@ def ranking_of_requests(
     return found
 
 
+def inside(probability: Floats) -> Floats:
+    """Probabilities clipped to [1e-7, 1 - 1e-7]: one wrong certainty costs 16 nats, not infinity."""
+    found: Floats = np.clip(probability, _PROBABILITY_FLOOR, 1 - _PROBABILITY_FLOOR)
+    return found
+
+
+def nats(positive: NDArray[np.bool_], probability: Floats) -> Floats:
+    """Negative log-likelihood of each row, [N], of probabilities as ``inside`` has them."""
+    p = inside(probability)
+    found: Floats = -np.log(np.where(positive, p, 1 - p))
+    return found
+
+
 def log_loss(label: Array, probability: Array) -> float:
-    """Mean negative log-likelihood in nats, probabilities clipped to [1e-7, 1 - 1e-7]; NaN without rows."""
+    """Mean negative log-likelihood in nats, see ``nats``; NaN without rows."""
     positive, probability = _checked(label, probability)
     _check_probability(probability)
-    if not len(positive):
-        return math.nan
-    p = np.clip(probability, _PROBABILITY_FLOOR, 1 - _PROBABILITY_FLOOR)
-    return float(-np.mean(np.log(np.where(positive, p, 1 - p))))
+    return float(nats(positive, probability).mean()) if len(positive) else math.nan
 
 
 def calibration_ratio(label: Array, probability: Array) -> float:

@@ -137,7 +137,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 def _between(gap: Tensor, of_knots: Tensor) -> Tensor:
     """Numbers of A heads at gaps [...], of theirs at the knots [K, A]: [..., A]."""
     at = gap.clamp(0, KNOTS - 1)
-    low = at.long().clamp(max=KNOTS - 2)
+    low = at.long().clamp(0, KNOTS - 2)  # NaN becomes any integer
     return torch.lerp(of_knots[low], of_knots[low + 1], (at - low).to(of_knots.dtype)[..., None])
 
 

@@ -111,7 +111,7 @@ def test_saved_and_read_again(made: SimpleNamespace, tmp_path: Path) -> None:
 def test_the_card_tells_what_was_measured(made: SimpleNamespace, tmp_path: Path) -> None:
     loaded(made.export).save_pretrained(tmp_path / "saved", evaluation=made.evaluation, data=made.data)
     card = ModelCard.load(tmp_path / "saved" / "README.md")
-    assert card.data.library_name == "placerank"
+    assert card.data.to_dict()["library_name"] == "placerank"
     measured = {one.metric_type: one.metric_value for one in card.data.eval_results or []}
     assert measured == {"auc": 0.75, "ndcg@10": 0.5, "log_loss": 0.4}
     text = card.text

@@ -109,3 +109,12 @@ def test_many_alike_visits_weigh_more_than_few() -> None:
         there = torch.ones(1, visits + 1, visits, dtype=torch.bool)
         layer(x, there, torch.zeros(1, visits + 1, visits), torch.zeros(1, 1, visits, G - 1))
     assert seen["pooled"][1] > 1.5 * seen["pooled"][0]
+
+
+def test_an_unknown_gap_is_its_own_samples_alone() -> None:
+    tower = make()
+    query, history = make_history([2, 3])
+    gaps = history.gaps.clone()
+    gaps[0, 1] = torch.nan
+    out = tower(query, history._replace(gaps=gaps))
+    assert out[0].isnan().all() and torch.equal(out[1], tower(query, history)[1])
