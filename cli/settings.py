@@ -97,7 +97,7 @@ def parse(prog: str, config_type: type[C], options_type: type[O], argv: list[str
 
 def config_path(argv: list[str]) -> Path | None:
     """What follows ``--config``, before the flags are parsed; None without."""
-    for flag, value in zip(argv, [*argv[1:], None], strict=True):
+    for flag, value in zip(argv, [*argv, None][1:], strict=True):
         if flag.startswith("--config="):
             return place(flag.removeprefix("--config="))
         if flag == "--config" and value is not None:

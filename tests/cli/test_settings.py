@@ -162,6 +162,12 @@ def test_wrong_flags_end_with_code_2(argv: list[str], message: str, capsys: pyte
     assert message in capsys.readouterr().err
 
 
+def test_no_flags_at_all_are_told_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        parse("placerank make", Config, Options, [])
+    assert exit.value.code == 2 and "--out PATH" in capsys.readouterr().err
+
+
 def test_help_shows_the_docs_of_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         parse("placerank make", Config, RankOptions, ["--help"])
