@@ -98,9 +98,7 @@ MENDED = (
 """Ways to mend a missing gain, tried on DIN: of the plug-ins' own numbers, none of the baseline's."""
 
 CODES = (16, 32, 64, 128, 256, 512)
-CODEBOOKS = tuple(
-    replace(AKT, name=f"akt-codes-{n}", title=f"AKT-Rec, {n} codes a level", codes=n) for n in CODES
-)
+CODEBOOKS = tuple(replace(AKT, name=f"akt-codes-{n}", title=f"AKT-Rec, {n} codes a level", codes=n) for n in CODES)
 """How many codes a level for how many items? AKT-Rec's clusters are those of the first level."""
 
 ALL_MENDED = (
@@ -116,7 +114,12 @@ BARE_TOKENS = tuple(
 """Do semantic IDs bring what the plain towers already have from category, brand and region?"""
 
 BEYOND = (
-    replace(REST, name="rest-adaptive", title="ReST, radii by density", rest=replace(REST.rest, density_adaptive=True)),
+    WITHOUT_WARM_UP,
+    *(
+        replace(v, name=f"{v.name}-adaptive", title=f"{v.title}, radii by density",
+                rest=replace(v.rest, density_adaptive=True))
+        for v in (REST, WITHOUT_WARM_UP)
+    ),
     *(
         replace(REST, name=f"rest-dropout-{p}", title=f"ReST, attributes dropped: {p:.0%}",
                 rest=replace(REST.rest, attribute_dropout=p))
