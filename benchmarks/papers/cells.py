@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ...data.batches.density import density_scale
 from ...data.batches.features import FeatureConfig
 from ...data.batches.loader import SampleLoader
 from ...data.manifest import environment, read_manifest, whole_file, write_json
@@ -47,6 +48,7 @@ from .grids import Variant
 
 METRICS = ("auc", "gauc", "request_auc", "ndcg@10", "hit@1", "hit@10")
 ACTIVITY_EDGES = (3, 10, 30, 100, 300)  # positives in training; as the buckets of data/batches/activity.py
+SPARSE = 1.5  # times as far to the 20th nearest place as from the median one
 _PARTS = {  # slicing of the report -> its labels as parts of a table
     "popularity": ("head items", "mid items", "tail items"),
     "appearances": ("items < 3 times", "items >= 3 times"),
@@ -304,7 +306,7 @@ def _catalog(prepared: Path) -> tuple[ItemFacts, NDArray[np.int64]]:
 
 
 def measure(predictions: Predictions, prepared: Path) -> dict[str, dict[str, Any]]:
-    """Metrics of the whole test split and of its parts, by name: popularity, visits, activity of items and users."""
+    """Metrics of the whole test split and of its parts, by name: popularity, visits, activity, density."""
     items, users = _catalog(prepared)
     whole = predictions.summary()
     found: dict[str, dict[str, Any]] = {"all": whole.to_json()}
@@ -314,6 +316,10 @@ def measure(predictions: Predictions, prepared: Path) -> dict[str, dict[str, Any
         code = np.searchsorted(ACTIVITY_EDGES, counts, side="right").astype(np.int64)
         parts.append(Slicing(name=of, title=of, code=code, labels=activity_parts(of)))
         names[of] = {label: label for label in activity_parts(of)}
+    sparse = density_scale(items.lat, items.lon)[predictions.item_row] >= SPARSE
+    density = {label: label for label in ("dense places", "sparse places")}
+    parts.append(Slicing(name="density", title="density", code=sparse.astype(np.int64), labels=tuple(density)))
+    names["density"] = density
     for part in parts:
         for line in slice_metrics(part, predictions, predictions.logit, predictions.predicted()):
             found[names[part.name][line["label"]]] = line

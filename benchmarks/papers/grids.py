@@ -97,6 +97,10 @@ MENDED = (
 )
 """Ways to mend a missing gain, tried on DIN: of the plug-ins' own numbers, none of the baseline's."""
 
+CODES = (16, 32, 64, 128, 256, 512)
+CODEBOOKS = tuple(replace(AKT, name=f"akt-codes-{n}", title=f"AKT-Rec, {n} codes a level", codes=n) for n in CODES)
+"""How many codes a level for how many items? AKT-Rec's clusters are those of the first level."""
+
 ALL_MENDED = (
     replace(ALL, name="all-contrast", title="all, ReST without warm-up", rest=WITHOUT_WARM_UP.rest),
     replace(ALL, name="all-warm-up", title="all, ReST without contrast", rest=replace(REST.rest, contrast=[])),
@@ -110,7 +114,12 @@ BARE_TOKENS = tuple(
 """Do semantic IDs bring what the plain towers already have from category, brand and region?"""
 
 BEYOND = (
-    replace(REST, name="rest-adaptive", title="ReST, radii by density", rest=replace(REST.rest, density_adaptive=True)),
+    WITHOUT_WARM_UP,
+    *(
+        replace(v, name=f"{v.name}-adaptive", title=f"{v.title}, radii by density",
+                rest=replace(v.rest, density_adaptive=True))
+        for v in (REST, WITHOUT_WARM_UP)
+    ),
     *(
         replace(REST, name=f"rest-dropout-{p}", title=f"ReST, attributes dropped: {p:.0%}",
                 rest=replace(REST.rest, attribute_dropout=p))
@@ -135,6 +144,7 @@ TABLES: dict[str, Grid] = {
         "din": (NONE, REST, HGIT, AKT, *MENDED, BARE, *BARE_TOKENS),
         "twin": (NONE, REST, WITHOUT_WARM_UP, AKT, ALL, *ALL_MENDED),
     },
+    "codes": {"twin": (NONE, *CODEBOOKS)},
     "beyond": {"din": (NONE, REST, *BEYOND)},
     "towers": {tower: (NONE,) for tower in ("twin", "din", "hstu")},
     "whole": {tower: (NONE, HGIT, REST, AKT, ALL) for tower in ("din", "twin")},

@@ -26,7 +26,16 @@ SHOWN = {  # parts beside the whole test split, by table
     "rest": ("first visits", "head items", "tail items", "items < 3 times", "new users"),
     "akt": (*activity_parts("items"), *activity_parts("users")),
     "mend": ("first visits", "head items", "tail items", "items < 3 times"),
-    "beyond": ("head items", "tail items", "items < 3 times", "new users", "known users"),
+    "beyond": (
+        "dense places",
+        "sparse places",
+        "head items",
+        "tail items",
+        "items < 3 times",
+        "new users",
+        "known users",
+    ),
+    "codes": ("first visits", "head items", "tail items", "items < 3 times"),
     "towers": ("first visits", "head items", "tail items", "items < 3 times"),
     "whole": ("first visits", "head items", "tail items", "items < 3 times"),
 }

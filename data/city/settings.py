@@ -19,6 +19,9 @@ class SimulateConfig:
     """Country whose real cities are used: ISO 3166, two capital letters."""
     cities: int = 8
     """Number of its largest cities."""
+    countryside: float = 0.0
+    """Share of the places and people that are in villages around the cities, where people go six times as far; give it
+    a reach_km of 30 or so."""
     items: int = 5_000
     """Number of places."""
     users: int = 5_000
@@ -56,5 +59,7 @@ class SimulateConfig:
             raise ValueError(f"click_rate: got {self.click_rate}, expected between 0 and 1")
         if not 0 <= self.orders < 1:
             raise ValueError(f"orders: got {self.orders}, expected 0 (none), or less than 1")
+        if not 0 <= self.countryside < 1:
+            raise ValueError(f"countryside: got {self.countryside}, expected 0 (none), or less than 1")
         if self.seed < 0:
             raise ValueError(f"seed: got {self.seed}, expected 0 or more")

@@ -74,7 +74,7 @@ class _City:
         self.config = config
         self.end = START + config.days * DAY
         rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(0,)))
-        self.districts: Districts = make_districts(rng, config.country, config.cities, config.items)
+        self.districts: Districts = make_districts(rng, config.country, config.cities, config.items, config.countryside)
         self.places: Places = make_places(rng, self.districts, config.items, START, self.end)
         self.people: People = make_people(rng, self.districts, self.places, config.users, START, self.end)
         self.rng = rng

@@ -33,6 +33,9 @@ HABITS = 2  # chains that a person is used to, one in each favourite leaf
 ARCHETYPES = 24  # kinds of people: categories that go together
 NEIGHBOURS = 8  # districts that people of a district see
 ITEMS_PER_DISTRICT = 40
+ITEMS_PER_VILLAGE = 6
+RURAL_KM = 15.0  # how far villages lie around the middle of theirs, itself 25 km from the city
+RURAL_STRETCH = 6.0  # how many times as far people of a village go
 
 
 @dataclass(kw_only=True)
@@ -40,8 +43,9 @@ class Districts:
     """Clusters of places. Arrays of length D; ``near`` and ``near_share`` are [D, NEIGHBOURS].
 
     Attributes:
-        city: row in ``city_names``; the first district of a city is its centre.
+        city: row in ``city_names``; the first district of a city is its centre. The villages around a city are one too.
         weight: share of the city's places and people.
+        stretch: how many times as far people there go as in a city.
         near, near_share: the districts seen from each, and what share of what is seen they have (any scale).
     """
 
@@ -49,6 +53,7 @@ class Districts:
     lat: np.ndarray
     lon: np.ndarray
     weight: np.ndarray
+    stretch: np.ndarray
     name: np.ndarray
     near: np.ndarray
     near_share: np.ndarray
@@ -152,44 +157,52 @@ def flat_km(lat1: np.ndarray, lon1: np.ndarray, lat2: np.ndarray, lon2: np.ndarr
     return KM_PER_DEGREE * np.hypot(east, lat2 - lat1)
 
 
-def make_districts(rng: np.random.Generator, country: str, cities: int, items: int) -> Districts:
-    """Districts around real city centres; their number follows the city's share of the places."""
+def make_districts(
+    rng: np.random.Generator, country: str, cities: int, items: int, countryside: float = 0.0
+) -> Districts:
+    """Districts around real city centres, and villages around cities; as many as their share of the places asks."""
     found = cities_of(country, cities)
-    population = np.array([float(c["population"]) for c in found]) ** 0.8
-    share = population / population.sum()
-    counts = np.clip(np.rint(items * share / ITEMS_PER_DISTRICT), 3, len(DISTRICTS)).astype(int)
-    city = np.repeat(np.arange(cities), counts)
+    names, provinces = ([str(c[k]) for c in found] for k in ("name", "province"))
+    people, lat0, lon0 = (np.array([float(c[k]) for c in found]) for k in ("population", "latitude", "longitude"))
+    share, size_km, rural = people**0.8 / (people**0.8).sum(), 2.2 * np.sqrt(people / 1e5), np.zeros(cities, bool)
+    if countryside:
+        far = scatter(rng, lat0, lon0, 25.0)
+        lat0, lon0 = np.append(lat0, far[0]), np.append(lon0, far[1])
+        share = np.append(share * (1 - countryside), share * countryside)
+        size_km, rural = np.append(size_km, np.full(cities, RURAL_KM)), np.append(rural, ~rural)
+        names, provinces = [*names, *(f"{name} Land" for name in names)], provinces * 2
+    each = np.where(rural, ITEMS_PER_VILLAGE, ITEMS_PER_DISTRICT)
+    counts = np.clip(np.rint(items * share / each), 3, len(DISTRICTS)).astype(int)
+    city = np.repeat(np.arange(len(counts)), counts)
     rank = np.arange(len(city)) - np.repeat(np.cumsum(counts) - counts, counts)
-    size_km = 2.2 * np.sqrt(np.array([float(c["population"]) for c in found]) / 1e5)
-    lat0, lon0 = (np.array([float(c[k]) for c in found])[city] for k in ("latitude", "longitude"))
-    lat, lon = scatter(rng, lat0, lon0, np.where(rank == 0, 0.0, 0.55 * size_km[city]))
-    weight = np.exp(-flat_km(lat0, lon0, lat, lon) / size_km[city]) * rng.lognormal(0, 0.4, len(city))
+    stretch = np.where(rural, RURAL_STRETCH, 1.0)
+    lat, lon = scatter(rng, lat0[city], lon0[city], np.where(rank == 0, 0.0, 0.55 * size_km[city]))
+    weight = np.exp(-flat_km(lat0[city], lon0[city], lat, lon) / size_km[city]) * rng.lognormal(0, 0.4, len(city))
     weight *= share[city] / np.bincount(city, weight)[city]
-    name = np.array(DISTRICTS)[rank]
     near = np.empty((len(city), NEIGHBOURS), np.int32)
     near_share = np.zeros((len(city), NEIGHBOURS))
-    for c in range(cities):
+    for c in range(len(counts)):
         rows = np.flatnonzero(city == c)
         km = flat_km(lat[rows, None], lon[rows, None], lat[rows], lon[rows])
         order = np.argsort(km, axis=1, kind="stable")[:, :NEIGHBOURS]
-        seen = np.take_along_axis(weight[rows] * np.exp(-km / 2.0), order, axis=1)
+        seen = np.take_along_axis(weight[rows] * np.exp(-km / (2.0 * stretch[c])), order, axis=1)
         k = order.shape[1]
         near[rows] = rows[order[:, :1]]  # cities of fewer districts: the rest repeats the own one, never drawn
         near[rows, :k] = rows[order]
         near_share[rows, :k] = seen
-    first = np.cumsum(counts) - counts
     return Districts(
         city=city,
         lat=lat,
         lon=lon,
         weight=weight / weight.sum(),
-        name=name,
+        stretch=stretch[city],
+        name=np.array(DISTRICTS)[rank],
         near=near,
         near_share=near_share,
-        city_names=[str(c["name"]) for c in found],
-        provinces=[str(c["province"]) for c in found],
-        centre=first,
-        utc_offset=np.rint(np.array([float(c["longitude"]) for c in found]) / 15).astype(np.int64),
+        city_names=names,
+        provinces=provinces,
+        centre=np.cumsum(counts) - counts,
+        utc_offset=np.rint(lon0 / 15).astype(np.int64),
     )
 
 
@@ -290,7 +303,7 @@ def make_people(
         habits=habits.astype(np.int32),
         thrift=(rng.normal(size=users) + 0.3 * (age - 2)).astype(np.float32),
         style=_unit(rng.normal(size=(users, STYLES))),
-        radius=rng.lognormal(np.log(1.5), 0.3, users).astype(np.float32),
+        radius=(rng.lognormal(np.log(1.5), 0.3, users) * districts.stretch[home]).astype(np.float32),
         activity=activity,
         joined=np.where(late, rng.integers(start, end, users), 0),
         age=age,

@@ -109,6 +109,7 @@ def test_parts_cover_every_row(tmp_path: Path) -> None:
     for names in (
         ("head items", "mid items", "tail items"),
         ("first visits", "repeat visits"),
+        ("dense places", "sparse places"),
         activity_parts("items"),
         activity_parts("users"),
     ):

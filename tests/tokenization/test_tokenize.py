@@ -281,7 +281,7 @@ def test_what_does_not_fit_is_told(source: Any, made: Path, tmp_path: Path, capl
     with pytest.raises(ValueError, match=r"tokenizer 'vq' does not exist; there are hgit"):
         replace(config, tokenizer="vq")
     with pytest.raises(ValueError, match=r"codebook.codes=512 is more than the 250 items there are"):
-        tokenize(replace(config, codebook=TokenizerConfig(), overwrite=True))
+        tokenize(replace(config, codebook=TokenizerConfig(codes=512), overwrite=True))
     write_embeddings(tmp_path / "strange", pa.array([-5, -6]), torch.randn(2, DIM))
     with pytest.raises(ValueError, match=r"2 of 2 embeddings are of items that .*raw does not have, the first is -5"):
         tokenize(replace(config, embeddings=tmp_path / "strange", overwrite=True))

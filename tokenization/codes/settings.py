@@ -1,5 +1,6 @@
 """Settings of the tokenizers."""
 
+import math
 from dataclasses import dataclass, field
 
 from ...data import OWN
@@ -9,14 +10,22 @@ TOKENIZERS = ("hgit", "res_kmeans", "rqvae", "unified_sid", "rqvae_ngram")
 """Names of those that come with placerank."""
 
 
+def codes_for(items: int) -> int:
+    """Codes a level for so many items: the power of two nearest to a 64th of them, from 16 to 512, the papers' number.
+
+    Codes of a few items each leave clusters that know no more than their items (docs/papers.md, "How many codes").
+    """
+    return min(max(16, min(512, 2 ** round(math.log2(max(items, 1) / 64)))), items)
+
+
 @dataclass(kw_only=True)
 class TokenizerConfig:
     """What every tokenizer has."""
 
     levels: int = 3
     """Codes of an item, coarse to fine (L)."""
-    codes: int = 512
-    """Different codes of a level (K)."""
+    codes: int = 0
+    """Different codes of a level (K); 0: as ``codes_for`` has it by the number of items, 64 for 3,000 to 5,700."""
     sample_rows: int = 131_072
     """Items to learn from, at most, chosen at random; 256 a code are plenty. All items are encoded."""
     capacity: float = 0.0
@@ -25,9 +34,7 @@ class TokenizerConfig:
     """Decides the sample and every random choice."""
 
     def __post_init__(self) -> None:
-        check_numbers(
-            self, "codebook", least=dict.fromkeys(("levels", "codes", "sample_rows"), 1), levels=64, codes=1_000_000
-        )
+        check_numbers(self, "codebook", least={"levels": 1, "codes": 0, "sample_rows": 1}, levels=64, codes=1_000_000)
         if self.capacity and not self.capacity > 1:
             raise ValueError(
                 f"codebook.capacity={self.capacity}: expected more than 1 (twice the even share is 2), or 0 for none"

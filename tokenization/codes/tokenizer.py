@@ -30,7 +30,7 @@ from ..ranks import Ranks
 from ..text.vectors import Sample, Vectors, ahead, block, check_vectors, dim_of, draw_sample
 from .balance import fit_prices, with_prices
 from .kmeans import SEEDS_PER_CENTRE
-from .settings import TokenizerConfig
+from .settings import TokenizerConfig, codes_for
 
 State = dict[str, Tensor]
 CODEBOOKS = "codebooks.safetensors"
@@ -64,7 +64,7 @@ class Tokenizer(ABC):
     """Embeddings to semantic IDs and back.
 
     Args:
-        config: what every tokenizer has.
+        config: what every tokenizer has; fitted, its number of codes is known.
         options: its own settings, of ``options_type``; None: the defaults.
     """
 
@@ -136,7 +136,8 @@ class Tokenizer(ABC):
                 not fit, or a checkpoint of another fit.
         """
         check_vectors(vectors)
-        count, config = len(vectors), self.config
+        count = len(vectors)
+        self.config = config = dataclasses.replace(self.config, codes=self.config.codes or codes_for(count))
         self._check_items(items, count)
         if config.codes > count:
             raise ValueError(

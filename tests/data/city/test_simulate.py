@@ -208,3 +208,20 @@ def test_delivery_leaves_the_rest_of_the_city_as_it_is(tmp_path: Path) -> None:
     assert len(by_request) == len(set(rows["request_id"])) and {d for _, d in by_request} == set(DEVICES)
     with pytest.raises(ValueError, match="user, place and time alone have no probability"):
         Oracle(with_)
+
+
+def test_villages_are_sparser_and_people_there_go_farther(tmp_path: Path) -> None:
+    config = SimulateConfig(out=tmp_path / "raw", reach_km=30.0, countryside=0.4, **SMALL)
+    items = read_items(simulate(config))
+    shown = pa.concat_tables(iter_interactions(config.out, items["item_id"]))
+    village = np.char.endswith(column(items, "city").astype(str), " Land")
+    assert village.mean() == pytest.approx(0.4, abs=0.08)
+    lat, lon = (torch.from_numpy(column(items, name)) for name in ("lat", "lon"))
+    km = haversine_km(lat[:, None], lon[:, None], lat, lon).fill_diagonal_(torch.inf).sort(dim=1).values[:, 19]
+    assert km[village].median() > 4 * km[~village].median()
+    row = np.searchsorted(column(items, "item_id"), column(shown, "item_id"))
+    far = haversine_km(
+        *(torch.from_numpy(column(shown, name)) for name in ("user_lat", "user_lon")), lat[row], lon[row]
+    ).numpy()
+    clicked = column(shown, "label") == 1
+    assert np.median(far[clicked & village[row]]) > 2 * np.median(far[clicked & ~village[row]])

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from placerank.tokenization.codes import tokenizer as tokenizer_module
+from placerank.tokenization.codes.settings import codes_for
 from placerank.tokenization.codes.tokenizers import (
     TOKENIZERS,
     HGITOptions,
     KMeansOptions,
+    ResidualKMeans,
     RQVAEOptions,
     Tokenizer,
     TokenizerConfig,
@@ -184,6 +186,19 @@ def test_more_codes_than_different_items_leave_codes_unused(name: str) -> None:
     assert torch.isfinite(tokenizer.decode(codes)).all()
     if name in ("hgit", "res_kmeans"):
         assert len(codes.unique(dim=0)) == 5 and explained(x[rows], tokenizer.decode(codes)) > 0.99
+
+
+def test_codes_follow_the_number_of_items() -> None:
+    sizes = (1, 10, 16, 1_000, 1_500, 2_800, 3_000, 5_000, 6_000, 20_000, 10**6)
+    assert [codes_for(n) for n in sizes] == [1, 10, 16, 16, 32, 32, 64, 64, 128, 256, 512]
+
+
+def test_a_number_of_codes_that_was_left_open_is_known_once_fitted(tmp_path: Path) -> None:
+    x, items = world(40)
+    fitted = ResidualKMeans(TokenizerConfig(levels=2)).fit(x, items)
+    assert fitted.config.codes == 16 and int(fitted.encode(x).max()) < 16
+    fitted.save(tmp_path / "kept")
+    assert load_tokenizer(tmp_path / "kept").config == fitted.config
 
 
 @every
