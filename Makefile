@@ -44,8 +44,7 @@ demo: $(STAMP) ## a simulated city, from simulate to export and lists of places,
 	$(BIN)/placerank prepare --input runs/demo/raw --out runs/demo/data --overwrite
 	$(BIN)/placerank align --data runs/demo/data --out runs/demo/align --overwrite \
 		--reward.lists 100 --reward.held-out-lists 40 --reward.negatives 7 --gdpo.pairs 320 --queries 500
-	$(BIN)/placerank tokenize --data runs/demo/data --embeddings runs/demo/align --out runs/demo/tokens --overwrite \
-		--codebook.codes 64
+	$(BIN)/placerank tokenize --data runs/demo/data --embeddings runs/demo/align --out runs/demo/tokens --overwrite
 	$(BIN)/placerank train --data runs/demo/data --run runs/demo/ranker --nproc 2 --epochs 2 --overwrite \
 		--features.semantic-ids runs/demo/tokens
 	$(BIN)/placerank evaluate --run runs/demo/ranker --overwrite
