@@ -135,6 +135,7 @@ TABLES: dict[str, Grid] = {
         "din": (NONE, REST, HGIT, AKT, *MENDED, BARE, *BARE_TOKENS),
         "twin": (NONE, REST, WITHOUT_WARM_UP, AKT, ALL, *ALL_MENDED),
     },
+    "robust": {tower: (NONE, HGIT) for tower in ("din", "dien", "sim", "twin", "eta")},
     "beyond": {"din": (NONE, REST, *BEYOND)},
     "towers": {tower: (NONE,) for tower in ("twin", "din", "hstu")},
     "whole": {tower: (NONE, HGIT, REST, AKT, ALL) for tower in ("din", "twin")},
