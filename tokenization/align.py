@@ -33,7 +33,7 @@ from .alignment import behaviour as visits
 from .alignment.behaviour import VisitPairs, align_behaviour
 from .alignment.finetune import METRICS, read_metrics
 from .alignment.gdpo import LADDER, GDPOConfig, align_policy, pair_counts
-from .alignment.histories import Histories, UserVisits, cooccurrence, read_histories
+from .alignment.histories import Histories, UserVisits, cooccurrence, count_threshold, read_histories
 from .alignment.locations import Locations
 from .alignment.lora import add_adapter, load_adapter, save_adapter, target_modules
 from .alignment.pairs import PreferencePairs, collaborative_pairs, geographic_pairs
@@ -215,7 +215,8 @@ class _Job:
     ) -> VisitPairs | None:
         """Train on what is visited together; returns the pairs kept for the report."""
         config, rng = self.config.behaviour, np.random.default_rng([self.config.seed, 5])
-        a, b, _ = cooccurrence(histories, config.cooccurrence_threshold)
+        threshold = threshold_of(histories, config.cooccurrence_threshold)
+        a, b, _ = cooccurrence(histories, threshold)
         users = round(config.pairs * config.user_share) if config.users != "none" else 0
         aside = min(config.held_out_pairs, len(a) // 10)
         pairs = visits.item_pairs(a, b, config.pairs - users + aside, config.history, rng)
@@ -231,6 +232,7 @@ class _Job:
         )
         report["behaviour"] = {
             "pairs": {"items": int((~pairs.is_user).sum()), "users": int(pairs.is_user.sum())},
+            "cooccurrence": {"threshold": threshold, "pairs": len(a)},
             "steps": len(curve),
             "held_out": measured,
         }
@@ -261,8 +263,8 @@ class _Job:
             if self.ranks.is_first:
                 shutil.copy(self.steps / "reward" / "reward.safetensors", self.folder / "reward.safetensors")
                 write_json(done, report["reward"])
-        pairs = preference_pairs(histories, locations, self.gdpo, np.random.default_rng([seed, 6]))
-        report["gdpo"] = {"pairs": pair_counts(pairs), "steps": 0}
+        pairs, together = preference_pairs(histories, locations, self.gdpo, np.random.default_rng([seed, 6]))
+        report["gdpo"] = {"pairs": pair_counts(pairs), "cooccurrence": together, "steps": 0}
         folder = self.steps / "gdpo"
         align_policy(
             self.encoder, parameters, reward, self.prompts, locations, pairs, self.gdpo, folder, made_from, seed
@@ -312,14 +314,26 @@ class _Job:
         write_manifest(self.folder, KIND, config, made_from, **parts, items=len(self.items))
 
 
+def threshold_of(histories: Histories, threshold: int | None) -> int:
+    """How many users have to be exceeded for a pair to count as visited together: as set, or as the data have it."""
+    return count_threshold(histories) if threshold is None else threshold
+
+
 def preference_pairs(
     histories: Histories, locations: Locations, config: GDPOConfig, rng: np.random.Generator
-) -> PreferencePairs:
-    """D_mix: collaborative pairs up to their share, as far as there are such, and geographic ones for the rest."""
-    parts = []
+) -> tuple[PreferencePairs, dict[str, int]]:
+    """D_mix: collaborative pairs up to their share, as far as there are such, and geographic ones for the rest.
+
+    Returns:
+        The pairs; and the threshold of co-occurrence and how many pairs of items exceed it, empty where none are
+        wanted.
+    """
+    parts, together = [], {}
     wanted = round(config.pairs * config.collaborative_share)
     if wanted:
-        a, b, _ = cooccurrence(histories, config.cooccurrence_threshold)
+        threshold = threshold_of(histories, config.cooccurrence_threshold)
+        a, b, _ = cooccurrence(histories, threshold)
+        together = {"threshold": threshold, "pairs": len(a)}
         parts.append(collaborative_pairs(a, b, locations, wanted, rng))
         if len(parts[0]) < wanted:
             log.warning(
@@ -327,10 +341,10 @@ def preference_pairs(
                 "gdpo.cooccurrence_threshold (%d) finds more",
                 f"{len(parts[0]):,}",
                 f"{wanted:,}",
-                config.cooccurrence_threshold,
+                threshold,
             )
     parts.append(geographic_pairs(locations, config.pairs - sum(map(len, parts)), rng))
-    return PreferencePairs.join(*parts)
+    return PreferencePairs.join(*parts), together
 
 
 def load_aligned(folder: Path, device: torch.device | str = "cpu") -> Encoder:
