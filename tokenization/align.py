@@ -6,8 +6,8 @@ it by preferences (``gdpo``); vectors again; a report.
 
 What it writes: ``embeddings/`` and ``embeddings_before/`` (see ``store``), ``adapter/`` (as peft writes adapters),
 ``reward.safetensors``, ``items.parquet`` (each item's content, location and district), ``districts.parquet`` where
-districts were derived, ``users/`` (their vectors, if users were anchors), ``report.json``, ``report.html``, the steps'
-``metrics.jsonl`` and ``manifest.json``.
+districts were derived, ``users/`` (vectors of users, if ``behaviour.users`` says by what), ``report.json``,
+``report.html``, the steps' ``metrics.jsonl`` and ``manifest.json``.
 """
 
 import hashlib
@@ -114,6 +114,17 @@ class _Job:
         self.steps = folder / "steps"  # what is not kept: vectors of training prompts, checkpoints
         self.adapter = None if config.adapter is None else fetched(config.adapter)
         self.parts = _parts_of(self.adapter) if self.adapter else (config.encoder, config.prompts)
+        self.users: dict[str, Any] = {"by": config.behaviour.users, "history": config.behaviour.history}
+        if self.adapter is not None:
+            self.users = read_manifest(self.adapter, KIND).get("users", self.users)
+        if self.users["by"] != "none" and not (config.data / "catalog.parquet").is_file():
+            if self.adapter is None:
+                raise ValueError(
+                    f"behaviour.users={config.behaviour.users}: {config.data} has no visits to make users of; expected "
+                    "the folder that placerank prepare made, or none"
+                )
+            log.info("%s has no visits: no vectors of users", config.data)
+            self.users = self.users | {"by": "none"}
         if self.adapter is None:
             self.items, self.districts = with_districts(items, config.districts)
         else:
@@ -155,8 +166,7 @@ class _Job:
         after = self._encode_items("embeddings", _adapter_hash(parameters))
         if held_out is not None:
             report["behaviour"]["held_out"]["after"] = self._partners(after, held_out)
-        if behaviour.pairs and behaviour.users != "none":
-            self._users(after)
+        self._users(after, report)
         if self.ranks.is_first:
             report["embeddings"] = embedding_measures(before, after, self.items, config.queries, self.encoder.device)
         return report
@@ -166,6 +176,7 @@ class _Job:
         report, earlier = self._begun("none"), self.adapter
         if earlier is None:
             here = self._encode_items("embeddings", None)
+            self._users(here, report)
             if self.ranks.is_first:
                 report["embeddings"] = measures_here(here, self.items, self.config.queries, self.encoder.device)
             return report
@@ -174,6 +185,7 @@ class _Job:
             if self.ranks.is_first:
                 shutil.copytree(earlier / "adapter", self.folder / "adapter", dirs_exist_ok=True)
         here = self._encode_items("embeddings", EmbeddingStore.open(earlier).made_from.get("adapter"))
+        self._users(here, report)
         if self.ranks.is_first:
             report["embeddings"] = measures_here(here, self.items, self.config.queries, self.encoder.device)
         return report | {"encoded_with": str(self.config.adapter)}
@@ -271,27 +283,25 @@ class _Job:
         )
         report["gdpo"]["steps"] = len(read_metrics(folder))
 
-    def _users(self, items: EmbeddingStore) -> None:
-        """Vectors of the users of users.parquet, in its order, made as the anchors were in training: a shard at a
-        time, and the visits of its users."""
-        config, data = self.config.behaviour, self.config.data
-        ids = pq.read_table(fetched(data / "users.parquet"), columns=["user_id"])["user_id"].slice(
-            1
-        )  # row 0: everybody else
-        visits_of = UserVisits(data, len(self.items)).of
-        writer = EmbeddingWriter(self.folder / "users", ids, self.encoder.dim, self.config.shard_rows, of=USER)
+    def _users(self, items: EmbeddingStore, report: dict[str, Any]) -> None:
+        """Vectors of the users who have a training visit, in the order of users.parquet, made as the anchors are in
+        training: a shard at a time, and the visits of its users."""
+        by, history, data = self.users["by"], self.users["history"], self.config.data
+        if by == "none":
+            return
+        seen = UserVisits(data, len(self.items))
+        known = seen.known()
+        ids = pq.read_table(fetched(data / "users.parquet"), columns=["user_id"])["user_id"].take(pa.array(known))
+        made_from = items.made_from | {"users": self.users}
+        writer = EmbeddingWriter(self.folder / "users", ids, items.dim, self.config.shard_rows, made_from, USER)
         for shard in writer.missing()[self.ranks.rank :: self.ranks.world]:
-            rows = writer.rows_of(shard)
-            _, places = visits.user_places(visits_of(range(rows.start + 1, rows.stop + 1)), config.history)
-            count = rows.stop - rows.start
-            if len(places) != count:
-                raise ValueError(
-                    f"{data}: {count - len(places):,} users have no training visit; prepare the data again"
-                )
-            pairs = VisitPairs(places, np.zeros(count, np.int64), np.ones(count, bool))
-            encoder = self.encoder if config.users == "text" else None
+            rows = known[writer.rows_of(shard)]
+            _, places = visits.user_places(seen.of(range(int(rows[0]), int(rows[-1]) + 1)), history)
+            pairs = VisitPairs(places, np.zeros(len(rows), np.int64), np.ones(len(rows), bool))
+            encoder = self.encoder if by == "text" else None
             writer.write(shard, visits.anchor_vectors(encoder, self.prompts, items, pairs))
         self.ranks.barrier()
+        report["users"] = {"count": len(known), **self.users}
 
     def finish(self, report: dict[str, Any], made_from: dict[str, str]) -> None:
         """Files beside the embeddings, the report and the manifest; what only a restart needs goes."""
@@ -311,7 +321,7 @@ class _Job:
         encoder, prompts = self.parts
         parts = {"encoder": asdict(encoder), "prompts": asdict(prompts)}
         config = asdict(self.config)
-        write_manifest(self.folder, KIND, config, made_from, **parts, items=len(self.items))
+        write_manifest(self.folder, KIND, config, made_from, **parts, items=len(self.items), users=self.users)
 
 
 def threshold_of(histories: Histories, threshold: int | None) -> int:

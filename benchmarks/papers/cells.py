@@ -190,9 +190,10 @@ class Workplace:
 def identity(config: TrainConfig) -> dict[str, Any]:
     """What decides a cell's result, JSON-ready: the config, with hashes for paths."""
     about = json.loads(json.dumps(asdict(config), default=str))
-    tokens = config.features.semantic_ids
     about["data"] = read_manifest(config.data, "prepared")["content_hash"]
-    about["features"]["semantic_ids"] = None if tokens is None else read_manifest(tokens, "tokens")["semantic_ids_hash"]
+    for name, kind in (("semantic_ids", "tokens"), ("user_semantic_ids", "user_tokens")):
+        tokens = getattr(config.features, name)
+        about["features"][name] = None if tokens is None else read_manifest(tokens, kind)["semantic_ids_hash"]
     del about["run"]
     return about
 

@@ -92,7 +92,7 @@ def test_what_it_writes(done: Path, prepared: Path) -> None:
     assert (before.tensor() - after.tensor()).norm(dim=1).min() > 1e-4
     assert before.made_from["adapter"] is None and len(after.made_from["adapter"]) == 64
     known = pq.read_table(prepared / "users.parquet")["user_id"].to_pylist()[1:]
-    users = EmbeddingStore.open(done / "users", of="user")
+    users = EmbeddingStore.open(done / "users", "user")
     assert set(users.ids.to_pylist()) <= set(known) and len(users) > 0.9 * len(known)
     report = json.loads((done / "report.json").read_text())
     assert report["gdpo"]["steps"] == 4 and sum(report["gdpo"]["pairs"].values()) == 48

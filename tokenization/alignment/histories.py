@@ -115,6 +115,14 @@ class UserVisits:
                     if len(row):
                         self._found.append((path, group, int(row.min()), int(row.max())))
 
+    def known(self) -> NDArray[np.int64]:
+        """Rows of users.parquet whose users have a visit, ascending, int64 [n]. After ``prepare --after`` those are the
+        users of the new days."""
+        groups = [(file, group) for file, group, _, _ in self._found]
+        rows = [np.unique(row) for _, row, _, _ in _positives(groups)]
+        found = np.unique(np.concatenate([np.zeros(0, np.int64), *rows]))
+        return found[found > 0]
+
     def of(self, rows: range) -> Histories:
         """Visits of the users of these rows, by whose numbers they are called."""
         groups = [(file, group) for file, group, low, high in self._found if low < rows.stop and high >= rows.start]

@@ -61,11 +61,12 @@ class BehaviourConfig:
     pairs: int = 0
     """Pairs of an anchor and what was visited with it; 0: leave this step out."""
     users: Literal["none", "text", "mean"] = "none"
-    """Users as anchors too: the text of their last places, or the mean of those places' vectors."""
+    """Users as anchors too: the text of their last places, or the mean of those places' vectors. Where that is set,
+    users' vectors are written beside those of items, also with pairs 0, when nothing is learned from them."""
     user_share: float = 0.5
     """Share of the pairs whose anchor is a user, if there are any."""
     history: int = 5
-    """Last places of a user that make the anchor."""
+    """Last places of a user that make the anchor, and the vector."""
     cooccurrence_threshold: int | None = None
     """Items are visited together if more users than this have both in their training histories. Default: the least
     that at most one in twenty of the pairs with a visitor in common exceed; report.json tells it."""
