@@ -33,11 +33,12 @@ from .alignment import behaviour as visits
 from .alignment.behaviour import VisitPairs, align_behaviour
 from .alignment.finetune import METRICS, read_metrics
 from .alignment.gdpo import LADDER, GDPOConfig, align_policy, pair_counts
-from .alignment.histories import Histories, UserVisits, cooccurrence, count_threshold, read_histories
+from .alignment.histories import Histories, cooccurrence, count_threshold, read_histories
 from .alignment.locations import Locations
 from .alignment.lora import add_adapter, load_adapter, save_adapter, target_modules
 from .alignment.pairs import PreferencePairs, collaborative_pairs, geographic_pairs
 from .alignment.reward import RewardModel, train_reward
+from .alignment.users import write_user_vectors
 from .judging.align_report import embedding_measures, measures_here, write_align_report
 from .ranks import Ranks, joined, rank_device
 from .settings import AlignConfig
@@ -45,7 +46,7 @@ from .text.districts import Districts, with_districts
 from .text.encoders import Encoder, EncoderConfig, encode_to_store, load_encoder
 from .text.prompts import PromptConfig, Prompts, build_prompts
 from .text.reading import read_measures
-from .text.store import USER, EmbeddingStore, EmbeddingWriter
+from .text.store import EmbeddingStore
 from .work import resumable_folder
 
 log = logging.getLogger(__name__)
@@ -251,7 +252,7 @@ class _Job:
         return held_out if len(held_out) else None
 
     def _partners(self, store: EmbeddingStore, pairs: VisitPairs) -> dict[str, float]:
-        return visits.partner_measures(store, visits.anchor_vectors(None, self.prompts, store, pairs), pairs)
+        return visits.partner_measures(store, visits.anchor_vectors(None, store, pairs), pairs)
 
     def _locations(self) -> Locations:
         lat, lon = (self.items[name].to_numpy().astype(np.float64) for name in ("lat", "lon"))
@@ -284,24 +285,13 @@ class _Job:
         report["gdpo"]["steps"] = len(read_metrics(folder))
 
     def _users(self, items: EmbeddingStore, report: dict[str, Any]) -> None:
-        """Vectors of the users who have a training visit, in the order of users.parquet, made as the anchors are in
-        training: a shard at a time, and the visits of its users."""
-        by, history, data = self.users["by"], self.users["history"], self.config.data
+        """Vectors of users, made as the anchors are in training."""
+        by, history = self.users["by"], self.users["history"]
         if by == "none":
             return
-        seen = UserVisits(data, len(self.items))
-        known = seen.known()
-        ids = pq.read_table(fetched(data / "users.parquet"), columns=["user_id"])["user_id"].take(pa.array(known))
-        made_from = items.made_from | {"users": self.users}
-        writer = EmbeddingWriter(self.folder / "users", ids, items.dim, self.config.shard_rows, made_from, USER)
-        for shard in writer.missing()[self.ranks.rank :: self.ranks.world]:
-            rows = known[writer.rows_of(shard)]
-            _, places = visits.user_places(seen.of(range(int(rows[0]), int(rows[-1]) + 1)), history)
-            pairs = VisitPairs(places, np.zeros(len(rows), np.int64), np.ones(len(rows), bool))
-            encoder = self.encoder if by == "text" else None
-            writer.write(shard, visits.anchor_vectors(encoder, self.prompts, items, pairs))
-        self.ranks.barrier()
-        report["users"] = {"count": len(known), **self.users}
+        how, text = {"shard_rows": self.config.shard_rows}, (self.encoder, self.prompts)
+        count = write_user_vectors(self.folder / "users", self.config.data, items, by, history, **how, text=text)
+        report["users"] = {"count": count, **self.users}
 
     def finish(self, report: dict[str, Any], made_from: dict[str, str]) -> None:
         """Files beside the embeddings, the report and the manifest; what only a restart needs goes."""

@@ -28,6 +28,8 @@ SHOWN = {  # parts beside the whole test split, by table
     "mend": ("first visits", "head items", "tail items", "items < 3 times"),
     "robust": (),
     "beyond": ("head items", "tail items", "items < 3 times", "new users", "known users"),
+    "users": (*activity_parts("users"), "new users"),
+    "users_frequent": (*activity_parts("users"), "new users"),
     "towers": ("first visits", "head items", "tail items", "items < 3 times"),
     "whole": ("first visits", "head items", "tail items", "items < 3 times"),
 }
@@ -145,7 +147,7 @@ def markdown(table: str, lines: list[Line]) -> str:
             found = {p: at.get((dataset, tower, variant, p, "auc")) for p in parts}
             out.append(
                 row_of(
-                    [tower, title, *(mean_of(x) if variant == PLAIN or not x else signed(x) for x in found.values())]
+                    [tower, title, *(signed(x) or mean_of(x) if x else "" for x in found.values())]
                 )
             )
     return "\n".join(out)
