@@ -118,14 +118,12 @@ class _Job:
         self.users: dict[str, Any] = {"by": config.behaviour.users, "history": config.behaviour.history}
         if self.adapter is not None:
             self.users = read_manifest(self.adapter, KIND).get("users", self.users)
-        if self.users["by"] != "none" and not (config.data / "catalog.parquet").is_file():
-            if self.adapter is None:
-                raise ValueError(
-                    f"behaviour.users={config.behaviour.users}: {config.data} has no visits to make users of; expected "
-                    "the folder that placerank prepare made, or none"
-                )
-            log.info("%s has no visits: no vectors of users", config.data)
-            self.users = self.users | {"by": "none"}
+        self.has_visits = (config.data / "catalog.parquet").is_file()
+        if config.behaviour.users != "none" and not self.has_visits:
+            raise ValueError(
+                f"behaviour.users={config.behaviour.users}: {config.data} has no visits to make users of; expected "
+                "the folder that placerank prepare made, or none"
+            )
         if self.adapter is None:
             self.items, self.districts = with_districts(items, config.districts)
         else:
@@ -285,9 +283,9 @@ class _Job:
         report["gdpo"]["steps"] = len(read_metrics(folder))
 
     def _users(self, items: EmbeddingStore, report: dict[str, Any]) -> None:
-        """Vectors of users, made as the anchors are in training."""
+        """Vectors of users, made as the anchors are in training; items alone, added by an adapter, have none."""
         by, history = self.users["by"], self.users["history"]
-        if by == "none":
+        if by == "none" or not self.has_visits:
             return
         how, text = {"shard_rows": self.config.shard_rows}, (self.encoder, self.prompts)
         count = write_user_vectors(self.folder / "users", self.config.data, items, by, history, **how, text=text)

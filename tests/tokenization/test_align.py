@@ -197,10 +197,19 @@ def test_description_comes_from_the_raw_items(prepared: Path, model: Path, tmp_p
 
 
 def test_without_training_the_model_encodes_as_it_is(prepared: Path, model: Path, tmp_path: Path, done: Path) -> None:
-    out = align(replace(config(prepared, model, tmp_path / "out"), rung="none", behaviour=BehaviourConfig()))
+    users = BehaviourConfig(users="mean", history=3)  # of which nothing is learned
+    out = align(replace(config(prepared, model, tmp_path / "out"), rung="none", behaviour=users))
     plain, before = EmbeddingStore.open(out), EmbeddingStore.open(done / "embeddings_before")
     torch.testing.assert_close(next(plain.chunks(300)), next(before.chunks(300)))
     assert not (out / "adapter").exists() and plain.made_from["adapter"] is None
+    of_users, again = (
+        EmbeddingStore.open(folder / "users", "user")
+        for folder in (out, align(AlignConfig(data=prepared, out=tmp_path / "again", adapter=out)))
+    )
+    assert of_users.made_from == plain.made_from | {"users": {"by": "mean", "history": 3}} == again.made_from
+    assert torch.equal(of_users.tensor(), again.tensor()) and of_users.ids.equals(again.ids) and len(of_users) > 50
+    with pytest.raises(ValueError, match=r"behaviour.users=mean: .* has no visits to make users of; expected the fold"):
+        align(AlignConfig(data=prepared.parent / "raw", out=tmp_path / "raw", rung="none", behaviour=users))
     before = json.loads((done / "report.json").read_text())["embeddings"]["before"]
     here = json.loads((out / "report.json").read_text())["embeddings"]["here"]
     assert here.keys() == before.keys()

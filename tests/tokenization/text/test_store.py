@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
 
 
 def test_whose_vectors_they_are(tmp_path: Path) -> None:
-    EmbeddingWriter(tmp_path, pa.array([1, 2]), 3, "user").write(0, torch.ones(2, 3))
+    EmbeddingWriter(tmp_path, pa.array([1, 2]), 3, of="user").write(0, torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"holds vectors of users, expected those of items; check the path"):
         EmbeddingStore.open(tmp_path)
     assert EmbeddingStore.open(tmp_path, "user").ids.to_pylist() == [1, 2]
