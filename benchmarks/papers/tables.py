@@ -145,11 +145,7 @@ def markdown(table: str, lines: list[Line]) -> str:
         out.append(row_of(["---"] * (2 + len(parts))))
         for _, tower, variant, title in here:
             found = {p: at.get((dataset, tower, variant, p, "auc")) for p in parts}
-            out.append(
-                row_of(
-                    [tower, title, *(signed(x) or mean_of(x) if x else "" for x in found.values())]
-                )
-            )
+            out.append(row_of([tower, title, *(signed(x) or mean_of(x) if x else "" for x in found.values())]))
     return "\n".join(out)
 
 

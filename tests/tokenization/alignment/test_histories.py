@@ -134,6 +134,8 @@ def test_visits_of_users_by_their_rows(tmp_path: Path) -> None:
     prepared = made_up(tmp_path / "a", 60, 1_000)
     table = pa.concat_tables([pq.read_table(f) for f in sorted((prepared / "train").iterdir())]).to_pylist()
     visits = UserVisits(prepared, 50)
+    known = {r["user_row"] for r in table for good in r["label"] if good} - {0}
+    assert visits.known().tolist() == sorted(known) and known < set(range(1, 61))
     for rows in (range(1, 48), range(10, 11), range(7, 30), range(48, 90)):
         expected = sorted(
             (r["user_row"], r["time"], i - 1) for r in table if r["user_row"] in rows for i in r["item_row"]
