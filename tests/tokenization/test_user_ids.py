@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from placerank.api.results import Tokenized
 from placerank.data.manifest import read_manifest
 from placerank.tokenization.alignment.users import write_user_vectors
 from placerank.tokenization.codes.semantic_ids import SemanticIds
@@ -69,6 +70,7 @@ def test_tokens_of_users_are_theirs_alone(prepared: Path, vectors: Path, made: P
     assert pq.read_schema(made / "semantic_ids.parquet").names[0] == "user_id"
     assert json.loads((made / "measures.json").read_text())["of"] == "users"
     assert "of the users share all codes" in (made / "report.html").read_text()
+    assert Tokenized(made).summary["users"] == len(ids) and "users that share all codes" in repr(Tokenized(made))
     with pytest.raises(ValueError, match=r"holds 'user_tokens', expected 'tokens'; check the path"):
         SemanticIds.read(made)
     with pytest.raises(ValueError, match=r"tokenizer=hgit looks at attributes of items, and .* holds vectors of users"):
