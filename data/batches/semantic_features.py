@@ -88,7 +88,8 @@ class SemanticFeatures:
         rows = pc.index_in(ids, value_set=known, skip_nulls=True)
         at = rows.fill_null(-1).to_numpy(zero_copy_only=False)
         found, wanted = int((at >= 0).sum()), len(ids) - ids.null_count
-        if found < _LEAST_SHARED * max(wanted, len(known)):
+        # of users only those have an ID who visited something, which may be few
+        if found < _LEAST_SHARED * (max(wanted, len(known)) if of == "item" else len(known)):
             raise ValueError(
                 f"{tokens} has {len(known):,} semantic IDs, the data has {wanted:,} {of}s, and they share {found:,}: "
                 f"expected IDs of the same {of}s; tokenize the data that the ranker is trained on"

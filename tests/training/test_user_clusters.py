@@ -148,6 +148,14 @@ def test_whose_ids_go_where(world: World, tmp_path: Path) -> None:
     akt = AktConfig(users=False)
     with pytest.raises(ValueError, match=r"makes clusters of users, and ranker.akt.enabled or ranker.akt.users is off"):
         replace(small(world, tmp_path / "run"), ranker=RankerConfig(akt=akt))
+    few = replace(world.ids, ids=world.ids.ids[:9], codes=world.ids.codes[:9], suffixes=world.ids.suffixes[:9])
+    config = small(world, tmp_path / "run", user_semantic_ids=write_tokens(tmp_path / "few", few))
+    rows = read_inputs(config.data, config.features, config.ranker).read_users()["user_cluster_row"].to_numpy()
+    assert (rows > 0).sum() == 9, "those of whom nothing is known have none"
+    foreign = replace(few, ids=pa.array(np.arange(-9, 0)))
+    config = small(world, tmp_path / "run", user_semantic_ids=write_tokens(tmp_path / "foreign", foreign))
+    with pytest.raises(ValueError, match=r"has 9 semantic IDs, the data has \d+ users, and they share 0: expected IDs"):
+        read_inputs(config.data, config.features, config.ranker).read_users()
     ids = pa.array([f"u{i}" for i in range(20)])
     strange = SemanticIds.first(ids, np.zeros((20, 3), np.int64), K, "strange", "user")
     with pytest.raises(ValueError, match=r"has semantic IDs of users with string ids, the data's are int64"):
