@@ -152,9 +152,15 @@ class Aligned(Reported):
 
 
 class Tokenized(Reported):
-    """Semantic IDs."""
+    """Semantic IDs of items, or of users."""
 
-    _kind = "tokens"
+    @property
+    def _kind(self) -> str:  # type: ignore[override]
+        return "user_tokens" if self._of == "users" else "tokens"
+
+    @property
+    def _of(self) -> str:
+        return str(self.measures.get("of", "items"))
 
     @property
     def measures(self) -> dict[str, Any]:
@@ -165,11 +171,11 @@ class Tokenized(Reported):
     def summary(self) -> dict[str, Any]:
         found, measures = self.manifest, self.measures
         return {
-            "items": found["items"],
+            self._of: found[self._of],
             "levels": found["levels"],
             "codes a level": found["codes"],
             "variance explained": measures["reconstruction"]["explained"][-1],
-            "items that share all codes": measures["collisions"]["before"]["collision_rate"],
+            f"{self._of} that share all codes": measures["collisions"]["before"]["collision_rate"],
         }
 
 

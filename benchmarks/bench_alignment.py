@@ -137,7 +137,7 @@ class Dataset:
             )
             write_json(report, told)
         reward = RewardModel.load(folder / f"reward-{kind}" / "reward.safetensors")
-        pairs = preference_pairs(self.histories, self.locations, gdpo, np.random.default_rng([seed, 6]))
+        pairs, _ = preference_pairs(self.histories, self.locations, gdpo, np.random.default_rng([seed, 6]))
         log = align_policy(
             encoder,
             parameters,

@@ -78,6 +78,7 @@ _OUTCOMES = {
         "amount": {"rows": Count, "sum": float},
     },
 }
+_TOKENS = {"lineage": list[str], "levels": Count, "codes": Count, "lookup": Literal["codes", "prefix_ngrams"]}
 _CHANGED = {"rows": Count, "base": Count, "block": Count, "changed": Count, "gone": Count}
 KINDS = {
     "raw": Kind("placerank simulate", {}),
@@ -94,21 +95,17 @@ KINDS = {
         oldest=2,
         optional={"own": GenericAlias(list, (_OWN,)), "outcomes": _OUTCOMES},
     ),
-    "align": Kind("placerank align", {"encoder": dict[str, Any], "prompts": dict[str, Any], "items": Count}),
+    "align": Kind(
+        "placerank align",
+        {"encoder": dict[str, Any], "prompts": dict[str, Any], "items": Count},
+        optional={"users": {"by": Literal["none", "text", "mean"], "history": Count}},
+    ),
     "tokenizer": Kind(
         "placerank tokenize",
         {"tokenizer": str, "options": dict[str, Any], "dim": Count, "encoder": dict[str, Any]},
     ),
-    "tokens": Kind(
-        "placerank tokenize",
-        {
-            "lineage": list[str],
-            "items": Count,
-            "levels": Count,
-            "codes": Count,
-            "lookup": Literal["codes", "prefix_ngrams"],
-        },
-    ),
+    "tokens": Kind("placerank tokenize", {**_TOKENS, "items": Count}),
+    "user_tokens": Kind("placerank tokenize", {**_TOKENS, "users": Count}),
     "evaluation": Kind(
         "placerank evaluate",
         {"trained": {"settings": dict[str, Any]}},

@@ -80,7 +80,8 @@ def read_evaluated(path: Path) -> Evaluated:
     verify_files(folder, {name: manifest["files"][name] for name in needed}, "evaluate again with --overwrite")
     trained = manifest["trained"]
     settings = dict(flat(trained["settings"]))
-    for name, known in (("data", "data"), ("features.semantic_ids", "semantic_ids")):
+    tokens = (f"{of}semantic_ids" for of in ("", "user_"))
+    for name, known in (("data", "data"), *((f"features.{of}", of) for of in tokens)):
         if trained.get(known):  # what was read, wherever it lay
             settings[name] = str(trained[known])[:12]
     settings["evaluate.checkpoint"] = manifest["config"].get("checkpoint")

@@ -49,7 +49,8 @@ def evaluate(config: EvaluateConfig) -> Path:
     with runtime(seed=0) as rt:
         on_first_rank(lambda: _check_run(config.run))
         data = config.data or on_first_rank(lambda: read_config(config.run)).data
-        ranker = load_ranker(config.run, rt, data, config.checkpoint, config.batch_size, config.semantic_ids)
+        tokens = config.semantic_ids, config.user_semantic_ids
+        ranker = load_ranker(config.run, rt, data, config.checkpoint, config.batch_size, *tokens)
         loader = SampleLoader(
             data, config.split, config.batch_size, rank=rt.rank, world_size=rt.world_size, shuffle=False
         )
@@ -106,7 +107,7 @@ def write_evaluation(
         write_report(folder, metrics=metrics, predictions=predictions, items=items, run=config.run)
         made_from = {"prepared": read_manifest(data, "prepared")["content_hash"]}
         settings = read_object(config.run / CONFIG) or {}
-        trained = {"settings": settings, "data": info.get("data"), "semantic_ids": info.get("semantic_ids")}
+        trained = {"settings": settings} | {n: info.get(n) for n in ("data", "semantic_ids", "user_semantic_ids")}
         write_manifest(folder, "evaluation", config, made_from, step=info.get("step"), trained=trained)
     print_summary(metrics)
     if lists is not None:

@@ -36,6 +36,8 @@ class EvaluateConfig:
     """Folder that `placerank prepare` made; default: the one that the run was trained on."""
     semantic_ids: Path | None = None
     """The semantic IDs that it was trained with, where they have moved since, or have more items by now."""
+    user_semantic_ids: Path | None = None
+    """The same of users' semantic IDs."""
     split: str = "test"
     """Which samples: train, valid or test."""
     checkpoint: str = "best"

@@ -219,7 +219,8 @@ class DensePart(nn.Module):
     def __init__(self, features: Features, config: RankerConfig) -> None:
         super().__init__()
         self.config = config
-        self.clusters = next((t.rows for t in features.sequence if t.name == CLUSTER), 0)
+        rows = {t.name: t.rows for t in features.tables}
+        self.clusters, self.user_clusters = (rows.get(name, 0) for name in (CLUSTER, USER_CLUSTER))
         self.scorer = Scorer(features, config)
         self.contrast = (
             SpatialContrast(self.scorer.items.dim, config.rest, features.attributes)
@@ -298,5 +299,5 @@ class DensePart(nn.Module):
         users = self.scorer.users
         if users.mixes:
             own = pooled.split(users.widths, dim=1)[users.names.index("user")]
-            loss, share = one_way_loss(own, inputs.user_cluster, inputs.user_head, akt.temperature, self.clusters)
+            loss, share = one_way_loss(own, inputs.user_cluster, inputs.user_head, akt.temperature, self.user_clusters)
             scores.losses["akt_users"], scores.logged["akt_users_anchors"] = akt.one_way_weight * loss, share

@@ -4,8 +4,8 @@ What serving needs to find items by similarity, or to feed another model, withou
 
     item_final    of each item, what towers take as query and keys: its own embedding after gate and warm-up, then its
                   attributes' embeddings and the sum of its semantic ID's
-    user_final    of each user, the embedding after the gate; user cluster and activity are those that the history of
-                  the user's latest training sample shows
+    user_final    of each user, the embedding after the gate; activity, and the cluster of a user without a semantic
+                  ID of the user's own, are those that the history of the latest training sample shows
 
 Both are tables as those of a checkpoint are, computed block by block: memory holds a block, the tables that items
 share (attributes, semantic IDs, clusters), and for users a row of activity each.
@@ -100,6 +100,6 @@ def latest_users(catalog: Catalog, data: Path, users: int) -> tuple[Tensor, Tens
         newer = (sample.time[at] >= latest[rows]) & (rows > 0)
         rows, at = rows[newer], at[newer]
         latest[rows] = sample.time[at]
-        clusters[rows] = catalog.user_clusters(sample.offsets, sample.history)[at]
+        clusters[rows] = catalog.user_clusters(user, sample.offsets, sample.history)[at]
         activity[rows] = catalog.user_activity(sample.offsets, sample.history_hours)[at]
     return clusters, activity

@@ -6,8 +6,8 @@ it by preferences (``gdpo``); vectors again; a report.
 
 What it writes: ``embeddings/`` and ``embeddings_before/`` (see ``store``), ``adapter/`` (as peft writes adapters),
 ``reward.safetensors``, ``items.parquet`` (each item's content, location and district), ``districts.parquet`` where
-districts were derived, ``users/`` (their vectors, if users were anchors), ``report.json``, ``report.html``, the steps'
-``metrics.jsonl`` and ``manifest.json``.
+districts were derived, ``users/`` (vectors of users, if ``behaviour.users`` says by what), ``report.json``,
+``report.html``, the steps' ``metrics.jsonl`` and ``manifest.json``.
 """
 
 import hashlib
@@ -33,11 +33,12 @@ from .alignment import behaviour as visits
 from .alignment.behaviour import VisitPairs, align_behaviour
 from .alignment.finetune import METRICS, read_metrics
 from .alignment.gdpo import LADDER, GDPOConfig, align_policy, pair_counts
-from .alignment.histories import Histories, UserVisits, cooccurrence, read_histories
+from .alignment.histories import Histories, cooccurrence, count_threshold, read_histories
 from .alignment.locations import Locations
 from .alignment.lora import add_adapter, load_adapter, save_adapter, target_modules
 from .alignment.pairs import PreferencePairs, collaborative_pairs, geographic_pairs
 from .alignment.reward import RewardModel, train_reward
+from .alignment.users import write_user_vectors
 from .judging.align_report import embedding_measures, measures_here, write_align_report
 from .ranks import Ranks, joined, rank_device
 from .settings import AlignConfig
@@ -45,7 +46,7 @@ from .text.districts import Districts, with_districts
 from .text.encoders import Encoder, EncoderConfig, encode_to_store, load_encoder
 from .text.prompts import PromptConfig, Prompts, build_prompts
 from .text.reading import read_measures
-from .text.store import USER, EmbeddingStore, EmbeddingWriter
+from .text.store import EmbeddingStore
 from .work import resumable_folder
 
 log = logging.getLogger(__name__)
@@ -114,6 +115,15 @@ class _Job:
         self.steps = folder / "steps"  # what is not kept: vectors of training prompts, checkpoints
         self.adapter = None if config.adapter is None else fetched(config.adapter)
         self.parts = _parts_of(self.adapter) if self.adapter else (config.encoder, config.prompts)
+        self.users: dict[str, Any] = {"by": config.behaviour.users, "history": config.behaviour.history}
+        if self.adapter is not None:
+            self.users = read_manifest(self.adapter, KIND).get("users", self.users)
+        self.has_visits = (config.data / "catalog.parquet").is_file()
+        if config.behaviour.users != "none" and not self.has_visits:
+            raise ValueError(
+                f"behaviour.users={config.behaviour.users}: {config.data} has no visits to make users of; expected "
+                "the folder that placerank prepare made, or none"
+            )
         if self.adapter is None:
             self.items, self.districts = with_districts(items, config.districts)
         else:
@@ -155,8 +165,7 @@ class _Job:
         after = self._encode_items("embeddings", _adapter_hash(parameters))
         if held_out is not None:
             report["behaviour"]["held_out"]["after"] = self._partners(after, held_out)
-        if behaviour.pairs and behaviour.users != "none":
-            self._users(after)
+        self._users(after, report)
         if self.ranks.is_first:
             report["embeddings"] = embedding_measures(before, after, self.items, config.queries, self.encoder.device)
         return report
@@ -166,6 +175,7 @@ class _Job:
         report, earlier = self._begun("none"), self.adapter
         if earlier is None:
             here = self._encode_items("embeddings", None)
+            self._users(here, report)
             if self.ranks.is_first:
                 report["embeddings"] = measures_here(here, self.items, self.config.queries, self.encoder.device)
             return report
@@ -174,6 +184,7 @@ class _Job:
             if self.ranks.is_first:
                 shutil.copytree(earlier / "adapter", self.folder / "adapter", dirs_exist_ok=True)
         here = self._encode_items("embeddings", EmbeddingStore.open(earlier).made_from.get("adapter"))
+        self._users(here, report)
         if self.ranks.is_first:
             report["embeddings"] = measures_here(here, self.items, self.config.queries, self.encoder.device)
         return report | {"encoded_with": str(self.config.adapter)}
@@ -215,7 +226,8 @@ class _Job:
     ) -> VisitPairs | None:
         """Train on what is visited together; returns the pairs kept for the report."""
         config, rng = self.config.behaviour, np.random.default_rng([self.config.seed, 5])
-        a, b, _ = cooccurrence(histories, config.cooccurrence_threshold)
+        threshold = threshold_of(histories, config.cooccurrence_threshold)
+        a, b, _ = cooccurrence(histories, threshold)
         users = round(config.pairs * config.user_share) if config.users != "none" else 0
         aside = min(config.held_out_pairs, len(a) // 10)
         pairs = visits.item_pairs(a, b, config.pairs - users + aside, config.history, rng)
@@ -231,13 +243,14 @@ class _Job:
         )
         report["behaviour"] = {
             "pairs": {"items": int((~pairs.is_user).sum()), "users": int(pairs.is_user.sum())},
+            "cooccurrence": {"threshold": threshold, "pairs": len(a)},
             "steps": len(curve),
             "held_out": measured,
         }
         return held_out if len(held_out) else None
 
     def _partners(self, store: EmbeddingStore, pairs: VisitPairs) -> dict[str, float]:
-        return visits.partner_measures(store, visits.anchor_vectors(None, self.prompts, store, pairs), pairs)
+        return visits.partner_measures(store, visits.anchor_vectors(None, store, pairs), pairs)
 
     def _locations(self) -> Locations:
         lat, lon = (self.items[name].to_numpy().astype(np.float64) for name in ("lat", "lon"))
@@ -261,35 +274,22 @@ class _Job:
             if self.ranks.is_first:
                 shutil.copy(self.steps / "reward" / "reward.safetensors", self.folder / "reward.safetensors")
                 write_json(done, report["reward"])
-        pairs = preference_pairs(histories, locations, self.gdpo, np.random.default_rng([seed, 6]))
-        report["gdpo"] = {"pairs": pair_counts(pairs), "steps": 0}
+        pairs, together = preference_pairs(histories, locations, self.gdpo, np.random.default_rng([seed, 6]))
+        report["gdpo"] = {"pairs": pair_counts(pairs), "cooccurrence": together, "steps": 0}
         folder = self.steps / "gdpo"
         align_policy(
             self.encoder, parameters, reward, self.prompts, locations, pairs, self.gdpo, folder, made_from, seed
         )
         report["gdpo"]["steps"] = len(read_metrics(folder))
 
-    def _users(self, items: EmbeddingStore) -> None:
-        """Vectors of the users of users.parquet, in its order, made as the anchors were in training: a shard at a
-        time, and the visits of its users."""
-        config, data = self.config.behaviour, self.config.data
-        ids = pq.read_table(fetched(data / "users.parquet"), columns=["user_id"])["user_id"].slice(
-            1
-        )  # row 0: everybody else
-        visits_of = UserVisits(data, len(self.items)).of
-        writer = EmbeddingWriter(self.folder / "users", ids, self.encoder.dim, self.config.shard_rows, of=USER)
-        for shard in writer.missing()[self.ranks.rank :: self.ranks.world]:
-            rows = writer.rows_of(shard)
-            _, places = visits.user_places(visits_of(range(rows.start + 1, rows.stop + 1)), config.history)
-            count = rows.stop - rows.start
-            if len(places) != count:
-                raise ValueError(
-                    f"{data}: {count - len(places):,} users have no training visit; prepare the data again"
-                )
-            pairs = VisitPairs(places, np.zeros(count, np.int64), np.ones(count, bool))
-            encoder = self.encoder if config.users == "text" else None
-            writer.write(shard, visits.anchor_vectors(encoder, self.prompts, items, pairs))
-        self.ranks.barrier()
+    def _users(self, items: EmbeddingStore, report: dict[str, Any]) -> None:
+        """Vectors of users, made as the anchors are in training; items alone, added by an adapter, have none."""
+        by, history = self.users["by"], self.users["history"]
+        if by == "none" or not self.has_visits:
+            return
+        how, text = {"shard_rows": self.config.shard_rows}, (self.encoder, self.prompts)
+        count = write_user_vectors(self.folder / "users", self.config.data, items, by, history, **how, text=text)
+        report["users"] = {"count": count, **self.users}
 
     def finish(self, report: dict[str, Any], made_from: dict[str, str]) -> None:
         """Files beside the embeddings, the report and the manifest; what only a restart needs goes."""
@@ -309,17 +309,29 @@ class _Job:
         encoder, prompts = self.parts
         parts = {"encoder": asdict(encoder), "prompts": asdict(prompts)}
         config = asdict(self.config)
-        write_manifest(self.folder, KIND, config, made_from, **parts, items=len(self.items))
+        write_manifest(self.folder, KIND, config, made_from, **parts, items=len(self.items), users=self.users)
+
+
+def threshold_of(histories: Histories, threshold: int | None) -> int:
+    """How many users have to be exceeded for a pair to count as visited together: as set, or as the data have it."""
+    return count_threshold(histories) if threshold is None else threshold
 
 
 def preference_pairs(
     histories: Histories, locations: Locations, config: GDPOConfig, rng: np.random.Generator
-) -> PreferencePairs:
-    """D_mix: collaborative pairs up to their share, as far as there are such, and geographic ones for the rest."""
-    parts = []
+) -> tuple[PreferencePairs, dict[str, int]]:
+    """D_mix: collaborative pairs up to their share, as far as there are such, and geographic ones for the rest.
+
+    Returns:
+        The pairs; and the threshold of co-occurrence and how many pairs of items exceed it, empty where none are
+        wanted.
+    """
+    parts, together = [], {}
     wanted = round(config.pairs * config.collaborative_share)
     if wanted:
-        a, b, _ = cooccurrence(histories, config.cooccurrence_threshold)
+        threshold = threshold_of(histories, config.cooccurrence_threshold)
+        a, b, _ = cooccurrence(histories, threshold)
+        together = {"threshold": threshold, "pairs": len(a)}
         parts.append(collaborative_pairs(a, b, locations, wanted, rng))
         if len(parts[0]) < wanted:
             log.warning(
@@ -327,10 +339,10 @@ def preference_pairs(
                 "gdpo.cooccurrence_threshold (%d) finds more",
                 f"{len(parts[0]):,}",
                 f"{wanted:,}",
-                config.cooccurrence_threshold,
+                threshold,
             )
     parts.append(geographic_pairs(locations, config.pairs - sum(map(len, parts)), rng))
-    return PreferencePairs.join(*parts)
+    return PreferencePairs.join(*parts), together
 
 
 def load_aligned(folder: Path, device: torch.device | str = "cpu") -> Encoder:

@@ -72,16 +72,18 @@ class AlignConfig:
 
 @dataclass(kw_only=True)
 class TokenizeConfig:
-    """Turn item embeddings into semantic IDs."""
+    """Turn embeddings of items, or of users, into semantic IDs."""
 
     data: Path
     """Folder that `placerank prepare` made, or one with items.parquet."""
     embeddings: Path
-    """Embeddings of its items: the folder that `placerank align` made, or one that write_embeddings wrote."""
+    """Embeddings of its items: the folder that `placerank align` made, or one that write_embeddings wrote. Or of its
+    users: the folder users in the one that align made."""
     out: Path
     """Folder to make; it appears when it is whole."""
-    tokenizer: str = "hgit"
-    """hgit, res_kmeans, rqvae, unified_sid or rqvae_ngram."""
+    tokenizer: str | None = None
+    """hgit, res_kmeans, rqvae, unified_sid or rqvae_ngram. Default: hgit for items, res_kmeans for users, of whom hgit
+    has no attributes to look at."""
     codebook: TokenizerConfig = field(default_factory=TokenizerConfig)
     """Levels, codes and what else every tokenizer has."""
     hgit: HGITOptions = field(default_factory=HGITOptions)
@@ -108,7 +110,7 @@ class TokenizeConfig:
     def __post_init__(self) -> None:
         check_numbers(self, "", least={"block_rows": 1})
         set_places(self)
-        if self.tokenizer not in TOKENIZERS:
+        if self.tokenizer is not None and self.tokenizer not in TOKENIZERS:
             from .codes.tokenizers import tokenizer_type
 
             tokenizer_type(self.tokenizer)  # one that somebody registered, or none

@@ -1,4 +1,4 @@
-"""``tokenize``: embeddings of items become semantic IDs, with their codebooks and a report.
+"""``tokenize``: embeddings of items, or of users, become semantic IDs, with their codebooks and a report.
 
 What it writes: ``semantic_ids.parquet`` (see ``semantic_ids``), ``tokenizer/`` (codebooks.safetensors and manifest,
 enough to encode new items), ``districts.parquet`` where districts were derived, ``measures.json``, ``report.html``,
@@ -42,7 +42,7 @@ from ..data.plain import read_json
 from ..data.requests import OWN
 from ..data.urls import fetched
 from ..reports.progress import Progress
-from .codes.semantic_ids import FILE, KIND, SemanticIds
+from .codes.semantic_ids import FILE, KINDS, SemanticIds
 from .codes.tokenizers import (
     Tokenizer,
     load_tokenizer,
@@ -52,8 +52,17 @@ from .judging.tokenize_report import measure, write_report
 from .ranks import Ranks, joined, rank_device
 from .settings import TokenizeConfig
 from .text.districts import Districts, derived_districts
-from .text.item_table import in_order, item_blocks, read_mapped, rows_of_items, same_order, take_rows, with_column
-from .text.store import INFO, EmbeddingStore
+from .text.item_table import (
+    in_order,
+    item_blocks,
+    read_mapped,
+    rows_in,
+    same_order,
+    take_rows,
+    user_blocks,
+    with_column,
+)
+from .text.store import INFO, ITEM, USER, EmbeddingStore
 from .text.vectors import ahead, block
 from .work import resumable_folder
 
@@ -97,20 +106,25 @@ def items_of(data: Path, ids: pa.Array, own: Sequence[str] = ()) -> pa.Table:
         ValueError: an id that the items don't have, or such a column.
     """
     columns = (*_COLUMNS, *(OWN + name for name in own))
-    return take_rows(pa.concat_tables(item_blocks(data, columns)), _all_found(data, ids))
+    return take_rows(pa.concat_tables(item_blocks(data, columns)), _all_found(data, ids, ITEM))
 
 
-def _all_found(data: Path, ids: pa.Array) -> NDArray[np.int64]:
-    """The rows of ids among the items of a data folder, which must all be there."""
-    rows, count = rows_of_items(data, ids)
+def _id_blocks(data: Path, of: str) -> Iterator[pa.Table]:
+    """Ids of the items, or users, of a data folder, block by block."""
+    return user_blocks(data) if of == USER else item_blocks(data, ("item_id",))
+
+
+def _all_found(data: Path, ids: pa.Array, of: str) -> NDArray[np.int64]:
+    """The rows of ids among the items, or users, of a data folder, which must all be there."""
+    rows, count = rows_in(_id_blocks(data, of), ids)
     if (rows < 0).any():
         lost = ids.filter(pa.array(rows < 0))
         raise ValueError(
-            f"{len(lost):,} of {len(ids):,} embeddings are of items that {data} does not have, the first is "
-            f"{lost[0].as_py()!r}: expected embeddings of these items; give the data that they were made from"
+            f"{len(lost):,} of {len(ids):,} embeddings are of {of}s that {data} does not have, the first is "
+            f"{lost[0].as_py()!r}: expected embeddings of these {of}s; give the data that they were made from"
         )
     if count > len(ids):
-        log.warning(f"{count - len(ids):,} of {count:,} items have no embedding: they get no semantic ID")
+        log.warning(f"{count - len(ids):,} of {count:,} {of}s have no embedding: they get no semantic ID")
     return rows
 
 
@@ -126,20 +140,21 @@ def _identity(store: EmbeddingStore) -> str:
     return joint_hash((p.name, sha256_file(p)) for p in files)
 
 
-def _options(config: TokenizeConfig) -> Any:
-    """Settings of the tokenizer that was asked for."""
-    wanted = tokenizer_type(config.tokenizer).options_type
-    return next(o for o in (config.hgit, config.kmeans, config.rqvae) if isinstance(o, wanted))
-
-
 class _Job:
     """One run of ``tokenize``."""
 
     def __init__(self, config: TokenizeConfig, ranks: Ranks) -> None:
         self.config, self.ranks, self.device = config, ranks, rank_device(config.device)
-        self.store = EmbeddingStore.open(config.embeddings)
+        self.store = EmbeddingStore.open(config.embeddings, ITEM, USER)
+        self.of = self.store.of
+        self.tokenizer = tokenizer_type(config.tokenizer or ("hgit" if self.of == ITEM else "res_kmeans"))
+        if self.of == USER and self.tokenizer.needs_items:
+            raise ValueError(
+                f"tokenizer={config.tokenizer} looks at attributes of items, and {config.embeddings} holds vectors of "
+                "users: expected one that needs vectors alone, such as res_kmeans"
+            )
         self.add = None if config.add is None else fetched(config.add)
-        self.before = SemanticIds.read(self.add) if self.add else None
+        self.before = SemanticIds.read(self.add, self.of) if self.add else None
         if ranks.is_first:
             _ = self.store.ids  # needed at the end, so too much of them is told now
         self.rows = self._rows()
@@ -149,8 +164,8 @@ class _Job:
             ids = self.store.ids
             if ids.type != self.before.ids.type:
                 raise ValueError(
-                    f"{config.embeddings}: item ids are {ids.type}, those of {config.add} are {self.before.ids.type}; "
-                    "expected the same"
+                    f"{config.embeddings}: {self.of} ids are {ids.type}, those of {config.add} are "
+                    f"{self.before.ids.type}; expected the same"
                 )
             self.new = np.flatnonzero(pc.index_in(ids, value_set=self.before.ids).is_null().to_numpy(False))
             self.made_from["tokens"] = self.before.hash
@@ -160,10 +175,10 @@ class _Job:
 
     def _rows(self) -> NDArray[np.int64] | None:
         """The embeddings' items as rows of the data's; None where they are the same in the same order."""
-        ids = (block["item_id"].combine_chunks() for block in item_blocks(self.config.data, ("item_id",)))
+        ids = (block.column(0).combine_chunks() for block in _id_blocks(self.config.data, self.of))
         if same_order(self.store.id_blocks(), ids):
             return None
-        return _all_found(self.config.data, self.store.ids)
+        return _all_found(self.config.data, self.store.ids, self.of)
 
     def open(self, folder: Path) -> None:
         """Take the folder that becomes the output, and in it one for what only a restart needs: the items, too."""
@@ -181,10 +196,14 @@ class _Job:
                 self.items.column_names.index("district"), "district", read_mapped(placed)["district"]
             )
 
+    def _options(self) -> Any:
+        """Settings of the tokenizer."""
+        known, wanted = (self.config.hgit, self.config.kmeans, self.config.rqvae), self.tokenizer.options_type
+        return next(o for o in known if isinstance(o, wanted))
+
     def _own(self) -> list[str]:
         """Own columns that the tokenizer takes."""
-        options = _options(self.config)
-        weights = getattr(options, "w_own", {})
+        weights = getattr(self._options(), "w_own", {})
         if self.add is not None:  # it is fitted already
             weights = read_manifest(self.add / _TOKENIZER, "tokenizer")["options"].get("w_own", {})
         return [OWN + name for name in weights]
@@ -194,7 +213,11 @@ class _Job:
         saw them, or derived now."""
         config = self.config
         if not every.is_file():
-            in_order(every, item_blocks(config.data, (*_COLUMNS, *self._own())), self.rows)
+            users = self.of == USER
+            blocks = user_blocks(config.data) if users else item_blocks(config.data, (*_COLUMNS, *self._own()))
+            in_order(every, blocks, self.rows)
+        if self.of == USER:
+            return
         items, known = read_mapped(every), None
         if self.add is not None:
             known = self.add / _DISTRICTS
@@ -217,7 +240,7 @@ class _Job:
         if self.add is not None:
             return self._loaded(self.add / _TOKENIZER)
         if not (folder / MANIFEST).is_file():
-            tokenizer = tokenizer_type(config.tokenizer)(config.codebook, _options(config))
+            tokenizer = self.tokenizer(config.codebook, self._options())
             tokenizer.fit(
                 self.store,
                 self.items,
@@ -243,7 +266,7 @@ class _Job:
             told = "; ".join(f"{key}: {was.get(key)!r}, now {now.get(key)!r}" for key in differs)
             raise ValueError(
                 f"{config.embeddings} was not made as the embeddings that {config.add} was fitted on ({told}): "
-                "expected the same encoder; encode the items with it, or tokenize anew without --add"
+                f"expected the same; encode the {self.of}s as those were, or tokenize anew without --add"
             )
         return load_tokenizer(folder, self.device)
 
@@ -255,7 +278,7 @@ class _Job:
         starts = range(0, len(self.store), self.config.block_rows)
         mine = [n for n in range(self.ranks.rank, len(starts), self.ranks.world) if not self._part(n).is_file()]
         total = len(self.store) if self.new is None else len(self.new)
-        with Progress("encode", total, "items", shown=self.ranks.is_first) as progress:
+        with Progress("encode", total, f"{self.of}s", shown=self.ranks.is_first) as progress:
             for number, rows, x in ahead(self._blocks(starts, mine)):
                 codes = np.zeros((0, tokenizer.config.levels), np.int32)
                 if len(rows):
@@ -286,7 +309,7 @@ class _Job:
             start += len(block_codes)
         if self.before is None:
             tokenizer_hash = read_manifest(self.folder / _TOKENIZER, "tokenizer")["content_hash"]
-            ids = SemanticIds.first(self.store.ids, codes, tokenizer.config.codes, tokenizer_hash)
+            ids = SemanticIds.first(self.store.ids, codes, tokenizer.config.codes, tokenizer_hash, self.of)
             shown = ids.codes, ids.suffixes
         else:
             assert self.add is not None and self.new is not None
@@ -294,19 +317,19 @@ class _Job:
             ids = self.before.added(self.store.ids.take(pa.array(self.new)), codes)
             rows = pc.index_in(self.store.ids, value_set=ids.ids).to_numpy(zero_copy_only=False)
             shown = ids.codes[rows], ids.suffixes[rows]
-        measures = measure(config.report, tokenizer, self.store, self.items, *shown)
+        measures = measure(config.report, tokenizer, self.store, self.items, *shown) | {"of": f"{self.of}s"}
         ids.write(self.folder / FILE)
         write_json(self.folder / "measures.json", measures)
         write_report(self.folder, config.report, measures, self.store, self.items, shown[0])
         shutil.rmtree(self.work)
         write_manifest(
             self.folder,
-            KIND,
+            KINDS[self.of],
             config,
             self.made_from,
             semantic_ids_hash=ids.hash,
             lineage=list(ids.lineage),
-            items=len(ids),
+            **{f"{self.of}s": len(ids)},
             added=added,
             levels=int(ids.codes.shape[1]),
             codes=ids.codes_per_level,

@@ -47,7 +47,7 @@ def export(config: ExportConfig) -> Path:
                     f"since: {base} has the table {name!r} as {table['format']} {table['dtype']}, got format="
                     f"{config.format} dtype={config.dtype}; give those of the earlier export, or export the whole"
                 )
-    trained = read_config(config.run, config.data, config.semantic_ids)
+    trained = read_config(config.run, config.data, config.semantic_ids, config.user_semantic_ids)
     data = trained.data
     inputs = read_inputs(data, trained.features, trained.ranker)
     features, prepared = inputs.features, inputs.manifest

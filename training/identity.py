@@ -50,6 +50,7 @@ class Identity:
             "vocabularies": self.vocabularies,
             "data": self.inputs.manifest["content_hash"],
             "semantic_ids": self.inputs.semantic_ids,
+            "user_semantic_ids": self.inputs.user_semantic_ids,
         }
 
     def same_rows(self, saved: Mapping[str, Any]) -> bool:
@@ -79,7 +80,7 @@ class Identity:
                 "anew; train --warm-start goes on with the rows that are known"
             )
         check_signature(saved["signature"], self.signature, where)
-        self.inputs.check_semantic_ids(saved["semantic_ids"], where)
+        self.inputs.check_semantic_ids(saved, where)
 
 
 def vocabularies(inputs: Inputs) -> dict[str, dict[str, Any]]:

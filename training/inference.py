@@ -23,7 +23,9 @@ from .train import TrainConfig
 log = logging.getLogger(__name__)
 
 
-def read_config(run: Path, data: Path | None = None, semantic_ids: Path | None = None) -> TrainConfig:
+def read_config(
+    run: Path, data: Path | None = None, semantic_ids: Path | None = None, user_semantic_ids: Path | None = None
+) -> TrainConfig:
     """The config that a run was trained with, its folders where they are now.
 
     Args:
@@ -31,6 +33,7 @@ def read_config(run: Path, data: Path | None = None, semantic_ids: Path | None =
         data: the prepared folder; default: the one that it was trained on, where it was, or where it would be if it
             had moved together with the run.
         semantic_ids: the folder of tokens, if it was trained with any; default: in the same way.
+        user_semantic_ids: the same of users.
 
     Raises:
         FileNotFoundError: not a run folder, or the folders that it was trained on are gone; says with which flag to
@@ -42,11 +45,13 @@ def read_config(run: Path, data: Path | None = None, semantic_ids: Path | None =
     if content is None:
         raise FileNotFoundError(f"{file} not found: expected a folder that `placerank train` made")
     config = from_plain(TrainConfig, content, str(file))
-    tokens = semantic_ids or config.features.semantic_ids
-    if semantic_ids is None and tokens is not None:
-        tokens = found_folder(tokens, run, config.run, "--semantic-ids")
+    tokens, of_users = semantic_ids, user_semantic_ids
+    if tokens is None and config.features.semantic_ids is not None:
+        tokens = found_folder(config.features.semantic_ids, run, config.run, "--semantic-ids")
+    if of_users is None and config.features.user_semantic_ids is not None:
+        of_users = found_folder(config.features.user_semantic_ids, run, config.run, "--user-semantic-ids")
     data = data or found_folder(config.data, run, config.run, "--data")
-    return replace(config, data=data, run=run, features=config.features.moved(tokens))
+    return replace(config, data=data, run=run, features=config.features.moved(tokens, of_users))
 
 
 def open_checkpoint(run: Path, which: str, identity: Identity) -> tuple[Path, dict[str, Any]]:
@@ -99,6 +104,7 @@ def load_ranker(
     checkpoint: str = "best",
     batch_size: int | None = None,
     semantic_ids: Path | None = None,
+    user_semantic_ids: Path | None = None,
 ) -> Loaded:
     """Build a run's ranker on this run's ranks, whatever number it was trained on, and load a checkpoint.
 
@@ -111,12 +117,13 @@ def load_ranker(
         checkpoint: "best", "latest" or a step number.
         batch_size: samples a batch, for the planner; default: the training config's.
         semantic_ids: the folder of tokens; default: the one that it was trained with.
+        user_semantic_ids: the same of users.
 
     Raises:
         FileNotFoundError: no such run, checkpoint or data.
         ValueError: the checkpoint is damaged, or belongs to another ranker than the data makes, or to other data.
     """
-    config = on_first_rank(lambda: read_config(run, data, semantic_ids))
+    config = on_first_rank(lambda: read_config(run, data, semantic_ids, user_semantic_ids))
     inputs = read_inputs(config.data, config.features, config.ranker)
     identity = Identity.of(inputs, config.ranker)
     path, saved = on_first_rank(lambda: whole_checkpoint(run, checkpoint))

@@ -1,6 +1,6 @@
 """What a run reads besides samples: the description of its tables, and the catalog with semantic IDs joined to it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -48,14 +48,17 @@ class Inputs:
         features: the resolved description of tables.
         manifest: of the prepared folder.
         lineage: hashes of the semantic IDs, the newest last; empty without.
-        tokens, ngram_rows, ranker: what tables of semantic IDs follow from, as configured.
+        user_lineage: of users' semantic IDs.
+        tokens, user_tokens, ngram_rows, ranker: what tables of semantic IDs follow from, as configured.
     """
 
     folder: Path
     features: Features
     manifest: dict[str, Any]
     lineage: tuple[str, ...]
+    user_lineage: tuple[str, ...]
     tokens: Path | None
+    user_tokens: Path | None
     ngram_rows: int
     ranker: RankerConfig
 
@@ -63,6 +66,11 @@ class Inputs:
     def semantic_ids(self) -> str | None:
         """Hash of the semantic IDs that a run which starts now is trained with."""
         return self.lineage[-1] if self.lineage else None
+
+    @property
+    def user_semantic_ids(self) -> str | None:
+        """The same of users' semantic IDs."""
+        return self.user_lineage[-1] if self.user_lineage else None
 
     @property
     def outcomes(self) -> Outcomes:
@@ -90,8 +98,16 @@ class Inputs:
         return pq.read_table(fetched(self.folder / _ITEMS), columns=["item_id"])["item_id"]
 
     def read_users(self) -> pa.Table:
-        """The prepared ``users.parquet``."""
-        return pq.read_table(fetched(self.folder / "users.parquet"))
+        """The prepared ``users.parquet``, with a column for the table of clusters where users have semantic IDs.
+
+        Raises:
+            FileNotFoundError, ValueError: the semantic IDs are damaged, or of other users.
+        """
+        users = pq.read_table(fetched(self.folder / "users.parquet"))
+        if self.user_tokens is None:
+            return users
+        semantic, akt = SemanticFeatures.load(self.user_tokens, users["user_id"], of="user"), self.ranker.akt
+        return with_columns(users, {USER_CLUSTER: semantic.prefix_table(akt.prefix, akt.cluster_rows)[0]})
 
     def catalog(self, device: torch.device, cut: bool = False) -> Catalog:
         """The catalog, of which each machine's host holds one copy. All ranks call it.
@@ -161,15 +177,20 @@ class Inputs:
             ranker.dense.scorer.heads.unit.fill_(of["sum"] / of["rows"])
         return ranker
 
-    def check_semantic_ids(self, trained_with: str | None, where: str) -> None:
-        """Raises ValueError if a checkpoint was trained with semantic IDs that these are not, and don't go back to."""
-        if trained_with != self.semantic_ids and trained_with not in self.lineage:
-            short = lambda value: (value or "none")[:12]  # noqa: E731
-            raise ValueError(
-                f"{where} was trained with semantic IDs {short(trained_with)}, features.semantic_ids has "
-                f"{short(self.semantic_ids)}; expected the same folder, or one that placerank tokenize --add made "
-                "of it. Codes of another tokenizer mean other things: use the folder of then, or train anew"
-            )
+    def check_semantic_ids(self, saved: Mapping[str, Any], where: str) -> None:
+        """Raises ValueError if a checkpoint, by its manifest, was trained with semantic IDs that these are not, and
+        don't go back to."""
+        lineages = {"semantic_ids": self.lineage, "user_semantic_ids": self.user_lineage}
+        for name, lineage in lineages.items():
+            then, now = saved.get(name), lineage[-1] if lineage else None
+            if then != now and then not in lineage:
+                short = lambda value: (value or "none")[:12]  # noqa: E731
+                of = "semantic IDs" if name == "semantic_ids" else "users' semantic IDs"
+                raise ValueError(
+                    f"{where} was trained with {of} {short(then)}, features.{name} has {short(now)}; expected the same "
+                    "folder, or one that placerank tokenize --add made of it. Codes of another tokenizer mean other "
+                    "things: use the folder of then, or train anew"
+                )
 
 
 def read_inputs(data: Path, features: FeatureConfig, ranker: RankerConfig) -> Inputs:
@@ -189,6 +210,11 @@ def read_inputs(data: Path, features: FeatureConfig, ranker: RankerConfig) -> In
         sizes = {n: size for n, (_, size) in _tables(semantic, features.ngram_rows, ranker).items()}
         if ranker.akt.enabled and ranker.akt.users:
             sizes[USER_CLUSTER] = sizes[CLUSTER]
+    user_lineage: tuple[str, ...] = ()
+    if features.user_semantic_ids is not None:
+        of_users, akt = SemanticFeatures.of_no_items(features.user_semantic_ids, "user"), ranker.akt
+        user_lineage = of_users.lineage
+        _, sizes[USER_CLUSTER] = of_users.prefix_table(akt.prefix, akt.cluster_rows)
     known, own = (features, manifest["tables"], manifest["user_columns"]), manifest.get("own", [])
     for c in own:
         if c["table"] not in manifest["tables"] and (c["kind"] != "number" or c["table"] is not None):
@@ -205,8 +231,8 @@ def read_inputs(data: Path, features: FeatureConfig, ranker: RankerConfig) -> In
             raise ValueError(
                 f"{data}: rest contrasts items by where they are, and none has coordinates; leave rest out"
             )
-    tokens = features.semantic_ids
-    return Inputs(data, resolved, manifest, lineage, tokens, features.ngram_rows, ranker)
+    tokens = features.semantic_ids, features.user_semantic_ids
+    return Inputs(data, resolved, manifest, lineage, user_lineage, *tokens, features.ngram_rows, ranker)
 
 
 def _outcomes(manifest: dict[str, Any]) -> dict[str, Any]:

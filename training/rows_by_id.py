@@ -73,7 +73,7 @@ def find_moves(identity: Identity, saved: Mapping[str, Any], where: str, then: C
         FileNotFoundError: of ``then``.
     """
     check_signature(_without_rows(saved["signature"], saved), _without_rows(identity.signature, saved), where)
-    identity.inputs.check_semantic_ids(saved["semantic_ids"], where)
+    identity.inputs.check_semantic_ids(saved, where)
     moves = Moves({}, {})
     for name, known in saved["vocabularies"].items():
         ids = read_ids(identity.inputs, name)

@@ -166,6 +166,15 @@ class TrainConfig:
             enabled = self.features.semantic_ids is not None and not self.ranker.generates
             akt = replace(self.ranker.akt, enabled=enabled)
             self.ranker = replace(self.ranker, akt=akt)
+        if self.ranker.akt.users is None:
+            akt = replace(self.ranker.akt, users=self.features.user_semantic_ids is not None)
+            self.ranker = replace(self.ranker, akt=akt)
+        if self.features.user_semantic_ids is not None and not (self.ranker.akt.enabled and self.ranker.akt.users):
+            raise ValueError(
+                f"features.user_semantic_ids={self.features.user_semantic_ids} makes clusters of users, and "
+                "ranker.akt.enabled or ranker.akt.users is off: give items' semantic IDs too (features.semantic_ids), "
+                "leave both settings on, or leave these IDs out"
+            )
         if self.ranker.generates and self.features.semantic_ids is None:
             raise ValueError(
                 f"ranker.kind={self.ranker.kind} generates semantic IDs; name with features.semantic_ids the folder "
@@ -185,6 +194,8 @@ class ExportConfig:
     """The prepared folder that the run was trained on, where it has moved since, or one over the same ids."""
     semantic_ids: Path | None = None
     """The semantic IDs that it was trained with, where they have moved since, or have more items by now."""
+    user_semantic_ids: Path | None = None
+    """The same of users' semantic IDs."""
     checkpoint: str = "best"
     """best (by validation AUC), latest, or a step number."""
     tables: list[str] | None = None

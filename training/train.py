@@ -121,8 +121,8 @@ def _open_run_folder(config: TrainConfig) -> None:
 
 def _with_whole_paths(config: TrainConfig) -> TrainConfig:
     """The config as another process finds its folders, wherever it runs."""
-    tokens = config.features.semantic_ids
-    features = config.features.moved(tokens and tokens.absolute())
+    tokens = config.features.semantic_ids, config.features.user_semantic_ids
+    features = config.features.moved(*(folder and folder.absolute() for folder in tokens))
     before = config.warm_start and config.warm_start.absolute()
     return replace(config, data=config.data.absolute(), run=config.run.absolute(), warm_start=before, features=features)
 

@@ -1,6 +1,7 @@
 """The papers' tables on real data.
 
     python -m placerank.benchmarks.papers lgsid --data DATASETS/foursquare_nyc --seeds 3
+    python -m placerank.benchmarks.papers robust --data DATASETS/foursquare_nyc --seeds 6
     python -m placerank.benchmarks.papers rest akt --data DATASETS/foursquare_nyc --towers din --seeds 5 --save
 
 Every cell (dataset, tower, variant, seed) is trained, evaluated and kept; one that is kept is not run again, so stop
@@ -20,6 +21,7 @@ import torch
 
 from placerank.benchmarks.papers.cells import Budget, Cell, Workplace
 from placerank.benchmarks.papers.grids import TABLES, grid_of
+from placerank.benchmarks.papers.robust import robust_lines, robust_markdown
 from placerank.benchmarks.papers.tables import draw, lines_of, markdown
 from placerank.benchmarks.results_file import RESULTS, keep
 from placerank.reports.progress import Progress
@@ -90,9 +92,10 @@ def main() -> None:
     for about, reason in left_out.items():
         print("left out:", *about, f"({reason})")
     for table in args.tables:
-        lines = lines_of(table, cells[table])
+        robust = table == "robust"
+        lines = robust_lines(cells[table]) if robust else lines_of(table, cells[table])
         print(f"\n{table}: {budget_of(args)}")
-        print(markdown(table, lines))
+        print(robust_markdown(lines) if robust else markdown(table, lines))
         missing = sum(cell.done() is None for cell in cells[table])
         if missing:
             print(f"\n{missing} of {len(cells[table])} cells are missing")

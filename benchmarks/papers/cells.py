@@ -4,7 +4,9 @@ What lies in the work folder, for each dataset:
 
     prepared/                        samples, the same for every cell
     embeddings/                      of the items, by the encoder as it comes
+    users-<n>/                       vectors of users, by their last n places
     tokens/<tokenizer>-<n>/          semantic IDs of seed n
+    tokens/users-<m>-<n>/            those of users
     cells/<tower>/<variant>/<n>.json result of seed n; <n>.npy has each test request's AUC
 """
 
@@ -32,11 +34,13 @@ from ...data.preparation.prepare import PrepareConfig, prepare
 from ...data.raw.schema import read_items
 from ...evaluation.breakdown import ItemFacts, Slicing, slice_metrics, slicings
 from ...rankers.ranker import RankerConfig
+from ...tokenization.alignment.users import write_user_vectors
 from ...tokenization.codes.tokenizer import TokenizerConfig
 from ...tokenization.judging.tokenize_report import ReportConfig
 from ...tokenization.text.districts import DistrictConfig, with_districts
 from ...tokenization.text.encoders import EncoderConfig, encode_to_store, load_encoder
 from ...tokenization.text.prompts import PromptConfig, build_prompts
+from ...tokenization.text.store import EmbeddingStore
 from ...tokenization.tokenize import TokenizeConfig, tokenize
 from ...training.inference import load_scorer
 from ...training.metrics import grouped_auc
@@ -159,11 +163,29 @@ class Workplace:
                 )  # fmt: skip
         return out
 
+    def user_tokens(self, history: int, seed: int) -> Path:
+        """Semantic IDs of users, by the mean of their last places' vectors, made where they are missing."""
+        seed = seed % self.token_seeds if self.token_seeds else seed
+        vectors, out = self.folder / f"users-{history}", self.folder / "tokens" / f"users-{history}-{seed}"
+        with locked(self.folder / "tokens" / f"users-{history}.lock"):
+            if not out.exists():
+                write_user_vectors(
+                    vectors, self.prepared(), EmbeddingStore.open(self.plain_embeddings()), "mean", history
+                )
+                tokenize(
+                    TokenizeConfig(
+                        data=self.prepared(), embeddings=vectors, out=out, report=ReportConfig(queries=0, points=200),
+                        codebook=TokenizerConfig(levels=self.budget.levels, codes=self.budget.codes, seed=seed),
+                    )
+                )  # fmt: skip
+        return out
+
     def config(self, tower: str, variant: Variant, seed: int, run: Path) -> TrainConfig:
         """The resolved training config of a cell."""
         budget = self.budget
         tokens = None if variant.tokenizer is None else self.tokens(variant, seed)
-        features = FeatureConfig(semantic_ids=tokens)
+        of_users = None if variant.user_history is None else self.user_tokens(variant.user_history, seed)
+        features = FeatureConfig(semantic_ids=tokens, user_semantic_ids=of_users)
         if variant.bare:
             features = replace(features, history_attributes=[], pooled=["user", "hour"])
         if variant.activity:
@@ -192,9 +214,10 @@ class Workplace:
 def identity(config: TrainConfig) -> dict[str, Any]:
     """What decides a cell's result, JSON-ready: the config, with hashes for paths."""
     about = json.loads(json.dumps(asdict(config), default=str))
-    tokens = config.features.semantic_ids
     about["data"] = read_manifest(config.data, "prepared")["content_hash"]
-    about["features"]["semantic_ids"] = None if tokens is None else read_manifest(tokens, "tokens")["semantic_ids_hash"]
+    for name, kind in (("semantic_ids", "tokens"), ("user_semantic_ids", "user_tokens")):
+        tokens = getattr(config.features, name)
+        about["features"][name] = None if tokens is None else read_manifest(tokens, kind)["semantic_ids_hash"]
     del about["run"]
     return about
 

@@ -18,6 +18,7 @@ class Variant:
         tokenizer: whose semantic IDs join the features; None: none do.
         aligned: whether those are of the embeddings given as --embeddings, not of the encoder as it comes.
         codes: a level of theirs, where not the budget's.
+        user_history: last places whose mean vector makes a user's semantic ID; None: users have none.
         activity: whether the tower is given as dense features what AKT-Rec's gate and views see of item and user.
         bare: whether items have their id alone, no category, brand or region.
         base: the variant that differences are to.
@@ -29,6 +30,7 @@ class Variant:
     tokenizer: str | None = None
     aligned: bool = False
     codes: int | None = None
+    user_history: int | None = None
     activity: bool = False
     bare: bool = False
     base: str = PLAIN
@@ -128,6 +130,13 @@ BEYOND = (
 )  # fmt: skip
 """What ReST's text leaves open."""
 
+AKT_USERS = next(variant for variant in LADDER if variant.name == "akt-users")
+USER_IDS = tuple(
+    replace(AKT, name=f"akt-user-ids-{n}", title=f"+ users' semantic IDs, of {n} places", user_history=n)
+    for n in (50, 5)
+)
+"""Clusters of users: none, the most frequent cluster of what they visit, or of semantic IDs of their own."""
+
 Grid = dict[str, tuple[Variant, ...]]
 """By tower, its variants, the plain one first."""
 
@@ -145,7 +154,12 @@ TABLES: dict[str, Grid] = {
         "twin": (NONE, REST, WITHOUT_WARM_UP, AKT, ALL, *ALL_MENDED),
     },
     "codes": {"twin": (NONE, *CODEBOOKS)},
+    "robust": {tower: (NONE, HGIT) for tower in ("din", "dien", "sim", "twin", "eta")},
     "beyond": {"din": (NONE, REST, *BEYOND)},
+    "users": {tower: (AKT, *(replace(v, base=AKT.name) for v in (AKT_USERS, *USER_IDS))) for tower in ("twin", "din")},
+    "users_frequent": {
+        tower: (AKT_USERS, *(replace(v, base=AKT_USERS.name) for v in USER_IDS)) for tower in ("twin", "din")
+    },
     "towers": {tower: (NONE,) for tower in ("twin", "din", "hstu")},
     "whole": {tower: (NONE, HGIT, REST, AKT, ALL) for tower in ("din", "twin")},
 }

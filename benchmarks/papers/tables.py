@@ -36,6 +36,9 @@ SHOWN = {  # parts beside the whole test split, by table
         "known users",
     ),
     "codes": ("first visits", "head items", "tail items", "items < 3 times"),
+    "robust": (),
+    "users": (*activity_parts("users"), "new users"),
+    "users_frequent": (*activity_parts("users"), "new users"),
     "towers": ("first visits", "head items", "tail items", "items < 3 times"),
     "whole": ("first visits", "head items", "tail items", "items < 3 times"),
 }
@@ -88,7 +91,7 @@ def _compare(values: dict[int, float], base: dict[int, float], by_request: Inter
     numbers = {"mean": mean, "spread": spread, "difference": own.mean, "low": own.low, "high": own.high}
     numbers["relative"] = own.mean / float(np.mean([base[seed] for seed in both])) if both else math.nan
     numbers |= {"request_low": by_request.low, "request_high": by_request.high}
-    return {"seeds": len(values)} | {name: _round(value) for name, value in numbers.items()}
+    return {"seeds": len(values)} | {name: rounded(value) for name, value in numbers.items()}
 
 
 def _bootstrap(mine: dict[int, Any], plain: dict[int, Any]) -> Interval:
@@ -99,11 +102,12 @@ def _bootstrap(mine: dict[int, Any], plain: dict[int, Any]) -> Interval:
     return paired_bootstrap(differences[np.isfinite(differences)])
 
 
-def _round(value: float) -> float | str:
+def rounded(value: float) -> float | str:
+    """A number as results have it, nothing for NaN."""
     return "" if math.isnan(value) else round(value, _DIGITS)
 
 
-def _signed(line: Line) -> str:
+def signed(line: Line) -> str:
     """Difference with its interval; a star where that leaves 0 out."""
     if line["difference"] == "":
         return ""
@@ -114,7 +118,8 @@ def _signed(line: Line) -> str:
     return f"{text} [{line['low']:+.4f}, {line['high']:+.4f}]{star}"
 
 
-def _mean(line: Line | None) -> str:
+def mean_of(line: Line | None) -> str:
+    """Mean ± standard deviation."""
     if line is None:
         return ""
     return f"{line['mean']:.4f}" + ("" if line["spread"] == "" else f" ± {line['spread']:.4f}")
@@ -131,31 +136,30 @@ def markdown(table: str, lines: list[Line]) -> str:
         for metric in HEADLINE:
             head += [metric.upper(), "difference"]
         head += ["request AUC: 95 % over requests"]
-        out += [f"\n{dataset}\n", _row(head), _row(["---"] * len(head))]
+        out += [f"\n{dataset}\n", row_of(head), row_of(["---"] * len(head))]
         for _, tower, variant, title in here:
             found = {m: at.get((dataset, tower, variant, "all", m)) for m in (*HEADLINE, "request_auc")}
             cells = [tower, title, str((found["auc"] or {}).get("seeds", ""))]
             for metric in HEADLINE:
                 line = found[metric]
-                cells += [_mean(line), _signed(line) if line else ""]
+                cells += [mean_of(line), signed(line) if line else ""]
             request = found["request_auc"]
             told = request is not None and request["request_low"] != ""
             cells.append(f"[{request['request_low']:+.4f}, {request['request_high']:+.4f}]" if told and request else "")
-            out.append(_row(cells))
+            out.append(row_of(cells))
         parts = [
             p for p in (VALIDATION, *SHOWN[table]) if any(x["dataset"] == dataset and x["part"] == p for x in lines)
         ]
-        out += ["", "AUC by part: plain, then differences\n", _row(["tower", "variant", *parts])]
-        out.append(_row(["---"] * (2 + len(parts))))
+        out += ["", "AUC by part: plain, then differences\n", row_of(["tower", "variant", *parts])]
+        out.append(row_of(["---"] * (2 + len(parts))))
         for _, tower, variant, title in here:
             found = {p: at.get((dataset, tower, variant, p, "auc")) for p in parts}
-            out.append(
-                _row([tower, title, *(_mean(x) if variant == PLAIN or not x else _signed(x) for x in found.values())])
-            )
+            out.append(row_of([tower, title, *(signed(x) or mean_of(x) if x else "" for x in found.values())]))
     return "\n".join(out)
 
 
-def _row(cells: Sequence[str]) -> str:
+def row_of(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
 
 

@@ -110,11 +110,15 @@ class Catalog:
         latest = F.pad(hours, (1, 0))[offsets[1:]].where(lengths > 0, torch.nan)
         return activity_features(lengths, latest / 24)
 
-    def user_clusters(self, offsets: Tensor, visits: Tensor) -> Tensor:
-        """Cluster rows of users by the items [T] of their histories, offsets int64 [B+1]: int64 [B], 0 for none.
+    def user_clusters(self, user: Tensor, offsets: Tensor, visits: Tensor) -> Tensor:
+        """Cluster rows of users, int64 [B], 0 for none: of their semantic IDs where they have such, and else by the
+        items [T] of their histories, offsets int64 [B+1].
 
         Of a ranker with users' clusters; on the host.
         """
+        own = self.on_host.get(f"user_{USER_CLUSTER}")
+        if own is not None:
+            return own.index_select(0, user).long()
         return history_clusters(offsets, self.on_host["cluster"].index_select(0, visits).long())
 
     def gather(self, sample: SampleBatch) -> HostBatch:
@@ -128,9 +132,10 @@ class Catalog:
         target = at[: len(sample)]
         whole = {"found": found, "target": target, "visits": at[len(sample) :], "offsets": offsets, "request": request}
         whole |= {"user": user, "time": sample.time}
-        whole |= {n: self.on_host[n].index_select(0, user) for n in (f"user_{p}" for p in pooled) if n in self.on_host}
+        of_users = (f"user_{p}" for p in pooled if p != USER_CLUSTER)
+        whole |= {n: self.on_host[n].index_select(0, user) for n in of_users if n in self.on_host}
         if USER_CLUSTER in pooled:
-            whole[USER_CLUSTER] = self.user_clusters(offsets, sample.history)
+            whole[USER_CLUSTER] = self.user_clusters(user, offsets, sample.history)
         if self.features.traits:
             whole |= {
                 "user_head": self.on_host["user_head"].index_select(0, user),

@@ -165,9 +165,10 @@ def catalog_columns(items: pa.Table, users: pa.Table, features: Features) -> dic
 
     Of items: ``words`` (``Layout.pack``); where paths of categories are pooled ``path_offsets`` int64 [C+1] and
     ``path_values`` int64, the path of each category's row, and ``path_length`` int8 [I]; where users have clusters
-    ``cluster`` int32 [I]; for plug-ins ``combinations`` int64 [M, F] and ``combination_counts`` int64 [M]. Of users:
-    ``user_<name>`` int32 for each pooled column, and for plug-ins ``user_head`` bool. Of own columns: of users' numbers
-    ``user_number.<name>`` float32, of lists ``<name>.offsets`` int64 and ``<name>.rows`` int32.
+    of what they visit ``cluster`` int32 [I]; for plug-ins ``combinations`` int64 [M, F] and ``combination_counts``
+    int64 [M]. Of users: ``user_<name>`` int32 for each pooled column, and for plug-ins ``user_head`` bool. Of own
+    columns: of users' numbers ``user_number.<name>`` float32, of lists ``<name>.offsets`` int64 and ``<name>.rows``
+    int32.
 
     Args:
         items: the prepared ``catalog.parquet``, with a column for each table made of semantic IDs.
@@ -182,7 +183,7 @@ def catalog_columns(items: pa.Table, users: pa.Table, features: Features) -> dic
     pooled = [t.name for t in features.pooled]
     if "category_path" in pooled:
         found |= _paths(items["category_path"].combine_chunks(), _numbers(items["category_row"], np.int64))
-    if USER_CLUSTER in pooled:
+    if USER_CLUSTER in pooled and f"{USER_CLUSTER}_row" not in users.column_names:
         found["cluster"] = torch.from_numpy(_numbers(items[f"{CLUSTER}_row"], np.int32))
     if features.traits:
         found["combinations"], found["combination_counts"] = attribute_combinations(

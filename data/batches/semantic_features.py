@@ -7,9 +7,9 @@ fine. A ranker sees it in two ways:
 * prefix n-grams, the lookup of "RQ-VAE n-gram" in LGSID's table 1 (Zheng et al. 2025): (s1), (s1, s2), (s1, s2, s3),
   each in a table of its own. Where all K^n prefixes fit the table each has its own row, else they are hashed.
 
-A cluster of AKT-Rec is a prefix too. Rows follow from the codes alone, so items that are added later (``placerank
-tokenize --add``) change nobody's row. Row 0 is that of items without an ID. The paper gives neither table sizes nor
-the hash: both are ours.
+A cluster of AKT-Rec is a prefix too, of items and, where they have IDs of their own, of users. Rows follow from the
+codes alone, so items that are added later (``placerank tokenize --add``) change nobody's row. Row 0 is that of items
+without an ID. The paper gives neither table sizes nor the hash: both are ours.
 """
 
 import logging
@@ -30,7 +30,8 @@ from ..urls import fetched
 from .features import LEVEL, NGRAM
 
 log = logging.getLogger(__name__)
-_FILE, _KIND = "semantic_ids.parquet", "tokens"  # as placerank tokenize writes them
+_FILE = "semantic_ids.parquet"  # as placerank tokenize writes it
+_KINDS = {"item": "tokens", "user": "user_tokens"}
 NGRAMS = 3
 """Longest prefix with a table of its own."""
 _LEAST_SHARED = 0.5  # of either side's items; below, the IDs are of another dataset
@@ -38,7 +39,7 @@ _LEAST_SHARED = 0.5  # of either side's items; below, the IDs are of another dat
 
 @dataclass(frozen=True)
 class SemanticFeatures:
-    """The semantic IDs of a catalog's items.
+    """The semantic IDs of a catalog's items, or of its users.
 
     Attributes:
         codes: int64 [I, L]; -1 from the first level on that an item has no code for, whole rows for items without ID.
@@ -54,43 +55,47 @@ class SemanticFeatures:
     lookup: str
 
     @classmethod
-    def load(cls, tokens: Path, item_ids: pa.Array | pa.ChunkedArray, *, suffix: bool = False) -> "SemanticFeatures":
+    def load(
+        cls, tokens: Path, ids: pa.Array | pa.ChunkedArray, *, suffix: bool = False, of: str = "item"
+    ) -> "SemanticFeatures":
         """The IDs of a folder that ``placerank tokenize`` made, in the order of a catalog.
 
         Args:
             tokens: the folder.
-            item_ids: raw ids by catalog row, [I]; null in row 0.
+            ids: raw ids by row of the catalog, or of the users, [I]; null in row 0.
             suffix: the suffix, which tells items of one ID apart, as one more level at the end. If it needs more than K
                 codes, the next power of two is K for all levels, so that there is room for items that are added.
+            of: whose IDs these are: "item" or "user".
 
         Raises:
             FileNotFoundError: no finished folder of tokens.
             ValueError: another kind of folder, a damaged one, or one of other items.
         """
         here = fetched(tokens)
-        manifest = read_manifest(here, _KIND, verify=True)
-        table = pq.read_table(here / _FILE)
-        ids, levels, width = table["item_id"], manifest["levels"], table.schema.field("codes").type.list_size
-        if (len(table), width) != (manifest["items"], levels):
+        manifest = read_manifest(here, _KINDS[of], verify=True)
+        table, told = pq.read_table(here / _FILE), manifest[f"{of}s"]
+        known, levels, width = table[f"{of}_id"], manifest["levels"], table.schema.field("codes").type.list_size
+        if (len(table), width) != (told, levels):
             raise ValueError(
                 f"{tokens / _FILE}: got {len(table):,} IDs of {width} levels, the manifest says "
-                f"{manifest['items']:,} of {levels}; make the folder again"
+                f"{told:,} of {levels}; make the folder again"
             )
-        if ids.type != item_ids.type:
+        if known.type != ids.type:
             raise ValueError(
-                f"{tokens} has semantic IDs of items with {ids.type} ids, the catalog's are {item_ids.type}: expected "
-                "those of the same items; tokenize the data that the ranker is trained on"
+                f"{tokens} has semantic IDs of {of}s with {known.type} ids, the data's are {ids.type}: expected "
+                f"those of the same {of}s; tokenize the data that the ranker is trained on"
             )
-        rows = pc.index_in(item_ids, value_set=ids, skip_nulls=True)
+        rows = pc.index_in(ids, value_set=known, skip_nulls=True)
         at = rows.fill_null(-1).to_numpy(zero_copy_only=False)
-        found, items = int((at >= 0).sum()), len(item_ids) - item_ids.null_count
-        if found < _LEAST_SHARED * max(items, len(ids)):
+        found, wanted = int((at >= 0).sum()), len(ids) - ids.null_count
+        # of users only those have an ID who visited something, which may be few
+        if found < _LEAST_SHARED * (max(wanted, len(known)) if of == "item" else len(known)):
             raise ValueError(
-                f"{tokens} has {len(ids):,} semantic IDs, the catalog has {items:,} items, and they share {found:,}: "
-                "expected IDs of the same items; tokenize the data that the ranker is trained on"
+                f"{tokens} has {len(known):,} semantic IDs, the data has {wanted:,} {of}s, and they share {found:,}: "
+                f"expected IDs of the same {of}s; tokenize the data that the ranker is trained on"
             )
-        if found < items:
-            log.warning(f"{items - found:,} of {items:,} items have no semantic ID: they share row 0 of its tables")
+        if found < wanted:
+            log.warning(f"{wanted - found:,} of {wanted:,} {of}s have no semantic ID: they share row 0 of its tables")
         flat = pa.concat_arrays([chunk.flatten() for chunk in table["codes"].chunks])
         of_tokens = flat.to_numpy().astype(np.int64).reshape(-1, levels)
         if of_tokens.max(initial=-1) >= manifest["codes"]:
@@ -108,13 +113,13 @@ class SemanticFeatures:
         return cls(codes, per_level, tuple(manifest["lineage"]), manifest["lookup"])
 
     @classmethod
-    def of_no_items(cls, tokens: Path) -> "SemanticFeatures":
+    def of_no_items(cls, tokens: Path, of: str = "item") -> "SemanticFeatures":
         """What the manifest of a folder of tokens tells: which tables there are, and their sizes, without any ID.
 
         Raises:
             FileNotFoundError, ValueError: no finished folder of tokens, or a damaged manifest.
         """
-        manifest = read_manifest(tokens, _KIND)
+        manifest = read_manifest(tokens, _KINDS[of])
         none = np.empty((0, manifest["levels"]), np.int64)
         return cls(none, manifest["codes"], tuple(manifest["lineage"]), manifest["lookup"])
 

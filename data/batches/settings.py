@@ -28,6 +28,8 @@ class FeatureConfig:
     and how recently the item was chosen, and the user chose)."""
     semantic_ids: Path | None = None
     """Folder that `placerank tokenize` made: its semantic IDs join the features of target and history."""
+    user_semantic_ids: Path | None = None
+    """Folder that `placerank tokenize` made of users' vectors: AKT-Rec's clusters of users are of them."""
     ngram_rows: int = 65_536
     """Rows of a table of prefix n-grams, at most; where there are more prefixes they are hashed."""
 
@@ -44,6 +46,7 @@ class FeatureConfig:
             if value not in DENSE:
                 raise ValueError(f"features.dense: got {value!r}, expected some of {', '.join(DENSE)}")
 
-    def moved(self, semantic_ids: Path | None) -> "FeatureConfig":
-        """The same, with semantic IDs from another folder if one is given."""
-        return replace(self, semantic_ids=semantic_ids or self.semantic_ids)
+    def moved(self, semantic_ids: Path | None, user_semantic_ids: Path | None) -> "FeatureConfig":
+        """The same, with semantic IDs, and those of users, from other folders where such are given."""
+        of_users = user_semantic_ids or self.user_semantic_ids
+        return replace(self, semantic_ids=semantic_ids or self.semantic_ids, user_semantic_ids=of_users)

@@ -81,11 +81,12 @@ class AktConfig:
     enabled: bool | None = None
     """Whether there are clusters at all; needs semantic IDs. Default: where there are semantic IDs."""
     prefix: int = 1
-    """Levels of the semantic ID that make an item's cluster."""
+    """Levels of the semantic ID that make a cluster, of items and of users."""
     cluster_rows: int = 65_536
-    """Rows of the cluster table, at most; more prefixes than that are hashed."""
-    users: bool = False
-    """Users have clusters too: the most frequent one of their history."""
+    """Rows of a cluster table, at most; more prefixes than that are hashed."""
+    users: bool | None = None
+    """Users have clusters too: of their own semantic IDs (features.user_semantic_ids), else the most frequent one of
+    their history. Default: where there are users' semantic IDs."""
     gate: bool = True
     """Mix individual and cluster embedding by activity, and scale the cluster's gradient; else in equal parts."""
     one_way_weight: float = 0.01

@@ -2,6 +2,8 @@
 
 import json
 import math
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from placerank.benchmarks.papers import __main__ as command
 from placerank.benchmarks.papers import cells as cells_module
 from placerank.benchmarks.papers.cells import Budget, Cell, Workplace, activity_parts, fits, locked, measure
 from placerank.benchmarks.papers.grids import HGIT, NONE, PLAIN, REST, TABLES, grid_of
+from placerank.benchmarks.papers.robust import least_p, robust_lines, robust_markdown, signed_rank
 from placerank.benchmarks.papers.tables import SHOWN, VALIDATION, draw, lines_of, markdown
 from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.preparation.prepare import PrepareConfig, prepare
@@ -71,13 +74,17 @@ def test_grids_name_what_there_is() -> None:
     for table in TABLES:
         for tower, variants in grid_of(table, aligned=True).items():
             names = [v.name for v in variants]
-            assert tower in TOWERS and names[0] == PLAIN and len(names) == len(set(names))
+            assert tower in TOWERS and len(names) == len(set(names))
+            assert names[0] == {"users": "akt-gate", "users_frequent": "akt-users"}.get(table, PLAIN)
+            assert {v.base for v in variants} <= {PLAIN, *names}
+            assert all(v.akt.enabled for v in variants if v.user_history)
             assert all(v.tokenizer is None or v.tokenizer in TOKENIZERS for v in variants)
             assert all(v.tokenizer for v in variants if v.akt.enabled)
     by_name = {}
     for grid in TABLES.values():
         for variants in grid.values():
             for v in variants:
+                v = replace(v, base=PLAIN)  # what differences are to doesn't change the cell
                 assert by_name.setdefault(v.name, v) == v  # cells are shared by name
 
 
@@ -149,6 +156,51 @@ def test_table_of_kept_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     text = markdown("whole", lines)
     assert "0.8100 ± 0.0100" in text and "+0.0203 [" in text and "] *" in text
     assert draw(tmp_path / "a.png", "whole", lines).stat().st_size > 0
+
+
+def _signed_rank_reference(differences: list[float]) -> float:
+    """All 2^n ways to sign the ranks: how many have a sum as far from the middle as this one."""
+    ranks = stats.rankdata(np.abs(differences))
+    far = abs(sum(r for r, d in zip(ranks, differences, strict=True) if d > 0) - ranks.sum() / 2)
+    sums = [
+        sum(r for r, plus in zip(ranks, signs, strict=True) if plus) for signs in product((0, 1), repeat=len(ranks))
+    ]
+    return float(np.mean([abs(s - ranks.sum() / 2) >= far - 1e-9 for s in sums]))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 1_000), min_size=1, max_size=7, unique=True), st.integers(0, 127))
+def test_signed_rank_agrees_with_counting_all_signs(sizes: list[int], signs: int) -> None:
+    differences = [size * (1.0 if signs >> i & 1 else -1.0) for i, size in enumerate(sizes)]
+    assert signed_rank(differences) == pytest.approx(_signed_rank_reference(differences))
+    assert signed_rank(differences) >= least_p(len(differences))
+
+
+def test_five_seeds_cannot_be_sure() -> None:
+    gains = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]
+    assert signed_rank(gains[:5]) == least_p(5) == 0.0625 and signed_rank(gains) == least_p(6) == 0.03125
+    assert signed_rank([0.0, 0.0]) == 1
+
+
+def test_table_of_robustness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Workplace(Path("town"), tmp_path, Budget())
+    monkeypatch.setattr(Workplace, "config", lambda self, tower, variant, seed, run: variant)
+    monkeypatch.setattr(cells_module, "identity", lambda variant: {"of": variant.name})
+    cells = [Cell(place, tower, v, seed) for tower in ("din", "twin") for v in (NONE, HGIT) for seed in range(6)]
+    gains = [0.01, 0.03, 0.02, 0.06, 0.04, 0.05]
+    for cell in cells:
+        if cell.tower == "din" or cell.seed < 2:
+            _keep(cell, 0.8 + (gains[cell.seed] if cell.variant is HGIT else 0.0), 0.7, [0.5])
+    lines = robust_lines(cells)
+    at = {(x["tower"], x["variant"]): x for x in lines}
+    din, twin = at["din", "hgit"], at["twin", "hgit"]
+    assert (din["seeds"], din["p"], din["median"], din["iqr"]) == (6, 0.03125, 0.835, 0.025)
+    low, high = stats.ttest_1samp([0.8 + x for x in gains], 0).confidence_interval(0.95)
+    assert (din["mean_low"], din["mean_high"]) == pytest.approx((low, high), abs=1e-5)
+    assert (twin["seeds"], twin["p"], at["din", "none"]["p"]) == (2, 0.5, "")
+    text = robust_markdown(lines)
+    assert "| din | 6 | 0.8000 ± 0.0000 | 0.8350 ± 0.0187 | [0.8154, 0.8546] | 0.8350 (0.0250) |" in text
+    assert "| 0.0312 * |" in text and "| 0.5000 (not below 0.5000) |" in text
 
 
 def test_what_the_data_cannot_bear_is_told_and_the_rest_goes_on(

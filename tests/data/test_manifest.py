@@ -126,6 +126,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "align": {"encoder": {}, "prompts": {}, "items": 9},
     "tokenizer": {"tokenizer": "hgit", "options": {}, "dim": 8, "encoder": {}},
     "tokens": {"lineage": ["ab"], "items": 9, "levels": 3, "codes": 8, "lookup": "codes"},
+    "user_tokens": {"lineage": ["ab"], "users": 9, "levels": 3, "codes": 8, "lookup": "codes"},
     "evaluation": {"trained": {"settings": {}}},
     "comparison": {},
     "lists": {},

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from placerank.data.manifest import write_manifest
-from placerank.tokenization.codes.semantic_ids import SemanticIds
+from placerank.tokenization.codes.semantic_ids import KINDS, SemanticIds
 
 K, LEVELS = 4, 3
 
@@ -13,9 +13,8 @@ K, LEVELS = 4, 3
 def write_tokens(folder: Path, ids: SemanticIds, lookup: str = "codes") -> Path:
     folder.mkdir()
     ids.write(folder / "semantic_ids.parquet")
-    write_manifest(
-        folder, "tokens", {}, items=len(ids), levels=LEVELS, codes=K, lookup=lookup, lineage=list(ids.lineage)
-    )
+    about = {f"{ids.of}s": len(ids), "levels": LEVELS, "codes": ids.codes_per_level, "lookup": lookup}
+    write_manifest(folder, KINDS[ids.of], {}, **about, lineage=list(ids.lineage))
     return folder
 
 

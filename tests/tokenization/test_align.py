@@ -92,7 +92,7 @@ def test_what_it_writes(done: Path, prepared: Path) -> None:
     assert (before.tensor() - after.tensor()).norm(dim=1).min() > 1e-4
     assert before.made_from["adapter"] is None and len(after.made_from["adapter"]) == 64
     known = pq.read_table(prepared / "users.parquet")["user_id"].to_pylist()[1:]
-    users = EmbeddingStore.open(done / "users", of="user")
+    users = EmbeddingStore.open(done / "users", "user")
     assert set(users.ids.to_pylist()) <= set(known) and len(users) > 0.9 * len(known)
     report = json.loads((done / "report.json").read_text())
     assert report["gdpo"]["steps"] == 4 and sum(report["gdpo"]["pairs"].values()) == 48
@@ -197,10 +197,20 @@ def test_description_comes_from_the_raw_items(prepared: Path, model: Path, tmp_p
 
 
 def test_without_training_the_model_encodes_as_it_is(prepared: Path, model: Path, tmp_path: Path, done: Path) -> None:
-    out = align(replace(config(prepared, model, tmp_path / "out"), rung="none", behaviour=BehaviourConfig()))
+    users = BehaviourConfig(users="mean", history=3)  # of which nothing is learned
+    out = align(replace(config(prepared, model, tmp_path / "out"), rung="none", behaviour=users))
     plain, before = EmbeddingStore.open(out), EmbeddingStore.open(done / "embeddings_before")
     torch.testing.assert_close(next(plain.chunks(300)), next(before.chunks(300)))
     assert not (out / "adapter").exists() and plain.made_from["adapter"] is None
+    of_users, again = (
+        EmbeddingStore.open(folder / "users", "user")
+        for folder in (out, align(AlignConfig(data=prepared, out=tmp_path / "again", adapter=out)))
+    )
+    assert of_users.made_from == plain.made_from | {"users": {"by": "mean", "history": 3}} == again.made_from
+    torch.testing.assert_close(of_users.tensor(), again.tensor(), rtol=1e-4, atol=1e-5)
+    assert of_users.ids.equals(again.ids) and len(of_users) > 50
+    with pytest.raises(ValueError, match=r"behaviour.users=mean: .* has no visits to make users of; expected the fold"):
+        align(AlignConfig(data=prepared.parent / "raw", out=tmp_path / "raw", rung="none", behaviour=users))
     before = json.loads((done / "report.json").read_text())["embeddings"]["before"]
     here = json.loads((out / "report.json").read_text())["embeddings"]["here"]
     assert here.keys() == before.keys()
@@ -235,9 +245,10 @@ def test_what_it_refuses(prepared: Path, model: Path, tmp_path: Path, done: Path
     ):
         pq.write_table(table, raw / "items.parquet")
         with pytest.raises(ValueError, match=text):
-            align(replace(anew, data=raw))
+            align(replace(anew, data=raw, behaviour=BehaviourConfig()))
+    none = PromptConfig(content=("description",), location=())
     with pytest.raises(ValueError, match=r"none of the 300 items has any text in \['description'\]"):
-        align(replace(anew, data=raw, prompts=PromptConfig(content=("description",), location=())))
+        align(replace(anew, data=raw, behaviour=BehaviourConfig(), prompts=none))
     with pytest.raises(ValueError, match=r"rung='dpo': expected none, dpo-pr"):
         config(prepared, model, out, rung="dpo")
     with pytest.raises(ValueError, match="resume and overwrite are both set"):

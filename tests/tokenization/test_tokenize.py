@@ -289,7 +289,9 @@ def test_what_does_not_fit_is_told(source: Any, made: Path, tmp_path: Path, capl
         tokenize(replace(config, embeddings=tmp_path, overwrite=True))
 
     EmbeddingWriter(tmp_path / "users", ids[:250], DIM, of="user").write(0, embed(ids[:250]))
-    with pytest.raises(ValueError, match=r"users holds vectors of users, expected those of items; check the path"):
+    with pytest.raises(
+        ValueError, match=r"users are known by their visits; expected the folder that placerank prepare made"
+    ):
         tokenize(replace(config, embeddings=tmp_path / "users", overwrite=True))
 
     write_embeddings(tmp_path / "wide", ids[250:], torch.randn(50, DIM + 1))
@@ -300,7 +302,7 @@ def test_what_does_not_fit_is_told(source: Any, made: Path, tmp_path: Path, capl
         some = ids[:250] if model == "a" else ids[250:]
         EmbeddingWriter(tmp_path / model, some, DIM, made_from={"model": model}).write(0, embed(some))
     first = tokenize(replace(config, embeddings=tmp_path / "a", out=tmp_path / "first"))
-    with pytest.raises(ValueError, match=r"\(model: 'a', now 'b'\): expected the same encoder"):
+    with pytest.raises(ValueError, match=r"\(model: 'a', now 'b'\): expected the same; encode the items"):
         tokenize(replace(config, embeddings=tmp_path / "b", add=first, overwrite=True))
 
     (tmp_path / "damaged").mkdir()

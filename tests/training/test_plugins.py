@@ -384,7 +384,7 @@ def test_flags_and_files_name_the_plugins(tmp_path: Path) -> None:
     config, _ = parse("placerank train", TrainConfig, RankOptions, flags)
     assert config.features.semantic_ids == Path("t")
     rest = RestConfig(enabled=True, align=False, positive_km=float("inf"), contrast=["brand"])
-    assert config.ranker == RankerConfig(rest=rest, akt=AktConfig(enabled=True, views=True, prefix=2))
+    assert config.ranker == RankerConfig(rest=rest, akt=AktConfig(enabled=True, users=False, views=True, prefix=2))
     (tmp_path / "run.toml").write_text(to_toml(config))
     again, _ = parse("placerank train", TrainConfig, RankOptions, ["--config", str(tmp_path / "run.toml")])
     assert again == config

@@ -252,14 +252,14 @@ def partner_measures(vectors: Vectors, anchors: Tensor, pairs: VisitPairs, at: i
     }
 
 
-def anchor_vectors(encoder: Encoder | None, prompts: Prompts, vectors: Vectors, pairs: VisitPairs) -> Tensor:
-    """Vectors of the anchors of pairs, [P, D]: means of their items' vectors; with an encoder, of users by text."""
+def anchor_vectors(text: tuple[Encoder, Prompts] | None, vectors: Vectors, pairs: VisitPairs) -> Tensor:
+    """Vectors of the anchors of pairs, [P, D]: means of their items' vectors; with what reads it, of users by text."""
     rows = torch.from_numpy(np.maximum(pairs.anchor, 0))
     out = mean_vectors(
         embedding_rows(vectors, rows.reshape(-1)).view(*rows.shape, -1), torch.from_numpy(pairs.anchor != _NONE)
     )
-    if encoder is not None and pairs.is_user.any():
-        users = np.flatnonzero(pairs.is_user)
+    if text is not None and pairs.is_user.any():
+        (encoder, prompts), users = text, np.flatnonzero(pairs.is_user)
         out[torch.from_numpy(users)] = encoder.encode(user_texts(prompts, pairs.anchor[users]))
     return out
 

@@ -8,9 +8,9 @@ by a hash of their number, so that ranks, restarts and other orders of files cho
 since pairs lie within them. Reading takes at most 56 bytes a visit, what is held 24, counting pairs about 100: 1 GB,
 whatever the data. Steps draw some ten thousand pairs out of the millions that so many visits make; users are a fair
 sample, so what is drawn of each is as likely as before. What changes is which items count as visited together: more
-than the threshold of the *sampled* users. At a share s of the users, pairs of fewer than about threshold / s of them
-become rare in D_mix, and geographic ones take their places, as they do wherever there are too few (``align`` warns);
-a lower threshold finds more.
+than the threshold of the *sampled* users. The threshold that follows the data (``count_threshold``) falls with the
+sample, down to pairs that two users have; one that is set stays, and at a share s of the users pairs of fewer than
+about threshold / s of them become rare in D_mix. Geographic ones take the places of what is missing (``align`` warns).
 """
 
 import logging
@@ -30,6 +30,8 @@ from ...data.urls import open_parquet, told
 log = logging.getLogger(__name__)
 
 MOST_VISITS = 10_000_000
+CLOSEST = 0.05
+"""Share of the pairs of items with a visitor in common that count as visited together, at most."""
 _VISIT = ("user_index", "user_row", "item_row", "time")
 _OF_REQUEST, _OF_CANDIDATES = ("user_index", "user_row", "time"), ("item_row", "label")
 
@@ -113,6 +115,14 @@ class UserVisits:
                     if len(row):
                         self._found.append((path, group, int(row.min()), int(row.max())))
 
+    def known(self) -> NDArray[np.int64]:
+        """Rows of users.parquet whose users have a visit, ascending, int64 [n]. After ``prepare --after`` those are the
+        users of the new days."""
+        groups = [(file, group) for file, group, _, _ in self._found]
+        rows = [np.unique(row) for _, row, _, _ in _positives(groups)]
+        found = np.unique(np.concatenate([np.zeros(0, np.int64), *rows]))
+        return found[found > 0]
+
     def of(self, rows: range) -> Histories:
         """Visits of the users of these rows, by whose numbers they are called."""
         groups = [(file, group) for file, group, low, high in self._found if low < rows.stop and high >= rows.start]
@@ -179,17 +189,47 @@ def cooccurrence(
     Returns:
         a, b, count: int64 [P] each, a < b, sorted.
     """
+    items, blocks = _pair_counts(histories, most, block)
+    found = [np.zeros((3, 0), np.int64)]
+    for a, b, count in blocks:
+        kept = count > threshold
+        order = np.lexsort((b[kept], a[kept]))
+        found.append(np.stack([a[kept], b[kept], count[kept].astype(np.int64)])[:, order])
+    a, b, count = np.concatenate(found, axis=1)
+    return items[a], items[b], count
+
+
+def count_threshold(histories: Histories, most: int = 100, block: int = 8192) -> int:
+    """What counts as visited together in these data: the smallest number of users that at most one in twenty
+    (``CLOSEST``) of the pairs that anybody visited exceeds.
+
+    The paper has 1,200 users, of data a thousand times as many. A share of the pairs there are goes with the number of
+    users, of visits and of items, and with a sample of them; 0 where there are no pairs.
+    """
+    of_count = np.zeros(2, np.int64)  # pairs by how many users they have
+    for _, _, count in _pair_counts(histories, most, block)[1]:
+        more = np.bincount(count, minlength=len(of_count))
+        more[: len(of_count)] += of_count
+        of_count = more
+    above = of_count[::-1].cumsum()[::-1] - of_count
+    return int(np.flatnonzero(above <= CLOSEST * of_count.sum())[0])
+
+
+def _pair_counts(
+    histories: Histories, most: int, block: int
+) -> tuple[NDArray[np.int64], Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]]]:
+    """The items that somebody visited, and block by block which pairs of them, a < b, how many users have."""
     latest = histories.latest(most)
     items, item = np.unique(latest.item, return_inverse=True)  # in the same order, and no longer as many as there are
     users, user = np.unique(latest.user, return_inverse=True)
     visits = csr_array((np.ones(len(user), np.int32), (user, item)), shape=(len(users), len(items)))
     by_item = visits.T.tocsr()
-    found = [np.zeros((3, 0), np.int64)]
-    for start in range(0, len(items), block):
-        counts = (by_item[start : start + block] @ visits).tocoo()
-        a, b = counts.coords[0].astype(np.int64) + start, counts.coords[1].astype(np.int64)
-        kept = (a < b) & (counts.data > threshold)
-        order = np.lexsort((b[kept], a[kept]))
-        found.append(np.stack([a[kept], b[kept], counts.data[kept].astype(np.int64)])[:, order])
-    a, b, count = np.concatenate(found, axis=1)
-    return items[a], items[b], count
+
+    def blocks() -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]]:
+        for start in range(0, len(items), block):
+            counts = (by_item[start : start + block] @ visits).tocoo()
+            a, b = counts.coords[0].astype(np.int64) + start, counts.coords[1].astype(np.int64)
+            once = a < b
+            yield a[once], b[once], counts.data[once]
+
+    return items, blocks()

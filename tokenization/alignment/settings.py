@@ -61,13 +61,15 @@ class BehaviourConfig:
     pairs: int = 0
     """Pairs of an anchor and what was visited with it; 0: leave this step out."""
     users: Literal["none", "text", "mean"] = "none"
-    """Users as anchors too: the text of their last places, or the mean of those places' vectors."""
+    """Users as anchors too: the text of their last places, or the mean of those places' vectors. Where that is set,
+    users' vectors are written beside those of items, also with pairs 0, when nothing is learned from them."""
     user_share: float = 0.5
     """Share of the pairs whose anchor is a user, if there are any."""
     history: int = 5
-    """Last places of a user that make the anchor."""
-    cooccurrence_threshold: int = 2
-    """Items are visited together if more users than this have both in their training histories."""
+    """Last places of a user that make the anchor, and the vector."""
+    cooccurrence_threshold: int | None = None
+    """Items are visited together if more users than this have both in their training histories. Default: the least
+    that at most one in twenty of the pairs with a visitor in common exceed; report.json tells it."""
     temperature: float = 0.05
     """Of InfoNCE (τ)."""
     batch_pairs: int = 64
@@ -86,13 +88,13 @@ class BehaviourConfig:
             least={
                 "pairs": 0,
                 "history": 1,
-                "cooccurrence_threshold": 0,
                 "batch_pairs": 2,
                 "epochs": 1,
                 "held_out_pairs": 0,
             },
             history=100_000,
         )
+        _check_threshold("behaviour", self.cooccurrence_threshold)
         if self.users not in ("none", "text", "mean"):
             raise ValueError(f"behaviour.users={self.users!r}: expected none, text or mean")
         if not 0 <= self.user_share <= 1:
@@ -158,8 +160,9 @@ class GDPOConfig:
     """Preference pairs; each is used once an epoch."""
     collaborative_share: float = 0.5
     """Share of the pairs that come from items visited together, as far as there are such; 0: geographic ones alone."""
-    cooccurrence_threshold: int = 2
-    """Items are visited together if more users than this have both in their training histories."""
+    cooccurrence_threshold: int | None = None
+    """Items are visited together if more users than this have both in their training histories. Default: the least
+    that at most one in twenty of the pairs with a visitor in common exceed; report.json tells it."""
     batch_pairs: int = 16
     """Pairs a step, of all ranks together."""
     part_pairs: int = 32
@@ -179,5 +182,9 @@ class GDPOConfig:
             raise ValueError(f"gdpo.place_contrast={self.place_contrast}: expected a share in [0, 1], or None")
         if not 0 <= self.collaborative_share <= 1:
             raise ValueError(f"gdpo.collaborative_share={self.collaborative_share}: expected a share in [0, 1]")
-        if self.cooccurrence_threshold < 0:
-            raise ValueError(f"gdpo.cooccurrence_threshold={self.cooccurrence_threshold}: expected 0 or more")
+        _check_threshold("gdpo", self.cooccurrence_threshold)
+
+
+def _check_threshold(part: str, value: int | None) -> None:
+    if value is not None and value < 0:
+        raise ValueError(f"{part}.cooccurrence_threshold={value}: expected 0 or more, or None to follow the data")

@@ -1,6 +1,6 @@
 """Semantic IDs on disk: ``semantic_ids.parquet``, a row an item in the order of arrival, and the hash that names them.
 
-    item_id    integer or string
+    item_id    integer or string; user_id where the IDs are of users
     codes      fixed_size_list<int32>[L], coarse to fine, each in [0, K)
     suffix     int32, 0 for the first item with these codes, then 1, 2, ...
 
@@ -26,16 +26,17 @@ from ...data.urls import fetched
 from .collisions import assign_suffixes
 
 FILE = "semantic_ids.parquet"
-KIND = "tokens"
+KINDS = {"item": "tokens", "user": "user_tokens"}
+"""Kind of the folder by whose IDs it holds: those of users are refused where items' are expected, and the reverse."""
 _BLOCK = 65_536  # ids made Python text at a time
 
 
 @dataclass(frozen=True)
 class SemanticIds:
-    """The IDs of N items.
+    """The IDs of N items, or users.
 
     Attributes:
-        ids: item ids [N], integers or strings, in the order of arrival.
+        ids: raw ids [N], integers or strings, in the order of arrival.
         codes: int32 [N, L].
         suffixes: int64 [N].
         codes_per_level: K.
@@ -47,6 +48,7 @@ class SemanticIds:
     suffixes: NDArray[np.int64]
     codes_per_level: int
     lineage: tuple[str, ...]
+    of: str = "item"
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -63,10 +65,10 @@ class SemanticIds:
 
     @classmethod
     def first(
-        cls, ids: pa.Array, codes: NDArray[np.integer], codes_per_level: int, tokenizer_hash: str
+        cls, ids: pa.Array, codes: NDArray[np.integer], codes_per_level: int, tokenizer_hash: str, of: str = "item"
     ) -> "SemanticIds":
-        """The first items that a tokenizer was given. ``tokenizer_hash``: content hash of its folder."""
-        none = cls(ids[:0], np.zeros((0, codes.shape[1]), np.int32), np.zeros(0, np.int64), codes_per_level, ())
+        """The first items (or users) that a tokenizer was given. ``tokenizer_hash``: content hash of its folder."""
+        none = cls(ids[:0], np.zeros((0, codes.shape[1]), np.int32), np.zeros(0, np.int64), codes_per_level, (), of)
         return none._with(ids, codes, tokenizer_hash)
 
     def added(self, ids: pa.Array, codes: NDArray[np.integer]) -> "SemanticIds":
@@ -78,10 +80,12 @@ class SemanticIds:
         if not len(ids):
             return self
         if ids.type != self.ids.type:
-            raise ValueError(f"new items: got ids of type {ids.type}, expected {self.ids.type} as before")
+            raise ValueError(f"new {self.of}s: got ids of type {ids.type}, expected {self.ids.type} as before")
         both = pa.concat_arrays([self.ids, ids])
         if len(both.unique()) != len(both):
-            raise ValueError("new items: some have an ID already, or come twice; expected items that are not there yet")
+            raise ValueError(
+                f"new {self.of}s: some have an ID already, or come twice; expected {self.of}s that are not there yet"
+            )
         return self._with(ids, codes, self.hash)
 
     def _with(self, ids: pa.Array, codes: NDArray[np.integer], parent: str) -> "SemanticIds":
@@ -101,26 +105,32 @@ class SemanticIds:
         levels = self.codes.shape[1]
         kind = pa.list_(pa.field("element", pa.int32(), nullable=False), levels)
         codes = pa.FixedSizeListArray.from_arrays(pa.array(self.codes.reshape(-1)), type=kind)
-        table = pa.table({"item_id": self.ids, "codes": codes, "suffix": pa.array(self.suffixes.astype(np.int32))})
+        table = pa.table(
+            {f"{self.of}_id": self.ids, "codes": codes, "suffix": pa.array(self.suffixes.astype(np.int32))}
+        )
         pq.write_table(table, file, compression="zstd")
 
     @classmethod
-    def read(cls, folder: Path) -> "SemanticIds":
+    def read(cls, folder: Path, of: str = "item") -> "SemanticIds":
         """The IDs of a folder that ``placerank tokenize`` made.
+
+        Args:
+            of: whose IDs are expected there.
 
         Raises:
             FileNotFoundError, ValueError: no whole folder of tokens, or a damaged file.
         """
         folder = fetched(folder)
-        manifest = read_manifest(folder, KIND, verify=True)
+        manifest = read_manifest(folder, KINDS[of], verify=True)
         table = pq.read_table(folder / FILE).combine_chunks()
         flat = table["codes"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return cls(
-            ids=_one(table["item_id"]),
+            ids=_one(table[f"{of}_id"]),
             codes=flat.astype(np.int32).reshape(-1, manifest["levels"]),
             suffixes=table["suffix"].to_numpy().astype(np.int64),
             codes_per_level=manifest["codes"],
             lineage=tuple(manifest["lineage"]),
+            of=of,
         )
 
 

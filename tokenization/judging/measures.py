@@ -222,6 +222,7 @@ def measured_items(items: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
     """The items whose attributes are looked at, and their rows: all, or evenly spaced ones."""
     rows = np.arange(0, len(items), -(-len(items) // MOST_ITEMS))
     looked_at = [name for name in (*REGIONS, "category", "lat", "lon") if name in items.column_names]
+    looked_at = looked_at or items.column_names[:1]  # of users there are ids alone
     return items if len(rows) == len(items) else take_rows(items.select(looked_at), rows), rows
 
 

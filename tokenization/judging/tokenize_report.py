@@ -84,13 +84,13 @@ def write_report(
     """Write ``report.html`` and ``map.png``; returns the page."""
     some, rows = measured_items(items)
     levels, before, after = measures["levels"], measures["collisions"]["before"], measures["collisions"]["after"]
-    count = levels[0]["usage"]["codes"]
+    count, of = levels[0]["usage"]["codes"], measures.get("of", "items")
     sections = [
         _levels(measures),
         _map(folder, some, codes[rows, 0], count),
         page.section(
             "How evenly codes are used",
-            "Items of each code, from the fullest to the emptiest. The dashed line is the even share.",
+            f"{of.capitalize()} of each code, from the fullest to the emptiest. The dashed line is the even share.",
             figures.svg(lambda: token_pictures.usage_curves(codes, count)) + _percentiles(levels),
         ),
         _categories(measures),
@@ -100,13 +100,13 @@ def write_report(
     nmi = {k: v for k, v in levels[0]["nmi"].items() if v is not None}
     cards = [
         (f"{measures['reconstruction']['explained'][-1]:.1%}", "of the embeddings' variance is explained"),
-        (f"{before['collision_rate']:.1%}", "of the items share all codes with another one"),
+        (f"{before['collision_rate']:.1%}", f"of the {of} share all codes with another one"),
         (f"{after['collision_rate']:.0%}", "share an ID once suffixes are there"),
-        (str(sum(level["usage"]["dead"] for level in levels)), "codes without items"),
+        (str(sum(level["usage"]["dead"] for level in levels)), f"codes without {of}"),
         *((_share(v), f"NMI of the first token with the {k}") for k, v in nmi.items()),
     ]
     file = folder / "report.html"
-    shape = f"{measures['items']:,} items · {len(levels)} levels of {count:,} codes"
+    shape = f"{measures['items']:,} {of} · {len(levels)} levels of {count:,} codes"
     subtitle = f"{shape} · {before['ids']:,} different IDs"
     page.write_page(file, f"placerank · {measures['tokenizer']}", subtitle, cards, sections)
     return file

@@ -159,13 +159,25 @@ def with_column(items: pa.Table, name: str, file: Path, made: Callable[[pa.Table
     return items.set_column(items.column_names.index(name), name, column)
 
 
-def rows_of_items(data: Path, ids: pa.Array) -> tuple[NDArray[np.int64], int]:
-    """The rows of these ids in a data folder, int64 [n], -1 where it has none; and how many items it has.
+def user_blocks(data: Path) -> Iterator[pa.Table]:
+    """The ids of a prepared folder's users as a table of the one column ``user_id``, block by block.
 
-    Holds the ids of both.
+    Raises:
+        ValueError: not a prepared folder.
     """
-    parts = [block["item_id"] for block in item_blocks(data, ("item_id",))]
-    known = pa.chunked_array([chunk for part in parts for chunk in part.chunks])
+    if not (data / "catalog.parquet").is_file():
+        raise ValueError(f"{data}: users are known by their visits; expected the folder that placerank prepare made")
+    skipped = 1  # row 0 stands for everybody else
+    with pq.ParquetFile(fetched(data / "users.parquet")) as file:
+        for batch in file.iter_batches(BLOCK_ROWS, columns=["user_id"]):
+            yield pa.Table.from_batches([batch]).slice(skipped)
+            skipped = 0
+
+
+def rows_in(blocks: Iterator[pa.Table], ids: pa.Array) -> tuple[NDArray[np.int64], int]:
+    """The rows of these ids in the first column of a data folder's blocks, int64 [n], -1 where it has none; and how
+    many rows it has. Holds the ids of both."""
+    known = pa.chunked_array([chunk for block in blocks for chunk in block.column(0).chunks])
     if known.type != ids.type:
         return np.full(len(ids), -1), len(known)
     found: NDArray[np.int64] = pc.index_in(ids, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False)

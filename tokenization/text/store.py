@@ -158,11 +158,11 @@ class EmbeddingStore:
         self._shard_rows: int = info["shard_rows"]
 
     @classmethod
-    def open(cls, folder: Path, of: str = ITEM) -> "EmbeddingStore":
+    def open(cls, folder: Path, *of: str) -> "EmbeddingStore":
         """The store in a folder, or in the folder ``embeddings/`` of an align run.
 
         Args:
-            of: whose vectors are expected there: "item", "user" or "prompt".
+            of: whose vectors are expected there, "item", "user" or "prompt", or one of several; default: items'.
 
         Raises:
             FileNotFoundError: no store there.
@@ -176,8 +176,10 @@ class EmbeddingStore:
                 f"{folder / INFO} not found: expected embeddings that placerank align or write_embeddings wrote"
             )
         store = cls(folder, read_json(folder / INFO, _INFO, "copy it again, or make the embeddings again"))
-        if store.of != of:
-            raise ValueError(f"{folder} holds vectors of {store.of}s, expected those of {of}s; check the path")
+        wanted = of or (ITEM,)
+        if store.of not in wanted:
+            of_those = " or ".join(f"{x}s" for x in wanted)
+            raise ValueError(f"{folder} holds vectors of {store.of}s, expected those of {of_those}; check the path")
         shards = store._files()
         missing = [path for path in shards if not path.is_file()]
         if missing:

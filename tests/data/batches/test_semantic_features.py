@@ -94,11 +94,11 @@ def test_items_that_are_added_change_nobodys_row(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     ids = SemanticIds.first(pa.array([1, 2, 3, 4]), CODES, K, "t")
     folder = write_tokens(tmp_path / "t", ids)
-    with pytest.raises(ValueError, match=r"items with int64 ids, the catalog's are string: expected those of the same"):
+    with pytest.raises(ValueError, match=r"items with int64 ids, the data's are string: expected those of the same"):
         SemanticFeatures.load(folder, pa.array([None, "1"]))
-    with pytest.raises(ValueError, match=r"4 semantic IDs, the catalog has 3 items, and they share 1"):
+    with pytest.raises(ValueError, match=r"4 semantic IDs, the data has 3 items, and they share 1"):
         SemanticFeatures.load(folder, pa.array([None, 1, 12, 13]))
-    with pytest.raises(ValueError, match=r"4 semantic IDs, the catalog has 9 items, and they share 4"):
+    with pytest.raises(ValueError, match=r"4 semantic IDs, the data has 9 items, and they share 4"):
         SemanticFeatures.load(folder, pa.array([None, *range(1, 10)]))
     for name, changed, told in (
         ("l", {"levels": 2}, "got 4 IDs of 3 levels, the manifest says 4 of 2"),

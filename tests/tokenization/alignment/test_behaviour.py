@@ -156,9 +156,9 @@ def test_learns_what_is_visited_together(tmp_path: Path, kind: str) -> None:
     assert np.mean([x["loss"] for x in done["log"][-5:]]) < np.mean([x["loss"] for x in done["log"][:5]])
     if kind != "none":
         test = user_pairs(visits(200), 200, 3, np.random.default_rng(9))
-        encoders = (town_encoder(Path(model)), done["encoder"]) if kind == "text" else (None, None)
+        encoders = town_encoder(Path(model)), done["encoder"]
         mrr = [
-            partner_measures(x, anchor_vectors(encoder, prompts, x, test), test)["mrr"]
+            partner_measures(x, anchor_vectors((encoder, prompts) if kind == "text" else None, x, test), test)["mrr"]
             for encoder, x in zip(encoders, (before, done["vectors"]), strict=True)
         ]
         assert mrr[1] > 1.3 * mrr[0]

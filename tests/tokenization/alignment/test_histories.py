@@ -13,7 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from placerank.tokenization.alignment.histories import Histories, UserVisits, cooccurrence, read_histories
+from placerank.tokenization.alignment.histories import (
+    Histories,
+    UserVisits,
+    cooccurrence,
+    count_threshold,
+    read_histories,
+)
 
 
 def test_only_what_was_before_the_validation_split(prepared: Path) -> None:
@@ -47,6 +53,17 @@ def test_cooccurrence_by_counting(visits: list[tuple[int, int]], threshold: int,
     expected = sorted((a, b, n) for (a, b), n in counts.items() if n > threshold)
     got = list(zip(*(x.tolist() for x in cooccurrence(histories, threshold, most, block)), strict=True))
     assert got == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(visits=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 6)), max_size=60), block=st.integers(1, 12))
+def test_threshold_that_follows_the_data_by_trying_all(visits: list[tuple[int, int]], block: int) -> None:
+    visits = sorted(visits, key=lambda v: v[0])
+    user, item = (np.array([v[i] for v in visits], np.int64) for i in (0, 1))
+    histories = Histories(user, item, np.arange(len(visits)), 9)
+    every = len(cooccurrence(histories, 0)[0])
+    least = next(t for t in range(10) if len(cooccurrence(histories, t)[0]) * 20 <= every)
+    assert count_threshold(histories, block=block) == least
 
 
 def test_latest_keeps_order_of_last_visits() -> None:
@@ -117,6 +134,8 @@ def test_visits_of_users_by_their_rows(tmp_path: Path) -> None:
     prepared = made_up(tmp_path / "a", 60, 1_000)
     table = pa.concat_tables([pq.read_table(f) for f in sorted((prepared / "train").iterdir())]).to_pylist()
     visits = UserVisits(prepared, 50)
+    known = {r["user_row"] for r in table for good in r["label"] if good} - {0}
+    assert visits.known().tolist() == sorted(known) and known < set(range(1, 61))
     for rows in (range(1, 48), range(10, 11), range(7, 30), range(48, 90)):
         expected = sorted(
             (r["user_row"], r["time"], i - 1) for r in table if r["user_row"] in rows for i in r["item_row"]

@@ -16,7 +16,7 @@ from placerank.tokenization.text.item_table import (
     in_order,
     item_blocks,
     read_mapped,
-    rows_of_items,
+    rows_in,
     same_order,
     take_rows,
     with_column,
@@ -87,6 +87,6 @@ def test_items_of_prepared_and_raw_folders(prepared: Path, monkeypatch: pytest.M
     raw = prepared.parent / "raw"
     assert pa.concat_tables(item_blocks(raw, columns[:2])).equals(read_items(raw).select(["item_id", "lat"]))
     ids = catalog["item_id"].slice(1).combine_chunks()
-    rows, count = rows_of_items(prepared, pa.concat_arrays([ids[5:7], pa.array([-9], ids.type)]))
+    rows, count = rows_in(item_blocks(prepared, ("item_id",)), pa.concat_arrays([ids[5:7], pa.array([-9], ids.type)]))
     assert rows.tolist() == [5, 6, -1] and count == len(ids)
-    assert rows_of_items(prepared, pa.array(["x"]))[0].tolist() == [-1]
+    assert rows_in(item_blocks(prepared, ("item_id",)), pa.array(["x"]))[0].tolist() == [-1]

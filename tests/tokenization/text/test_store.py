@@ -103,7 +103,7 @@ def test_whose_vectors_they_are(tmp_path: Path) -> None:
     EmbeddingWriter(tmp_path, pa.array([1, 2]), 3, of="user").write(0, torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"holds vectors of users, expected those of items; check the path"):
         EmbeddingStore.open(tmp_path)
-    assert EmbeddingStore.open(tmp_path, of="user").ids.to_pylist() == [1, 2]
+    assert EmbeddingStore.open(tmp_path, "user").ids.to_pylist() == [1, 2]
     with pytest.raises(ValueError, match=r"started with other settings \(of: 'user', now 'item'\)"):
         EmbeddingWriter(tmp_path, pa.array([1, 2]), 3)
 
