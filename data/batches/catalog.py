@@ -124,7 +124,7 @@ class Catalog:
 
         Args:
             sample: the batch.
-            new: rows of items that are taken for new ones (``with_newcomers``), int64 [M]: in place of their own row
+            new: rows of targets that are taken for new ones (``with_newcomers``), int64 [M]: in place of their own row
                 they have row 0, they were never active, and losses between items take no part of them.
         """
         pooled = self.features.pooled_keys
@@ -134,7 +134,7 @@ class Catalog:
         whole = {"found": found, "target": target, "visits": at[len(sample) :], "offsets": offsets, "request": request}
         whole |= {"user": user, "time": sample.time}
         if new is not None:
-            whole["own"] = found.where(~torch.isin(found, new), 0)
+            whole["own"] = found.index_fill(0, torch.searchsorted(found, new), 0)
         whole |= {n: self.on_host[n].index_select(0, user) for n in (f"user_{p}" for p in pooled) if n in self.on_host}
         if USER_CLUSTER in pooled:
             whole[USER_CLUSTER] = self.user_clusters(offsets, sample.history)

@@ -106,11 +106,15 @@ def test_rows_go_where_their_ids_are_on_one_rank_as_on_two(
             else:
                 assert one[of_state][row] == 0
                 new += 1
-        assert new > 0
+                if name == "item":  # as newcomers, whom the row is of
+                    assert torch.equal(one[f"model {key} "][row], saved["model"][key][0])
+        assert new > 0 and (name != "item" or states[0] > 0)
 
 
 def test_what_does_not_fit_is_refused(days: tuple[Path, Path, Path], tmp_path: Path) -> None:
     before, after, _ = days
+    with pytest.raises(ValueError, match=r"newcomers=1.0: expected a share in \[0, 1\)"):
+        small(after, tmp_path / "a", newcomers=1.0)
     with pytest.raises(ValueError, match=r"ranker\.mlp"):
         other = small(after, tmp_path / "a", warm_start=before)
         other.ranker.mlp = [16]
