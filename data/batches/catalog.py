@@ -285,11 +285,15 @@ class Catalog:
     def _loss_inputs(self, x: Pieces, items: FoundItems) -> LossInputs:
         none = torch.zeros_like
         cluster = items.rows(CLUSTER) if CLUSTER in self.layout.tables else none(x["found"])
+        place = items.place
+        if "own" in x:  # one row for all of them: without cluster and place no loss compares it with others
+            cluster = cluster * (x["own"] > 0)
+            place = place.where(x["own"][:, None] > 0, torch.nan)
         return LossInputs(
-            item_cluster=cluster * (x["own"] > 0) if "own" in x else cluster,
+            item_cluster=cluster,
             item_head=items.head,
             user_head=x["user_head"].bool(),
-            place=items.place,
+            place=place,
             radius_scale=items.radius_scale,
             first_targets=x["first"],
             # row 0 is everybody outside of the vocabulary: it has no cluster to learn from

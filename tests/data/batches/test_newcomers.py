@@ -66,6 +66,8 @@ def test_new_places_have_row_0_and_no_activity_but_all_else(plain: bool) -> None
         for name in ("item_cluster", "item_head"):
             key = f"dense.loss_inputs.{name}"
             want[key] = plainly[key].where(~fresh, torch.zeros_like(plainly[key]))
+        place = "dense.loss_inputs.place"
+        want[place] = plainly[place].where(~fresh[:, None], torch.nan)
     assert got.keys() == want.keys()
     for name, value in want.items():
         torch.testing.assert_close(got[name], value, rtol=0, atol=0, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}")
