@@ -5,7 +5,7 @@
 In the simulated city, a city a seed, or on raw folders. A ranker is trained on all days but the last ``--days``. Then
 each of these is prepared with ``--after``, the rankers of all sides are asked about all its requests, and go on:
 
-    newcomers       ``--warm-start`` on the day alone, ``--newcomers`` as by default: new places start at their row
+    newcomers       ``--warm-start`` on the day alone, ``--newcomers 0.1``: new places start as those
     apart           the same, but new rows start from noise
     known, random   without newcomers: new rows from what is known of them, or from noise
     anew            without, prepared and trained from nothing on all days so far
@@ -80,6 +80,7 @@ GAPS = (
 DRAWS = 1_000
 SHARE = 0.3  # many, so that days have enough of them to tell a start from another
 NEGATIVES = 9  # a visit, of check-ins alone
+NEWCOMERS = 0.1
 BATCH = 512  # small, as a day has few
 CITY = "city"
 LEAST = 20
@@ -211,7 +212,7 @@ class Walk:
         if not run.with_suffix(".seconds").exists():
             before = self.run(side, day - 1) if day >= 0 and side != "anew" else None
             how: dict[str, Any] = {"new_rows": "random" if from_noise and day >= 0 else "known"}
-            how |= {} if has_newcomers else {"newcomers": 0.0}
+            how |= {"newcomers": NEWCOMERS if has_newcomers else 0.0}
             how |= {"epochs": 1, "patience": 0, "batch_size": BATCH, "keep_checkpoints": 1, "seed": self.seed}
             data = self.data(day, whole=before is None)
             start = time.process_time()

@@ -104,11 +104,11 @@ class TrainConfig:
     warm_start: Path | None = None
     """Run to go on from: rows and states of the optimizer by raw id, the dense part as it is (see docs/day-two.md)."""
     new_rows: NewRows = "known"
-    """Only for warm_start. known: a new place starts as newcomers did, which share a row, or else at the mean of the
-    trained rows that it shares most with, by semantic ID, category and brand; random: as in a new run."""
-    newcomers: float = 0.1
-    """Share of a batch's places that training takes for new ones, as if nobody had been there yet (docs/day-two.md); 0:
-    none. A generative ranker has none."""
+    """Only for warm_start. known: a new place starts as newcomers did, which share a row, or where there were none at
+    the mean of the trained rows that it shares most with, by semantic ID, category and brand; random: as in a new run."""
+    newcomers: float = 0.0
+    """Share of a batch's places that training takes for new ones, as if nobody had been there yet (docs/day-two.md). A
+    generative ranker has none."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
     """Which features the ranker sees."""
     ranker: RankerConfig = field(default_factory=RankerConfig)

@@ -73,7 +73,7 @@ def days(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     two["item_id"] = [i if n % 3 else f"a{i[1:]}" for n, i in enumerate(two["item_id"])]
     first = run(write(tmp / "one", one), out=tmp / "data1")
     raw = write(tmp / "two", two, pa.concat_tables([ITEMS, MORE]))
-    train(small(first, tmp / "run", epochs=1))
+    train(small(first, tmp / "run", epochs=1, newcomers=0.2))
     return tmp / "run", run(raw, out=tmp / "data2", after=first), run(raw, out=tmp / "data3")
 
 
