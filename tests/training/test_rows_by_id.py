@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from raw_tables import ITEMS, impressions, run, write
 from runs import begin, small, together
 
+from placerank.rankers.dense import RankerConfig
 from placerank.training.checkpoint import load
 from placerank.training.rows_by_id import _fill, _fill_states, _Starts
 from placerank.training.run_files import find_checkpoint
@@ -115,6 +116,8 @@ def test_what_does_not_fit_is_refused(days: tuple[Path, Path, Path], tmp_path: P
     before, after, _ = days
     with pytest.raises(ValueError, match=r"newcomers=1.0: expected a share in \[0, 1\)"):
         small(after, tmp_path / "a", newcomers=1.0)
+    with pytest.raises(ValueError, match=r"newcomers=0.1 is for rankers of candidates; leave it out"):
+        small(after, tmp_path / "a", newcomers=0.1, ranker=RankerConfig(kind="generative"))
     with pytest.raises(ValueError, match=r"ranker\.mlp"):
         other = small(after, tmp_path / "a", warm_start=before)
         other.ranker.mlp = [16]
