@@ -5,9 +5,11 @@
 In the simulated city, a city a seed, or on raw folders. A ranker is trained on all days but the last ``--days``. Then
 each of these is prepared with ``--after``, the rankers of all sides are asked about all its requests, and go on:
 
-    known, random   ``--warm-start`` on the day alone, new rows from what is known of them, or from noise
-    anew            prepared and trained from nothing on all days so far
-    none            the first ranker, never trained again
+    newcomers       ``--warm-start`` on the day alone, ``--newcomers 0.1``: new places start as those
+    apart           the same, but new rows start from noise
+    known, random   without newcomers: new rows from what is known of them, or from noise
+    anew            without, prepared and trained from nothing on all days so far
+    none            without, the first ranker, never trained again
 
 Places open on the day that first shows them (of check-ins that is not known), and three in ten of those shown before
 the walk are held back: each opens on a day drawn for it, or of check-ins on that of its first visit in the walk, and
@@ -16,9 +18,11 @@ whatever the side; 5 % of the rows are for validation.
 
 AUC is over all days of a walk: of all rows, of rows of known places, and of rows of places that opened that day, among
 themselves; and pairs in one request, a click and none: the share in order where the one is new and the other is not.
-Means over seeds. Intervals are of 95 %, by drawing the requests of each walk anew.
+Said / true is the mean probability over the share of clicks. Means over seeds. Intervals are of 95 %, by drawing the
+requests of each walk anew.
 
-A day and side that is kept in ``--out`` is not run again. ``--save`` writes results/walk.csv, walk_gaps.csv, walk.png.
+A day and side that is kept in ``--out`` is not run again. ``--save`` writes results/walk.csv and walk_gaps.csv, beside
+lines of other sides, and of all sides walk.png.
 """
 
 import argparse
@@ -55,18 +59,28 @@ from placerank.training.run_files import CONFIG, read_object
 from placerank.training.runtime import runtime
 from placerank.training.train import TrainConfig, train
 
-SIDES = {"known": "warm start", "random": "new rows from noise", "anew": "trained anew", "none": "not trained again"}
+SIDES = {
+    "newcomers": "warm start with newcomers",
+    "apart": "with newcomers, new rows from noise",
+    "known": "warm start without newcomers",
+    "random": "without, new rows from noise",
+    "anew": "trained anew",
+    "none": "not trained again",
+}
 PARTS = {"auc_known": "known places", "auc_new": "places that opened that day"}
 AUCS = {"all": "AUC", "known": "known places", "new": "places that opened that day"}
 PAIRS = {"click": "click on a new one, known one below", "none": "click on a known one, new one below"}
 GAPS = (
-    ("all", "/", "anew"), ("new", "-", "random"), ("new", "-", "anew"), ("new", "-", "none"), ("all", "-", "none"),
-    ("known", "-", "new"),
+    ("all", "newcomers", "-", "known"), ("known", "newcomers", "-", "known"), ("new", "newcomers", "-", "known"),
+    ("new", "newcomers", "-", "apart"), ("new", "newcomers", "-", "random"), ("known", "newcomers", "-", "new"),
+    ("all", "known", "/", "anew"), ("new", "known", "-", "random"), ("new", "known", "-", "anew"),
+    ("new", "known", "-", "none"), ("all", "known", "-", "none"), ("known", "known", "-", "new"),
 )  # fmt: skip
-"""Of which rows the AUC of ``known`` is compared, how, and with which side; the last is of two kinds of rows."""
+"""Of which rows the AUC of which side is compared, how, and with which side; or with ``new``, the side's other rows."""
 DRAWS = 1_000
 SHARE = 0.3  # many, so that days have enough of them to tell a start from another
 NEGATIVES = 9  # a visit, of check-ins alone
+NEWCOMERS = 0.1
 BATCH = 512  # small, as a day has few
 CITY = "city"
 LEAST = 20
@@ -93,6 +107,11 @@ class Rows:
     def which(self, kind: str) -> NDArray[np.bool_]:
         """Rows of a kind of ``AUCS``."""
         return {"all": self.new | True, "known": ~self.new, "new": self.new}[kind]
+
+    def said(self, kind: str) -> float:
+        """The mean probability over the share of clicks, of a kind of rows."""
+        which = self.which(kind)
+        return float((1 / (1 + np.exp(-self.logit[which].astype(np.float64)))).mean() / self.label[which].mean())
 
     def pairs_in_order(self, clicked: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, int]:
         """Of pairs in one request, a click of ``clicked`` [N] and none of ``other``, the share in order; a tie is half.
@@ -184,19 +203,23 @@ class Walk:
         return out
 
     def run(self, side: str, day: int) -> Path:
-        """The ranker of a side once a day is over; -1: before the walk, the same of all."""
+        """The ranker of a side once a day is over; -1: before the walk, one with newcomers and one without."""
+        from_noise = side in ("random", "apart")
         day = -1 if side == "none" else day
-        run = self.folder / f"day-{day}" / (f"{side}.run" if day >= 0 else "first.run")
+        has_newcomers = side in ("newcomers", "apart")
+        first = "first-newcomers.run" if has_newcomers else "first.run"
+        run = self.folder / f"day-{day}" / (f"{side}.run" if day >= 0 else first)
         if not run.with_suffix(".seconds").exists():
             before = self.run(side, day - 1) if day >= 0 and side != "anew" else None
-            how: dict[str, Any] = {"new_rows": "random" if side == "random" and day >= 0 else "known"}
+            how: dict[str, Any] = {"new_rows": "random" if from_noise and day >= 0 else "known"}
+            how |= {"newcomers": NEWCOMERS if has_newcomers else 0.0}
             how |= {"epochs": 1, "patience": 0, "batch_size": BATCH, "keep_checkpoints": 1, "seed": self.seed}
             data = self.data(day, whole=before is None)
             start = time.process_time()
             train(TrainConfig(data=data, run=run, warm_start=before, overwrite=True, **how))
             run.with_suffix(".seconds").write_text(f"{time.process_time() - start:.2f}")
-        if day < 0 and side == "random":  # the same, but for how it takes rows that it doesn't know
-            run = Path(shutil.copytree(run, run.with_name("noise.run"), dirs_exist_ok=True))
+        if day < 0 and from_noise:  # the same, but for how it takes rows that it doesn't know
+            run = Path(shutil.copytree(run, run.with_name(f"{side}-{run.name}"), dirs_exist_ok=True))
             write_json(run / CONFIG, (read_object(run / CONFIG) or {}) | {"new_rows": "random"})
         return run
 
@@ -240,48 +263,52 @@ class Walk:
             yield replace(batch, user=torch.where(batch.user < known, batch.user, 0))
 
 
-def gaps(walks: Sequence[dict[str, Rows]]) -> list[Interval]:
-    """``GAPS`` of walks (rows by side): the mean over walks, and 95 % of draws of each walk's requests anew."""
+def gaps(walks: Sequence[dict[str, Rows]]) -> dict[tuple[str, str, str, str], Interval]:
+    """``GAPS`` of walks (rows by side), those whose sides there are: the mean over walks, and 95 % of draws of each
+    walk's requests anew."""
     rng = np.random.default_rng(0)
-    wanted = {("known", kind) for kind in AUCS} | {(side, kind) for kind, _, side in GAPS if side in SIDES}
+    of_gap = {g: ((g[1], g[0]), (g[3], g[0]) if g[3] in SIDES else (g[1], g[3])) for g in GAPS}
+    of_gap = {g: pair for g, pair in of_gap.items() if all(side in walks[0] for side, _ in pair)}
+    wanted = {x for pair in of_gap.values() for x in pair}
     aucs = [{key: Auc(walk[key[0]], key[1]) for key in sorted(wanted)} for walk in walks]
     draws = []
     for draw in range(DRAWS + 1):
-        found = np.zeros(len(GAPS))
+        found = np.zeros(len(of_gap))
         for walk, of in zip(walks, aucs, strict=True):
-            n = int(walk["known"].request[-1]) + 1
+            n = int(next(iter(walk.values())).request[-1]) + 1
             weight = rng.multinomial(n, np.full(n, 1 / n)) if draw else np.ones(n)
             auc_of = {key: auc(weight.astype(np.float64)) for key, auc in of.items()}
-            for i, (kind, how, other) in enumerate(GAPS):
-                a, b = auc_of["known", kind], auc_of[(other, kind) if other in SIDES else ("known", other)]
+            for i, ((*_, how, _), (one, other)) in enumerate(of_gap.items()):
+                a, b = auc_of[one], auc_of[other]
                 found[i] += (a / b if how == "/" else a - b) / len(walks)
         draws.append(found)
     low, high = np.quantile(draws[1:], [0.025, 0.975], axis=0)
-    return [Interval(*map(float, x)) for x in zip(draws[0], low, high, strict=True)]
+    values = zip(draws[0], low, high, strict=True)
+    return {g: Interval(*map(float, x)) for g, x in zip(of_gap, values, strict=True)}
 
 
 def report(lines: Sequence[dict[str, Any]], walks: dict[str, list[dict[str, Rows]]]) -> list[dict[str, Any]]:
     """Print means a side and the gaps of each dataset; returns the gaps as lines of a file."""
     out = []
     for name, of in walks.items():
-        heads = [*AUCS.values(), *PAIRS.values(), "prepare, s", "train, s"]
+        heads = [*AUCS.values(), *PAIRS.values(), "said / true, known", "new", "prepare, s", "train, s"]
         print(f"\n{name}\n\n| side | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
-        for side, title in SIDES.items():
+        for side in of[0]:
             cells = []
             for walk in of:
                 rows = walk[side]
                 every = np.ones(rows.request[-1] + 1)
                 pairs = rows.pairs_in_order(rows.new, ~rows.new)[0], rows.pairs_in_order(~rows.new, rows.new)[0]
-                cells.append([*(Auc(rows, kind)(every) for kind in AUCS), *pairs])
+                cells.append([*(Auc(rows, kind)(every) for kind in AUCS), *pairs, rows.said("known"), rows.said("new")])
             here = [x for x in lines if (x["dataset"], x["side"]) == (name, side)]
             seconds = [np.mean([x[k] for x in here]) for k in ("prepare_cpu_s", "train_cpu_s")]
-            print(f"| {title} | " + " | ".join(f"{x:.4f}" for x in [*np.mean(cells, 0), *seconds]) + " |")
+            print(f"| {SIDES[side]} | " + " | ".join(f"{x:.4f}" for x in [*np.mean(cells, 0), *seconds]) + " |")
         here = [x for x in lines if x["dataset"] == name]
         about = {"dataset": name, "days": here[0]["days"], "requests": here[0]["requests"], "seeds": len(of)}
-        for (kind, how, other), found in zip(GAPS, gaps(of), strict=True):
-            print(f"{kind}: known {how} {other}: {found.mean:+.5f} ({found.low:+.5f} to {found.high:+.5f})")
+        for (kind, side, how, other), found in gaps(of).items():
+            print(f"{kind}: {side} {how} {other}: {found.mean:+.5f} ({found.low:+.5f} to {found.high:+.5f})")
             values = {k: round(v, 5) for k, v in found._asdict().items()}
-            out.append({**about, "rows": kind, "figure": f"known {how} {other}", **values})
+            out.append({**about, "rows": kind, "figure": f"{side} {how} {other}", **values})
     return out
 
 
@@ -291,7 +318,7 @@ def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
     figure, grid = plt.subplots(len(names), 2, figsize=(9, 3.2 * len(names)), squeeze=False, layout="constrained")
     for row, name in zip(grid, names, strict=True):
         for axis, (part, title) in zip(row, PARTS.items(), strict=True):
-            for (side, label), mark in zip(SIDES.items(), "osD^", strict=True):
+            for (side, label), mark in zip(SIDES.items(), "*xosD^", strict=True):
                 here = [x for x in lines if (x["dataset"], x["side"]) == (name, side)]
                 days = sorted({x["day"] for x in here})
                 means = [np.nanmean([x[part] for x in here if x["day"] == day]) for day in days]
@@ -310,6 +337,7 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=14, help="that are walked (default: %(default)s)")
     parser.add_argument("--requests", type=int, default=34_000, help="of a city, in 4 times the days (default: 34000)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES), help="default: all")
     parser.add_argument("--out", type=Path, default=Path("runs/walk"), help="where what is made is kept")
     parser.add_argument("--save", action="store_true", help="write results/walk.csv and walk.png")
     args = parser.parse_args()
@@ -317,7 +345,7 @@ def main() -> None:
     lines: list[dict[str, Any]] = []
     kept: dict[str, list[dict[str, Rows]]] = {}
     walks = list(product(args.data, args.seeds))
-    with Progress("walks", len(walks) * args.days * len(SIDES), "days and sides") as progress:
+    with Progress("walks", len(walks) * args.days * len(args.sides), "days and sides") as progress:
         for source, seed in walks:
             name, size = source.name, args.requests if str(source) == CITY else ""
             folder = args.out / "-".join(map(str, (name, seed, args.days, *([size] if size else []))))
@@ -326,18 +354,19 @@ def main() -> None:
                 of: dict[str, Any] = {"items": PLACES, "users": PLACES, "days": 4 * args.days, "seed": seed}
                 simulate(SimulateConfig(out=raw, requests=args.requests, **of))
             walk = Walk(raw, folder, args.days, seed)
-            for day, side in product(range(args.days), SIDES):
+            for day, side in product(range(args.days), args.sides):
                 found = walk.measure(side, day)
                 about = {"dataset": name, "days": args.days, "requests": size, "seed": seed, "day": day, "side": side}
                 lines.append(about | {k: round(v, 5) for k, v in found.items()})
                 progress.update()
-            rows = {s: Rows.together([walk.rows(s, day) for day in range(args.days)]) for s in SIDES}
+            rows = {s: Rows.together([walk.rows(s, day) for day in range(args.days)]) for s in args.sides}
             kept.setdefault(name, []).append(rows)
     between = report(lines, kept)
     if args.save:
         keep("walk.csv", lines, _KEY, torch.device("cpu"))
         keep("walk_gaps.csv", between, ("dataset", "days", "requests", "rows", "figure"), torch.device("cpu"))
-        draw(lines, RESULTS / "walk.png")
+        if set(args.sides) == set(SIDES):
+            draw(lines, RESULTS / "walk.png")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 A vocabulary that ``prepare --after`` made begins with the ids of the day before, so hashes alone tell their rows. Other
 vocabularies are compared id by id with those of the folder that the run was trained on. What is new starts at the mean
-of the trained rows that it shares most with (``likeness``), with a fresh state of the optimizer.
+of the trained rows that it shares most with (``likeness``), places at the row of newcomers, with a fresh state of the
+optimizer.
 """
 
 import logging
@@ -126,18 +127,18 @@ def vocabulary_of(table: str) -> str:
 def likeness(inputs: Inputs, name: str, origin: Ints) -> list[Ints]:
     """What new ids of a vocabulary share with known ones: groups from close to wide.
 
-    Items: prefixes of the semantic ID from the longest on, category with brand, category, all. Users start as everybody
-    of whom nothing is known did, in row 0; else as all users on average. Nodes of categories and regions: those below
-    the same one, all. Others: all.
+    Items and users start as everybody of whom nothing was known did, in row 0, if that was trained. Else items:
+    prefixes of the semantic ID from the longest on, category with brand, category, all; users: all. Nodes of categories
+    and regions: those below the same one, all. Others: all.
 
     Returns:
         The number of each row's group, -1 for none, int64 [rows] each.
     """
     every = np.zeros(len(origin), np.int64)
     every[0] = -1
+    nobody = np.where(origin < 0, 0, -1)
+    nobody[0] = 0
     if name == "user":
-        nobody = np.where(origin < 0, 0, -1)
-        nobody[0] = 0
         return [nobody, every]
     if name != "item":
         text = pc.cast(read_ids(inputs, name), pa.string())
@@ -153,7 +154,7 @@ def likeness(inputs: Inputs, name: str, origin: Ints) -> list[Ints]:
     table = pq.read_table(fetched(inputs.folder / "catalog.parquet"), columns=["category_row", "brand_row"])
     category, brand = (table[c].to_numpy().astype(np.int64) for c in table.column_names)
     pair = np.where((category > 0) & (brand > 0), category * (brand.max(initial=0) + 1) + brand, -1)
-    return [*found, pair, np.where(category > 0, category, -1), every]
+    return [nobody, *found, pair, np.where(category > 0, category, -1), every]
 
 
 def _numbered(texts: pa.ChunkedArray) -> Ints:

@@ -104,8 +104,11 @@ class TrainConfig:
     warm_start: Path | None = None
     """Run to go on from: rows and states of the optimizer by raw id, the dense part as it is (see docs/day-two.md)."""
     new_rows: NewRows = "known"
-    """Only for warm_start. known: a new id starts at the mean of the trained rows that it shares most with, by semantic
-    ID, category and brand; random: as in a new run."""
+    """Only for warm_start. known: a new place starts as newcomers did, which share a row; without newcomers a new id at
+    the mean of the trained rows that it shares most with, by semantic ID, category, brand; random: as in a new run."""
+    newcomers: float = 0.0
+    """Share of a batch's places that training takes for new ones, as if nobody had been there yet (docs/day-two.md).
+    Not for generative rankers."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
     """Which features the ranker sees."""
     ranker: RankerConfig = field(default_factory=RankerConfig)
@@ -154,6 +157,10 @@ class TrainConfig:
         for name in ("validate_every", "patience", "checkpoint_every", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
+        if not 0 <= self.newcomers < 1:
+            raise ValueError(f"newcomers={self.newcomers}: expected a share in [0, 1)")
+        if self.newcomers and self.ranker.generates:
+            raise ValueError(f"newcomers={self.newcomers} is for rankers of candidates; leave it out")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision={self.precision!r}: expected fp32 or bf16")
         if self.warm_start is not None and self.warm_start.resolve() == self.run.resolve():

@@ -15,6 +15,7 @@ from ..data.batches.batch import RankingBatch, SampleBatch
 from ..data.batches.catalog import Catalog
 from ..data.batches.line_loader import LineLoader
 from ..data.batches.loader import SampleLoader
+from ..data.batches.newcomers import with_newcomers
 from ..data.batches.sequences import SequenceBatch, SequenceLoader
 from ..rankers.dense import RankerConfig, Scores
 from ..rankers.generative.reach import Allowed
@@ -74,12 +75,21 @@ class Task(ABC):
 
 
 class Candidates(Task):
-    """Rankers that score candidates: the losses of their objectives; validated by AUC, of several labels its mean."""
+    """Rankers that score candidates: the losses of their objectives; validated by AUC, of several labels its mean.
+
+    Attributes:
+        newcomers: the share of targets that are taken for new places.
+        seed: which ones.
+    """
 
     best, higher = "auc", True
 
+    newcomers, seed = 0.0, 0
+
     def gather(self, batch: SampleBatch) -> Any:
-        return self.catalog.gather(batch)
+        if not self.newcomers:
+            return self.catalog.gather(batch)
+        return self.catalog.gather(*with_newcomers(batch, self.newcomers, self.seed))
 
     def expand(self, host: Any) -> RankingBatch:
         return self.catalog.expand(host)
@@ -148,19 +158,32 @@ class Visits(Task):
         }
 
 
-def make_task(inputs: Inputs, catalog: Catalog, model: nn.Module, runtime: Runtime, batch_size: int, seed: int) -> Task:
+def make_task(
+    inputs: Inputs,
+    catalog: Catalog,
+    model: nn.Module,
+    runtime: Runtime,
+    batch_size: int,
+    seed: int,
+    newcomers: float = 0.0,
+) -> Task:
     """The task of a run's kind of ranker.
 
     Args:
         inputs, catalog, model: see ``Task``.
         runtime: ranks and device.
         batch_size: samples or targets a step and rank.
-        seed: of the order.
+        seed: of the order, and of newcomers.
+        newcomers: see ``Candidates``.
     """
-    ranker = inputs.ranker
-    kind, make = (Visits, visit_loader) if ranker.generates else (Candidates, _sample_loader)
+    generates = inputs.ranker.generates
+    make = visit_loader if generates else _sample_loader
     loaders = tuple(make(inputs, split, batch_size, runtime, seed) for split in ("train", "valid"))
-    return kind(inputs, catalog, model, loaders)
+    if generates:
+        return Visits(inputs, catalog, model, loaders)
+    task = Candidates(inputs, catalog, model, loaders)
+    task.newcomers, task.seed = newcomers, seed
+    return task
 
 
 def _sample_loader(inputs: Inputs, split: str, batch_size: int, runtime: Runtime, seed: int) -> SampleLoader:

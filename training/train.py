@@ -81,7 +81,7 @@ def train(config: TrainConfig) -> Path:
         on_first_rank(lambda: _open_run_folder(config))  # not before: settings that don't fit must not cost a run
         if elsewhere is not None and config.overwrite:
             on_first_rank(elsewhere.clear)
-        task = make_task(inputs, catalog, trainee.model, rt, config.batch_size, config.seed)
+        task = make_task(inputs, catalog, trainee.model, rt, config.batch_size, config.seed, config.newcomers)
         loop = _Loop(config, rt, task, trainee, identity, elsewhere)
         resumed = config.resume and loop.resume()
         if config.warm_start is not None and not resumed:

@@ -121,10 +121,15 @@ class Catalog:
             return own.index_select(0, user).long()
         return history_clusters(offsets, self.on_host["cluster"].index_select(0, visits).long())
 
-    def gather(self, sample: SampleBatch) -> HostBatch:
+    def gather(self, sample: SampleBatch, new: Tensor | None = None) -> HostBatch:
         """The host's half: which items a batch has, where each sample and visit finds its own, users, and sizes.
 
         Touches no device, so a thread that reads ahead may do it, and pin what comes out.
+
+        Args:
+            sample: the batch.
+            new: rows of targets that are taken for new ones (``with_newcomers``), int64 [M]: in place of their own row
+                they have row 0, they were never active, and losses between items take no part of them.
         """
         pooled = self.features.pooled_keys
         user, request, offsets = sample.user, sample.request, sample.offsets
@@ -132,6 +137,8 @@ class Catalog:
         target = at[: len(sample)]
         whole = {"found": found, "target": target, "visits": at[len(sample) :], "offsets": offsets, "request": request}
         whole |= {"user": user, "time": sample.time}
+        if new is not None:
+            whole["own"] = found.index_fill(0, torch.searchsorted(found, new), 0)
         of_users = (f"user_{p}" for p in pooled if p != USER_CLUSTER)
         whole |= {n: self.on_host[n].index_select(0, user) for n in of_users if n in self.on_host}
         if USER_CLUSTER in pooled:
@@ -183,6 +190,8 @@ class Catalog:
         host = batch if isinstance(batch, HostBatch) else self.gather(batch)
         x = _by_candidate(host.pieces(self.device), host.pairs)
         items = self.rows(x["found"])
+        if "own" in x:
+            items = items.as_new(x["own"] == 0)
         has_activity = self.layout.has_activity
         user_activity = None
         if has_activity:
@@ -217,7 +226,7 @@ class Catalog:
         return self.on_host[f"user_{table}"].index_select(0, user).long()
 
     def _items(self, x: Pieces, items: FoundItems) -> KeyedJaggedTensor:
-        columns = [x["found"] if t.name == "item" else items.rows(t.name) for t in self.features.sequence]
+        columns = [x.get("own", x["found"]) if t.name == "item" else items.rows(t.name) for t in self.features.sequence]
         return in_bags(self.features.item_keys, columns, len(x["target"]))
 
     def _pooled_ids(self, x: Pieces, items: FoundItems, path_rows: int) -> KeyedJaggedTensor:
@@ -280,11 +289,16 @@ class Catalog:
 
     def _loss_inputs(self, x: Pieces, items: FoundItems) -> LossInputs:
         none = torch.zeros_like
+        cluster = items.rows(CLUSTER) if CLUSTER in self.layout.tables else none(x["found"])
+        place = items.place
+        if "own" in x:  # one row for all of them: without cluster and place no loss compares it with others
+            cluster = cluster * (x["own"] > 0)
+            place = place.where(x["own"][:, None] > 0, torch.nan)
         return LossInputs(
-            item_cluster=items.rows(CLUSTER) if CLUSTER in self.layout.tables else none(x["found"]),
+            item_cluster=cluster,
             item_head=items.head,
             user_head=x["user_head"].bool(),
-            place=items.place,
+            place=place,
             radius_scale=items.radius_scale,
             first_targets=x["first"],
             # row 0 is everybody outside of the vocabulary: it has no cluster to learn from

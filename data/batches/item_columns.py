@@ -142,6 +142,13 @@ class FoundItems:
         """``activity_features``, float32 [U, A]."""
         return spread_activity(self._numbers(self._layout.activity), self._small[:, 1])
 
+    def as_new(self, new: Tensor) -> "FoundItems":
+        """The same, those of a mask, bool [U], without any activity."""
+        words = self._words.clone()
+        words[:, self._layout.activity] *= ~new[:, None]
+        words[:, self._layout.small :].view(torch.int8)[:, 1:3] *= ~new[:, None]
+        return FoundItems(self._layout, words)
+
     def number(self, name: str) -> Tensor:
         """An own column that is a number, NaN where unknown, float32 [U]."""
         at = self._layout.numbers.start + self._layout.names.index(name)

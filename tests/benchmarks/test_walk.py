@@ -50,11 +50,12 @@ def test_gaps_are_of_the_side_with_the_known_start() -> None:
     x = some_rows(4)
     better = replace(x, logit=x.logit + 3 * x.label * x.new)
     walk = {"known": better, "random": x, "anew": better, "none": x}
-    found = dict(zip(GAPS, gaps([walk, {**walk, "known": better}]), strict=True))
-    assert found["new", "-", "random"].low > 0 and found["all", "-", "none"].low > 0
-    assert found["new", "-", "anew"] == (0, 0, 0) and found["all", "/", "anew"] == (1, 1, 1)
+    found = gaps([walk, {**walk, "known": better}])
+    assert list(found) == [g for g in GAPS if {g[1], g[3]} <= {*walk, "new"}], "those whose sides there are"
+    assert found["new", "known", "-", "random"].low > 0 and found["all", "known", "-", "none"].low > 0
+    assert found["new", "known", "-", "anew"] == (0, 0, 0) and found["all", "known", "/", "anew"] == (1, 1, 1)
     known, new = (auc(x.label[w], better.logit[w]) for w in (~x.new, x.new))
-    np.testing.assert_allclose(found["known", "-", "new"].mean, known - new)
+    np.testing.assert_allclose(found["known", "known", "-", "new"].mean, known - new)
 
 
 def test_nothing_is_known_of_a_place_before_it_opens(tmp_path: Path) -> None:

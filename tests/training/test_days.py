@@ -135,7 +135,7 @@ def test_places_that_closed_leave_no_row(tmp_path: Path, days: tuple[list[Path],
 def test_new_places_get_semantic_ids_and_the_run_goes_on(
     days: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``tokenize --add`` and ``train --warm-start``: a new place begins as those of its longest prefix."""
+    """``tokenize --add`` and ``train --warm-start``: without newcomers a place starts as its longest prefix does."""
     folders, _ = days
     ranker = RankerConfig(mlp=[8])
     assert ranker.akt.enabled is not False
@@ -152,7 +152,13 @@ def test_new_places_get_semantic_ids_and_the_run_goes_on(
         tokens = tokenize(how)
         features = FeatureConfig(embedding_dim=8, pooled_dim=4, semantic_ids=tokens)
         config = small(
-            folders[day], tmp_path / f"run{day}", epochs=1, features=features, warm_start=run_, ranker=ranker
+            folders[day],
+            tmp_path / f"run{day}",
+            epochs=1,
+            features=features,
+            warm_start=run_,
+            ranker=ranker,
+            newcomers=0,
         )
         run_ = train(config) if day == 0 else run_
     assert SemanticIds.read(tmp_path / "t1").lineage[:1] == SemanticIds.read(tmp_path / "t0").lineage

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from raw_tables import ITEMS, impressions, run, write
 from runs import begin, small, together
 
+from placerank.rankers.dense import RankerConfig
 from placerank.training.checkpoint import load
 from placerank.training.rows_by_id import _fill, _fill_states, _Starts
 from placerank.training.run_files import find_checkpoint
@@ -73,7 +74,7 @@ def days(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     two["item_id"] = [i if n % 3 else f"a{i[1:]}" for n, i in enumerate(two["item_id"])]
     first = run(write(tmp / "one", one), out=tmp / "data1")
     raw = write(tmp / "two", two, pa.concat_tables([ITEMS, MORE]))
-    train(small(first, tmp / "run", epochs=1))
+    train(small(first, tmp / "run", epochs=1, newcomers=0.2))
     return tmp / "run", run(raw, out=tmp / "data2", after=first), run(raw, out=tmp / "data3")
 
 
@@ -106,11 +107,17 @@ def test_rows_go_where_their_ids_are_on_one_rank_as_on_two(
             else:
                 assert one[of_state][row] == 0
                 new += 1
-        assert new > 0
+                if name == "item":  # as newcomers, whom the row is of
+                    assert torch.equal(one[f"model {key} "][row], saved["model"][key][0])
+        assert new > 0 and (name != "item" or states[0] > 0)
 
 
 def test_what_does_not_fit_is_refused(days: tuple[Path, Path, Path], tmp_path: Path) -> None:
     before, after, _ = days
+    with pytest.raises(ValueError, match=r"newcomers=1.0: expected a share in \[0, 1\)"):
+        small(after, tmp_path / "a", newcomers=1.0)
+    with pytest.raises(ValueError, match=r"newcomers=0.1 is for rankers of candidates; leave it out"):
+        small(after, tmp_path / "a", newcomers=0.1, ranker=RankerConfig(kind="generative"))
     with pytest.raises(ValueError, match=r"ranker\.mlp"):
         other = small(after, tmp_path / "a", warm_start=before)
         other.ranker.mlp = [16]

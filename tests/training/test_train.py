@@ -36,7 +36,7 @@ AnyRanks = Callable[..., list[Any]]
 def test_killed_and_resumed_has_the_losses_of_an_undisturbed_run(
     world_size: int, prepared: Path, tmp_path: Path, ranks: AnyRanks
 ) -> None:
-    whole, broken = small(prepared, tmp_path / "whole"), small(prepared, tmp_path / "broken")
+    whole, broken = (small(prepared, tmp_path / name, newcomers=0.2) for name in ("whole", "broken"))
     ranks(world_size, train_here, whole)
     ranks(world_size, train_and_die, broken, 16, killed=True)
     assert saved_steps(broken.run / "checkpoints")[-1] == 14
