@@ -34,14 +34,14 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 WORDS = ["bar", "ramen", "museum", "gym", "shop", "north", "south", "east", "west", "ulm", "york", "oslo"]
 WORDS += [",", "|", ">", "?", "1", "2", "3"]
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "<image>", "<start>", "<end>", "<user>")
-QWEN = (*SPECIAL[:4], "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<user>")  # names that its code has
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "<image>", "<start>", "<end>", "<video>")
+QWEN = (*SPECIAL[:4], "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>")  # names that its code has
 IMAGE, START, END = 4, 5, 6  # numbers of three of them
 SEES = ("llava", "qwen2-vl", "gemma3", "clip", "siglip")
 # As chat templates are: each part of each turn in its place, then where an answer begins.
-TEMPLATE = """{% for turn in messages %}<user> {% for part in turn.content %}\
+TEMPLATE = """{% for turn in messages %}[CLS] {% for part in turn.content %}\
 {% if part.type == "image" %}PICTURE{% else %}{{ part.text }}{% endif %} {% endfor %}{% endfor %}\
-{% if add_generation_prompt %}<user>{% endif %}"""
+{% if add_generation_prompt %}[CLS]{% endif %}"""
 
 
 def tiny_tokenizer(

@@ -149,7 +149,8 @@ class Frame:
         marks = [getattr(config, f"vision_{end}_token_id", None) for end in ("start", "end")]
         before, after = ("" if mark is None else tokenizer.convert_ids_to_tokens(mark) for mark in marks)
         self.picture = f"{before}{processor.image_token}{after}\n"
-        self.reserved = {processor.image_token, getattr(tokenizer, "image_token", None)} - {None}
+        tokens = {getattr(has, f"{what}_token", None) for has in (processor, tokenizer) for what in ("image", "video")}
+        self.reserved = tokens - {None}
         empty, start = self.text("", False), tokenizer.bos_token
         self.starts = self.template and start is not None and empty.startswith(start)
         self.size = len(tokenizer(empty, add_special_tokens=not self.starts)["input_ids"]) if self.template else 0
@@ -161,7 +162,7 @@ class Frame:
 
     def text(self, text: str, picture: bool) -> str:
         """The whole of what is read; a token stands for the picture."""
-        for token in self.reserved:  # one in an item's name would stand for a picture
+        for token in self.reserved:  # one in an item's name would be taken for a picture
             text = text.replace(token, " ")
         if not self.template:
             return self.picture + text if picture else text
