@@ -26,7 +26,7 @@ from placerank.tokenization.text.store import EmbeddingStore
 
 @pytest.fixture(scope="module")
 def raw(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Items with pictures beside the table; one in five, the others have none. ``other`` holds the same with other pictures."""
+    """Items of which one in five has a picture, beside the table; ``other`` holds the same with other pictures."""
     folder = tmp_path_factory.mktemp("raw")
     items, _ = read_catalog(prepared)
     for part, seed in ((folder, 0), (folder / "other", 1)):
@@ -123,5 +123,5 @@ def test_a_users_text_has_no_picture(prepared: Path, raw: Path) -> None:
 
     items, _ = read_catalog(prepared, raw)
     prompts = build_prompts(items, PromptConfig(), images=True)
-    assert isinstance(prompts.inputs(np.array([1]))[0], Shown)
-    assert all(isinstance(text, str) for text in user_texts(prompts, np.array([[1, 2], [3, -1]])))
+    assert isinstance(prompts.inputs(np.array([5]))[0], Shown)
+    assert all(isinstance(text, str) for text in user_texts(prompts, np.array([[5, 10], [0, -1]])))

@@ -149,8 +149,8 @@ class Frame:
         marks = [getattr(config, f"vision_{end}_token_id", None) for end in ("start", "end")]
         before, after = ("" if mark is None else tokenizer.convert_ids_to_tokens(mark) for mark in marks)
         self.picture = f"{before}{processor.image_token}{after}\n"
-        tokens = {getattr(has, f"{what}_token", None) for has in (processor, tokenizer) for what in ("image", "video")}
-        self.reserved = tokens - {None}
+        tokens = [getattr(has, f"{what}_token", None) for has in (processor, tokenizer) for what in ("image", "video")]
+        self.reserved: set[str] = {token for token in tokens if token}
         empty, start = self.text("", False), tokenizer.bos_token
         self.starts = self.template and start is not None and empty.startswith(start)
         self.size = len(tokenizer(empty, add_special_tokens=not self.starts)["input_ids"]) if self.template else 0
