@@ -150,7 +150,7 @@ def vectors(folder: Path, data: Path, model: Path, arm: str, seed: int) -> Path:
                 data=data, items=folder / ("shuffled" if arm == "shuffled" else "raw"), out=out, rung="none",
                 encoder=EncoderConfig(model=str(model), images=arm != "text", batch_images=128),
                 prompts=PromptConfig(**nothing),  # type: ignore[arg-type]
-                behaviour=BehaviourConfig(pairs=2_000, cooccurrence_threshold=0, held_out_pairs=300, optimizer=fast),
+                behaviour=BehaviourConfig(pairs=1_500, cooccurrence_threshold=0, held_out_pairs=300, optimizer=fast),
                 seed=seed, queries=0, overwrite=True,
             )
         )  # fmt: skip
@@ -213,8 +213,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/pictures"), help="where what is made is kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of cities and trainings")
-    parser.add_argument("--places", type=int, default=600, help="of each city (default: %(default)s)")
-    parser.add_argument("--requests", type=int, default=8_000, help="of each city (default: %(default)s)")
+    parser.add_argument("--places", type=int, default=400, help="of each city (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=6_000, help="of each city (default: %(default)s)")
     parser.add_argument("--save", action="store_true", help="keep lines in results/pictures.csv")
     args = parser.parse_args()
     model = teach(args.out / "model")

@@ -184,7 +184,7 @@ class _Job:
         """The report's first numbers. What the encoder can't read is told before hours of encoding."""
         report: dict[str, Any] = {"items": len(self.items), "rung": rung}
         if self.ranks.is_first:
-            report["prompts"] = read_measures(self.encoder, self.prompts.texts, len(self.items))
+            report["prompts"] = read_measures(self.encoder, self.prompts.inputs, len(self.items))
             if self.prompts.images is not None:
                 report["pictures"] = check_pictures(self.prompts.images)
                 log.info("%s of %s items have a picture", f"{report['pictures']:,}", f"{len(self.items):,}")

@@ -76,6 +76,7 @@ def test_every_step_sees_pictures(
     assert 5 < covisits < 60 and 0 < preferences < 24  # a fifth of what these steps read
     report = json.loads((out / "report.json").read_text())
     assert report["pictures"] == 60 and report["behaviour"]["steps"] == report["gdpo"]["steps"] == 2
+    assert "60 of 300 items are shown with a picture" in (out / "report.html").read_text()
     items, _ = read_catalog(prepared, raw)
     vectors = EmbeddingStore.open(out)
     assert vectors.made_from["encoder"]["images"] in ("by the chat template", "beside the text")

@@ -173,10 +173,9 @@ class Encoder(nn.Module):
         if self.frame is None:
             number = {path: i for i, path in enumerate(pictures)}
             rows = torch.tensor([number[one.image] for one in shown], device=self.device)
-            seen = self._feature("get_image_features", self.processor.image_processor(
-                list(pictures.values()), return_tensors="pt"
-            ))  # fmt: skip
-            return self._side_by_side(self._text_feature(self.tokens([one.text for one in shown])), seen[rows])
+            images = self.processor.image_processor(list(pictures.values()), return_tensors="pt")
+            text = self._text_feature(self.tokens([one.text for one in shown]))
+            return self._side_by_side(text, self._feature("get_image_features", images)[rows])
         texts = self._cut([one.text for one in shown])
         framed = self.frame.inputs(texts, [pictures[one.image] for one in shown])
         width = framed["input_ids"].shape[1]
@@ -198,9 +197,8 @@ class Encoder(nn.Module):
 
     def _feature(self, tower: str, inputs: Any) -> Tensor:
         """What a tower says, float32 [B, P]."""
-        inputs = {name: value.to(self.device) for name, value in inputs.items()}
         with self._autocast():
-            found = getattr(self.model, tower)(**inputs)
+            found = getattr(self.model, tower)(**self._here(inputs))
         feature: Tensor = found if isinstance(found, Tensor) else found.pooler_output
         return feature.float()
 
@@ -212,11 +210,14 @@ class Encoder(nn.Module):
         return nn.functional.normalize(text, dim=-1) if self.normalize else text
 
     def _pooled(self, inputs: dict[str, Tensor]) -> Tensor:
-        inputs = {name: value.to(self.device) for name, value in inputs.items()}
+        inputs = self._here(inputs)
         with self._autocast():
             hidden = self.model(**inputs).last_hidden_state
         vectors = pool(hidden.float(), inputs["attention_mask"], self.pooling)
         return nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
+
+    def _here(self, inputs: Any) -> dict[str, Any]:
+        return {n: value.to(self.device) if isinstance(value, Tensor) else value for n, value in inputs.items()}
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Adapters are fp32 on bf16 weights: autocast brings the two together."""

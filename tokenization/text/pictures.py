@@ -7,7 +7,6 @@ picture's token stands before the text, between the marks that the model's confi
 """
 
 import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,11 +67,9 @@ def read_picture(path: str) -> Any:
 
     file = place(path)
     try:
-        with told(file), warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(file.read_bytes())) as image:
-                return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        with told(file), Image.open(io.BytesIO(file.read_bytes())) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # a broken PNG is a SyntaxError
         raise ValueError(f"image {path}: {error}; mend the path in the items' column image, or set null") from None
 
 
@@ -146,9 +143,15 @@ class Frame:
     def __init__(self, processor: Any, config: Any) -> None:
         self.processor, tokenizer = processor, processor.tokenizer
         self.template = bool(getattr(processor, "chat_template", None))
+        token = getattr(processor, "image_token", None)
+        if token is None and not self.template:
+            raise ValueError(
+                f"{type(processor).__name__} has no chat template, and no token for a picture: nobody knows how its "
+                "model is shown one; choose another model, or give its folder a chat_template.jinja"
+            )
         marks = [getattr(config, f"vision_{end}_token_id", None) for end in ("start", "end")]
         before, after = ("" if mark is None else tokenizer.convert_ids_to_tokens(mark) for mark in marks)
-        self.picture = f"{before}{processor.image_token}{after}\n"
+        self.picture = f"{before}{token}{after}\n"
         tokens = [getattr(has, f"{what}_token", None) for has in (processor, tokenizer) for what in ("image", "video")]
         self.reserved: set[str] = {token for token in tokens if token}
         empty, start = self.text("", False), tokenizer.bos_token

@@ -174,3 +174,12 @@ def test_prompts_show_the_pictures_of_their_content() -> None:
 
 def test_every_family_is_tried() -> None:
     assert set(LANGUAGE) | set(TOWERS) == set(SEES)
+
+
+def test_items_that_read_alike_are_told_apart_by_their_pictures(tmp_path: Path) -> None:
+    from placerank.tokenization.text.reading import read_measures
+
+    encoder = encoder_of(tmp_path, "clip")
+    some: list[Input] = ["bar", "bar", Shown("bar", "a.png"), Shown("bar", "b.png"), Shown("bar", "b.png")]
+    found = read_measures(encoder, lambda rows: [some[i] for i in rows], 5)
+    assert (found["texts"], found["tokens"], found["same_tokens"]) == (3, 3, 0.0)
