@@ -4,17 +4,17 @@
 
 Each seed is a simulated city with storefronts (``placerank simulate --pictures``) whose items table is poor: the coarse
 category, the place, and no name, brand, price or fine category. A third of its places lose every interaction before the
-test split, so a ranker knows of them what vectors say. On each the four arms in turn go the package's way: ``align``
+test split, so a ranker knows of them what vectors say. On each the arms in turn go the package's way: ``align``
 on co-visits (no geographic alignment), ``tokenize`` by Res-KMeans, ``train`` with AKT-Rec on the semantic IDs, all with
 the same settings; then the AUC over the test rows of the cold places, and over all others.
 
 There is no vision model with real weights here. The encoder is a CLIP of 150,000 weights beside its word embeddings,
 taught from scratch (``teach``) on storefronts of made-up places by the same hand, against texts of category and price:
 it knows what the sign of a bakery looks like, as a real one would, and nothing of the city's chains or of any visit.
-The arm "text" is its text tower alone.
+The arm "text" is its text tower alone; "none" is the ranker without vectors, semantic IDs and AKT-Rec.
 
-Prints means with 95 % intervals of Student's t over seeds, and paired differences to text alone. What is kept in
-``--out`` is not run again. ``--save`` keeps a line a seed and arm in results/pictures.csv.
+Prints means and paired differences to text alone and to shuffled pictures, with 95 % intervals of Student's t over
+seeds. What is kept in ``--out`` is not run again. ``--save`` keeps a line a seed and arm in results/pictures.csv.
 """
 
 import argparse
@@ -50,9 +50,10 @@ from placerank.training.predictions import predict
 from placerank.training.runtime import runtime
 from placerank.training.train import train
 
-ARMS = ("text", "pictures", "both", "shuffled")
+ARMS = ("text", "pictures", "both", "shuffled", "none")
 SHOWN = 8_000  # storefronts that the encoder is taught with
 COLD, TEST = 1 / 3, 0.25  # shares: of places, of interactions by time
+_FIGURES = ("cold_auc", "other_auc")
 KEY = ("seed", "arm", "places", "requests")
 
 
@@ -169,43 +170,43 @@ def measure(folder: Path, model: Path, seed: int, places: int, requests: int) ->
             continue
         own = folder / arm
         own.mkdir(exist_ok=True)
-        aligned = vectors(folder, data, model, arm, seed)
+        aligned = None if arm == "none" else vectors(folder, data, model, arm, seed)
         if not (own / "prepared").exists():
             (own / "prepared").symlink_to(data.resolve())
         budget = Budget(batch_size=1024, levels=2, codes=64)
         place = Workplace(folder / "raw", own, budget, embeddings=aligned)
-        variant = Variant(name=arm, title=arm, tokenizer="res_kmeans", aligned=True, akt=AktConfig())
+        by_vectors: dict[str, Any] = {"tokenizer": "res_kmeans", "aligned": True, "akt": AktConfig()}
+        variant = Variant(name=arm, title=arm, **(by_vectors if aligned else {}))
         train(replace(place.config("twin", variant, seed, own / "run"), overwrite=True))
         with runtime(seed) as rt:
             p = predict(load_ranker(own / "run", rt).score(), SampleLoader(data, "test", 4096)).sort()
         here = cold[p.item_row]
-        report = json.loads((aligned / "report.json").read_text())["behaviour"]["held_out"]
+        assert p.probability is not None  # simulated
         found[arm] = {
             "cold_auc": auc(p.label[here], p.logit[here]),
             "other_auc": auc(p.label[~here], p.logit[~here]),
             "cold_rows": float(here.sum()),
-            "covisit_mrr": report["after"]["mrr"],
+            "cold_best": auc(p.label[here], p.probability[here]),
         }
-        if p.probability is not None:
-            found[arm]["cold_best"] = auc(p.label[here], p.probability[here])
         write_json(kept, found)
     return found
 
 
 def report(found: list[dict[str, dict[str, float]]]) -> None:
-    """Means, and differences to text alone by the same city."""
-    print("| arm | AUC of cold places | less text's | AUC of the others | less text's | MRR of co-visits |")
+    """Means, and differences by the same city."""
+    print("| arm | AUC of cold places | less text's | less shuffled's | AUC of the others | less text's |")
     print("|---|---|---|---|---|---|")
+
+    def less(arm: str, other: str, figure: str) -> str:
+        if arm == other:
+            return ""
+        return "{:+.4f} [{:+.4f}, {:+.4f}]".format(*paired_t([x[arm][figure] - x[other][figure] for x in found]))
+
     for arm in ARMS:
-        cells = []
-        for figure in ("cold_auc", "other_auc"):
-            mean, spread = mean_and_spread([x[arm][figure] for x in found])
-            cells.append(f"{mean:.4f} ± {spread:.4f}")
-            gap = paired_t([x[arm][figure] - x["text"][figure] for x in found])
-            cells.append("" if arm == "text" else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*gap))
-        mrr = np.mean([x[arm]["covisit_mrr"] for x in found])
-        print(f"| {arm} | " + " | ".join(cells) + f" | {mrr:.4f} |")
-    best = np.mean([x["text"].get("cold_best", np.nan) for x in found])
+        cold, others = ("{:.4f} ± {:.4f}".format(*mean_and_spread([x[arm][f] for x in found])) for f in _FIGURES)
+        cells = [cold, less(arm, "text", "cold_auc"), less(arm, "shuffled", "cold_auc"), others]
+        print(f"| {arm} | " + " | ".join([*cells, less(arm, "text", "other_auc")]) + " |")
+    best = np.mean([x["text"]["cold_best"] for x in found])
     print(f"\nThe true probability has {best:.4f} on the cold places' rows. {len(found)} cities.")
 
 

@@ -55,7 +55,7 @@ def config(data: Path, items: Path, model: Path, out: Path) -> AlignConfig:
     )
 
 
-@pytest.mark.parametrize("kind", SEES)
+@pytest.mark.parametrize("kind", [kind for kind in SEES if kind != "siglip"])  # CLIP's kind once
 def test_every_step_sees_pictures(
     kind: str, prepared: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,7 +81,7 @@ def test_every_step_sees_pictures(
     vectors = EmbeddingStore.open(out)
     assert vectors.made_from["encoder"]["images"] in ("by the chat template", "beside the text")
     torch.testing.assert_close(encode_items(out, items.slice(0, 12)), vectors.tensor()[:12], rtol=1e-4, atol=1e-5)
-    if kind in ("clip", "siglip"):  # both towers learn
+    if kind == "clip":  # both towers learn
         adapted = json.loads((out / "adapter/adapter_config.json").read_text())["target_modules"]
         assert {name.split(".")[0] for name in adapted} == {"text_model", "vision_model"}
 
