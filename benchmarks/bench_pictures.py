@@ -227,7 +227,12 @@ def main() -> None:
         if args.save:
             about = {"places": args.places, "requests": args.requests}
             lines = [
-                {"seed": seed, "arm": arm, **about, **{k: round(v, 5) for k, v in found[-1][arm].items()}}
+                {
+                    "seed": seed,
+                    "arm": arm,
+                    **about,
+                    **{f: round(found[-1][arm][f], 5) for f in (*_FIGURES, "cold_rows", "cold_best")},
+                }
                 for arm in ARMS
             ]
             keep("pictures.csv", lines, KEY)
