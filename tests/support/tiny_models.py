@@ -34,7 +34,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 WORDS = ["bar", "ramen", "museum", "gym", "shop", "north", "south", "east", "west", "ulm", "york", "oslo"]
 WORDS += [",", "|", ">", "?", "1", "2", "3"]
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "<image>", "<start>", "<end>", "<video>")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "<image>")
+SEEING = (*SPECIAL, "<start>", "<end>", "<video>")  # of models that see
 QWEN = (*SPECIAL[:4], "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>")  # names that its code has
 IMAGE, START, END = 4, 5, 6  # numbers of three of them
 SEES = ("llava", "qwen2-vl", "gemma3", "clip", "siglip")
@@ -72,7 +73,8 @@ def tiny_model(folder: Path, kind: str, padding_side: str = "right", template: b
     ``template``: whether the processor of a vision-language model has a chat template.
     """
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-    small |= {"vocab_size": len(SPECIAL) + len(WORDS), "max_position_embeddings": 66, "pad_token_id": 0}
+    special = QWEN if kind == "qwen2-vl" else SEEING if kind in SEES else SPECIAL
+    small |= {"vocab_size": len(special) + len(WORDS), "max_position_embeddings": 66, "pad_token_id": 0}
     ends = {"bos_token_id": 2, "eos_token_id": 3}
     decoder = {**small, **ends, "num_key_value_heads": 2}
     eyes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -118,7 +120,6 @@ def tiny_model(folder: Path, kind: str, padding_side: str = "right", template: b
         torch.nn.init.normal_(model.multi_modal_projector.mm_input_projection_weight)
     model.save_pretrained(folder)
     last = kind in ("gpt2", "qwen3", *SEES)
-    special = QWEN if kind == "qwen2-vl" else SPECIAL
     tokenizer = tiny_tokenizer("$A [SEP]" if last else "[CLS] $A [SEP]", padding_side, special)
     if kind in SEES:
         save_processor(folder, kind, tokenizer, template)
