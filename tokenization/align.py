@@ -13,7 +13,6 @@ districts were derived, ``users/`` (vectors of users, if ``behaviour.users`` say
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from .alignment.finetune import METRICS, read_metrics
 from .alignment.gdpo import LADDER, GDPOConfig, align_policy, pair_counts
 from .alignment.histories import Histories, cooccurrence, count_threshold, read_histories
 from .alignment.locations import Locations
-from .alignment.lora import add_adapter, load_adapter, save_adapter, target_modules
+from .alignment.lora import add_adapter, load_adapter, save_adapter, targets_of
 from .alignment.pairs import PreferencePairs, collaborative_pairs, geographic_pairs
 from .alignment.reward import RewardModel, train_reward
 from .alignment.users import write_user_vectors
@@ -44,6 +43,7 @@ from .ranks import Ranks, joined, rank_device
 from .settings import AlignConfig
 from .text.districts import Districts, with_districts
 from .text.encoders import Encoder, EncoderConfig, encode_to_store, load_encoder
+from .text.pictures import beside_table, check_pictures
 from .text.prompts import PromptConfig, Prompts, build_prompts
 from .text.reading import read_measures
 from .text.store import EmbeddingStore
@@ -95,16 +95,23 @@ def read_catalog(data: Path, raw: Path | None = None) -> tuple[pa.Table, str]:
         content_hash = str(read_manifest(data, "prepared")["content_hash"])
         table = pq.read_table(fetched(data / "catalog.parquet")).slice(1)  # row 0 stands for items that are not in it
     else:
-        table = read_items(data)
+        table = _with_pictures(read_items(data), data)
         file = data / "items.parquet" if data.is_dir() else data
         content_hash = sha256_file(fetched(file))
     if raw is not None:
-        more = read_items(raw)
+        more = _with_pictures(read_items(raw), raw)
         at = pc.index_in(table["item_id"].combine_chunks(), value_set=more["item_id"].combine_chunks())
         for name in more.column_names:
             if name not in table.column_names:
                 table = table.append_column(name, more[name].take(at))
     return table.select([name for name in _COLUMNS if name in table.column_names]).combine_chunks(), content_hash
+
+
+def _with_pictures(items: pa.Table, source: Path) -> pa.Table:
+    """Raw items with the whole paths of their pictures."""
+    if "image" not in items.column_names:
+        return items
+    return items.set_column(items.column_names.index("image"), "image", beside_table(items["image"], source))
 
 
 class _Job:
@@ -128,13 +135,8 @@ class _Job:
             self.items, self.districts = with_districts(items, config.districts)
         else:
             self.items, self.districts = _placed(items, self.adapter)
-        self.prompts: Prompts = build_prompts(self.items, self.parts[1])
         self.encoder: Encoder = load_encoder(self.parts[0], rank_device(config.device))
-        self.images: Callable[[slice], Sequence[str | None]] | None = None
-        if self.parts[0].images:
-            if "image" not in items.column_names:
-                raise ValueError("encoder.images is set, and the items have no column image; give --items the raw ones")
-            self.images = lambda rows: items["image"][rows].to_pylist()
+        self.prompts: Prompts = build_prompts(self.items, self.parts[1], self.parts[0].images)
         self.first_reward, self.gdpo = (
             (config.reward, config.gdpo) if config.rung == "none" else LADDER[config.rung](config.reward, config.gdpo)
         )
@@ -144,7 +146,7 @@ class _Job:
         config, behaviour = self.config, self.config.behaviour
         report = self._begun(config.rung)
         # What can't be trained is told before hours of encoding.
-        target_modules(self.encoder.model, config.lora.targets)
+        targets_of(self.encoder, config.lora)
         locations = self._locations() if config.rung != "none" else None
         before = self._encode_items("embeddings_before", None)
         parameters = add_adapter(self.encoder, config.lora, config.seed)
@@ -193,24 +195,27 @@ class _Job:
         """The report's first numbers. What the encoder can't read is told before hours of encoding."""
         report: dict[str, Any] = {"items": len(self.items), "rung": rung}
         if self.ranks.is_first:
-            report["prompts"] = read_measures(self.encoder, self.prompts.texts, len(self.items))
+            report["prompts"] = read_measures(self.encoder, self.prompts.inputs, len(self.items))
+            if self.prompts.images is not None:
+                report["pictures"] = check_pictures(self.prompts.images)
+                log.info("%s of %s items have a picture", f"{report['pictures']:,}", f"{len(self.items):,}")
         return report
 
     def _made_from(self, adapter: str | None) -> dict[str, Any]:
         """What decides an item's vector, whatever data it is in."""
         encoder, prompts = (asdict(part) for part in self.parts)
-        how = {name: encoder[name] for name in ("model", "normalize", "max_tokens", "precision", "images")}
-        return {"encoder": how | {"pooling": self.encoder.pooling}, "prompts": prompts, "adapter": adapter}
+        how = {name: encoder[name] for name in ("model", "normalize", "max_tokens", "precision")}
+        how |= {"pooling": self.encoder.pooling, "images": self.encoder.shows}
+        return {"encoder": how, "prompts": prompts, "adapter": adapter}
 
     def _encode_items(self, name: str, adapter: str | None) -> EmbeddingStore:
         rows = np.arange(len(self.items))
         return encode_to_store(
             self.encoder,
-            lambda part: self.prompts.texts(rows[part]),
+            lambda part: self.prompts.inputs(rows[part]),
             self.items["item_id"],
             self.folder / name,
             made_from=self._made_from(adapter),
-            images=self.images,
             shard_rows=self.config.shard_rows,
             title=name.replace("_", " "),
         )
@@ -356,12 +361,14 @@ def load_aligned(folder: Path, device: torch.device | str = "cpu") -> Encoder:
 
 
 def encode_items(folder: Path, items: pa.Table, device: torch.device | str = "cpu") -> Tensor:
-    """Vectors [n, D] of items in placerank's schema by an align run: its prompts, districts, encoder and adapter."""
+    """Vectors [n, D] of items in placerank's schema by an align run: its prompts, districts, encoder and adapter.
+
+    A relative path in the column ``image`` begins at the working directory: a table in memory has no folder.
+    """
     folder = fetched(place(folder))
     encoder, prompts = _parts_of(folder)
     placed, _ = _placed(items, folder)
-    images = items["image"].to_pylist() if "image" in items.column_names and encoder.images else None
-    return _load(folder, encoder, device).encode(build_prompts(placed, prompts).texts(), images)
+    return _load(folder, encoder, device).encode(build_prompts(placed, prompts, encoder.images).inputs())
 
 
 def _load(folder: Path, config: EncoderConfig, device: torch.device | str) -> Encoder:

@@ -39,6 +39,9 @@ class SimulateConfig:
     delivery: bool = False
     """Whether clicks depend on columns of a delivery service too, which the tables then have: rating and dishes of
     places, the dish that people look for, fee and device."""
+    pictures: bool = False
+    """Draw a storefront of each place, whose colours and shapes follow from category, chain and price: the items then
+    have a column image."""
     orders: float = 0.0
     """Share of clicks that become an order, in expectation: interactions then have columns order (0 or 1) and gmv (its
     amount). 0: nobody orders, and there are none."""

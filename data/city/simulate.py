@@ -13,6 +13,7 @@ from ...reports.progress import tracked
 from ..manifest import whole_folder, write_manifest
 from .delivery import Delivery
 from .settings import SimulateConfig
+from .storefronts import write_pictures
 from .words import COARSE, FINE_PER_COARSE, LEAVES
 from .world import (
     FAVOURITES,
@@ -281,6 +282,8 @@ def simulate(config: SimulateConfig) -> Path:
         if city.delivery is not None:
             items = _with(items, city.delivery.of_items(np.argsort(city.places.item_id)))
             users = _with(users, city.delivery.of_users())
+        if config.pictures:
+            items = _with(items, {"image": pa.array(write_pictures(folder, city.places, config.seed))})
         pq.write_table(items, folder / "items.parquet", compression="zstd")
         pq.write_table(users, folder / "users.parquet", compression="zstd")
         rows = clicks = 0

@@ -8,6 +8,7 @@ positives of the batch,
 
 averaged with the same seen from p_i. Anchors are items (p: an item that more than a threshold of users visit too) and,
 if asked for, users (p: the place they visit next): the text of their last places, or the mean of those places' vectors.
+Items are shown with their pictures, if pictures are; a user's text has none, as it is of several places.
 All pairs come from the training split.
 """
 
@@ -174,10 +175,10 @@ def _pair_vectors(encoder: Encoder, prompts: Prompts, batch: VisitPairs, users_a
     as_text = batch.is_user & users_as_text
     rows = np.concatenate([batch.anchor[~as_text].reshape(-1), batch.positive])
     items = np.unique(rows[rows != _NONE])
-    texts = prompts.texts(items) + (user_texts(prompts, batch.anchor[as_text]) if as_text.any() else [])
-    if not texts:
+    inputs = [*prompts.inputs(items), *(user_texts(prompts, batch.anchor[as_text]) if as_text.any() else [])]
+    if not inputs:
         return torch.zeros(2, 0, encoder.dim, device=encoder.device)
-    vectors = encoder(encoder.tokens(texts))
+    vectors = encoder(inputs)
     users = torch.zeros(len(batch), encoder.dim, device=vectors.device)
     users = users.index_put((torch.from_numpy(np.flatnonzero(as_text)).to(users.device),), vectors[len(items) :])
     there = torch.from_numpy((batch.anchor != _NONE) & ~as_text[:, None]).to(vectors.device)

@@ -37,6 +37,7 @@ from torch.nn.functional import logsigmoid, normalize
 
 from ..ranks import Ranks
 from ..text.encoders import Encoder, encode_to_store
+from ..text.pictures import Input
 from ..text.prompts import Prompts
 from ..text.store import PROMPT
 from .finetune import Losses, finetune
@@ -110,14 +111,14 @@ class PairPrompts:
     def __len__(self) -> int:
         return len(self.content)
 
-    def texts(self, which: Any) -> list[str]:
-        """Texts of some prompts, by number."""
-        return self.prompts.texts(self.content[which], self.place[which])
+    def inputs(self, which: Any) -> list[Input]:
+        """Some prompts as they are encoded, by number."""
+        return self.prompts.inputs(self.content[which], self.place[which])
 
     def encode(self, encoder: Encoder, folder: Path, made_from: dict[str, Any]) -> None:
         """The reference's vectors, once, into a store in ``folder`` and from there into memory."""
         ids = pa.array(np.arange(len(self)))
-        store = encode_to_store(encoder, self.texts, ids, folder, made_from=made_from, title="reference", of=PROMPT)
+        store = encode_to_store(encoder, self.inputs, ids, folder, made_from=made_from, title="reference", of=PROMPT)
         self.vectors = store.tensor()
 
 
@@ -170,7 +171,7 @@ def align_policy(
                 return
             own = batch[part].reshape(-1)  # [2b]
             at = (2 * part[:, None] + torch.tensor([0, 1])).reshape(-1).to(device)
-            vectors = encoder(encoder.tokens(data.texts(own.numpy())))
+            vectors = encoder(data.inputs(own.numpy()))
             scores, before = reward(vectors).view(-1, 2), reference_reward[batch[part]].to(device)
             align = alignment_loss(scores, before, config.beta).sum() / len(rows)
             same, content = (x[own][:, None] == x[numbers] for x in (torch.arange(len(data)), contents))

@@ -20,17 +20,20 @@ _NAMES = (("key", "value"), ("k_proj", "v_proj"), ("key_proj", "value_proj"), ("
 _EYES = ("vision", "visual", "image")  # parts of a vision-language model that do not read
 
 
-def target_modules(model: nn.Module, targets: tuple[str, ...] = ()) -> list[str]:
+def target_modules(model: nn.Module, targets: tuple[str, ...] = (), eyes: bool = False) -> list[str]:
     """Full names of the linear layers to adapt.
 
     Args:
         targets: endings of names; none: key and value projections, which must be there as a pair.
+        eyes: those of the part that sees, too. A vision-language model reads what that part says, and learns there; of
+            two towers the one that sees would learn nothing.
 
     Raises:
         ValueError: the model has none such; the message lists the linear layers that it has.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    reads = [name for name in linear if not any(eye in part for part in name.split(".") for eye in _EYES)]
+    blind = [name for name in linear if not any(eye in part for part in name.split(".") for eye in _EYES)]
+    reads = linear if eyes else blind
     if targets:
         found = [name for name in linear if any(name == t or name.endswith(f".{t}") for t in targets)]
         absent = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in linear)]
@@ -54,6 +57,11 @@ def target_modules(model: nn.Module, targets: tuple[str, ...] = ()) -> list[str]
     return found
 
 
+def targets_of(encoder: Encoder, settings: LoraSettings) -> list[str]:
+    """The same, of an encoder: both towers where it has two and is shown pictures."""
+    return target_modules(encoder.model, settings.targets, eyes=encoder.two_towers and encoder.processor is not None)
+
+
 def add_adapter(encoder: Encoder, settings: LoraSettings, seed: int = 0) -> list[nn.Parameter]:
     """Put a fresh adapter on the encoder's model; returns its parameters, the only ones that train.
 
@@ -68,7 +76,7 @@ def add_adapter(encoder: Encoder, settings: LoraSettings, seed: int = 0) -> list
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft takes any number
         lora_dropout=settings.dropout,
-        target_modules=target_modules(encoder.model, settings.targets),
+        target_modules=targets_of(encoder, settings),
         bias="none",
     )
     device = encoder.device

@@ -113,7 +113,7 @@ def encode_lists(
     rows, places = content.reshape(-1)[first], lists.items.reshape(-1)[first]
     store = encode_to_store(
         encoder,
-        lambda part: prompts.texts(rows[part], places[part]),
+        lambda part: prompts.inputs(rows[part], places[part]),
         pa.array(np.arange(len(rows))),
         folder,
         made_from=made_from,

@@ -117,6 +117,8 @@ def _prompts(report: dict[str, Any]) -> str:
         "Items whose prompts become the same tokens have the same vector. A token is unknown where the encoder's "
         "vocabulary has no piece for a word, as in scripts that it was not made for."
     )
+    if "pictures" in report:
+        lead += f" {report['pictures']:,} of {report['items']:,} items are shown with a picture."
     head = ["different prompts", "different rows of tokens", "same tokens as another", "with unknown tokens"]
     shares = [f"{found[name]:.1%}" for name in ("same_tokens", "unknown_tokens")]
     body = page.warning(found["warning"]) if found["warning"] else ""

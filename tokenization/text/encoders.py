@@ -1,4 +1,4 @@
-"""Text to vectors by any Hugging Face encoder, decoder or vision-language model.
+"""Text, with pictures or without, to vectors by any Hugging Face encoder, decoder, vision-language or two-tower model.
 
 Texts are sorted by length and cut into batches of about equal numbers of tokens, so little is padding. Which texts
 share a batch follows from the texts of a shard alone: encoding again, after a restart or on other ranks, gives the
@@ -8,8 +8,8 @@ absolute (BERT, GPT-2), tokens behind padding would have others in each batch.
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ...data.extras import require
 from ...reports.progress import Progress
 from ..ranks import Ranks
+from .pictures import Frame, Input, Shown, load_processor, read_picture, text_of
 from .settings import DEFAULT_MODEL, EncoderConfig
 from .store import ITEM, EmbeddingStore, EmbeddingWriter
 
@@ -31,14 +32,18 @@ _FIRST_TOKEN = {"xlm-roberta", "new", "modernbert"}  # BGE-M3, GTE: trained with
 
 
 class Encoder(nn.Module):
-    """A language model, its tokenizer and how its token vectors become one.
+    """A model, its tokenizer and how what it says of a text becomes one vector.
+
+    A two-tower model (CLIP's kind) has a vector of its own for a text and for a picture. With pictures both stand side
+    by side, each of length 1 before: a cosine is then the mean of the texts' and the pictures', and neither can hide
+    the other, as in a sum. Zeros stand for a picture that is not there.
 
     Args:
-        model: a transformers model whose output has ``last_hidden_state`` [B, T, D].
+        model: a transformers model whose output has ``last_hidden_state`` [B, T, D], or a two-tower one.
         tokenizer: its fast tokenizer.
-        pooling: "cls", "mean" or "last".
-        normalize, max_tokens, batch_tokens: see ``EncoderConfig``.
-        processor: of a vision-language model: makes inputs of texts with pictures.
+        pooling: "cls", "mean" or "last"; a two-tower model has its own, "tower".
+        normalize, max_tokens, batch_tokens, batch_images: see ``EncoderConfig``.
+        processor: of a model that sees: makes inputs of texts with pictures.
     """
 
     def __init__(
@@ -50,12 +55,20 @@ class Encoder(nn.Module):
         normalize: bool = True,
         max_tokens: int = 512,
         batch_tokens: int = 8192,
+        batch_images: int = 8,
         processor: Any = None,
     ) -> None:
         super().__init__()
+        config: Any = model.config
         self.model, self.tokenizer, self.processor = model, tokenizer, processor
         self.pooling, self.normalize = pooling, normalize
-        self.max_tokens, self.batch_tokens = max_tokens, batch_tokens
+        self.batch_tokens, self.batch_images = batch_tokens, batch_images
+        self.two_towers, self.positions = has_two_towers(model), _position_limit(config.get_text_config())
+        self.frame = None if processor is None or self.two_towers else Frame(processor, config)
+        room = self.positions - (self.frame.size if self.frame else 0)
+        if room < 1:
+            raise ValueError(f"the model has {self.positions} positions, and its chat template alone takes as many")
+        self.max_tokens = min(max_tokens, room)
 
     @property
     def device(self) -> torch.device:
@@ -65,71 +78,151 @@ class Encoder(nn.Module):
     def dim(self) -> int:
         """Numbers a vector, D."""
         config: Any = self.model.config
-        return int(config.get_text_config().hidden_size)
+        if not self.two_towers:
+            return int(config.get_text_config().hidden_size)
+        width = getattr(config, "projection_dim", None) or config.get_text_config().projection_size
+        return int(width) * (1 if self.processor is None else 2)
+
+    @property
+    def shows(self) -> str | bool:
+        """How pictures are shown, which decides vectors as the model does; False: they are not."""
+        if self.processor is None:
+            return False
+        return self.frame.kind if self.frame else "beside the text"
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, cut at the limit, with the model's special tokens."""
+        """Token ids of each text, cut at the limit, with the model's special tokens (and its chat template)."""
+        framed = self.frame is not None and self.frame.template
+        if self.frame is not None and framed:
+            texts = [self.frame.text(text, False) for text in self._cut(texts)]
+        limit = {} if framed else {"truncation": True, "max_length": self.max_tokens}
+        special = self.frame is None or not self.frame.starts
         ids: list[list[int]] = self.tokenizer(
-            list(texts), truncation=True, max_length=self.max_tokens, padding=False, return_attention_mask=False
+            list(texts), padding=False, return_attention_mask=False, add_special_tokens=special, **limit
         )["input_ids"]
         for text, row in zip(texts, ids, strict=True):
             if not row:
                 raise ValueError(f"the tokenizer makes no token of the text {text!r}; set prompts.unknown to a word")
         return ids
 
-    def forward(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        """Vectors of token ids, float32 [B, D], with gradients to the model's trainable weights."""
+    def _cut(self, texts: Sequence[str]) -> list[str]:
+        """Texts cut at the limit, for what is to come around them."""
+        found = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        most = self.max_tokens
+        return [t if len(at) <= most else t[: at[most - 1][1]] for t, at in zip(texts, found, strict=True)]
+
+    def forward(self, inputs: Sequence[Input]) -> Tensor:
+        """Vectors of texts, some with pictures, float32 [B, D], with gradients to the model's trainable weights.
+
+        Those without go through the model together, those with one ``batch_images`` at a time.
+        """
+        plain = [i for i, one in enumerate(inputs) if isinstance(one, str)]
+        parts = [self._of_ids(self.tokens([text_of(inputs[i]) for i in plain]))] if plain else []
+        order = list(plain)
+        for rows in self._picture_batches(inputs):
+            parts.append(self._of_shown([inputs[i] for i in rows]))
+            order += rows
+        return torch.cat(parts)[torch.tensor(np.argsort(order), device=self.device)]
+
+    @torch.no_grad()
+    def encode(self, inputs: Sequence[Input]) -> Tensor:
+        """Vectors of texts, float32 [n, D] on the CPU, without gradients and dropout (the model is left in eval mode).
+
+        Args:
+            inputs: [n], each a text or one with a picture; what is there twice is encoded once.
+        """
+        self.model.eval()
+        numbers: dict[Input, int] = {}
+        which = torch.tensor([numbers.setdefault(one, len(numbers)) for one in inputs], dtype=torch.int64)
+        distinct = list(numbers)
+        vectors = torch.empty(len(distinct), self.dim)
+        plain = np.array([i for i, one in enumerate(distinct) if isinstance(one, str)], np.int64)
+        ids = self.tokens([text_of(distinct[i]) for i in plain]) if len(plain) else []
+        for batch in length_batches(np.array([len(row) for row in ids], np.int64), self.batch_tokens):
+            vectors[torch.from_numpy(plain[batch])] = self._of_ids([ids[i] for i in batch]).cpu()
+        for rows in self._picture_batches(distinct):
+            vectors[rows] = self._of_shown([distinct[i] for i in rows]).cpu()
+        return vectors[which]
+
+    def _picture_batches(self, inputs: Sequence[Input]) -> Iterator[list[int]]:
+        """Rows of the texts with pictures, a batch at a time, longest first."""
+        rows = [i for i, one in enumerate(inputs) if isinstance(one, Shown)]
+        rows.sort(key=lambda i: -len(text_of(inputs[i])))
+        yield from (rows[start : start + self.batch_images] for start in range(0, len(rows), self.batch_images))
+
+    def _of_ids(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """Vectors of token ids [B, D]."""
+        if self.two_towers:
+            return self._side_by_side(self._text_feature(ids), None)
+        return self._pooled(self._padded(ids))
+
+    def _padded(self, ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         rows, padding = [torch.tensor(row) for row in ids], self.tokenizer.pad_token_id
         padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0 if padding is None else padding)
         mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        return self._pooled({"input_ids": padded.to(self.device), "attention_mask": mask.to(self.device)})
+        return {"input_ids": padded, "attention_mask": mask}
+
+    def _of_shown(self, inputs: Sequence[Input]) -> Tensor:
+        """Vectors of texts with pictures [B, D]; a picture that several have is read once."""
+        shown = [one for one in inputs if isinstance(one, Shown)]
+        if self.processor is None:
+            raise ValueError(
+                f"got an image ({shown[0].image}) for an encoder of text; set encoder.images, or drop the column"
+            )
+        pictures = {path: read_picture(path) for path in dict.fromkeys(one.image for one in shown)}
+        if self.frame is None:
+            number = {path: i for i, path in enumerate(pictures)}
+            rows = torch.tensor([number[one.image] for one in shown], device=self.device)
+            images = self.processor.image_processor(list(pictures.values()), return_tensors="pt")
+            text = self._text_feature(self.tokens([one.text for one in shown]))
+            return self._side_by_side(text, self._feature("get_image_features", images)[rows])
+        texts = self._cut([one.text for one in shown])
+        framed = self.frame.inputs(texts, [pictures[one.image] for one in shown])
+        width = framed["input_ids"].shape[1]
+        if width > self.positions:
+            raise ValueError(
+                f"a text with a picture ({shown[0].image}) is {width} tokens, and the model has {self.positions} "
+                "positions; lower encoder.max_tokens, or make the pictures smaller"
+            )
+        return self._pooled(framed)
+
+    def _text_feature(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        config: Any = self.model.config
+        inputs = self._padded(ids)
+        if config.model_type.startswith("siglip"):  # trained at full length, on padding too
+            missing = self.positions - inputs["input_ids"].shape[1]
+            padding = self.tokenizer.pad_token_id or 0
+            inputs = {"input_ids": nn.functional.pad(inputs["input_ids"], (0, missing), value=padding)}
+        return self._feature("get_text_features", inputs)
+
+    def _feature(self, tower: str, inputs: Any) -> Tensor:
+        """What a tower says, float32 [B, P]."""
+        with self._autocast():
+            found = getattr(self.model, tower)(**self._here(inputs))
+        feature: Tensor = found if isinstance(found, Tensor) else found.pooler_output
+        return feature.float()
+
+    def _side_by_side(self, text: Tensor, picture: Tensor | None) -> Tensor:
+        if self.processor is not None:
+            text = nn.functional.normalize(text, dim=-1)
+            seen = torch.zeros_like(text) if picture is None else nn.functional.normalize(picture, dim=-1)
+            text = torch.cat([text, seen], dim=-1)
+        return nn.functional.normalize(text, dim=-1) if self.normalize else text
 
     def _pooled(self, inputs: dict[str, Tensor]) -> Tensor:
-        bf16 = next(self.model.parameters()).dtype == torch.bfloat16
-        # Adapters are fp32 on bf16 weights: autocast brings the two together.
-        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
+        inputs = self._here(inputs)
+        with self._autocast():
             hidden = self.model(**inputs).last_hidden_state
         vectors = pool(hidden.float(), inputs["attention_mask"], self.pooling)
         return nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
 
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str], images: Sequence[str | None] | None = None) -> Tensor:
-        """Vectors of texts, float32 [n, D] on the CPU, without gradients and dropout (the model is left in eval mode).
+    def _here(self, inputs: Any) -> dict[str, Any]:
+        return {n: value.to(self.device) if isinstance(value, Tensor) else value for n, value in inputs.items()}
 
-        Args:
-            texts: [n].
-            images: paths of pictures, None for a text without; only where the encoder has a processor.
-        """
-        self.model.eval()
-        out = torch.empty(len(texts), self.dim)
-        plain = np.array([images is None or images[i] is None for i in range(len(texts))], bool)
-        numbers: dict[str, int] = {}  # of distinct texts: each is encoded once
-        which = np.array(
-            [numbers.setdefault(texts[i], len(numbers)) for i in map(int, np.flatnonzero(plain))], np.int64
-        )
-        ids = self.tokens(list(numbers)) if numbers else []
-        lengths = np.array([len(row) for row in ids], np.int64)
-        vectors = torch.empty(len(ids), self.dim)
-        for batch in length_batches(lengths, self.batch_tokens):
-            vectors[torch.from_numpy(batch)] = self([ids[i] for i in batch]).cpu()
-        out[torch.from_numpy(plain)] = vectors[torch.from_numpy(which)]
-        for i in map(int, np.flatnonzero(~plain)):  # a picture is hundreds of tokens: a batch of its own
-            assert images is not None
-            out[i] = self._with_image(texts[i], str(images[i]))[0].cpu()
-        return out
-
-    def _with_image(self, text: str, path: str) -> Tensor:
-        from PIL import Image
-
-        if self.processor is None:
-            raise ValueError(f"got an image ({path}) for an encoder of text; set encoder.images, or drop the column")
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except OSError as error:
-            raise ValueError(f"image {path}: {error}; mend the path in the items' column image, or set null") from None
-        inputs = self.processor(text=f"{self.processor.image_token}\n{text}", images=image, return_tensors="pt")
-        return self._pooled({name: value.to(self.device) for name, value in inputs.items()})
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """Adapters are fp32 on bf16 weights: autocast brings the two together."""
+        bf16 = next(self.model.parameters()).dtype == torch.bfloat16
+        return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
 
 
 def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
@@ -161,7 +254,7 @@ def load_encoder(config: EncoderConfig, device: torch.device | str = "cpu") -> E
         ValueError: a model without token vectors, or images for a model without eyes; no transformers or peft.
     """
     require("align", "transformers", "peft", what="encoder.model: a language model")
-    from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
     from transformers.utils import logging
 
     source = model_source(config.model)
@@ -175,8 +268,8 @@ def load_encoder(config: EncoderConfig, device: torch.device | str = "cpu") -> E
         description = AutoConfig.from_pretrained(source)
         model = AutoModel.from_pretrained(source, dtype=torch.bfloat16 if bf16 else torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(source)
-        processor = AutoProcessor.from_pretrained(source) if config.images and sees(description) else None
-    except (OSError, ValueError) as error:
+        processor = load_processor(source, description) if config.images and sees(description) else None
+    except (OSError, ValueError, ImportError) as error:
         raise FileNotFoundError(
             f"encoder.model={config.model!r} cannot be loaded: {error}; give a folder with a Hugging Face model and "
             "its tokenizer, or the name of one on the hub (and a network, or a filled cache)"
@@ -187,19 +280,28 @@ def load_encoder(config: EncoderConfig, device: torch.device | str = "cpu") -> E
     if config.images and not sees(description):
         raise ValueError(f"encoder.images is set, and {config.model!r} ({description.model_type}) takes text alone")
     text = description.get_text_config()
-    if not hasattr(text, "hidden_size") or getattr(description, "projection_dim", None):
+    if has_two_towers(model):
+        if config.pooling != "auto":
+            raise ValueError(
+                f"encoder.pooling={config.pooling!r}: the towers of {config.model!r} ({description.model_type}) have "
+                "their own; leave it at auto"
+            )
+        pooling = "tower"
+    elif not hasattr(text, "hidden_size") or getattr(description, "projection_dim", None):
         raise ValueError(
             f"encoder.model={config.model!r} ({description.model_type}) has no single sequence of token vectors; "
-            "choose an encoder, a decoder or a vision-language model with one language model"
+            "choose an encoder, a decoder, a vision-language model with one language model, or one with two towers"
         )
-    pooling = config.pooling if config.pooling != "auto" else choose_pooling(source, text)
+    else:
+        pooling = config.pooling if config.pooling != "auto" else choose_pooling(source, text)
     return Encoder(
         model.requires_grad_(False).eval().to(device),
         tokenizer,
         pooling,
         normalize=config.normalize,
-        max_tokens=min(config.max_tokens, _position_limit(text)),
+        max_tokens=config.max_tokens,
         batch_tokens=config.batch_tokens,
+        batch_images=config.batch_images,
         processor=processor,
     )
 
@@ -221,8 +323,14 @@ def model_source(model: str) -> str:
 
 
 def sees(config: Any) -> bool:
-    """Whether a transformers config is of a vision-language model."""
+    """Whether a transformers config is of a model that takes pictures."""
     return getattr(config, "vision_config", None) is not None
+
+
+def has_two_towers(model: Any) -> bool:
+    """Whether a model gives texts and pictures vectors of their own, as CLIP does."""
+    towers = hasattr(model, "get_text_features") and hasattr(model, "get_image_features")
+    return towers and not hasattr(model, "language_model")  # BLIP-2's are not what is compared
 
 
 def choose_pooling(source: str, config: Any) -> str:
@@ -276,12 +384,11 @@ def _position_limit(config: Any) -> int:
 
 def encode_to_store(
     encoder: Encoder,
-    texts: Callable[[slice], Sequence[str]],
+    texts: Callable[[slice], Sequence[Input]],
     ids: pa.Array | pa.ChunkedArray,
     folder: Path,
     *,
     made_from: dict[str, Any],
-    images: Callable[[slice], Sequence[str | None]] | None = None,
     shard_rows: int = 2048,
     ranks: Ranks | None = None,
     title: str = "encode",
@@ -290,11 +397,10 @@ def encode_to_store(
     """Encode texts into a store, shard by shard; shards that are there are left as they are.
 
     Args:
-        texts: the texts of some rows; asked for one shard at a time.
+        texts: the texts of some rows, with or without pictures; asked for one shard at a time.
         ids: item ids in row order, [N].
         folder: of the store.
         made_from: what decides the vectors (model, prompts, adapter); a store made from something else is refused.
-        images: paths of pictures of some rows, None for an item without.
         shard_rows: rows a shard: what is lost when the process is killed.
         ranks: every ``world``-th shard is this rank's; all ranks call this, and all get the whole store.
         title: what the progress bar says.
@@ -311,7 +417,7 @@ def encode_to_store(
     rows = [writer.rows_of(shard) for shard in mine]
     with Progress(title, sum(r.stop - r.start for r in rows), "texts", shown=ranks.is_first) as progress:
         for shard, where in zip(mine, rows, strict=True):
-            writer.write(shard, encoder.encode(texts(where), images(where) if images else None))
+            writer.write(shard, encoder.encode(texts(where)))
             progress.update(where.stop - where.start)
     ranks.barrier()
     return EmbeddingStore.open(folder, of)

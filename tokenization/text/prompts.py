@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from .pictures import Input, Shown
 from .settings import CONTENT_FIELDS, LOCATION_FIELDS, PromptConfig, parse_template
 
 
@@ -26,12 +27,14 @@ class Prompts:
         content, location: string [N], empty where an item has none.
         separator: between the two.
         unknown: stands for a prompt without any text.
+        images: paths of the items' pictures, string [N], null for an item without; None: nobody is to see any.
     """
 
     content: pa.Array
     location: pa.Array
     separator: str
     unknown: str
+    images: pa.Array | None = None
 
     def __len__(self) -> int:
         return len(self.content)
@@ -45,6 +48,16 @@ class Prompts:
         joined = _join([_null_if_empty(left), _null_if_empty(right)], self.separator)
         return list(_if_empty(joined, self.unknown).to_pylist())
 
+    def inputs(
+        self, content: NDArray[np.int64] | None = None, location: NDArray[np.int64] | None = None
+    ) -> list[Input]:
+        """The same prompts as they are encoded: with the pictures of the items whose content they have."""
+        texts = self.texts(content, location)
+        if self.images is None:
+            return list(texts)
+        images = self.images if content is None else self.images.take(pa.array(np.asarray(content)))
+        return [t if i is None else Shown(t, i) for t, i in zip(texts, images.to_pylist(), strict=True)]
+
     @cached_property
     def location_codes(self) -> NDArray[np.int64]:
         """A number for each location text, [N]: items with the same text share it; 0 is the first text seen."""
@@ -52,20 +65,27 @@ class Prompts:
         return codes
 
 
-def build_prompts(items: pa.Table, config: PromptConfig) -> Prompts:
+def build_prompts(items: pa.Table, config: PromptConfig, images: bool = False) -> Prompts:
     """Prompts of a table of items in placerank's schema; columns may be missing.
 
+    Args:
+        images: whether they show the pictures of the column ``image``.
+
     Raises:
-        ValueError: no item has any text.
+        ValueError: no item has any text, or picture; pictures are to be shown, and there is no such column.
     """
+    if images and "image" not in items.column_names:
+        raise ValueError("encoder.images is set, and the items have no column image; give --items the raw ones")
+    pictures = pa.array(items["image"].to_pylist(), pa.string()) if images else None
     content = _part(items, config.content, config.content_template, config)
     location = _part(items, config.location, config.location_template, config)
-    if not any(pc.any(pc.not_equal(part, "")).as_py() for part in (content, location)):
+    seen = pictures is not None and pictures.null_count < len(pictures)
+    if not seen and not any(pc.any(pc.not_equal(part, "")).as_py() for part in (content, location)):
         raise ValueError(
             f"none of the {len(items):,} items has any text in {[*config.content, *config.location]}; "
             "give names or categories, or derive districts from coordinates"
         )
-    return Prompts(content, location, config.part_separator, config.unknown)
+    return Prompts(content, location, config.part_separator, config.unknown, pictures)
 
 
 def _part(items: pa.Table, names: tuple[str, ...], template: str | None, config: PromptConfig) -> pa.Array:

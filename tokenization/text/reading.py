@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .encoders import Encoder
+from .pictures import Input, Shown, text_of
 
 log = logging.getLogger(__name__)
 MANY = 0.03  # share of texts from which it is a warning
@@ -20,13 +21,15 @@ _BLOCK = 16_384  # texts tokenized at a time
 MULTILINGUAL = "intfloat/multilingual-e5-small, BAAI/bge-m3 or Qwen/Qwen3-Embedding-0.6B"
 
 
-def read_measures(encoder: Encoder, texts: Callable[[NDArray[np.int64]], Sequence[str]], count: int) -> dict[str, Any]:
+def read_measures(
+    encoder: Encoder, texts: Callable[[NDArray[np.int64]], Sequence[Input]], count: int
+) -> dict[str, Any]:
     """How many of ``count`` texts the encoder tells apart; logged, as a warning if too many are alike or unknown.
 
     Texts are tokenized a block at a time, 17 bytes of each are held; past half a million, that many random ones.
 
     Args:
-        texts: the texts of some rows.
+        texts: the texts of some rows, with or without pictures.
 
     Returns:
         ``texts``: different ones; ``tokens``: different rows of tokens that they become; ``same_tokens``: share of
@@ -38,8 +41,9 @@ def read_measures(encoder: Encoder, texts: Callable[[NDArray[np.int64]], Sequenc
     strange = _unknown_token(encoder.tokenizer)
     for start in range(0, len(rows), _BLOCK):
         some = texts(rows[start : start + _BLOCK])
-        for row, (one, ids) in enumerate(zip(some, encoder.tokens(some), strict=True), start):
-            text[row], tokens[row], unknown[row] = hash(one), hash(tuple(ids)), strange in ids
+        for row, (one, ids) in enumerate(zip(some, encoder.tokens([text_of(x) for x in some]), strict=True), start):
+            picture = one.image if isinstance(one, Shown) else None  # of two texts alike, it tells which is which
+            text[row], tokens[row], unknown[row] = hash(one), hash((tuple(ids), picture)), strange in ids
     _, first = np.unique(text, return_index=True)
     _, sharing = np.unique(tokens[first], return_counts=True)
     found: dict[str, Any] = {

@@ -110,10 +110,12 @@ class EncoderConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on GPUs that have it, else fp32."""
     images: bool = False
-    """Show a vision-language model the pictures that the items' column image names."""
+    """Show a model that sees (vision-language, or two towers) the pictures that the items' column image names."""
+    batch_images: int = 8
+    """Texts with pictures that go through the model together: each may be hundreds of tokens."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "encoder", least={"max_tokens": 1, "batch_tokens": 1})
+        check_numbers(self, "encoder", least={"max_tokens": 1, "batch_tokens": 1, "batch_images": 1})
         if self.pooling not in get_args(Pooling):
             raise ValueError(f"encoder.pooling={self.pooling!r}: expected auto, cls, mean or last")
         if self.precision not in ("auto", "fp32", "bf16"):
