@@ -13,8 +13,8 @@ which is what tastes are about, and clustered by where they were: a cluster is "
 trained vectors are needed, so clusters are made with the data, once for all rankers. The number of a cluster is its
 time, the mean of its visits'; the place that stands for it is the visited one nearest to the centre.
 
-**No cluster knows the future.** Clusters seen at a moment were made at the last multiple of ``REFRESH_DAYS`` since 1970, of
-what was strictly before it. Visits since then are seen as they are: entries of size 1.
+**No cluster knows the future.** Clusters seen at a moment were made at the last multiple of ``REFRESH_DAYS`` since
+1970, of what was strictly before it. Visits since then are seen as they are: entries of size 1.
 
 Shapes: R requests, P visits, I items, J runs of rows (clusters, then visits).
 """
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.threads import inlined, jit
-from .arrays import Ints
+from .arrays import Ints, ranges, sort_order, starts_run
 
 REFRESH_DAYS = 14
 """Days from one clustering to the next; the paper's two weeks."""
@@ -76,28 +76,30 @@ class Entries(NamedTuple):
 
 @inlined()
 def _part(order: Any, a: int, b: int, item: Any, place: Any, k: int, label: Any, centre: Any, count: Any) -> int:
-    """label[a:b] of visits order[a:b]: the nearest of up to k centres; returns k.
+    """label[a:b] of visits order[a:b]: the nearest of up to k centres, of which two at least have some; returns k.
 
-    k-means from k visits that lie evenly along the axis on which the visits reach farthest. Where that leaves them
-    together, as at a single place, they are halved along the axis, at one place by time.
+    k-means from centres evenly along the axis on which the visits reach farthest; visits of one place are halved by
+    time.
     """
-    n, axis, widest = b - a, 0, -1.0
+    axis, widest, start = 0, -1.0, 0.0
     for d in range(3):
         low = high = place[item[order[a]], d]
+        total = 0.0
         for t in range(a, b):
             x = place[item[order[t]], d]
-            low, high = min(low, x), max(high, x)
+            low, high, total = min(low, x), max(high, x), total + x
+        for j in range(k):
+            centre[j, d] = total / (b - a)
         if high - low > widest:
-            axis, widest = d, high - low
-    along = np.empty(n)
-    for t in range(n):
-        along[t] = place[item[order[a + t]], axis]
-    by_axis = np.argsort(along, kind="mergesort")  # stable: equal ones stay in the order of time
-    rounds = _ROUNDS if widest > 0 else 0
+            axis, widest, start = d, high - low, low
+    if widest == 0:
+        for t in range(a, b):
+            label[t] = t >= (a + b) // 2
+        return 2
     for j in range(k):
-        centre[j] = place[item[order[a + by_axis[(2 * j + 1) * n // (2 * k)]]]]
+        centre[j, axis] = start + widest * (j + 0.5) / k
     label[a:b] = -1
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         moved = 0
         for t in range(a, b):
             best, nearest = 0, np.inf
@@ -120,42 +122,26 @@ def _part(order: Any, a: int, b: int, item: Any, place: Any, k: int, label: Any,
         for t in range(a, b):
             for d in range(3):
                 centre[label[t], d] += place[item[order[t]], d] / count[label[t]]
-    together = True
-    for t in range(a, b):
-        together = together and label[t] == label[a]
-    if together:
-        for t in range(n):
-            label[a + by_axis[t]] = t >= n // 2
-        return 2
     return k
 
 
 @jit()
 def _cluster(
-    low: Any, high: Any, most: int, item: Any, time: Any, group: Any, place: Any, out_item: Any, out_time: Any,
-    out_size: Any, ends: Any,
-) -> None:  # fmt: skip
-    """Clusters of each run of visits low[p] to high[p], one after the other, those of p up to ends[p]."""
-    done = 0
-    for p in range(len(low)):
-        n, first = high[p] - low[p], done
-        groups = np.empty(n, np.int64)
-        for t in range(n):
-            groups[t] = group[item[low[p] + t]]
-        order = np.argsort(groups, kind="mergesort")
-        label, fresh = np.empty(n, np.int64), np.empty(n, np.int64)
-        centre, count = np.empty((n, 3)), np.empty(n, np.int64)
-        stack = [(0, 0)]  # numba wants to see what it holds
-        stack.pop()
-        for t in range(n):
-            order[t] += low[p]
-        start = 0
-        for t in range(1, n + 1):
-            if t == n or group[item[order[t]]] != group[item[order[start]]]:
-                stack.append((start, t))
-                start = t
-        while len(stack) > 0:
-            a, b = stack.pop()
+    starts: Any, ends: Any, most: int, order: Any, item: Any, time: Any, place: Any, of: Any, out_item: Any,
+    out_time: Any, out_size: Any,
+) -> int:  # fmt: skip
+    """Clusters of each group of visits order[starts[g]] to order[ends[g]], one after the other; how many there are.
+
+    ``of`` says which group each is of.
+    """
+    label, fresh, done = np.empty(len(order), np.int64), np.empty(len(order), np.int64), 0
+    centre, count = np.empty((len(order), 3)), np.empty(len(order), np.int64)
+    stack = np.empty((len(order) + 1, 2), np.int64)
+    for g in range(len(starts)):
+        stack[0, 0], stack[0, 1], waiting = starts[g], ends[g], 1
+        while waiting > 0:
+            waiting -= 1
+            a, b = stack[waiting, 0], stack[waiting, 1]
             if b - a > most:
                 k = _part(order, a, b, item, place, max(2, int((b - a) ** _POWER)), label, centre, count)
                 at = a
@@ -166,30 +152,26 @@ def _cluster(
                             fresh[at] = order[t]
                             at += 1
                     if at > began:
-                        stack.append((began, at))
+                        stack[waiting, 0], stack[waiting, 1] = began, at
+                        waiting += 1
                 order[a:b] = fresh[a:b]
                 continue
-            middle, seconds = np.zeros(3), 0
+            seconds = 0
+            centre[0] = 0
             for t in range(a, b):
                 seconds += time[order[t]] - time[order[a]]
                 for d in range(3):
-                    middle[d] += place[item[order[t]], d] / (b - a)
+                    centre[0, d] += place[item[order[t]], d] / (b - a)
             nearest = np.inf
             for t in range(a, b):
                 far = 0.0
                 for d in range(3):
-                    far += (place[item[order[t]], d] - middle[d]) ** 2
+                    far += (place[item[order[t]], d] - centre[0, d]) ** 2
                 if far <= nearest:  # of equally near ones the latest
                     nearest, out_item[done] = far, item[order[t]]
-            out_time[done], out_size[done] = time[order[a]] + seconds // (b - a), b - a
+            of[done], out_time[done], out_size[done] = g, time[order[a]] + seconds // (b - a), b - a
             done += 1
-        # in order of time; at one moment by item, as visits are
-        by_item = np.argsort(out_item[first:done], kind="mergesort")
-        by_time = by_item[np.argsort(out_time[first:done][by_item], kind="mergesort")]
-        out_item[first:done] = out_item[first:done][by_time]
-        out_size[first:done] = out_size[first:done][by_time]
-        out_time[first:done] = out_time[first:done][by_time]
-        ends[p] = done
+    return done
 
 
 def cluster_visits(
@@ -207,12 +189,20 @@ def cluster_visits(
         to the centre, the mean time (rounded down to seconds) and how many visits they have, which are those of the run
         in all and at most ``how.most`` in each.
     """
-    most = int((high - low).sum())
-    out = np.empty(most, item.dtype), np.empty(most, np.int64), np.empty(most, np.int32)
-    ends = np.zeros(len(low) + 1, np.int64)
-    if most:
-        _cluster(low, high, how.most, item, time, how.group, how.place, *out, ends[1:])
-    return ends, *(np.resize(x, ends[-1]) for x in out)  # type: ignore[return-value]
+    length = high - low
+    order, run = ranges(low, length), np.repeat(np.arange(len(low)), length)
+    by_group = sort_order(run, how.group[item[order]], order)  # a group's visits stay in order of time
+    order, run, group = order[by_group], run[by_group], how.group[item[order[by_group]]]
+    starts = np.flatnonzero(starts_run(run, group))
+    ends = np.append(starts[1:], len(order))[: len(starts)]
+    of, when, size = (np.empty(len(order), kind) for kind in (np.int64, np.int64, np.int32))
+    nearest = np.empty(len(order), item.dtype)
+    made = _cluster(starts, ends, how.most, order, item, time, how.place, of, nearest, when, size)
+    run = run[starts[of[:made]]]
+    # in order of time; at one moment by item, as visits are
+    by_time = np.lexsort((nearest[:made], when[:made], run))
+    offsets = np.searchsorted(run, np.arange(len(low) + 1))  # runs came one after the other
+    return offsets, nearest[by_time], when[by_time], size[by_time]
 
 
 @jit()

@@ -42,16 +42,16 @@ def by_lists(item: NDArray[Any], time: NDArray[np.int64], how: Clustering) -> li
         if len(visits) <= how.most:
             return [visits]
         where, n = how.place[item[visits]], len(visits)
-        axis = int(np.argmax(where.max(0) - where.min(0)))
-        along = sorted(range(n), key=lambda t: where[t, axis])
-        k = max(2, int(n**0.3))
-        centres, label = where[[along[(2 * j + 1) * n // (2 * k)] for j in range(k)]].copy(), np.zeros(n, int)
+        reach = where.max(0) - where.min(0)
+        axis, k = int(np.argmax(reach)), max(2, int(n**0.3))
+        if reach[axis] == 0:
+            return parts(visits[: n // 2]) + parts(visits[n // 2 :])
+        centres, label = np.tile(where.mean(0), (k, 1)), np.zeros(n, int)
+        centres[:, axis] = where[:, axis].min() + reach[axis] * (np.arange(k) + 0.5) / k
         for _ in range(10):
             label = ((where[:, None] - centres) ** 2).sum(2).argmin(1)
             for j in set(label.tolist()):
                 centres[j] = where[label == j].mean(0)
-        if len(set(label.tolist())) == 1:
-            label[along[n // 2 :]], label[along[: n // 2]] = 1, 0
         found = [[visits[t] for t in np.flatnonzero(label == j)] for j in range(k)]
         return [p for part in found if part for p in parts(part)]
 
