@@ -196,13 +196,13 @@ def cluster_visits(
     starts = np.flatnonzero(starts_run(run, group))
     ends = np.append(starts[1:], len(order))[: len(starts)]
     of, when, size = (np.empty(len(order), kind) for kind in (np.int64, np.int64, np.int32))
-    nearest = np.empty(len(order), item.dtype)
-    made = _cluster(starts, ends, how.most, order, item, time, how.place, of, nearest, when, size)
+    nearest = np.empty(len(order), np.int64)
+    made = _cluster(starts, ends, how.most, order, item.astype(np.int64), time, how.place, of, nearest, when, size)
     run = run[starts[of[:made]]]
     # in order of time; at one moment by item, as visits are
     by_time = np.lexsort((nearest[:made], when[:made], run))
     offsets = np.searchsorted(run, np.arange(len(low) + 1))  # runs came one after the other
-    return offsets, nearest[by_time], when[by_time], size[by_time]
+    return offsets, nearest[by_time].astype(item.dtype), when[by_time], size[by_time]
 
 
 @jit()
