@@ -47,7 +47,7 @@ from placerank.training.sharding import ShardingConfig
 
 LIFE = 1_000_000  # visits, more than anybody has
 CLUSTER_VISITS = 20
-SIDES = {
+SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "twin_100": ("twin", {"history_length": 100}),
     "twin_10000": ("twin", {"history_length": 10_000}),
     "twin": ("twin", {"history_length": LIFE}),

@@ -195,8 +195,8 @@ def cluster_visits(
     order, run, group = order[by_group], run[by_group], how.group[item[order[by_group]]]
     starts = np.flatnonzero(starts_run(run, group))
     ends = np.append(starts[1:], len(order))[: len(starts)]
-    of, when, size = (np.empty(len(order), kind) for kind in (np.int64, np.int64, np.int32))
-    nearest = np.empty(len(order), np.int64)
+    of, nearest, when = (np.empty(len(order), np.int64) for _ in range(3))
+    size = np.empty(len(order), np.int32)
     made = _cluster(starts, ends, how.most, order, item.astype(np.int64), time, how.place, of, nearest, when, size)
     run = run[starts[of[:made]]]
     # in order of time; at one moment by item, as visits are
