@@ -116,7 +116,12 @@ def test_types(prepared: Path) -> None:
     batch = next(iter(load(prepared, size=5)))
     assert len(batch) == batch.valid == 5
     kinds = {n: str(x.dtype).removeprefix("torch.") for n, x in vars(batch).items() if hasattr(x, "dtype")}
-    assert batch.utc_offset is None and batch.own == {} and len(kinds) == len(vars(batch)) - 3
+    assert (
+        batch.utc_offset is None
+        and batch.history_size is None
+        and batch.own == {}
+        and len(kinds) == len(vars(batch)) - 4
+    )
     floats = ("lat", "lon", "history_hours", "label", "probability")
     assert kinds == {n: "float32" if n in floats else "int32" if n == "visits" else "int64" for n in kinds}
 
