@@ -440,6 +440,6 @@ def test_a_history_longer_than_the_manifest_says_is_told(prepared: Path, tmp_pat
     manifest = tmp_path / "data" / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "history_length": 4}))
     with pytest.raises(
-        ValueError, match=r"got a history of 5 visits, .* history_length=4; prepare with --history-leng"
+        ValueError, match=r"got a history of 5 entries, .* history_length=4; prepare with --history-leng"
     ):
         list(load(tmp_path / "data"))
