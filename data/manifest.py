@@ -93,7 +93,7 @@ KINDS = {
         },
         format=2,  # 1: a row of the samples was a candidate, with a history of its own
         oldest=2,
-        optional={"own": GenericAlias(list, (_OWN,)), "outcomes": _OUTCOMES},
+        optional={"own": GenericAlias(list, (_OWN,)), "outcomes": _OUTCOMES, "cluster_visits": Count},
     ),
     "align": Kind(
         "placerank align",

@@ -28,10 +28,14 @@ OF_REQUEST: dict[str, Any] = {
     "lon": np.float32,
     "utc_offset": np.float32,
 }
-OF_HISTORY: dict[str, Any] = {"history": np.int32, "history_hours": np.float32}
+OF_HISTORY: dict[str, Any] = {"history": np.int32, "history_hours": np.float32, "history_size": np.int32}
 OF_CANDIDATES: dict[str, Any] = {"item_row": np.int32, "label": np.int8, "visits": np.int32, "probability": np.float32}
 PROBABILITY, OFFSET = EXTRA = "probability", "utc_offset"
 """Columns of samples that not every source has."""
+SIZE = "history_size"
+"""Of an entry of a history, how many visits it stands for; there only where they are clusters."""
+CLUSTER_VISITS = "cluster_visits"
+"""The manifest's word for how many that are at most; not there where each entry is a visit."""
 ENCODING: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 1,
@@ -130,7 +134,7 @@ class Requests:
     Attributes:
         flat: what is of the request, ``OF_REQUEST`` by name, [R]; the offset (minutes east of UTC, NaN = unknown) where
             the source has it; and columns of one's own.
-        history: ``OF_HISTORY``, oldest first.
+        history: ``OF_HISTORY``, oldest first; sizes where entries are clusters of visits.
         candidates: ``OF_CANDIDATES``, probability where the source knows it; and columns of one's own.
     """
 
@@ -177,7 +181,7 @@ class Requests:
         flat = [name for name in OF_REQUEST if name not in EXTRA or name in there]
         return cls(
             {name: table[name].to_numpy() for name in (*flat, *(n for n in own if n not in lists))},
-            Lists.of_table(table, [*OF_HISTORY]),
+            Lists.of_table(table, [name for name in OF_HISTORY if name in there or name != SIZE]),
             Lists.of_table(table, candidates),
         )
 
@@ -237,7 +241,7 @@ class Sequences:
 
 def columns_to_read(there: Sequence[str]) -> list[str]:
     """All columns of samples, of those that a file has; some may be missing."""
-    known = [n for n in (*OF_REQUEST, *OF_HISTORY, *OF_CANDIDATES) if n not in EXTRA or n in there]
+    known = [n for n in (*OF_REQUEST, *OF_HISTORY, *OF_CANDIDATES) if n not in (*EXTRA, SIZE) or n in there]
     return known + [n for n in there if n.startswith(OWN)]
 
 

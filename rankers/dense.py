@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ..data.batches.activity import ACTIVITY_DIM
 from ..data.batches.dense_batch import Context, DenseBatch, LossInputs, Traits
-from ..data.batches.features import CLUSTER, HISTORY_GAPS, USER_CLUSTER, Features
+from ..data.batches.features import CLUSTER, USER_CLUSTER, Features
 from ..embeddings.cluster_gate import ClusterGate
 from .objectives import Heads, hidden, weighted_mean
 from .plugins.akt import AktConfig, one_way_loss
@@ -56,12 +56,12 @@ class Scorer(nn.Module):
                 make,
                 # the individual view, which is all that a tower alone would see, the cluster's, and the content's
                 [dim, own, *([dim - own] if dim > own else [])],
-                HISTORY_GAPS,
+                features.gaps,
                 2 * ACTIVITY_DIM,
                 config.akt.view_visits,
             )
         else:
-            self.tower = make(dim, HISTORY_GAPS)
+            self.tower = make(dim, features.gaps)
         width = dim + self.tower.output_dim + self.users.output_dim + features.dense_dim
         self.mlp: nn.Module
         if len(features.objectives) > 1:

@@ -20,7 +20,8 @@ U are free, T may be 0. No device is written into the program: it runs where its
     target    int64   [B]      which of the items is the candidate
     visits    int64   [T]      which of them the history has, oldest first
     offsets   int64   [B+1]    the history of candidate b is visits[offsets[b]:offsets[b+1]]
-    gaps      float32 [T, 2]   log(1 + hours since the visit), log(1 + km from that place to the candidate)
+    gaps      float32 [T, 2]   log(1 + hours since the visit), log(1 + km from that place to the candidate); [T, 3] if
+                               ``cluster_visits`` is above 1: then log of the visits that the entry stands for
     pooled    float32 [B, P]   for each of ``pooled``, and each of its features, the sum (or mean, if ``mean``) of the
                                candidate's rows of the table, side by side
     dense     float32 [B, F]   for each of ``dense``: distance gives log(1 + km) (0 if unknown) and 1 if known else 0;
@@ -50,7 +51,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor
 from ..data.batches.activity import ACTIVITY_DIM
 from ..data.batches.batch import RankingBatch, SampleBatch
 from ..data.batches.catalog import Catalog
-from ..data.batches.features import HISTORY_GAPS, Features, Own, Table
+from ..data.batches.features import Features, Own, Table
 from ..data.manifest import read_manifest, write_json
 from ..data.preparation.buckets import hashed
 from ..data.preparation.own import Extra, bucket_of
@@ -78,6 +79,7 @@ def load_features(file: Path) -> Features:
     if "objectives" in plain:  # an export of before there were several has one
         rest |= {"objectives": tuple(plain["objectives"]), "amount": plain["amount"], "weight": plain["weight"]}
     own = tuple(Own(**column) for column in plain.get("own", ()))  # older exports have none
+    rest["cluster_visits"] = plain.get("cluster_visits", 1)
     return Features(tables("sequence"), tables("pooled"), tuple(plain["dense"]), **rest, own=own)
 
 
@@ -93,7 +95,7 @@ def export_scorer(scorer: Scorer, features: Features, file: Path) -> None:
         torch.zeros(samples, dtype=torch.int64),
         torch.zeros(entries, dtype=torch.int64),
         torch.tensor([0, 2, 2, entries]),
-        torch.zeros(entries, HISTORY_GAPS),
+        torch.zeros(entries, features.gaps),
         torch.zeros(samples, features.pooled_dim),
         torch.zeros(samples, features.dense_dim),
     )

@@ -101,5 +101,5 @@ def latest_users(catalog: Catalog, data: Path, users: int) -> tuple[Tensor, Tens
         rows, at = rows[newer], at[newer]
         latest[rows] = sample.time[at]
         clusters[rows] = catalog.user_clusters(user, sample.offsets, sample.history)[at]
-        activity[rows] = catalog.user_activity(sample.offsets, sample.history_hours)[at]
+        activity[rows] = catalog.user_activity(sample.offsets, sample.history_hours, sample.history_size)[at]
     return clusters, activity

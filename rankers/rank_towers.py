@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,6 +21,7 @@ from ..data.batches.batch import SampleBatch
 from ..data.manifest import read_manifest
 from ..data.plain import from_plain
 from ..data.raw.times import YEAR_1990
+from ..data.visit_clusters import Clustering, look_back
 from .dense import DensePart, RankerConfig
 from .exported import ExportedRanker
 from .rank_base import Found, Ranker, vocabularies
@@ -42,6 +44,7 @@ class TowerRanker(Ranker):
         exported: the ranker of samples.
         items, users, history_length: see ``Ranker``.
         dense: the dense part as code; None: the program.
+        clustering: how visits of long ago become entries of histories, of catalog rows; None: each is one.
     """
 
     def __init__(
@@ -51,9 +54,11 @@ class TowerRanker(Ranker):
         users: pa.Array,
         history_length: int | None = None,
         dense: DensePart | None = None,
+        clustering: Clustering | None = None,
     ) -> None:
-        super().__init__(items, users, history_length)
-        self.exported, self.dense = exported, dense
+        super().__init__(items, users, None if clustering else history_length)  # which clusters there are, all decide
+        self.entries = history_length
+        self.exported, self.dense, self.clustering = exported, dense, clustering
         self.objectives, self.amount, self.own = exported.features.objectives, exported.features.amount, exported.own
 
     @classmethod
@@ -61,7 +66,12 @@ class TowerRanker(Ranker):
         """See ``placerank.load``."""
         exported = ExportedRanker.load(folder, verify)
         manifest = read_manifest(folder, "export")
-        ranker = cls(exported, *vocabularies(folder), manifest.get("history_length"))
+        items, users = vocabularies(folder)
+        clustering = None
+        if (most := exported.features.cluster_visits) > 1:
+            category = pq.read_table(folder / "catalog.parquet", columns=["category_row"])["category_row"]
+            clustering = Clustering.of(most, category.to_numpy(), *(items[c].to_numpy() for c in ("lat", "lon")))
+        ranker = cls(exported, items, users, manifest.get("history_length"), clustering=clustering)
         ranker.dense = ranker._as_code(manifest.get("ranker"), str(folder))
         return ranker
 
@@ -138,7 +148,15 @@ class TowerRanker(Ranker):
         """Requests as samples, as ``prepare`` would have made them."""
         requests, time = len(asked), asked["time"].to_numpy()
         request = np.repeat(np.arange(requests), np.diff(offsets))
-        visits = self._visits(asked, offsets, rows)
+        visits, size = self._visits(asked, offsets, rows), None
+        if self.clustering is not None:
+            assert self.entries is not None
+            first, end = visits.offsets[:-1], visits.offsets[1:]
+            seen = look_back(first, end, time, visits.rows, visits.time, self.entries, self.clustering)
+            at = ranges(seen.start.ravel(), seen.length.ravel())
+            upto = np.concatenate([[0], np.cumsum(seen.length.sum(1))])
+            visits = visits._replace(offsets=upto, rows=seen.item[at], time=seen.time[at])
+            size = torch.from_numpy(seen.size[at].astype(np.float32))
         length = np.diff(visits.offsets)
         hours = ((np.repeat(time, length) - visits.time) / _HOUR).astype(np.float32)
         user = self._users.rows(one_array(asked["user_id"]))
@@ -157,6 +175,7 @@ class TowerRanker(Ranker):
             offsets=torch.from_numpy(visits.offsets),
             history=torch.from_numpy(visits.rows),
             history_hours=torch.from_numpy(hours),
+            history_size=size,
             request=torch.from_numpy(request),
             item=torch.from_numpy(rows),
             label=torch.zeros(len(rows)),
@@ -193,6 +212,7 @@ def _part(whole: SampleBatch, start: int, stop: int, of_candidates: set[str]) ->
         offsets=F.pad(length.cumsum(0), (1, 0)),
         history=whole.history[visits],
         history_hours=whole.history_hours[visits],
+        history_size=None if whole.history_size is None else whole.history_size[visits],
         request=at,
         **{n: getattr(whole, n)[start:stop] for n in ("item", "label", "visits")},
         own={n: x[start:stop] if n in of_candidates else x[request] for n, x in whole.own.items()},

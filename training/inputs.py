@@ -27,6 +27,7 @@ from ..data.batches.sharded_catalog import ShardedCatalog
 from ..data.manifest import MANIFEST, read_manifest
 from ..data.one_copy import one_copy
 from ..data.raw.hours import OPENING_HOURS
+from ..data.requests import CLUSTER_VISITS
 from ..data.urls import fetched
 from ..rankers.dense import RankerConfig
 from ..rankers.generative.index import Index
@@ -220,10 +221,16 @@ def read_inputs(data: Path, features: FeatureConfig, ranker: RankerConfig) -> In
         if c["table"] not in manifest["tables"] and (c["kind"] != "number" or c["table"] is not None):
             raise ValueError(f"{data / MANIFEST}: no table of the own column {c['name']!r}; make the folder again")
     if ranker.generates:
+        if CLUSTER_VISITS in manifest:
+            raise ValueError(
+                f"{data}: its histories are clusters of visits, and a generative ranker asks for the visits; prepare "
+                "it without --cluster-visits"
+            )
         resolved = generative_features(*known, sizes, getattr(ranker.generator, "user_tokens", None), own)
     else:
         adaptive = ranker.rest.enabled and ranker.rest.density_adaptive
         resolved = build_features(*known, ranker.uses_context, ranker.uses_traits, sizes, adaptive, own)
+        resolved = replace(resolved, cluster_visits=manifest.get(CLUSTER_VISITS, 1))
     resolved = _with_objectives(resolved, ranker.objectives, manifest, data)
     if ranker.rest.enabled and ranker.rest.contrast:
         lat = pq.read_table(fetched(data / _ITEMS), columns=["lat"])["lat"]

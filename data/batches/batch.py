@@ -41,6 +41,7 @@ class SampleBatch:
         valid: candidates before this index are real; the others repeat one so that all ranks have equal batches.
         utc_offset: of the request, minutes east of UTC, NaN where unknown, float32 [R]; None: unknown for all. Where it
             is unknown hours are in the item's solar time.
+        history_size: visits that each entry of the histories stands for, float32 [T]; None: each is one.
         own: further columns by name, of requests [R] or candidates [B]: rows of tables, int64, or numbers, float32.
     """
 
@@ -60,6 +61,7 @@ class SampleBatch:
     probability: Tensor | None
     valid: int
     utc_offset: Tensor | None = None
+    history_size: Tensor | None = None
     own: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:

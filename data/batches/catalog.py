@@ -96,19 +96,21 @@ class Catalog:
         """
         return tuple(self.on_host[n].to(self.device) for n in ("combinations", "combination_counts"))  # type: ignore[return-value]
 
-    def user_activity(self, offsets: Tensor, hours: Tensor) -> Tensor:
+    def user_activity(self, offsets: Tensor, hours: Tensor, size: Tensor | None = None) -> Tensor:
         """Activity of users as their histories show it: counts as of the split would hold the visit to be predicted.
 
         Args:
             offsets: of the histories, int64 [B+1].
             hours: since each visit, oldest first, float32 [T].
+            size: visits that each of them stands for, float32 [T]; None: one.
 
         Returns:
             ``activity_features``, float32 [B, A].
         """
         lengths = offsets.diff()
         latest = F.pad(hours, (1, 0))[offsets[1:]].where(lengths > 0, torch.nan)
-        return activity_features(lengths, latest / 24)
+        visits = lengths if size is None else F.pad(size.long().cumsum(0), (1, 0))[offsets].diff()
+        return activity_features(visits, latest / 24)
 
     def user_clusters(self, user: Tensor, offsets: Tensor, visits: Tensor) -> Tensor:
         """Cluster rows of users, int64 [B], 0 for none: of their semantic IDs where they have such, and else by the
@@ -154,6 +156,9 @@ class Catalog:
         if self.features.weight is not None:
             real["weight"] = _target(sample, self.features.weight)
         real |= {"earlier": sample.visits}
+        if self.features.cluster_visits > 1:
+            size = sample.history_size
+            real["size"] = torch.ones_like(sample.history_hours) if size is None else size
         if sample.utc_offset is not None:
             real["utc_offset"] = sample.utc_offset
         for own in self.features.own:
@@ -195,7 +200,7 @@ class Catalog:
         has_activity = self.layout.has_activity
         user_activity = None
         if has_activity:
-            of_requests = self.user_activity(x["offsets"], x["hours"])
+            of_requests = self.user_activity(x["offsets"], x["hours"], x.get("size"))
             user_activity = of_requests.index_select(0, x["request"])
         dense = DenseBatch(
             target=x["target"],
@@ -348,12 +353,14 @@ def _by_candidate(x: Pieces, pairs: int) -> Pieces:
     pair of candidate and visit each, ``pairs`` in all.
 
     Added are ``starts``, where each candidate's history is among the visits, ``pair_offsets``, where it is among the
-    pairs, ``pair_candidate``, ``pair_visits`` and ``pair_hours``. Visits, hours and their offsets stay the requests'.
+    pairs, ``pair_candidate``, ``pair_visits``, ``pair_hours`` and, of clusters, ``pair_size``. Visits, hours and their
+    offsets stay the requests'.
     Where each request has one candidate there is nothing to repeat, and no ``starts``.
     """
     request = x["request"]
     if x["user"].numel() == request.numel():
-        pairs_of = {"pair_offsets": x["offsets"], "pair_visits": x["visits"], "pair_hours": x["hours"]}
+        pairs_of = {"pair_offsets": x["offsets"], "pair_visits": x["visits"]}
+        pairs_of |= {f"pair_{n}": x[n] for n in ("hours", "size") if n in x}
         return x | pairs_of | {"pair_candidate": segment_ids_unchecked(x["offsets"], pairs)}
     starts = x["offsets"][:-1].index_select(0, request)
     offsets = F.pad(x["offsets"].diff().index_select(0, request).cumsum(0), (1, 0))
@@ -369,8 +376,8 @@ def _by_candidate(x: Pieces, pairs: int) -> Pieces:
             "pair_offsets": offsets,
             "pair_candidate": segment_ids_unchecked(offsets, pairs),
             "pair_visits": x["visits"].index_select(0, rows),
-            "pair_hours": x["hours"].index_select(0, rows),
         }
+        | {f"pair_{n}": x[n].index_select(0, rows) for n in ("hours", "size") if n in x}
     )
 
 
@@ -382,7 +389,10 @@ def _place(x: Pieces) -> Tensor:
 def _gaps(x: Pieces, items: FoundItems) -> Tensor:
     target = x["target"].index_select(0, x["pair_candidate"])
     places = (items.place.index_select(0, which) for which in (x["pair_visits"], target))
-    return torch.stack([x["pair_hours"], unit_vectors_km(*places).nan_to_num(0)], dim=1).log1p()
+    gaps = [x["pair_hours"].log1p(), unit_vectors_km(*places).nan_to_num(0).log1p()]
+    if "pair_size" in x:
+        gaps.append(x["pair_size"].log())
+    return torch.stack(gaps, dim=1)
 
 
 def _context(x: Pieces, items: FoundItems) -> Context:

@@ -46,7 +46,8 @@ _OWN_PREFIXES = ("item_", "history_", LEVEL, NGRAM, "users_", "items_", "interac
 LONGEST_NAME = 120
 """Bytes of a table's name, at most: it is part of names of files."""
 HISTORY_GAPS = 2
-"""Columns of the history's gaps: log(1 + hours) since the visit, log(1 + km) from that place to the target item."""
+"""Columns of the history's gaps: log(1 + hours) since the visit, log(1 + km) from that place to the target item. Where
+entries are clusters of visits (``data/visit_clusters.py``) the logarithm of their number follows."""
 
 
 def table_name(column: str, of: str, always: bool = False) -> str:
@@ -127,6 +128,13 @@ class Features:
     """Which of them is an amount; the others are labels of 0 and 1."""
     weight: str | None = None
     """The column that says how much a sample counts in training."""
+    cluster_visits: int = 1
+    """Visits that an entry of a history stands for, at most."""
+
+    @property
+    def gaps(self) -> int:
+        """Columns of the history's gaps."""
+        return HISTORY_GAPS + (self.cluster_visits > 1)
 
     @property
     def numbers(self) -> list[Own]:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..manifest import read_manifest
-from ..requests import OFFSET, OWN, PROBABILITY, Requests, columns_to_read
+from ..requests import OFFSET, OWN, PROBABILITY, SIZE, Requests, columns_to_read
 from ..urls import place
 from .batch import SampleBatch
 from .line_loader import LineLoader, RowGroups
@@ -62,7 +62,7 @@ class SampleLoader(LineLoader[Requests, SampleBatch]):
             longest = int(np.diff(requests.history.offsets).max())
             if longest > self._longest:
                 raise ValueError(
-                    f"{found.path}: got a history of {longest:,} visits, the data were prepared with "
+                    f"{found.path}: got a history of {longest:,} entries, the data were prepared with "
                     f"history_length={self._longest:,}; prepare with --history-length {longest}, or cut the histories"
                 )
             parts.append(requests)
@@ -80,6 +80,7 @@ class SampleLoader(LineLoader[Requests, SampleBatch]):
 
         own = {name: x for name, x in (flat | candidates.values).items() if name.startswith(OWN)}
         known, offset = candidates.values.get(PROBABILITY), flat.get(OFFSET)
+        size = found.history.values.get(SIZE)
         return SampleBatch(
             request_id=whole(flat["request"]),
             user=whole(flat["user_row"]),
@@ -90,6 +91,7 @@ class SampleLoader(LineLoader[Requests, SampleBatch]):
             offsets=whole(found.history.offsets),
             history=whole(found.history.values["history"]),
             history_hours=real(found.history.values["history_hours"]),
+            history_size=None if size is None else real(size),
             request=whole(np.repeat(np.arange(len(found)), np.diff(candidates.offsets))),
             item=whole(candidates.values["item_row"]),
             label=real(candidates.values["label"]),

@@ -32,10 +32,12 @@ from ..requests import (
     OF_REQUEST,
     OF_USER,
     OF_VISITS,
+    SIZE,
     SPLITS,
     Requests,
     Sequences,
 )
+from ..visit_clusters import Clustering
 from .buckets import Bucket, Sorted, sort_rows
 from .outcomes import counts as count_outcomes
 from .own import Extra, OwnSeen
@@ -61,10 +63,12 @@ class Context:
         own: further columns of the samples, made of the buckets' own columns.
         of_request: own columns of the buckets of which a request has one value, the first known one of its rows.
         sampled: rows that ``count`` takes of a bucket as a sample, with what it sees of own columns; 0: neither.
+        clusters: how visits of long ago become entries of histories; None: each is one.
         outcomes: further labels, amount and weight, which are own columns of the buckets, too.
         check_ins: how candidates are made where all interactions are visits; None where they are impressions.
-        since: unix seconds from which on rows are interactions; those before are visits that were carried over from a
-            folder before (``carried``): they are in histories and counts, and in no split.
+        since: unix seconds from which on rows make samples; those before are visits that were carried over from a
+            folder before (``carried``), or older than ``sample_days``: they are in histories and counts of users, and
+            in no split.
         known_users: users that the vocabulary had before; new ones get the rows after theirs.
         before: by bucket, how many users, requests and users of the vocabulary the buckets before it have;
             ``bucket_samples`` alone needs it.
@@ -82,6 +86,7 @@ class Context:
     of_request: tuple[str, ...] = ()
     sampled: int = 0
     outcomes: Outcomes = NO_OUTCOMES
+    clusters: Clustering | None = None
     before: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
 
     def splits(self, time: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -240,7 +245,7 @@ def bucket_samples(table: pa.Table, context: Context) -> pa.Table:
         ValueError: rows of several buckets, or of one that was not counted.
         DataError: a request_id has rows of several moments.
     """
-    schema = samples_schema(context.extra, context.own)
+    schema = samples_schema(context.extra, context.own, context.clusters is not None)
     if len(table) == 0:
         return schema.empty_table()
     made = []
@@ -272,10 +277,10 @@ def bucket_sequences(table: pa.Table, context: Context) -> pa.Table:
     return pa.concat_tables([sequences_schema().empty_table(), *made])
 
 
-def samples_schema(extra: Collection[str], own: Collection[Extra] = ()) -> pa.Schema:
-    """Of what ``bucket_samples`` returns, with those of ``requests.EXTRA`` and own columns."""
+def samples_schema(extra: Collection[str], own: Collection[Extra] = (), clusters: bool = False) -> pa.Schema:
+    """Of what ``bucket_samples`` returns, with those of ``requests.EXTRA``, own columns, and sizes of clusters."""
     flat, lists = {"split": np.int8, **OF_REQUEST}, {**OF_HISTORY, **OF_CANDIDATES}
-    for name in {*EXTRA} - {*extra}:
+    for name in {*EXTRA, SIZE} - {*extra, *((SIZE,) if clusters else ())}:
         flat.pop(name, None)
         lists.pop(name, None)
     flat |= {e.name: e.dtype for e in own if e.of == "request"}
@@ -415,6 +420,8 @@ def pieces_of_bucket(b: Bucket, number: int, context: Context) -> Iterator[tuple
             samples = impressions(b, rows, context.history_length, extra, of_candidates, split)
         else:
             samples = check_ins(b, rows, context.history_length, extra, of_candidates, split, how, rng)
+        if context.clusters is not None:
+            samples.cluster(context.history_length, context.clusters)
         of = context.splits(samples.time)
         for i in range(len(SPLITS)):
             mine = mixed(samples, np.flatnonzero(of == i), requests_too=i == 0, rng=rng)

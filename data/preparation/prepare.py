@@ -38,21 +38,22 @@ from ..raw.own import OwnColumn, normal_type, own_columns, read_declaration
 from ..raw.readers import convert
 from ..raw.schema import check_not_all_bad, has_column, inventory, iter_interactions, read_items, read_users
 from ..raw.times import iso
-from ..requests import EXTRA, OWN, PROBABILITY, SEQUENCES, SPLITS
+from ..requests import CLUSTER_VISITS, EXTRA, OWN, PROBABILITY, SEQUENCES, SPLITS
 from ..urls import check_seen, fetched
+from ..visit_clusters import Clustering
 from .before import COUNTS, Before, write_next
 from .buckets import MOST_FILES, by_number, part, sharing, spread
 from .negatives import Reach
 from .outcomes import described, extras, in_words
 from .own import SAMPLED, OwnSeen
 from .own_plan import OwnPlan, plan
-from .per_bucket import BucketCounts, BucketSize, Context, split_starts
+from .per_bucket import BucketCounts, BucketSize, Context, split_starts, time_bins
 from .samples import CheckIns
 from .settings import PrepareConfig as PrepareConfig
 from .summary import Seen, Told, lines, summarize
 from .tables import by_row, write_catalog, write_users
 from .tasks import ITEMS_FILE, STOP_FILE, Written, count_bucket, histogram, read_table, write_samples, write_table
-from .vocabulary import item_vocabularies
+from .vocabulary import category_rows, item_vocabularies
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -200,7 +201,7 @@ def context_of(
     """What the samples of all buckets depend on; see ``per_bucket``.
 
     Args:
-        items: lat, lon in degrees, float64, in the order of the ids.
+        items: lat, lon in degrees, float64, in the order of the ids; for clusters category, too.
         starts: of ``per_bucket.split_starts``.
         visits_alone: whether no interaction has label 0.
         extra: of ``extra_columns``.
@@ -219,6 +220,10 @@ def context_of(
         extra=tuple(name for name in extra if name != PROBABILITY or not visits_alone),
         check_ins=how,
     )
+    if config.cluster_visits > 1:
+        category = category_rows(items["category"])[1]
+        where = (items[c].to_numpy() for c in ("lat", "lon"))
+        made = replace(made, clusters=Clustering.of(config.cluster_visits, category, *where))
     if before is None:
         return made
     return replace(made, since=before.until + 1, known_users=len(before.users) - 1)
@@ -363,8 +368,15 @@ class Job:
     def choose(self, bins: NDArray[np.int64]) -> None:
         """From the counts of all times."""
         config, seen = self.config, self.seen
+        since = None
+        if math.isfinite(config.sample_days):
+            width, count = time_bins(seen.first, seen.last)
+            old = min(max(count - math.ceil(config.sample_days * 86_400 / width), 0), count)
+            since, bins[:old] = seen.first + old * width, 0
         self.starts = split_starts(bins, seen.first, seen.last, config.valid_fraction, config.test_fraction)
         context = context_of(config, self.items, self.starts, self.check_ins, self.raw.extra, self.before)
+        if since is not None:
+            context = replace(context, since=since)
         own = _of("interactions", self.raw.own)
         shared = tuple(c.key for c in own if c.declared.joins == "request")
         some = -(-SAMPLED // len(self.files)) if self.raw.own else 0
@@ -497,6 +509,8 @@ class Job:
             "source": "check-ins" if check_ins else "impressions",
             "until": self.seen.last,
         }
+        if self.config.cluster_visits > 1:
+            extra[CLUSTER_VISITS] = self.config.cluster_visits
         extra |= described(self.config.outcomes, (c.outcomes for c in self.counted.values()))
         lost = int(skipped.sum())
         if check_ins:

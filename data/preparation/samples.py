@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import first_of_run, ranges, sort_order, starts_run
-from ..requests import Lists, Requests, Sequences
+from ..requests import SIZE, Lists, Requests, Sequences
+from ..visit_clusters import Clustering, Entries, look_back
 from .buckets import Bucket
 from .history import earlier_visits, history_ranges
 from .negatives import Reach
@@ -17,6 +18,7 @@ from .negatives import Reach
 SPLITS = ("train", "valid", "test")
 _CANDIDATES = 1 << 20  # of the users handled together
 _PIECE = 65_536  # candidates whose histories are laid out together
+_ENTRIES = 1 << 24  # of the histories that are laid out together
 _HOUR = 3600
 _SHUFFLE_BITS = 40  # beside 20 of the requests of a block; two candidates in 2**40 draw the same
 
@@ -55,6 +57,20 @@ class Samples:
     extra: dict[str, NDArray[Any]]  # of ``requests.EXTRA``, those that there are, and columns of one's own
     of_candidates: set[str]  # which of them are of candidates
     positives: Positives
+    clustered: Entries | None = None  # of each candidate, where histories hold clusters
+
+    @property
+    def entries(self) -> NDArray[np.int64]:
+        """Of each candidate's history, [C]."""
+        if self.clustered is not None:
+            return self.clustered.length.sum(1)
+        return self.history_end - self.history_start
+
+    def cluster(self, longest: int, how: Clustering) -> None:
+        """Let histories hold clusters of what was before the last refresh."""
+        p = self.positives
+        first = np.searchsorted(p.user, self.user)
+        self.clustered = look_back(first, self.history_end, self.time, p.item, p.time, longest, how)
 
 
 @dataclass
@@ -213,9 +229,15 @@ def requests_of(
     """
     new = np.flatnonzero(starts_run(s.request[rows]))
     of = rows[new]
-    start, length = s.history_start[of], s.history_end[of] - s.history_start[of]
-    at = ranges(start, length)
-    hours = (np.repeat(s.time[of], length) - s.positives.time[at]) / _HOUR
+    length, seen = s.entries[of], s.positives
+    if s.clustered is None:
+        at = ranges(s.history_start[of], length)
+        item, time, sizes = seen.item[at], seen.time[at], {}
+    else:
+        clustered = s.clustered
+        at = ranges(clustered.start[of].ravel(), clustered.length[of].ravel())
+        item, time, sizes = clustered.item[at], clustered.time[at], {SIZE: clustered.size[at]}
+    hours = (np.repeat(s.time[of], length) - time) / _HOUR
     columns: dict[str, NDArray[Any]] = {
         "item_row": s.item[rows] + np.int32(1),
         "label": s.label[rows],
@@ -238,7 +260,7 @@ def requests_of(
         flat,
         Lists(
             np.concatenate([[0], np.cumsum(length)]),
-            {"history": s.positives.item[at] + np.int32(1), "history_hours": hours.astype(np.float32)},
+            {"history": item + np.int32(1), "history_hours": hours.astype(np.float32), **sizes},
         ),
         Lists(np.append(new, len(rows)), columns),
     )
@@ -274,8 +296,10 @@ def sequences_of(
 
 
 def pieces(s: Samples, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Samples, those of a request side by side, in pieces of whole requests, each of about ``_PIECE`` candidates."""
+    """Samples, those of a request side by side, in pieces of whole requests, each of about ``_PIECE`` candidates, or
+    ``_ENTRIES`` entries of their histories if that is less."""
     if len(rows) == 0:
         return []
     starts = np.flatnonzero(starts_run(s.request[rows]))
-    return np.split(rows, starts[1:][np.diff(starts // _PIECE) > 0])
+    entries = np.cumsum(s.entries[rows[starts]])
+    return np.split(rows, starts[1:][(np.diff(starts // _PIECE) > 0) | (np.diff(entries // _ENTRIES) > 0)])

@@ -1,6 +1,7 @@
 """The settings of ``prepare``."""
 
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +39,11 @@ class PrepareConfig:
     """The column of interactions that says how much a sample counts in training; no feature."""
     history_length: int = 50
     """The user's last so many positives before a sample make its history."""
+    cluster_visits: int = 1
+    """With more than 1, what was before the last refresh of 14 days is clustered by category and place, at most so many
+    positives a cluster (TWIN-V2 has 20), for --ranker.tower twin_v2; history_length may be a life's (docs/scale.md)."""
+    sample_days: float = inf
+    """The last so many days make samples; what came before is in histories, and in no split."""
     valid_fraction: float = 0.1
     """Share of the interactions, by time, for validation: those before the test's."""
     test_fraction: float = 0.1
@@ -73,9 +79,10 @@ class PrepareConfig:
         check_numbers(
             self,
             "prepare",
-            endless=("place_max_hours",),
+            endless=("place_max_hours", "sample_days"),
             least={
                 "history_length": 1,
+                "cluster_visits": 1,
                 "min_user_positives": 1,
                 "price_buckets": 1,
                 "train_negatives": 1,
@@ -103,6 +110,11 @@ class PrepareConfig:
         _ = self.outcomes  # told before anything is read
         if self.columns and self.format != "csv":
             raise ValueError(f"prepare.columns is for format 'csv' alone; got format {self.format!r}: drop columns")
+        if not self.sample_days > 0:
+            raise ValueError(f"prepare.sample_days={self.sample_days}: expected more than 0 days")
+        for name in ("cluster_visits", "sample_days"):
+            if self.after is not None and getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"prepare.{name} needs whole lives, and after carries {RECENT} visits; leave out one")
         if self.after is not None and self.engine == "ray":
             raise ValueError("prepare.after works with the built-in engine alone; leave out --engine")
         if self.after is not None and self.after.resolve() == self.out.resolve():

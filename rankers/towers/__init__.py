@@ -12,12 +12,14 @@ from .sim import SIM, SoftSIM
 from .tower import register_tower
 from .trisan import TRISAN
 from .twin import TWIN
+from .twin_v2 import TWINV2
 
 register_tower("din", DIN)
 register_tower("dien", DIEN)
 register_tower("sim", SIM)
 register_tower("sim_soft", SoftSIM)
 register_tower("twin", TWIN)
+register_tower("twin_v2", TWINV2)
 register_tower("eta", ETA)
 register_tower("trisan", TRISAN)
 register_tower("basm", BASM)

@@ -90,13 +90,14 @@ class FoundAttention(nn.Module):
 
         Args:
             query: the target, [B, D].
-            queries: each head's, against z, [B, A, D + G K].
+            queries: each head's, against z, [B, A, D + G K]; the history may have gaps beyond those of the values.
             history: where the rows are.
             rows: what the search found, int64 [B, k] with -1 for none.
         """
         shared = () if history.starts is None else (history.offsets, history.starts)
         pooled, strength = search_attention_unchecked(queries, history.keys, history.gaps, rows, *shared)
-        value = torch.einsum("bae,ade->bad", pooled, self.fold(self.value).to(pooled.dtype)).flatten(1)
+        of_visit = self.fold(self.value).to(pooled.dtype)
+        value = torch.einsum("bae,ade->bad", pooled[:, :, : of_visit.shape[2]], of_visit).flatten(1)
         product = pooled[:, :, : query.shape[1]].mean(dim=1) * query
         return torch.cat([value, product.to(value.dtype), strength.to(value.dtype)], dim=1)
 

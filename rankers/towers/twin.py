@@ -64,8 +64,12 @@ class TWIN(InterestTower):
         """alpha as products: with the key, [B, A, D], and with the hats of its gaps, [B, A, G K]."""
         whole = torch.einsum("adi,ade->iae", self.from_query, self.inherent)  # W^q W^h^T
         queries = query @ whole.flatten(1).to(query.dtype)
-        bias = self.found.gap_embedding.fold((self.beta[:, :, None] * self.cross).flatten(1))
-        return queries.unflatten(1, whole.shape[1:]), bias.to(queries.dtype).expand(query.shape[0], -1, -1)
+        bias = self.of_gaps().to(queries.dtype).expand(query.shape[0], -1, -1)
+        return queries.unflatten(1, whole.shape[1:]), bias
+
+    def of_gaps(self) -> Tensor:
+        """What each head's alpha has of the gaps, a number for each of their hats, [A, G K]."""
+        return self.found.gap_embedding.fold((self.beta[:, :, None] * self.cross).flatten(1))
 
     @torch.no_grad()
     def search(self, queries: Tensor, bias: Tensor, history: History) -> Tensor:
@@ -78,5 +82,5 @@ class TWIN(InterestTower):
             relevance = segment_dot_unchecked(keys, mean, offsets)
         else:
             relevance = segment_dot_shared_unchecked(keys, mean, offsets, history.starts, gaps.shape[0])
-        of_gaps = self.found.gap_embedding.fold((self.beta.mean(dim=0)[:, None] * self.cross).flatten())
-        return segment_topk_unchecked(relevance + interpolate(gaps, of_gaps.view(self.gaps, -1)), offsets, self.top_k)
+        of_gaps = self.of_gaps().mean(dim=0).view(gaps.shape[1], -1)
+        return segment_topk_unchecked(relevance + interpolate(gaps, of_gaps), offsets, self.top_k)

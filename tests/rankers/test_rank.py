@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,6 +122,33 @@ def test_scores_are_those_of_prepared_samples(city: SimpleNamespace) -> None:
     again = by_pair(ranker, program)
     lines = torch.tensor([again[pair] for pair in zip(sample.request.tolist(), ids, strict=True)])
     torch.testing.assert_close(lines[:, 0::2], logits, rtol=1e-4, atol=1e-5)
+
+
+def test_clusters_of_a_long_history_are_those_of_prepared_samples(tmp_path: Path) -> None:
+    """What prepare clustered, and what rank clusters of whole histories in any order, scored by code and by program."""
+    made = SimulateConfig(out=tmp_path / "raw", cities=1, items=60, users=8, requests=600, candidates=6)
+    raw = simulate(made)
+    config = PrepareConfig(input=raw, out=tmp_path / "data", history_length=10, cluster_visits=3, sample_days=30)
+    data, ranker = prepare(config), RankerConfig(tower="twin_v2", mlp=[8], tower_options={"top_k": 5})
+    train(
+        TrainConfig(data=data, run=tmp_path / "run", features=FeatureConfig(embedding_dim=8), ranker=ranker, epochs=1)
+    )
+    out = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "export"))
+    loaded = placerank.load(out)
+    assert isinstance(loaded, TowerRanker) and loaded.dense is not None
+    sample, asked = asked_of(SimpleNamespace(raw=raw, data=data, ranker=loaded))
+    served = loaded.samples(asked)
+    assert sample.history_size is not None and served.history_size is not None
+    assert sample.history_size.max() == 3 and (sample.offsets.diff() == 10).any(), (
+        "clusters, and histories that are cut"
+    )
+    for name in ("offsets", "history", "history_size", "item", "visits"):
+        assert torch.equal(getattr(served, name), getattr(sample, name)), name
+    torch.testing.assert_close(served.history_hours, sample.history_hours)
+    logits = loaded.exported.score(sample)
+    torch.testing.assert_close(loaded._logits(served), logits, rtol=1e-4, atol=1e-5)
+    ones = replace(sample, history_size=torch.ones_like(sample.history_size))
+    assert not torch.allclose(loaded.exported.score(ones), logits, atol=1e-3), "sizes reach the program"
 
 
 def test_lists_are_those_of_brute_force(city: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,12 @@ def test_types(prepared: Path) -> None:
     batch = next(iter(load(prepared, size=5)))
     assert len(batch) == batch.valid == 5
     kinds = {n: str(x.dtype).removeprefix("torch.") for n, x in vars(batch).items() if hasattr(x, "dtype")}
-    assert batch.utc_offset is None and batch.own == {} and len(kinds) == len(vars(batch)) - 3
+    assert (
+        batch.utc_offset is None
+        and batch.history_size is None
+        and batch.own == {}
+        and len(kinds) == len(vars(batch)) - 4
+    )
     floats = ("lat", "lon", "history_hours", "label", "probability")
     assert kinds == {n: "float32" if n in floats else "int32" if n == "visits" else "int64" for n in kinds}
 
@@ -435,6 +440,6 @@ def test_a_history_longer_than_the_manifest_says_is_told(prepared: Path, tmp_pat
     manifest = tmp_path / "data" / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "history_length": 4}))
     with pytest.raises(
-        ValueError, match=r"got a history of 5 visits, .* history_length=4; prepare with --history-leng"
+        ValueError, match=r"got a history of 5 entries, .* history_length=4; prepare with --history-leng"
     ):
         list(load(tmp_path / "data"))

@@ -373,3 +373,16 @@ def test_all_buckets_make_what_prepare_writes(tmp_path: Path, kind: str, monkeyp
     told = read_manifest(folder, "prepared")
     assert told["users"] == sum(counts["users"].to_pylist())
     assert told["tables"]["user"] == sum(counts["known_users"].to_pylist()) + 1
+
+
+def test_clusters_of_a_bucket() -> None:
+    """In the declared columns, for impressions and visits alike; from where nothing makes samples, no rows."""
+    for table, alone in ((shown(moments=800), False), (visited(moments=800), True)):
+        of = context(alone, cluster_visits=3, history_length=100)
+        found = bucket_samples(table, of)
+        assert found.schema == samples_schema(of.extra, clusters=True)
+        plain = bucket_samples(table, replace(of, clusters=None))
+        assert [sum(x) for x in found["history_size"].to_pylist()] == [len(x) for x in plain["history"].to_pylist()]
+        assert max(max(x, default=0) for x in found["history_size"].to_pylist()) == 3
+        later = replace(of, since=10**6 * HOUR, starts=(10**6 * HOUR, 10**6 * HOUR))
+        assert len(bucket_samples(table, later)) == 0
