@@ -22,6 +22,7 @@ COMMANDS = {
     "align": "item texts to embeddings that know distance",
     "tokenize": "embeddings to semantic IDs",
     "train": "train a ranker; --nproc 2 for two ranks, --resume to go on",
+    "adapt": "train a small language model that lists places and says why",
     "evaluate": "metrics, baselines and a report of a trained ranker",
     "compare": "evaluated runs side by side, paired by seed, with intervals",
     "generate": "lists of places for requests, from a generative ranker",
