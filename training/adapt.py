@@ -55,17 +55,23 @@ def adapt(config: AdaptConfig) -> Path:
     prepared = read_manifest(config.data, "prepared")
     with run_lock(config.run):
         _begin(config)
-        world = World(config.data, config.adapter.history)
-        first = next(iter(world.loader("train", _OF_LIFTS, config.seed, shuffle=True)))
-        world.learn_lifts(world.asking(first), config.seed)
+        world = world_of(config)
         teacher = None
         if config.distillation_weight:
-            teacher = _trained(config, world, "teacher", None)
-        student = _trained(config, world, "student", teacher)
+            teacher = trained(config, world, "teacher", None)
+        student = trained(config, world, "student", teacher)
         out = config.run / ADVISOR
         made_from = {"prepared": prepared["content_hash"]}
         save_advisor(out, student, config.adapter, world.catalog, config, made_from, config.steps)
     return out
+
+
+def world_of(config: AdaptConfig) -> World:
+    """What both are taught with."""
+    world = World(config.data, config.adapter.history)
+    first = next(iter(world.loader("train", _OF_LIFTS, config.seed, shuffle=True)))
+    world.learn_lifts(world.asking(first), config.seed)
+    return world
 
 
 def _begin(config: AdaptConfig) -> None:
@@ -96,7 +102,7 @@ def _begin(config: AdaptConfig) -> None:
     write_json(file, now)
 
 
-def _trained(config: AdaptConfig, world: World, name: str, teacher: RecAdapter | None) -> RecAdapter:
+def trained(config: AdaptConfig, world: World, name: str, teacher: RecAdapter | None) -> RecAdapter:
     """Teacher or student, with frozen weights; taken up where it was ended."""
     settings: LanguageConfig = getattr(config, name)
     torch.manual_seed(config.seed + ROLES.index(name))
@@ -133,8 +139,8 @@ class _Course:
         self, config: AdaptConfig, world: World, name: str, model: RecAdapter, teacher: RecAdapter | None
     ) -> None:
         self.config, self.world, self.name, self.model, self.teacher = config, world, name, model, teacher
-        trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.01)
+        learned = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(learned, lr=config.learning_rate, weight_decay=0.01)
         self.loader = world.loader("train", config.batch_size * BLOCK, config.seed, shuffle=True)
         self.step, self.within, self.position = 0, 0, self.loader.state_dict()
         self.file, self.lines = config.run / f"{name}.pt", config.run / f"{name}.jsonl"

@@ -183,7 +183,7 @@ class AdaptConfig:
     """Folder that `placerank prepare` made."""
     run: Path
     """Folder of this run, on this machine: config, metrics, checkpoints, and at the end advisor/."""
-    teacher: LanguageConfig = field(default_factory=lambda: LanguageConfig(columns=128, layers=4, hidden=256))
+    teacher: LanguageConfig = field(default_factory=lambda: LanguageConfig(columns=128, layers=3, hidden=256))
     """Its language model."""
     student: LanguageConfig = field(default_factory=LanguageConfig)
     """Its language model."""
@@ -191,9 +191,9 @@ class AdaptConfig:
     """What is added to both."""
     steps: int = 1000
     """Of the teacher, and again of the student."""
-    batch_size: int = 128
+    batch_size: int = 64
     """Visits a step; visits with about equally long histories share one."""
-    reasons: int = 16
+    reasons: int = 12
     """Of these, so many have their reason learned, and its question's intent."""
     learning_rate: float = 3e-3
     """AdamW's at the start; it falls to 0 in a straight line."""

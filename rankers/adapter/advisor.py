@@ -285,9 +285,9 @@ class Advisor:
             items = pa.array(ids, self.item_ids.type)
         except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
             raise ValueError(f"{name}: expected ids of type {self.item_ids.type}, as the catalog's ({error})") from None
-        rows: NDArray[np.int64] = pc.fill_null(pc.index_in(items, value_set=self.item_ids, skip_nulls=True), 0).to_numpy(
-            zero_copy_only=False
-        )
+        rows: NDArray[np.int64] = pc.fill_null(
+            pc.index_in(items, value_set=self.item_ids, skip_nulls=True), 0
+        ).to_numpy(zero_copy_only=False)
         return rows.astype(np.int64)
 
     def _named(self, text: str, place: tuple[float, float] | None) -> Any:
@@ -316,7 +316,11 @@ class Advisor:
 
 
 def _batch(
-    rows: NDArray[np.int64], times: NDArray[np.int64], place: tuple[float, float] | None, now: int, utc_offset: float | None
+    rows: NDArray[np.int64],
+    times: NDArray[np.int64],
+    place: tuple[float, float] | None,
+    now: int,
+    utc_offset: float | None,
 ) -> SequenceBatch:
     """One request as a batch whose target nobody knows."""
     lat, lon = place or (math.nan, math.nan)

@@ -37,7 +37,9 @@ class Checker:
     """
 
     def __init__(self, items: pa.Table) -> None:
-        columns = [c for c in ("item_id", "category", "brand", "lat", "lon", "opening_hours") if c in items.column_names]
+        columns = [
+            c for c in ("item_id", "category", "brand", "lat", "lon", "opening_hours") if c in items.column_names
+        ]
         rows = items.select(columns).to_pylist()
         self.items: dict[Any, dict[str, Any]] = {row["item_id"]: row for row in rows if row["item_id"] is not None}
 
@@ -79,7 +81,9 @@ class Checker:
                 return str(wrong)
         return None
 
-    def _visits(self, about: dict, item: Any, before: Visits, place: Any, time: int, offset: Any, said: str) -> str | None:
+    def _visits(
+        self, about: dict, item: Any, before: Visits, place: Any, time: int, offset: Any, said: str
+    ) -> str | None:
         there = sum(v == item for v, _ in before)
         return None if there and there == _number(said) else f"been here {said}: it was {there}"
 
@@ -87,7 +91,9 @@ class Checker:
         there = sum(v == item for v, _ in before)
         return f"not been here: it was {there}" if there else None
 
-    def _taste(self, about: dict, item: Any, before: Visits, place: Any, time: int, offset: Any, n: str, name: str) -> str | None:
+    def _taste(
+        self, about: dict, item: Any, before: Visits, place: Any, time: int, offset: Any, n: str, name: str
+    ) -> str | None:
         if wrong := self._category(about, item, before, place, time, offset, name):
             return wrong
         known = {v for v, _ in before if v != item and self._last(v) == name}
@@ -124,7 +130,9 @@ class Checker:
                 return None
         return f"{said} km {origin}: it is {', '.join(f'{km:.3f}' for km in found)}"
 
-    def _category(self, about: dict, item: Any, before: Visits, place: Any, time: int, offset: Any, name: str) -> str | None:
+    def _category(
+        self, about: dict, item: Any, before: Visits, place: Any, time: int, offset: Any, name: str
+    ) -> str | None:
         return None if name and self._last(item) == name else f"listed under {name!r}: it is {about['category']}"
 
     def _last(self, item: Any) -> str:

@@ -15,7 +15,7 @@ class LanguageConfig:
     trained whole; the sizes below are its own."""
     columns: int = 64
     """Of its hidden states."""
-    layers: int = 2
+    layers: int = 1
     """Blocks."""
     heads: int = 4
     """Attention heads, of columns / heads each."""
@@ -49,9 +49,7 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         check_numbers(self, "adapter", least=dict.fromkeys(("columns", "heads", "every", "history"), 1), **_MOST)
         if self.columns % self.heads:
-            raise ValueError(
-                f"adapter.columns={self.columns}: expected a multiple of adapter.heads={self.heads}"
-            )
+            raise ValueError(f"adapter.columns={self.columns}: expected a multiple of adapter.heads={self.heads}")
 
 
 _MOST = dict.fromkeys(("columns", "layers", "heads", "hidden", "history"), 65_536)

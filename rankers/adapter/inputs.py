@@ -161,7 +161,5 @@ def features(q: Requests, places: Places, weights: Tensor, candidates: Tensor) -
     equal = (q.item[:, :, None] == candidates[:, None]) & q.seen[:, :, None]
     counted = torch.stack([share, recent, weights], dim=1) @ equal.float()  # [B, 3, C]
     km = unit_vectors_km(q.point[:, None], places.point[candidates]).nan_to_num(nan=FAR_KM)
-    rest = torch.stack(
-        [-km.log1p().float(), places.popularity[candidates] / 4 + 2, (counted[:, 0] > 0).float()], dim=1
-    )
+    rest = torch.stack([-km.log1p().float(), places.popularity[candidates] / 4 + 2, (counted[:, 0] > 0).float()], dim=1)
     return torch.cat([(counted + 0.01).log() + 4, rest], dim=1).transpose(1, 2)

@@ -21,7 +21,9 @@ def bpr(scores: Tensor, allowed: Tensor) -> Tensor:
     return (lost * allowed).sum() / allowed.sum().clamp(min=1)
 
 
-def sentence_rows(logits: Tensor, questions: Sequence[int], sentences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def sentence_rows(
+    logits: Tensor, questions: Sequence[int], sentences: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor]:
     """Of texts that are a question and then a sentence, what was said of the sentence's tokens, and these.
 
     Args:

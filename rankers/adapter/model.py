@@ -123,7 +123,9 @@ class RecAdapter(nn.Module):
             ValueError: numbers of rows that don't fit, or a text without tokens or longer than the model.
         """
         if not len(ids) == len(rows_BNd) == len(seen_BN) or rows_BNd.shape[:2] != seen_BN.shape:
-            raise ValueError(f"got {len(ids)} texts, rows {[*rows_BNd.shape]}, seen {[*seen_BN.shape]}: expected as many")
+            raise ValueError(
+                f"got {len(ids)} texts, rows {[*rows_BNd.shape]}, seen {[*seen_BN.shape]}: expected as many"
+            )
         table, mask, last = self._padded(ids)
         with self.looking_at(rows_BNd, seen_BN):
             hidden = self.language.base_model(input_ids=table, attention_mask=mask, use_cache=False)[0]

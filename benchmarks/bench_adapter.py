@@ -1,0 +1,384 @@
+"""RecLLM-Adapter on real data: teacher, student and what they lose without parts, beside counting; speed and memory.
+
+    python -m placerank.benchmarks.bench_adapter --data DATASETS/foursquare_nyc --save
+
+For each seed three runs of ``placerank adapt``: teacher and distilled student; a student alone; a student alone without
+cross-attention. Each is asked "where to next" at the same test visits: Recall@10 (one place was visited, so it is
+Hit@10) and NDCG@10 among all places and among those within reach, beside the floors of ``evaluation/floors.py``.
+Then of the distilled student: reasons of whole lists and of visited places, every one read by the checker, and what it
+writes where nothing constrains it; intents of questions in words that were not trained on; and what share of a list is
+of the category that the question asks for. Last, teacher and student answer the same requests in turn, each in a
+process of its own for memory, and so do two of larger sizes with random weights (``--larger``), 16 to 1 as in the mind
+map. What is done is kept in ``--out`` and not done again. ``--save`` writes results/adapter.csv.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from placerank.benchmarks.papers.cells import Budget, Workplace
+from placerank.benchmarks.results_file import save
+from placerank.data.batches.sequences import SequenceBatch
+from placerank.data.manifest import write_json
+from placerank.evaluation.breakdown import ItemFacts
+from placerank.evaluation.floors import Floors, transitions
+from placerank.evaluation.lists import METRICS, Ways, chosen
+from placerank.rankers.adapter.advisor import Advisor, save_advisor
+from placerank.rankers.adapter.config import AdapterConfig, LanguageConfig
+from placerank.rankers.adapter.facts import reference, sentences
+from placerank.rankers.adapter.language import make_language
+from placerank.rankers.adapter.model import RecAdapter
+from placerank.rankers.adapter.queries import HELD_OUT, INTENTS, NEXT, WHY, line
+from placerank.rankers.adapter.sentences import choose, free
+from placerank.rankers.adapter.world import World
+from placerank.training.adapt import adapt, all_scores, trained, world_of
+from placerank.training.settings import AdaptConfig
+
+BATCH = 512
+VARIANTS: dict[str, dict[str, Any]] = {
+    "distilled": {},
+    "alone": {"distillation_weight": 0.0},
+    "alone, no cross-attention": {"distillation_weight": 0.0, "adapter": AdapterConfig(cross_attention=False)},
+}
+LARGER = {
+    "teacher": LanguageConfig(columns=512, layers=8, heads=8, hidden=1344),
+    "student": LanguageConfig(columns=192, layers=4, heads=4, hidden=480),
+}
+Line = dict[str, Any]
+
+
+def config_of(prepared: Path, out: Path, variant: str, seed: int, steps: int) -> AdaptConfig:
+    run = out / f"{variant.replace(', ', '-').replace(' ', '-')}-{seed}"
+    return AdaptConfig(
+        data=prepared, run=run, steps=steps, seed=seed, resume=True, checkpoint_every=50, **VARIANTS[variant]
+    )
+
+
+def tests(world: World, wanted: Tensor) -> Iterator[SequenceBatch]:
+    """The wanted test visits, bool [N], as batches of these alone."""
+    of_target = ("stretch", "seen", "target", "target_time", "lat", "lon", "target_offset", "visits", "request")
+    for batch, here in zip(world.loader("test", BATCH, 0, shuffle=False), wanted.split(BATCH), strict=True):
+        if here.any():
+            picked: dict[str, Any] = {name: getattr(batch, name)[here] for name in of_target}
+            yield replace(batch, **picked, valid=int(here.sum()))
+
+
+def gains(ways: Ways, scores: Tensor, batch: SequenceBatch) -> dict[str, Tensor]:
+    """Recall@10 and NDCG@10 by way: [B, 2]."""
+    own = [METRICS.index("hit@10"), METRICS.index("ndcg@10")]
+    found = ways.standings(scores, batch)
+    return {way: found[way].gains()[:, own] for way in ("all", "reach")}
+
+
+def lists(name: str, seed: int | None, parts: dict[str, list[Tensor]]) -> list[Line]:
+    lines = []
+    for way, some in parts.items():
+        values = torch.cat(some)
+        values = values[~values[:, 0].isnan()]
+        mean, error = values.mean(0).tolist(), (values.std(0) / len(values) ** 0.5).tolist()
+        for at, metric in enumerate(("recall@10", "ndcg@10")):
+            lines.append(
+                {"what": "lists", "who": name, "seed": seed, "measure": f"{metric}, {way}", "value": mean[at]}
+                | {"standard_error": error[at], "of": len(values)}
+            )
+    return lines
+
+
+def floors(world: World, ways: Ways, items: ItemFacts, wanted: Tensor) -> list[Line]:
+    made = Floors(items, transitions(world.prepared, len(items)))
+    made.fit(world.prepared)
+    parts: dict[str, dict[str, list[Tensor]]] = {}
+    for batch in tests(world, wanted):
+        for name, scores in made.scores(batch):
+            for way, found in gains(ways, scores, batch).items():
+                parts.setdefault(name, {}).setdefault(way, []).append(found)
+    return [x for name, part in parts.items() for x in lists(name, None, part)]
+
+
+def ranked(model: RecAdapter, world: World, ways: Ways, wanted: Tensor, name: str, seed: int) -> list[Line]:
+    parts: dict[str, list[Tensor]] = {}
+    for batch in tests(world, wanted):
+        for way, found in gains(ways, all_scores(model, world.asking(batch)), batch).items():
+            parts.setdefault(way, []).append(found)
+    routed = [(text, intent) for intent, texts in HELD_OUT.items() for text in texts]
+    logits = model.route([model.tokens(line(text, None)) for text, _ in routed])
+    right = sum(INTENTS[i] == intent for i, (_, intent) in zip(logits.argmax(1).tolist(), routed, strict=True))
+    share = {"what": "routing", "who": name, "seed": seed, "measure": "held-out questions understood"}
+    return [*lists(name, seed, parts), counted(share, right, len(routed))]
+
+
+def counted(about: Line, right: float, of: int) -> Line:
+    """A share and its standard error."""
+    share = right / max(of, 1)
+    return {**about, "value": share, "standard_error": (share * (1 - share) / max(of, 1)) ** 0.5, "of": of}
+
+
+@torch.no_grad()
+def said(model: RecAdapter, world: World, batches: list[SequenceBatch], seed: int) -> list[Line]:
+    """Reasons of visited places: true, as the reference, and what is written freely; shares of a category asked for."""
+    advisor = Advisor(model, world.catalog)
+    right = {"true": 0, "as the reference": 0, "true, unconstrained": 0}
+    of = {name: 0 for name in right}
+    asked = {"named": 0.0, "not named": 0.0}
+    visits = 0
+    for batch in batches:
+        a = world.asking(batch)
+        history = histories(advisor, batch)
+        told, seen = model.told_of(a.q, a.target)
+        ids = [model.tokens(line(WHY, s)) for s in a.q.local.tolist()]
+        true = [world.true(a, i, t) for i, t in enumerate(a.target.tolist())]
+        found = choose(model, ids, told, seen, [sentences(x) for x in true])
+        for i, sentence in enumerate(found):
+            about = advisor.item_ids[int(a.target[i])].as_py(), history[i], a.place[i], int(batch.target_time[i])
+            right["true"] += advisor.checker.fault(sentence, *about, a_offset(batch, i)) is None
+            right["as the reference"] += sentence == reference(true[i], world.lifts)
+            of["true"] += 1
+            of["as the reference"] += 1
+            if i % 4 == 0:
+                wild = free(model, ids[i], told[i : i + 1], seen[i : i + 1])
+                right["true, unconstrained"] += advisor.checker.fault(wild, *about, a_offset(batch, i)) is None
+                of["true, unconstrained"] += 1
+        every = torch.arange(len(world.places)).expand(len(a.target), -1)
+        paths = [world.paths[t] for t in a.target.tolist()]
+        for how in asked:
+            texts = [f"Find me {p[-1]}." if how == "named" and p else NEXT for p in paths]
+            ids = [model.tokens(line(t, s)) for t, s in zip(texts, a.q.local.tolist(), strict=True)]
+            top = model.score(a.q, ids, every)[:, 1:].topk(10).indices + 1
+            for p, rows in zip(paths, top.tolist(), strict=True):
+                asked[how] += sum(world.paths[r][-1:] == p[-1:] for r in rows) / 10
+        visits += len(paths)
+    about = {"what": "reasons", "who": "student", "seed": seed}
+    lines = [counted(about | {"measure": f"of visited places: {name}"}, right[name], of[name]) for name in right]
+    shares = {"what": "question", "who": "student", "seed": seed}
+    return lines + [
+        counted(shares | {"measure": f"of the category, {how} in the question"}, asked[how], visits) for how in asked
+    ]
+
+
+def a_offset(batch: SequenceBatch, i: int) -> float | None:
+    value = float(batch.target_offset[i])
+    return None if value != value else value
+
+
+def histories(advisor: Advisor, batch: SequenceBatch) -> list[list[tuple[Any, int]]]:
+    """Raw ids and times of all visits before each."""
+    ids = advisor.item_ids.take(batch.item.numpy()).to_pylist()
+    times, starts = batch.time.tolist(), batch.offsets[batch.stretch].tolist()
+    spans = [range(s, s + n) for s, n in zip(starts, batch.seen.tolist(), strict=True)]
+    return [[(ids[j], times[j]) for j in span] for span in spans]
+
+
+def whole_lists(folder: Path, requests: list[dict[str, Any]]) -> tuple[int, int, list[float], list[dict[str, Any]]]:
+    """Answers of an advisor to requests: reasons, how many are true, seconds of processor time each, some of them."""
+    advisor = Advisor.load(folder)
+    true, reasons, seconds, shown = 0, 0, [], []
+    for number, r in enumerate(requests):
+        history, place = [tuple(x) for x in r["history"]], None if r["place"] is None else tuple(r["place"])
+        start = time.process_time()
+        found = advisor.recommend(history, place, r["time"], within_km=10.0).to_pylist()
+        if number:  # the first warms up
+            seconds.append(time.process_time() - start)
+        for row in found:
+            reasons += 1
+            true += advisor.checker.fault(row["reason"], row["item_id"], history, place, r["time"]) is None
+        shown += found[:1]
+    return true, reasons, seconds, shown[:12]
+
+
+def requests_of(world: World, batches: list[SequenceBatch], count: int) -> list[dict[str, Any]]:
+    """Test visits with a place or an earlier visit, as JSON."""
+    advisor = Advisor.__new__(Advisor)
+    advisor.item_ids = world.catalog["item_id"].combine_chunks()
+    found: list[dict[str, Any]] = []
+    for batch in batches:
+        places = zip(batch.lat.double().tolist(), batch.lon.double().tolist(), strict=True)
+        for history, (lat, lon), now in zip(histories(advisor, batch), places, batch.target_time.tolist(), strict=True):
+            if history:
+                found.append({"history": history, "place": None if lat != lat else [lat, lon], "time": now})
+    return found[:: max(len(found) // count, 1)][:count]
+
+
+_WORKER = """
+import json, resource, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import transformers.models.llama.modeling_llama
+from placerank.benchmarks.bench_adapter import whole_lists
+def rss(): return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+before = rss()
+true, reasons, seconds, shown = whole_lists(Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({"true": true, "reasons": reasons, "seconds": seconds, "bytes": peak - before, "shown": shown}))
+"""
+
+
+def answered(folder: Path, requests: Path) -> dict[str, Any]:
+    """``whole_lists`` in a process of its own, and the memory it took beyond what it had imported."""
+    command = [sys.executable, "-c", _WORKER, str(folder), str(requests)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(f"{folder}: {run.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return found
+
+
+def ratios(folders: dict[str, Path], requests: Path, sizes: dict[str, int], name: str, seed: int) -> list[Line]:
+    """Teacher and student on the same requests, in turn, twice."""
+    found: dict[str, list[dict[str, Any]]] = {who: [] for who in folders}
+    for _ in range(2):
+        for who, folder in folders.items():
+            found[who].append(answered(folder, requests))
+    lines = []
+    ms = {who: 1000 * np.concatenate([x["seconds"] for x in some]) for who, some in found.items()}
+    mib = {who: [x["bytes"] / 2**20 for x in some] for who, some in found.items()}
+    about = {"what": name, "seed": seed}
+    for who in folders:
+        lines += [
+            {
+                **about,
+                "who": who,
+                "measure": "processor ms a list of ten with reasons",
+                "value": float(np.median(ms[who])),
+            }
+            | {"standard_error": float(ms[who].std() / len(ms[who]) ** 0.5), "of": len(ms[who])},
+            {**about, "who": who, "measure": "peak memory beyond imports, MiB", "value": float(np.mean(mib[who]))}
+            | {"standard_error": float(np.ptp(mib[who])), "of": len(mib[who])},
+            {**about, "who": who, "measure": "weights", "value": float(sizes[who]), "standard_error": None, "of": 1},
+            counted(
+                {**about, "who": who, "measure": "reasons of lists that are true"},
+                sum(x["true"] for x in found[who]),
+                sum(x["reasons"] for x in found[who]),
+            ),
+        ]
+    by = {"time": np.median(ms["teacher"]) / np.median(ms["student"]), "weights": sizes["teacher"] / sizes["student"]}
+    by["memory"] = np.mean(mib["teacher"]) / np.mean(mib["student"])
+    for measure, value in by.items():
+        lines.append(
+            {**about, "who": "teacher / student", "measure": measure, "value": float(value)}
+            | {"standard_error": None, "of": 1}
+        )
+    for row in found["student"][0]["shown"]:
+        print(f"  {row['name'] or row['item_id']}: {row['reason']}")
+    return lines
+
+
+def weights(model: RecAdapter) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def one_seed(prepared: Path, out: Path, seed: int, steps: int, wanted: Tensor, talked: int) -> list[Line]:
+    """All of a seed; kept."""
+    file = out / f"seed-{seed}.json"
+    if file.exists():
+        kept: list[Line] = json.loads(file.read_text())
+        return kept
+    items = ItemFacts.load(prepared)
+    lines: list[Line] = []
+    for variant in VARIANTS:
+        config = config_of(prepared, out, variant, seed, steps)
+        if not (config.run / "advisor").exists():
+            adapt(config)
+        world, ways = world_of(config), Ways(items, 10.0)
+        roles = ("teacher", "student") if variant == "distilled" else ("student",)
+        models = {role: trained(config, world, role, None) for role in roles}
+        for role, model in models.items():
+            name = role if variant == "distilled" else f"student {variant}"
+            lines += ranked(model, world, ways, wanted, name, seed)
+        if variant == "distilled":
+            batches = list(tests(world, wanted))
+            some = batches[:: max(int(wanted.sum()) // talked, 1)]
+            lines += said(models["student"], world, some, seed)
+            folders = {role: out / f"{role}-advisor-{seed}" for role in roles}
+            for role, folder in folders.items():
+                save_advisor(folder, models[role], config.adapter, world.catalog, config, {}, steps)
+            write_json(out / "requests.json", requests_of(world, batches, 40))
+            sizes = {role: weights(models[role]) for role in roles}
+            lines += ratios(folders, out / "requests.json", sizes, "ratio", seed)
+    write_json(file, lines)
+    return lines
+
+
+def larger(prepared: Path, out: Path) -> list[Line]:
+    """The same ratios of larger sizes, whose weights are random; kept."""
+    file = out / "larger.json"
+    if file.exists():
+        kept: list[Line] = json.loads(file.read_text())
+        return kept
+    world = World(prepared, AdapterConfig().history)
+    folders, sizes = {}, {}
+    for role, language in LARGER.items():
+        torch.manual_seed(0)
+        model = RecAdapter(*make_language(language, world.texts()), AdapterConfig(), world.places).eval()
+        folders[role], sizes[role] = out / f"larger-{role}", weights(model)
+        save_advisor(folders[role], model, AdapterConfig(), world.catalog, language, {}, 0)
+    few = out / "few.json"
+    write_json(few, json.loads((out / "requests.json").read_text())[:6])
+    lines = ratios(folders, few, sizes, "ratio, larger sizes, random weights", 0)
+    write_json(file, lines)
+    return lines
+
+
+def markdown(lines: list[Line]) -> str:
+    """A row for each who and measure: the mean over seeds and the spread."""
+    out = ["| | | mean | least | most | of |", "|---|---|---|---|---|---|"]
+    keys = dict.fromkeys((x["what"], x["who"], x["measure"]) for x in lines)
+    for key in keys:
+        some = [x for x in lines if (x["what"], x["who"], x["measure"]) == key]
+        values = [x["value"] for x in some]
+        cells = [f"{np.mean(values):.4g}", f"{min(values):.4g}", f"{max(values):.4g}", str(some[0]["of"])]
+        out.append(f"| {key[0]}: {key[1]} | {key[2]} | " + " | ".join(cells) + " |")
+    return "\n".join(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m placerank.benchmarks.bench_adapter",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder in the schema of docs/data.md")
+    parser.add_argument("--out", type=Path, default=Path("runs/adapter"), help="where what is done is kept")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    parser.add_argument("--steps", type=int, default=150, help="of each training (default: %(default)s)")
+    parser.add_argument("--targets", type=int, default=1000, help="test visits, drawn once (default: %(default)s)")
+    parser.add_argument(
+        "--talked", type=int, default=200, help="of these, whose reasons are read (default: %(default)s)"
+    )
+    parser.add_argument("--larger", action="store_true", help="the ratios of larger sizes, too")
+    parser.add_argument("--save", action="store_true", help="write results/adapter.csv")
+    args = parser.parse_args()
+
+    torch.set_num_threads(1)
+    place = Workplace(args.data, args.out / args.data.name, Budget())
+    prepared, out = place.prepared(), place.folder
+    world = World(prepared, AdapterConfig().history)
+    items = ItemFacts.load(prepared)
+    wanted = torch.from_numpy(chosen(world.loader("test", BATCH, 0, shuffle=False).rows, args.targets))
+    kept = out / f"floors-{args.targets}.json"
+    if not kept.exists():
+        write_json(kept, floors(world, Ways(items, 10.0), items, wanted))
+    lines: list[Line] = json.loads(kept.read_text())
+    for seed in args.seeds:
+        lines += one_seed(prepared, out, seed, args.steps, wanted, args.talked)
+        print(f"seed {seed} is done", flush=True)
+    if args.larger:
+        lines += larger(prepared, out)
+    about = {"dataset": args.data.name, "steps": args.steps, "targets": args.targets}
+    print(markdown(lines))
+    if args.save:
+        print(save("adapter.csv", [about | x for x in lines]))
+
+
+if __name__ == "__main__":
+    main()
