@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -36,7 +37,7 @@ from placerank.evaluation.lists import METRICS, Ways, chosen
 from placerank.rankers.adapter.advisor import Advisor, save_advisor
 from placerank.rankers.adapter.config import AdapterConfig, LanguageConfig
 from placerank.rankers.adapter.facts import reference, sentences
-from placerank.rankers.adapter.language import make_language
+from placerank.rankers.adapter.language import blocks_of, make_language
 from placerank.rankers.adapter.model import RecAdapter
 from placerank.rankers.adapter.queries import HELD_OUT, INTENTS, NEXT, WHY, line
 from placerank.rankers.adapter.sentences import choose, free
@@ -133,7 +134,7 @@ def said(model: RecAdapter, world: World, batches: list[SequenceBatch], seed: in
     visits = 0
     for batch in batches:
         a = world.asking(batch)
-        history = histories(advisor, batch)
+        history = histories(advisor.item_ids, batch)
         told, seen = model.told_of(a.q, a.target)
         ids = [model.tokens(line(WHY, s)) for s in a.q.local.tolist()]
         true = [world.true(a, i, t) for i, t in enumerate(a.target.tolist())]
@@ -170,42 +171,32 @@ def a_offset(batch: SequenceBatch, i: int) -> float | None:
     return None if value != value else value
 
 
-def histories(advisor: Advisor, batch: SequenceBatch) -> list[list[tuple[Any, int]]]:
+def histories(item_ids: pa.Array, batch: SequenceBatch) -> list[list[tuple[Any, int]]]:
     """Raw ids and times of all visits before each."""
-    ids = advisor.item_ids.take(batch.item.numpy()).to_pylist()
+    ids = item_ids.take(pa.array(batch.item.numpy())).to_pylist()
     times, starts = batch.time.tolist(), batch.offsets[batch.stretch].tolist()
     spans = [range(s, s + n) for s, n in zip(starts, batch.seen.tolist(), strict=True)]
     return [[(ids[j], times[j]) for j in span] for span in spans]
 
 
-def whole_lists(folder: Path, requests: list[dict[str, Any]]) -> tuple[int, int, list[float], list[dict[str, Any]]]:
-    """Answers of an advisor to requests: reasons, how many are true, seconds of processor time each, some of them."""
-    advisor = Advisor.load(folder)
-    true, reasons, seconds, shown = 0, 0, [], []
-    for number, r in enumerate(requests):
-        history, place = [tuple(x) for x in r["history"]], None if r["place"] is None else tuple(r["place"])
-        start = time.process_time()
-        found = advisor.recommend(history, place, r["time"], within_km=10.0).to_pylist()
-        if number:  # the first warms up
-            seconds.append(time.process_time() - start)
-        for row in found:
-            reasons += 1
-            true += advisor.checker.fault(row["reason"], row["item_id"], history, place, r["time"]) is None
-        shown += found[:1]
-    return true, reasons, seconds, shown[:12]
-
-
 def requests_of(world: World, batches: list[SequenceBatch], count: int) -> list[dict[str, Any]]:
-    """Test visits with a place or an earlier visit, as JSON."""
-    advisor = Advisor.__new__(Advisor)
-    advisor.item_ids = world.catalog["item_id"].combine_chunks()
-    found: list[dict[str, Any]] = []
+    """Test visits of users who have been somewhere, as JSON."""
+    ids, found = world.catalog["item_id"].combine_chunks(), []
     for batch in batches:
         places = zip(batch.lat.double().tolist(), batch.lon.double().tolist(), strict=True)
-        for history, (lat, lon), now in zip(histories(advisor, batch), places, batch.target_time.tolist(), strict=True):
+        for history, (lat, lon), now in zip(histories(ids, batch), places, batch.target_time.tolist(), strict=True):
             if history:
                 found.append({"history": history, "place": None if lat != lat else [lat, lon], "time": now})
     return found[:: max(len(found) // count, 1)][:count]
+
+
+def listed(advisor: Advisor, request: dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
+    """A list of ten within 10 km, and how many of its reasons are true."""
+    history = [(item, when) for item, when in request["history"]]
+    place = None if request["place"] is None else (request["place"][0], request["place"][1])
+    rows = advisor.recommend(history, place, request["time"], within_km=10.0).to_pylist()
+    told = [advisor.checker.fault(r["reason"], r["item_id"], history, place, request["time"]) for r in rows]
+    return rows, told.count(None)
 
 
 _WORKER = """
@@ -214,71 +205,66 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import transformers.models.llama.modeling_llama
-from placerank.benchmarks.bench_adapter import whole_lists
+from placerank.benchmarks.bench_adapter import Advisor, listed
 def rss(): return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 before = rss()
-true, reasons, seconds, shown = whole_lists(Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"true": true, "reasons": reasons, "seconds": seconds, "bytes": peak - before, "shown": shown}))
+advisor = Advisor.load(Path(sys.argv[1]))
+for request in json.loads(Path(sys.argv[2]).read_text())[:3]:
+    listed(advisor, request)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 """
 
 
-def answered(folder: Path, requests: Path) -> dict[str, Any]:
-    """``whole_lists`` in a process of its own, and the memory it took beyond what it had imported."""
-    command = [sys.executable, "-c", _WORKER, str(folder), str(requests)]
-    run = subprocess.run(command, capture_output=True, text=True)
+def peak_bytes(folder: Path, requests: Path) -> int:
+    """What an advisor takes beyond what was imported, answering, in a process of its own."""
+    run = subprocess.run([sys.executable, "-c", _WORKER, str(folder), str(requests)], capture_output=True, text=True)
     if run.returncode:
         raise RuntimeError(f"{folder}: {run.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    return found
+    return int(run.stdout.splitlines()[-1])
 
 
-def ratios(folders: dict[str, Path], requests: Path, sizes: dict[str, int], name: str, seed: int) -> list[Line]:
-    """Teacher and student on the same requests, in turn, twice."""
-    found: dict[str, list[dict[str, Any]]] = {who: [] for who in folders}
-    for _ in range(2):
-        for who, folder in folders.items():
-            found[who].append(answered(folder, requests))
-    lines = []
-    ms = {who: 1000 * np.concatenate([x["seconds"] for x in some]) for who, some in found.items()}
-    mib = {who: [x["bytes"] / 2**20 for x in some] for who, some in found.items()}
-    about = {"what": name, "seed": seed}
+def ratios(folders: dict[str, Path], requests: Path, count: int, name: str) -> list[Line]:
+    """Teacher and student on the same requests, in turn."""
+    advisors = {who: Advisor.load(folder) for who, folder in folders.items()}
+    ms: dict[str, list[float]] = {who: [] for who in folders}
+    true, reasons = dict.fromkeys(folders, 0), dict.fromkeys(folders, 0)
+    for number, request in enumerate(json.loads(requests.read_text())[: count + 1]):
+        for who, advisor in advisors.items():
+            start = time.process_time()
+            rows, right = listed(advisor, request)
+            if number:  # the first warms up
+                ms[who].append(1000 * (time.process_time() - start))
+                true[who], reasons[who] = true[who] + right, reasons[who] + len(rows)
+            if who == "student" and number % 8 == 1 and rows:
+                print(f"  {rows[0]['name'] or rows[0]['item_id']}: {rows[0]['reason']}")
+    mib = {who: peak_bytes(folder, requests) / 2**20 for who, folder in folders.items()}
+    size = {who: sum(p.numel() for p in a.model.parameters()) for who, a in advisors.items()}
+    blocks = {who: sum(p.numel() for p in blocks_of(a.model.language).parameters()) for who, a in advisors.items()}
+    measures = {
+        "processor ms a list of ten with reasons": {who: float(np.median(x)) for who, x in ms.items()},
+        "peak memory beyond imports, MiB": mib,
+        "weights": size,
+        "weights of the blocks": blocks,
+    }
+    about, lines = {"what": name, "seed": 0}, []
+    for measure, of in measures.items():
+        for who, value in {**of, "teacher / student": of["teacher"] / of["student"]}.items():
+            lines.append({**about, "who": who, "measure": measure, "value": float(value), "standard_error": None})
+            lines[-1]["of"] = len(ms["student"]) if measure.startswith("processor") else 1
+    by_request = np.divide(ms["teacher"], ms["student"])
+    for share in (5, 95):
+        value = float(np.percentile(by_request, share))
+        lines.append({**about, "who": "teacher / student", "measure": f"time, {share} % of requests", "value": value})
+        lines[-1] |= {"standard_error": None, "of": len(by_request)}
     for who in folders:
-        lines += [
-            {
-                **about,
-                "who": who,
-                "measure": "processor ms a list of ten with reasons",
-                "value": float(np.median(ms[who])),
-            }
-            | {"standard_error": float(ms[who].std() / len(ms[who]) ** 0.5), "of": len(ms[who])},
-            {**about, "who": who, "measure": "peak memory beyond imports, MiB", "value": float(np.mean(mib[who]))}
-            | {"standard_error": float(np.ptp(mib[who])), "of": len(mib[who])},
-            {**about, "who": who, "measure": "weights", "value": float(sizes[who]), "standard_error": None, "of": 1},
-            counted(
-                {**about, "who": who, "measure": "reasons of lists that are true"},
-                sum(x["true"] for x in found[who]),
-                sum(x["reasons"] for x in found[who]),
-            ),
-        ]
-    by = {"time": np.median(ms["teacher"]) / np.median(ms["student"]), "weights": sizes["teacher"] / sizes["student"]}
-    by["memory"] = np.mean(mib["teacher"]) / np.mean(mib["student"])
-    for measure, value in by.items():
         lines.append(
-            {**about, "who": "teacher / student", "measure": measure, "value": float(value)}
-            | {"standard_error": None, "of": 1}
+            counted({**about, "who": who, "measure": "reasons of lists that are true"}, true[who], reasons[who])
         )
-    for row in found["student"][0]["shown"]:
-        print(f"  {row['name'] or row['item_id']}: {row['reason']}")
     return lines
 
 
-def weights(model: RecAdapter) -> int:
-    return sum(p.numel() for p in model.parameters())
-
-
 def one_seed(prepared: Path, out: Path, seed: int, steps: int, wanted: Tensor, talked: int) -> list[Line]:
-    """All of a seed; kept."""
+    """Quality of all models of a seed; kept."""
     file = out / f"seed-{seed}.json"
     if file.exists():
         kept: list[Line] = json.loads(file.read_text())
@@ -297,36 +283,38 @@ def one_seed(prepared: Path, out: Path, seed: int, steps: int, wanted: Tensor, t
             lines += ranked(model, world, ways, wanted, name, seed)
         if variant == "distilled":
             batches = list(tests(world, wanted))
-            some = batches[:: max(int(wanted.sum()) // talked, 1)]
-            lines += said(models["student"], world, some, seed)
-            folders = {role: out / f"{role}-advisor-{seed}" for role in roles}
-            for role, folder in folders.items():
-                save_advisor(folder, models[role], config.adapter, world.catalog, config, {}, steps)
-            write_json(out / "requests.json", requests_of(world, batches, 40))
-            sizes = {role: weights(models[role]) for role in roles}
-            lines += ratios(folders, out / "requests.json", sizes, "ratio", seed)
+            lines += said(models["student"], world, batches[:: max(int(wanted.sum()) // talked, 1)], seed)
+            for role, model in models.items():
+                save_advisor(out / f"{role}-advisor-{seed}", model, config.adapter, world.catalog, config, {}, steps)
+            write_json(out / "requests.json", requests_of(world, batches, 41))
     write_json(file, lines)
     return lines
+
+
+def kept_ratios(out: Path, seed: int, count: int) -> list[Line]:
+    """Of a seed's teacher and student; kept."""
+    file = out / "ratios.json"
+    if not file.exists():
+        folders = {role: out / f"{role}-advisor-{seed}" for role in ("teacher", "student")}
+        write_json(file, ratios(folders, out / "requests.json", count, "ratio"))
+    kept: list[Line] = json.loads(file.read_text())
+    return kept
 
 
 def larger(prepared: Path, out: Path) -> list[Line]:
     """The same ratios of larger sizes, whose weights are random; kept."""
     file = out / "larger.json"
-    if file.exists():
-        kept: list[Line] = json.loads(file.read_text())
-        return kept
-    world = World(prepared, AdapterConfig().history)
-    folders, sizes = {}, {}
-    for role, language in LARGER.items():
-        torch.manual_seed(0)
-        model = RecAdapter(*make_language(language, world.texts()), AdapterConfig(), world.places).eval()
-        folders[role], sizes[role] = out / f"larger-{role}", weights(model)
-        save_advisor(folders[role], model, AdapterConfig(), world.catalog, language, {}, 0)
-    few = out / "few.json"
-    write_json(few, json.loads((out / "requests.json").read_text())[:6])
-    lines = ratios(folders, few, sizes, "ratio, larger sizes, random weights", 0)
-    write_json(file, lines)
-    return lines
+    if not file.exists():
+        world, folders = World(prepared, AdapterConfig().history), {}
+        texts = list(world.texts())
+        for role, language in LARGER.items():
+            torch.manual_seed(0)
+            model = RecAdapter(*make_language(language, texts), AdapterConfig(), world.places).eval()
+            folders[role] = out / f"larger-{role}"
+            save_advisor(folders[role], model, AdapterConfig(), world.catalog, language, {}, 0)
+        write_json(file, ratios(folders, out / "requests.json", 5, "ratio, larger sizes, random weights"))
+    kept: list[Line] = json.loads(file.read_text())
+    return kept
 
 
 def markdown(lines: list[Line]) -> str:
@@ -350,11 +338,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder in the schema of docs/data.md")
     parser.add_argument("--out", type=Path, default=Path("runs/adapter"), help="where what is done is kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
-    parser.add_argument("--steps", type=int, default=150, help="of each training (default: %(default)s)")
-    parser.add_argument("--targets", type=int, default=1000, help="test visits, drawn once (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=120, help="of each training (default: %(default)s)")
+    parser.add_argument("--targets", type=int, default=500, help="test visits, drawn once (default: %(default)s)")
     parser.add_argument(
-        "--talked", type=int, default=200, help="of these, whose reasons are read (default: %(default)s)"
+        "--talked", type=int, default=100, help="of these, whose reasons are read (default: %(default)s)"
     )
+    parser.add_argument("--ratios", action="store_true", help="speed and memory, of the first seed")
     parser.add_argument("--larger", action="store_true", help="the ratios of larger sizes, too")
     parser.add_argument("--save", action="store_true", help="write results/adapter.csv")
     args = parser.parse_args()
@@ -372,6 +361,8 @@ def main() -> None:
     for seed in args.seeds:
         lines += one_seed(prepared, out, seed, args.steps, wanted, args.talked)
         print(f"seed {seed} is done", flush=True)
+    if args.ratios:
+        lines += kept_ratios(out, args.seeds[0], 40)
     if args.larger:
         lines += larger(prepared, out)
     about = {"dataset": args.data.name, "steps": args.steps, "targets": args.targets}

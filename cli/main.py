@@ -29,6 +29,7 @@ COMMANDS = {
     "export": "embedding tables and the scorer, for serving; --since for what changed",
     "rank": "the best places for one user, from an export",
     "predict": "lists for a file of requests, from an export",
+    "advise": "places with reasons, or why a place, from what adapt made",
     "apply": "the whole export, of the one before and what changed",
     "serve": "ranked lists over HTTP, from an export",
     "bench": "bench kernels: time the kernels beside their peers; bench gpu: check all that wants a GPU, in 8 minutes",

@@ -183,7 +183,7 @@ class AdaptConfig:
     """Folder that `placerank prepare` made."""
     run: Path
     """Folder of this run, on this machine: config, metrics, checkpoints, and at the end advisor/."""
-    teacher: LanguageConfig = field(default_factory=lambda: LanguageConfig(columns=128, layers=3, hidden=256))
+    teacher: LanguageConfig = field(default_factory=lambda: LanguageConfig(columns=96, layers=2, hidden=192))
     """Its language model."""
     student: LanguageConfig = field(default_factory=LanguageConfig)
     """Its language model."""

@@ -13,13 +13,13 @@ class LanguageConfig:
     """A causal language model of Hugging Face with its tokenizer, by folder or name: its weights stay as they are, what
     is added is trained. Default: a small one is made of Llama's blocks, with a tokenizer of the places' texts, and
     trained whole; the sizes below are its own."""
-    columns: int = 64
+    columns: int = 48
     """Of its hidden states."""
     layers: int = 1
     """Blocks."""
     heads: int = 4
     """Attention heads, of columns / heads each."""
-    hidden: int = 128
+    hidden: int = 96
     """Columns between the linear layers of a block."""
 
     def __post_init__(self) -> None:

@@ -28,7 +28,16 @@ def catalog() -> pa.Table:
         ("f", "Far", ["Food", "Café"], "Other", 41.5, -74.0, 4, [{"open": 0, "close": 0}]),
     ]
     names = ("item_id", "name", "category", "brand", "lat", "lon", "positives", "opening_hours")
-    kinds = (pa.string(), pa.string(), pa.list_(pa.string()), pa.string(), pa.float64(), pa.float64(), pa.int64(), HOURS)
+    kinds = (
+        pa.string(),
+        pa.string(),
+        pa.list_(pa.string()),
+        pa.string(),
+        pa.float64(),
+        pa.float64(),
+        pa.int64(),
+        HOURS,
+    )
     columns = {n: pa.array([r[i] for r in rows], t) for i, (n, t) in enumerate(zip(names, kinds, strict=True))}
     table = pa.table(columns)
     nan = pa.array([float("nan") if x is None else x for x in table["lat"].to_pylist()])

@@ -169,7 +169,11 @@ def test_losses() -> None:
     own, teacher = torch.randn(4, 6), torch.randn(4, 6)
     own[1, 2] = teacher[1, 2] = -torch.inf
     kl = [
-        sum(p * math.log(p / o) for p, o in zip((t / 2).softmax(0).tolist(), (s / 2).softmax(0).tolist(), strict=True) if p)
+        sum(
+            p * math.log(p / o)
+            for p, o in zip((t / 2).softmax(0).tolist(), (s / 2).softmax(0).tolist(), strict=True)
+            if p
+        )
         for t, s in zip(teacher, own, strict=True)
     ]
     assert to_teacher(own, teacher, 2.0).item() == pytest.approx(4 * sum(kl) / 4, rel=1e-4)
@@ -177,4 +181,6 @@ def test_losses() -> None:
     logits = torch.randn(2, 6, 9)
     said, tokens = sentence_rows(logits, [2, 3], [[5, 6], [7, 8, 1]])
     assert tokens.tolist() == [5, 6, 7, 8, 1]
-    torch.testing.assert_close(said, torch.stack([logits[0, 1], logits[0, 2], logits[1, 2], logits[1, 3], logits[1, 4]]))
+    torch.testing.assert_close(
+        said, torch.stack([logits[0, 1], logits[0, 2], logits[1, 2], logits[1, 3], logits[1, 4]])
+    )
