@@ -42,7 +42,7 @@ from placerank.rankers.adapter.model import RecAdapter
 from placerank.rankers.adapter.queries import HELD_OUT, INTENTS, NEXT, WHY, line
 from placerank.rankers.adapter.sentences import choose, free
 from placerank.rankers.adapter.world import World
-from placerank.training.adapt import adapt, all_scores, trained, world_of
+from placerank.training.adapt import adapted, all_scores, trained, world_of
 from placerank.training.settings import AdaptConfig
 
 BATCH = 512
@@ -263,19 +263,17 @@ def ratios(folders: dict[str, Path], requests: Path, count: int, name: str) -> l
     return lines
 
 
-def one_seed(prepared: Path, out: Path, seed: int, steps: int, wanted: Tensor, talked: int) -> list[Line]:
+def one_seed(world: World, ways: Ways, out: Path, seed: int, steps: int, wanted: Tensor, talked: int) -> list[Line]:
     """Quality of all models of a seed; kept."""
     file = out / f"seed-{seed}.json"
     if file.exists():
         kept: list[Line] = json.loads(file.read_text())
         return kept
-    items = ItemFacts.load(prepared)
     lines: list[Line] = []
     for variant in VARIANTS:
-        config = config_of(prepared, out, variant, seed, steps)
-        if not (config.run / "advisor").exists():
-            adapt(config)
-        world, ways = world_of(config), Ways(items, 10.0)
+        config = config_of(world.prepared, out, variant, seed, steps)
+        config.run.mkdir(exist_ok=True)
+        adapted(config, world)  # at once where it was done before
         roles = ("teacher", "student") if variant == "distilled" else ("student",)
         models = {role: trained(config, world, role, None) for role in roles}
         for role, model in models.items():
@@ -301,15 +299,14 @@ def kept_ratios(out: Path, seed: int, count: int) -> list[Line]:
     return kept
 
 
-def larger(prepared: Path, out: Path) -> list[Line]:
+def larger(world: World, out: Path) -> list[Line]:
     """The same ratios of larger sizes, whose weights are random; kept."""
     file = out / "larger.json"
     if not file.exists():
-        world, folders = World(prepared, AdapterConfig().history), {}
-        texts = list(world.texts())
+        folders = {}
         for role, language in LARGER.items():
             torch.manual_seed(0)
-            model = RecAdapter(*make_language(language, texts), AdapterConfig(), world.places).eval()
+            model = RecAdapter(*make_language(language, lambda: world.tokenizer), AdapterConfig(), world.places).eval()
             folders[role] = out / f"larger-{role}"
             save_advisor(folders[role], model, AdapterConfig(), world.catalog, language, {}, 0)
         write_json(file, ratios(folders, out / "requests.json", 5, "ratio, larger sizes, random weights"))
@@ -338,7 +335,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder in the schema of docs/data.md")
     parser.add_argument("--out", type=Path, default=Path("runs/adapter"), help="where what is done is kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
-    parser.add_argument("--steps", type=int, default=120, help="of each training (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=100, help="of each training (default: %(default)s)")
     parser.add_argument("--targets", type=int, default=500, help="test visits, drawn once (default: %(default)s)")
     parser.add_argument(
         "--talked", type=int, default=100, help="of these, whose reasons are read (default: %(default)s)"
@@ -351,20 +348,20 @@ def main() -> None:
     torch.set_num_threads(1)
     place = Workplace(args.data, args.out / args.data.name, Budget())
     prepared, out = place.prepared(), place.folder
-    world = World(prepared, AdapterConfig().history)
-    items = ItemFacts.load(prepared)
+    world, items = world_of(prepared, AdapterConfig().history), ItemFacts.load(prepared)
+    ways = Ways(items, 10.0)
     wanted = torch.from_numpy(chosen(world.loader("test", BATCH, 0, shuffle=False).rows, args.targets))
     kept = out / f"floors-{args.targets}.json"
     if not kept.exists():
-        write_json(kept, floors(world, Ways(items, 10.0), items, wanted))
+        write_json(kept, floors(world, ways, items, wanted))
     lines: list[Line] = json.loads(kept.read_text())
     for seed in args.seeds:
-        lines += one_seed(prepared, out, seed, args.steps, wanted, args.talked)
+        lines += one_seed(world, ways, out, seed, args.steps, wanted, args.talked)
         print(f"seed {seed} is done", flush=True)
     if args.ratios:
         lines += kept_ratios(out, args.seeds[0], 40)
     if args.larger:
-        lines += larger(prepared, out)
+        lines += larger(world, out)
     about = {"dataset": args.data.name, "steps": args.steps, "targets": args.targets}
     print(markdown(lines))
     if args.save:

@@ -52,25 +52,27 @@ def adapt(config: AdaptConfig) -> Path:
         ValueError: the data, the settings or the checkpoint don't fit together.
         FloatingPointError: the loss is no longer a number.
     """
-    prepared = read_manifest(config.data, "prepared")
+    read_manifest(config.data, "prepared")
     with run_lock(config.run):
         _begin(config)
-        world = world_of(config)
-        teacher = None
-        if config.distillation_weight:
-            teacher = trained(config, world, "teacher", None)
-        student = trained(config, world, "student", teacher)
-        out = config.run / ADVISOR
-        made_from = {"prepared": prepared["content_hash"]}
-        save_advisor(out, student, config.adapter, world.catalog, config, made_from, config.steps)
+        out = adapted(config, world_of(config.data, config.adapter.history))
     return out
 
 
-def world_of(config: AdaptConfig) -> World:
-    """What both are taught with."""
-    world = World(config.data, config.adapter.history)
-    first = next(iter(world.loader("train", _OF_LIFTS, config.seed, shuffle=True)))
-    world.learn_lifts(world.asking(first), config.seed)
+def adapted(config: AdaptConfig, world: World) -> Path:
+    """As ``adapt``, in a run folder that is ready, of a world that was made for it: several runs may share one."""
+    teacher = trained(config, world, "teacher", None) if config.distillation_weight else None
+    student = trained(config, world, "student", teacher)
+    out = config.run / ADVISOR
+    made_from = {"prepared": read_manifest(config.data, "prepared")["content_hash"]}
+    save_advisor(out, student, config.adapter, world.catalog, config, made_from, config.steps)
+    return out
+
+
+def world_of(prepared: Path, history: int) -> World:
+    """What both are taught with; what clauses tell is of the data, so it is the same at any seed."""
+    world = World(prepared, history)
+    world.learn_lifts(world.asking(next(iter(world.loader("train", _OF_LIFTS, 0, shuffle=True)))), 0)
     return world
 
 
@@ -120,7 +122,7 @@ def trained(config: AdaptConfig, world: World, name: str, teacher: RecAdapter | 
 
 def _named(name: str, settings: LanguageConfig, world: World) -> tuple[Any, Any]:
     try:
-        return make_language(settings, world.texts())
+        return make_language(settings, lambda: world.tokenizer)
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"{name}: {error}") from error
 

@@ -181,8 +181,8 @@ class Advisor:
         """The best places within reach, each with a reason.
 
         Args:
-            history: all known visits, (raw id, unix seconds or a time with its zone), in any order; those at ``time`` or
-                later are not looked at. Unknown places count as visits of no place.
+            history: all known visits, (raw id, unix seconds or a time with its zone), in any order; those at ``time``
+                or later are not looked at. Unknown places count as visits of no place.
             place: latitude and longitude in degrees; None: unknown, reach is then from the last visit.
             time: of the request.
             within_km: the reach; inf: all places.

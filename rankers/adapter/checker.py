@@ -1,7 +1,7 @@
 """Whether a reason is true: the sentence is read back and each of its clauses is looked up in the tables.
 
-Written apart from ``facts.py``, which makes sentences, and shares no code with it: its own grammar, its own distances, its
-own counts, from raw ids and the catalog's own columns. What it can't read is not true.
+Written apart from ``facts.py``, which makes sentences, and shares no code with it: its own grammar, distances and
+counts, from raw ids and the catalog's own columns. What it can't read is not true.
 """
 
 import math

@@ -23,7 +23,8 @@ class LanguageConfig:
     """Columns between the linear layers of a block."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "language", least=dict.fromkeys(("columns", "layers", "heads", "hidden"), 1), **_MOST)
+        check_numbers(self, "language", least=dict.fromkeys(("columns", "layers", "heads", "hidden"), 1))
+        _check_widths(self, "language")
         if self.columns % (2 * self.heads):
             raise ValueError(
                 f"language.columns={self.columns}: expected a multiple of twice language.heads={self.heads}: positions "
@@ -47,9 +48,14 @@ class AdapterConfig:
     """Off: the language model reads the question alone; the aggregator still looks at visits."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "adapter", least=dict.fromkeys(("columns", "heads", "every", "history"), 1), **_MOST)
+        check_numbers(self, "adapter", least=dict.fromkeys(("columns", "heads", "every", "history"), 1))
+        _check_widths(self, "adapter")
         if self.columns % self.heads:
             raise ValueError(f"adapter.columns={self.columns}: expected a multiple of adapter.heads={self.heads}")
 
 
-_MOST = dict.fromkeys(("columns", "layers", "heads", "hidden", "history"), 65_536)
+def _check_widths(config: LanguageConfig | AdapterConfig, prefix: str) -> None:
+    """That nobody asks for what no memory holds."""
+    for name, value in vars(config).items():
+        if isinstance(value, int) and value > 65_536:
+            raise ValueError(f"{prefix}.{name}={value}: expected at most 65,536")

@@ -5,7 +5,7 @@ those of transformers do. Where none is named, a small one is made of Llama's bl
 trained on the places' texts: no hub is asked, and any text can be spelt.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,12 @@ def trained_tokenizer(texts: Iterable[str]) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
 
 
-def make_language(config: LanguageConfig, texts: Iterable[str]) -> tuple[nn.Module, Any]:
+def make_language(config: LanguageConfig, own: Callable[[], Any]) -> tuple[nn.Module, Any]:
     """A language model and its tokenizer: the one that is named, frozen, or a small one with random weights.
 
     Args:
         config: which.
-        texts: what the tokenizer of a small one is trained on.
+        own: gives the tokenizer of a small one, see ``trained_tokenizer``.
 
     Raises:
         FileNotFoundError: no such model.
@@ -55,7 +55,7 @@ def make_language(config: LanguageConfig, texts: Iterable[str]) -> tuple[nn.Modu
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     if config.model is None:
-        tokenizer = trained_tokenizer(texts)
+        tokenizer = own()
         sizes = LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=config.columns,

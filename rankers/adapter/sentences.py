@@ -1,7 +1,7 @@
-"""A sentence that the language model chooses among given ones: at each token, only what leads to one of them is allowed.
+"""A sentence that the language model chooses among given ones: at each token, what leads to one of them is allowed.
 
-Where one token alone is allowed the model is not asked, so a sentence of thirty tokens costs as many passes as there are
-choices in it, which requests make together.
+Where one token alone is allowed the model is not asked, so a sentence of thirty tokens costs as many passes as there
+are choices in it, which requests make together.
 """
 
 from collections.abc import Sequence

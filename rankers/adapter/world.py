@@ -1,8 +1,9 @@
-"""What teacher and student learn from: the catalog of a prepared folder, and questions with answers made of its visits."""
+"""What teacher and student learn from: a prepared folder's catalog, and questions with answers made of its visits."""
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ...data.urls import fetched
 from ..generative.reach import minute_of_week
 from .facts import Clause, Known, clauses, lifts, reference, sentences
 from .inputs import Places, Requests
+from .language import trained_tokenizer
 from .queries import NEXT, drawn_explain, drawn_recommend, every, line
 
 ALL = 1 << 40
@@ -124,8 +126,13 @@ class World:
         self._near = _neighbours(self.places.point.numpy())
         self.lifts: dict[str, float] = {}
 
-    def texts(self) -> Iterator[str]:
-        """What a tokenizer is trained on: names, questions at all hours, and sentences."""
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Of these places' texts, for language models that are made here."""
+        return trained_tokenizer(self._texts())
+
+    def _texts(self) -> Iterator[str]:
+        """Names, questions at all hours, and sentences."""
         yield from self.places.texts
         yield from every()
         for hour in range(7 * 24):
@@ -189,7 +196,7 @@ class World:
 
 
 def by_length(lengths: Tensor, batch_size: int, rng: np.random.Generator) -> list[Tensor]:
-    """Rows in batches of about equal lengths, in a drawn order: each int64 [batch_size], one of them with what is left."""
+    """Rows in batches of about equal lengths, in a drawn order: int64 [batch_size], one of them with what is left."""
     mixed = torch.from_numpy(rng.permutation(len(lengths)))
     ordered = mixed[lengths[mixed].sort(stable=True).indices]
     batches = ordered.split(batch_size)

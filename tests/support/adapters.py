@@ -9,7 +9,7 @@ import torch
 from placerank.data.raw.hours import HOURS
 from placerank.rankers.adapter.config import AdapterConfig, LanguageConfig
 from placerank.rankers.adapter.inputs import Places, Requests
-from placerank.rankers.adapter.language import make_language
+from placerank.rankers.adapter.language import make_language, trained_tokenizer
 from placerank.rankers.adapter.model import RecAdapter
 from placerank.rankers.adapter.queries import every
 
@@ -51,7 +51,9 @@ def small_adapter(seed: int = 0, model: Path | None = None, **changes: Any) -> R
     language = LanguageConfig(columns=16, layers=2, heads=2, hidden=24, model=None if model is None else str(model))
     places = Places.of_catalog(catalog())
     config = AdapterConfig(**({"columns": 8, "heads": 2, "history": 6} | changes))
-    found = RecAdapter(*make_language(language, [*places.texts, *every()] * 3), config, places)
+    found = RecAdapter(
+        *make_language(language, lambda: trained_tokenizer([*places.texts, *every()] * 3)), config, places
+    )
     for p in found.parameters():
         if p.requires_grad and p.dim() > 1:
             torch.nn.init.normal_(p, std=0.3)
