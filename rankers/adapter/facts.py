@@ -68,11 +68,13 @@ class Known:
         if OPENING_HOURS in catalog.column_names:
             weeks = catalog[OPENING_HOURS].to_pylist()
             hours = [None if w is None else [(x["open"], x["close"]) for x in w] for w in weeks]
+        lat, lon = ([math.nan if x is None else float(x) for x in catalog[c].to_pylist()] for c in ("lat", "lon"))
         return cls(
-            [quotable(path[-1] or "") if path else "" for path in paths],
-            [quotable(b or "") for b in catalog["brand"].cast(pa.string()).to_pylist()],
-            *([math.nan if x is None else float(x) for x in catalog[c].to_pylist()] for c in ("lat", "lon")),
-            hours,
+            category=[quotable(path[-1] or "") if path else "" for path in paths],
+            brand=[quotable(b or "") for b in catalog["brand"].cast(pa.string()).to_pylist()],
+            lat=lat,
+            lon=lon,
+            hours=hours,
         )
 
 
