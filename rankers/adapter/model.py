@@ -19,6 +19,10 @@ from .language import blocks_of, longest
 from .queries import INTENTS
 
 
+COUNTED_FIRST = (1.0, 0.3, 0.3, 0.3, 0.3, 0.5)
+"""What features are worth at the start: the model begins as one that counts visits."""
+
+
 class CrossAttention(nn.Module):
     """Adds to hidden states what they find in rows: x + W_o softmax(W_q LN(x) (W_k r)ᵀ) W_v r, W_o zero at the start.
 
@@ -83,7 +87,8 @@ class RecAdapter(nn.Module):
         for table in (self.item, self.gap, self.hour):
             nn.init.normal_(table.weight, std=0.02)
         nn.init.normal_(self.nothing, std=0.02)
-        nn.init.constant_(self.worth.bias, 0.5)
+        with torch.no_grad():
+            self.worth.bias.copy_(torch.tensor(COUNTED_FIRST))
         self._rows: tuple[Tensor, Tensor] | None = None
 
     # --- text -------------------------------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ from .queries import NEXT, drawn_explain, drawn_recommend, every, line
 ALL = 1 << 40
 """Visits: what is said of a history is said of all of it."""
 EACH = 8
-"""Places of each kind that a visited one is compared with: the user's own, near ones, popular ones."""
+"""Places of each kind that a visited one is compared with: the user's own, near ones, any; all are drawn evenly,
+for what is drawn as often as it is visited cancels out of BPR."""
 NEAR = 32
 BLOCK = 32
 """Batches whose visits are sorted by the length of their history together."""
@@ -121,8 +122,6 @@ class World:
         self.places, self.known = Places.of_catalog(self.catalog), Known.of_catalog(self.catalog)
         self.names = self.catalog["name"].cast(pa.string()).to_pylist()
         self.paths = [[x for x in path or [] if x] for path in self.catalog["category"].to_pylist()]
-        count = self.catalog["positives"].fill_null(0).to_numpy().astype(np.float64)
-        self._popular = np.cumsum(count) / max(count.sum(), 1)
         self._near = _neighbours(self.places.point.numpy())
         self.lifts: dict[str, float] = {}
 
@@ -174,12 +173,12 @@ class World:
         """Each visited place and ``3 EACH`` others, int64 [B, 1 + N], and which of the others count, bool [B, N]."""
         target, length = a.target.numpy(), a.q.seen.sum(1).numpy()
         shape = (len(target), EACH)
-        at = (rng.random(shape) * length[:, None]).astype(np.int64)
-        own = np.take_along_axis(a.q.item.numpy(), at, 1) if a.q.item.shape[1] else np.zeros(shape, np.int64)
-        own = np.where(length[:, None] > 0, own, 0)
+        own = np.zeros(shape, np.int64)
+        for i, visited in enumerate(a.q.item.numpy()):  # each place once: drawn by visit, counts would say nothing
+            if length[i]:
+                own[i] = rng.choice(np.unique(visited[: length[i]]), EACH)
         near = self._near[target][np.arange(shape[0])[:, None], rng.integers(0, NEAR, shape)]
-        popular = np.searchsorted(self._popular, rng.random(shape), side="right").clip(1, len(self.places) - 1)
-        others = np.concatenate([own, near, popular], axis=1)
+        others = np.concatenate([own, near, rng.integers(1, len(self.places), shape)], axis=1)
         allowed = (others > 0) & (others != target[:, None])
         return torch.from_numpy(np.concatenate([target[:, None], others], axis=1)), torch.from_numpy(allowed)
 
