@@ -158,8 +158,8 @@ def said(model: RecAdapter, world: World, batches: list[SequenceBatch], seed: in
             for p, rows in zip(paths, top.tolist(), strict=True):
                 asked[how] += sum(world.paths[r][-1:] == p[-1:] for r in rows) / 10
         visits += len(paths)
-    about = {"what": "reasons", "who": "student", "seed": seed}
-    lines = [counted(about | {"measure": f"of visited places: {name}"}, right[name], of[name]) for name in right]
+    who: Line = {"what": "reasons", "who": "student", "seed": seed}
+    lines = [counted(who | {"measure": f"of visited places: {name}"}, right[name], of[name]) for name in right]
     shares = {"what": "question", "who": "student", "seed": seed}
     return lines + [
         counted(shares | {"measure": f"of the category, {how} in the question"}, asked[how], visits) for how in asked
@@ -240,13 +240,14 @@ def ratios(folders: dict[str, Path], requests: Path, count: int, name: str) -> l
     mib = {who: peak_bytes(folder, requests) / 2**20 for who, folder in folders.items()}
     size = {who: sum(p.numel() for p in a.model.parameters()) for who, a in advisors.items()}
     blocks = {who: sum(p.numel() for p in blocks_of(a.model.language).parameters()) for who, a in advisors.items()}
-    measures = {
+    measures: dict[str, dict[str, float]] = {
         "processor ms a list of ten with reasons": {who: float(np.median(x)) for who, x in ms.items()},
         "peak memory beyond imports, MiB": mib,
-        "weights": size,
-        "weights of the blocks": blocks,
+        "weights": {who: float(n) for who, n in size.items()},
+        "weights of the blocks": {who: float(n) for who, n in blocks.items()},
     }
-    about, lines = {"what": name, "seed": 0}, []
+    about: Line = {"what": name, "seed": 0}
+    lines: list[Line] = []
     for measure, of in measures.items():
         for who, value in {**of, "teacher / student": of["teacher"] / of["student"]}.items():
             lines.append({**about, "who": who, "measure": measure, "value": float(value), "standard_error": None})

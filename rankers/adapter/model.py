@@ -18,7 +18,6 @@ from .inputs import FEATURES, GAPS, ItemTexts, Places, Requests, features
 from .language import blocks_of, longest
 from .queries import INTENTS
 
-
 COUNTED_FIRST = (1.0, 0.3, 0.3, 0.3, 0.3, 0.5)
 """What features are worth at the start: the model begins as one that counts visits."""
 

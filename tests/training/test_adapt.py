@@ -152,7 +152,7 @@ def test_requests_are_those_of_a_loop(prepared: Path) -> None:
     assert short
 
 
-def test_what_is_compared_is_the_users_own_near_and_popular(prepared: Path) -> None:
+def test_what_is_compared_is_the_users_own_near_and_any(prepared: Path) -> None:
     world = World(prepared, 6)
     asking = world.asking(next(iter(world.loader("train", 64, 0, shuffle=True))))
     candidates, allowed = world.others(asking, np.random.default_rng(0))
