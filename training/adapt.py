@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 ADVISOR = "advisor"
 ROLES = ("teacher", "student")
 _OF_LIFTS = 1024  # visits
-_VALIDATED = 500  # visits
+_VALIDATED = 200  # visits
 _LOGGED = 20  # steps between lines
 
 

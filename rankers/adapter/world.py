@@ -177,7 +177,9 @@ class World:
         for i, visited in enumerate(a.q.item.numpy()):  # each place once: drawn by visit, counts would say nothing
             if length[i]:
                 own[i] = rng.choice(np.unique(visited[: length[i]]), EACH)
-        near = self._near[target][np.arange(shape[0])[:, None], rng.integers(0, NEAR, shape)]
+        last = np.array([visited[-1] if visited else row for visited, row in zip(a.visited, target, strict=True)])
+        around = np.concatenate([self._near[target], self._near[last]], axis=1)  # where it is, and where it is asked
+        near = np.take_along_axis(around, rng.integers(0, around.shape[1], shape), 1)
         others = np.concatenate([own, near, rng.integers(1, len(self.places), shape)], axis=1)
         allowed = (others > 0) & (others != target[:, None])
         return torch.from_numpy(np.concatenate([target[:, None], others], axis=1)), torch.from_numpy(allowed)
