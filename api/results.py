@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from ..rankers.adapter.advisor import Advisor
     from ..rankers.rank import Ranker
 
 
@@ -223,6 +224,29 @@ class Trained(Result):
 
         best = self.best.get("step")
         return [notebook.svg(lambda: learning_curve(self.log, best))] if self.log else []
+
+
+class Adapted(Result):
+    """An advisor: a small language model that lists places and says why."""
+
+    _kind = "advisor"
+
+    def load(self) -> "Advisor":
+        """The advisor, to be asked: ``recommend``, ``explain``, ``answer``."""
+        from ..rankers.adapter.advisor import Advisor
+
+        return Advisor.load(self.folder)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Of the last validation of teacher and student."""
+        found: dict[str, Any] = {"steps": self.manifest["step"]}
+        for name in ("teacher", "student"):
+            file = self.folder.parent / f"{name}.jsonl"
+            if file.is_file():
+                last = json.loads(file.read_text().splitlines()[-1])
+                found |= {f"{name}'s {n}": last[n] for n in ("recall@10", "ndcg@10") if n in last}
+        return found
 
 
 class Evaluated(Reported):

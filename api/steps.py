@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from .results import Aligned, Evaluated, Exported, Generated, Prepared, Simulated, Tokenized, Trained
+from .results import Adapted, Aligned, Evaluated, Exported, Generated, Prepared, Simulated, Tokenized, Trained
 
 if TYPE_CHECKING:
     from ..data.city.settings import SimulateConfig
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..embeddings.settings import ApplyConfig
     from ..evaluation.settings import EvaluateConfig, GenerateConfig
     from ..tokenization.settings import AlignConfig, TokenizeConfig
-    from ..training.settings import ExportConfig, TrainConfig
+    from ..training.settings import AdaptConfig, ExportConfig, TrainConfig
 
 _ERROR = "placerank: error: "
 _KEPT = 20  # lines of ranks that failed without saying why
@@ -87,6 +87,18 @@ def train(config: "TrainConfig", nproc: int = 1) -> Trained:
         FloatingPointError: the loss is no longer a number.
     """
     return Trained(_run("train", "training.train", config, nproc, shown=True))
+
+
+def adapt(config: "AdaptConfig") -> Adapted:
+    """Train RecLLM-Adapter, teacher and student; see ``AdaptConfig``.
+
+    Raises:
+        FileExistsError: the folder has a run in it, and neither ``resume`` nor ``overwrite`` is set.
+        FileNotFoundError: no such data or language model.
+        ValueError: the data, the settings or the checkpoint don't fit together.
+        FloatingPointError: the loss is no longer a number.
+    """
+    return Adapted(_run("adapt", "training.adapt", config, shown=True))
 
 
 def evaluate(config: "EvaluateConfig", nproc: int = 1) -> Evaluated:

@@ -114,6 +114,7 @@ KINDS = {
     ),
     "comparison": Kind("placerank compare", {}),
     "lists": Kind("placerank generate or predict", {}),
+    "advisor": Kind("placerank adapt", {"step": Count}),
     "export": Kind("placerank export", {"tables": Each(_TABLE)}),
     "delta": Kind(
         "placerank export --since",

@@ -1,4 +1,4 @@
-"""Settings of ``evaluate``, ``compare``, ``generate``, ``rank`` and ``predict``."""
+"""Settings of ``evaluate``, ``compare``, ``generate``, ``rank``, ``predict`` and ``advise``."""
 
 import math
 from dataclasses import dataclass, field
@@ -183,26 +183,66 @@ class RankConfig:
         self.moment()
 
     def moment(self) -> datetime | int:
-        """The time of the request.
+        """The time of the request."""
+        return moment_of(self.time)
 
-        Raises:
-            ValueError: it is neither whole seconds nor a time with its zone.
-        """
-        if self.time is None:
-            return datetime.now(UTC).replace(microsecond=0)
-        try:
-            return int(self.time)
-        except ValueError:
-            pass
-        try:
-            found = datetime.fromisoformat(self.time)
-        except ValueError:
-            found = None
-        if found is None or found.tzinfo is None:
-            raise ValueError(
-                f"time={self.time!r}: expected unix seconds, or a time with its zone as 2024-05-01T12:00+02"
-            )
-        return found
+
+def moment_of(time: str | None) -> datetime | int:
+    """A setting as a moment; None is now.
+
+    Raises:
+        ValueError: it is neither whole seconds nor a time with its zone.
+    """
+    if time is None:
+        return datetime.now(UTC).replace(microsecond=0)
+    try:
+        return int(time)
+    except ValueError:
+        pass
+    try:
+        found = datetime.fromisoformat(time)
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise ValueError(f"time={time!r}: expected unix seconds, or a time with its zone as 2024-05-01T12:00+02")
+    return found
+
+
+@dataclass(kw_only=True)
+class AdviseConfig:
+    """Answer a question of one user: places within reach, each with a reason, or why a place."""
+
+    advisor: Path
+    """Folder that `placerank adapt` made, the run's or its advisor/; named first it needs no flag."""
+    ask: str = "Where to next?"
+    """The question. Whether places are wanted or a reason is found out from it."""
+    item: str | None = None
+    """Raw id of a place: say why this one, whatever the question is."""
+    user: str | None = None
+    """Raw id, of whom visits are read; default: nobody, who has been nowhere."""
+    visits: Path | None = None
+    """Parquet with what is known of users' earlier visits: user_id, item_id, timestamp (unix seconds, or a timestamp),
+    and label where there are impressions too; the interactions.parquet that was prepared is one."""
+    place: tuple[float, float] | None = None
+    """Latitude and longitude of the request in degrees; without it reach goes from the last visit."""
+    time: str | None = None
+    """Of the request: unix seconds, or as 2024-05-01T12:00:00+02:00; default: now."""
+    utc_offset: float | None = None
+    """Minutes east of UTC there and then; without it nothing is said of opening hours."""
+    within_km: float = 3.0
+    """The reach; inf: all places."""
+    k: int = 10
+    """Places of the list, at most."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "", endless=("within_km",), least={"k": 1})
+        set_places(self)
+        _check_reach(self.within_km)
+        if not self.ask.strip():
+            raise ValueError("ask: got nothing, expected a question")
+        if (self.user is None) != (self.visits is None):
+            raise ValueError("user and visits: got one of them; a user's visits take both")
+        moment_of(self.time)
 
 
 @dataclass(kw_only=True)

@@ -198,6 +198,7 @@ given = {name: ["--run", "r", "--out", "o"] for name in ("generate", "export")} 
     "tokenize": ["--data", "d", "--embeddings", "e", "--out", "o"], "train": ["--data", "d", "--run", "r"],
     "evaluate": ["--run", "r"], "compare": ["a", "b"], "apply": ["--base", "b", "--delta", "d", "--out", "o"],
     "serve": ["--export", "e"], "rank": ["--export", "e", "--user", "u", "--within-km", "inf"],
+    "adapt": ["--data", "d", "--run", "r"], "advise": ["a"],
     "predict": ["--export", "e", "--requests", "r", "--out", "o"],
 }
 for name in COMMANDS:

@@ -1,4 +1,4 @@
-"""Settings of ``train`` and ``export``."""
+"""Settings of ``train``, ``adapt`` and ``export``."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -6,7 +6,9 @@ from typing import Literal
 
 from ..data.batches.settings import FeatureConfig
 from ..data.plain import check_numbers, set_places
+from ..data.urls import Url
 from ..embeddings.settings import check_format
+from ..rankers.adapter.config import AdapterConfig, LanguageConfig
 from ..rankers.settings import RankerConfig
 
 CPU_TYPES = ("table_wise", "row_wise", "column_wise", "data_parallel")
@@ -187,6 +189,61 @@ class TrainConfig:
                 f"ranker.kind={self.ranker.kind} generates semantic IDs; name with features.semantic_ids the folder "
                 "that `placerank tokenize` made"
             )
+
+
+@dataclass(kw_only=True)
+class AdaptConfig:
+    """Train RecLLM-Adapter: a teacher, then a student that is distilled from it and becomes the advisor."""
+
+    data: Path
+    """Folder that `placerank prepare` made."""
+    run: Path
+    """Folder of this run, on this machine: config, metrics, checkpoints, and at the end advisor/."""
+    teacher: LanguageConfig = field(default_factory=lambda: LanguageConfig(columns=96, layers=2, hidden=192))
+    """Its language model."""
+    student: LanguageConfig = field(default_factory=LanguageConfig)
+    """Its language model."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """What is added to both."""
+    steps: int = 1000
+    """Of the teacher, and again of the student."""
+    batch_size: int = 64
+    """Visits a step; visits with about equally long histories share one."""
+    reasons: int = 12
+    """Of these, so many have their reason learned, and its question's intent."""
+    learning_rate: float = 3e-3
+    """AdamW's at the start; it falls to 0 in a straight line."""
+    generation_weight: float = 0.3
+    """Of the cross-entropy of reasons and intents, beside BPR's 1."""
+    distillation_weight: float = 1.0
+    """Of the KL divergence from the teacher's scores and, where both have one tokenizer, tokens; 0: no teacher."""
+    temperature: float = 2.0
+    """At which both are compared."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints."""
+    seed: int = 0
+    """Of initial weights, of the order of visits and of what is drawn for them."""
+    resume: bool = False
+    """Go on where the run was ended."""
+    overwrite: bool = False
+    """Remove what the run folder holds and start anew."""
+
+    def __post_init__(self) -> None:
+        least = dict.fromkeys(("steps", "batch_size", "reasons", "checkpoint_every"), 1)
+        check_numbers(self, "", least=least | {"seed": 0}, batch_size=1_000_000)
+        set_places(self)
+        for name in ("learning_rate", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a positive number")
+        for name in ("generation_weight", "distillation_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
+        if self.reasons > self.batch_size:
+            raise ValueError(f"reasons={self.reasons}: expected at most batch_size={self.batch_size}")
+        if isinstance(self.run, Url):
+            raise ValueError(f"run={self.run}: expected a folder on this machine")
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite are both set; choose one")
 
 
 @dataclass(kw_only=True)

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "AdaptConfig",
+    "Adapted",
+    "AdapterConfig",
     "AktConfig",
     "AlignConfig",
     "Aligned",
@@ -34,6 +37,7 @@ __all__ = [
     "GeneratorConfig",
     "HGITOptions",
     "KMeansOptions",
+    "LanguageConfig",
     "ListsConfig",
     "LoraSettings",
     "ObjectivesConfig",
@@ -59,6 +63,7 @@ __all__ = [
     "TrainConfig",
     "Trained",
     "__version__",
+    "adapt",
     "align",
     "apply",
     "evaluate",
@@ -73,13 +78,14 @@ __all__ = [
 
 # Names are said for type checkers and editors, which don't run the code below, and for Python; a test holds them equal.
 if TYPE_CHECKING:
-    from .api.results import Aligned, Evaluated, Exported, Generated, Prepared, Simulated, Tokenized, Trained
-    from .api.steps import align, apply, evaluate, export, generate, prepare, simulate, tokenize, train
+    from .api.results import Adapted, Aligned, Evaluated, Exported, Generated, Prepared, Simulated, Tokenized, Trained
+    from .api.steps import adapt, align, apply, evaluate, export, generate, prepare, simulate, tokenize, train
     from .data.batches.settings import FeatureConfig
     from .data.city.settings import SimulateConfig
     from .data.preparation.settings import PrepareConfig
     from .embeddings.settings import ApplyConfig
     from .evaluation.settings import EvaluateConfig, GenerateConfig, ListsConfig
+    from .rankers.adapter.config import AdapterConfig, LanguageConfig
     from .rankers.generative.config import GeneratorConfig, OneRecConfig, TigerConfig
     from .rankers.plugins.settings import AktConfig, RestConfig
     from .rankers.rank import Ranker, load
@@ -95,16 +101,38 @@ if TYPE_CHECKING:
     from .tokenization.judging.settings import ReportConfig
     from .tokenization.settings import AlignConfig, TokenizeConfig
     from .tokenization.text.settings import DistrictConfig, EncoderConfig, PromptConfig
-    from .training.settings import ExportConfig, OptimizerConfig, ShardingConfig, TrainConfig
+    from .training.settings import AdaptConfig, ExportConfig, OptimizerConfig, ShardingConfig, TrainConfig
 
 _LAZY = {
-    ".api.results": ("Aligned", "Evaluated", "Exported", "Generated", "Prepared", "Simulated", "Tokenized", "Trained"),
-    ".api.steps": ("align", "apply", "evaluate", "export", "generate", "prepare", "simulate", "tokenize", "train"),
+    ".api.results": (
+        "Adapted",
+        "Aligned",
+        "Evaluated",
+        "Exported",
+        "Generated",
+        "Prepared",
+        "Simulated",
+        "Tokenized",
+        "Trained",
+    ),
+    ".api.steps": (
+        "adapt",
+        "align",
+        "apply",
+        "evaluate",
+        "export",
+        "generate",
+        "prepare",
+        "simulate",
+        "tokenize",
+        "train",
+    ),
     ".data.batches.settings": ("FeatureConfig",),
     ".data.city.settings": ("SimulateConfig",),
     ".data.preparation.settings": ("PrepareConfig",),
     ".embeddings.settings": ("ApplyConfig",),
     ".evaluation.settings": ("EvaluateConfig", "GenerateConfig", "ListsConfig"),
+    ".rankers.adapter.config": ("AdapterConfig", "LanguageConfig"),
     ".rankers.generative.config": ("GeneratorConfig", "OneRecConfig", "TigerConfig"),
     ".rankers.plugins.settings": ("AktConfig", "RestConfig"),
     ".rankers.rank": ("Ranker", "load"),
@@ -120,7 +148,7 @@ _LAZY = {
     ".tokenization.judging.settings": ("ReportConfig",),
     ".tokenization.settings": ("AlignConfig", "TokenizeConfig"),
     ".tokenization.text.settings": ("DistrictConfig", "EncoderConfig", "PromptConfig"),
-    ".training.settings": ("ExportConfig", "OptimizerConfig", "ShardingConfig", "TrainConfig"),
+    ".training.settings": ("AdaptConfig", "ExportConfig", "OptimizerConfig", "ShardingConfig", "TrainConfig"),
 }
 _HOMES = {name: module for module, names in _LAZY.items() for name in names}
 

@@ -12,7 +12,7 @@ import pytest
 
 import placerank as pr
 
-STEPS = ("simulate", "prepare", "align", "tokenize", "train", "evaluate", "generate", "export", "apply")
+STEPS = ("simulate", "prepare", "align", "tokenize", "train", "adapt", "evaluate", "generate", "export", "apply")
 
 
 def test_nothing_heavy_is_imported() -> None:

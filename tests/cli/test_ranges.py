@@ -19,6 +19,7 @@ from placerank.tokenization.align import AlignConfig
 from placerank.tokenization.ranks import rank_device
 from placerank.tokenization.tokenize import TokenizeConfig
 from placerank.training.export import ExportConfig
+from placerank.training.settings import AdaptConfig
 from placerank.training.train import TrainConfig
 
 STEPS = (
@@ -27,6 +28,7 @@ STEPS = (
     AlignConfig,
     TokenizeConfig,
     TrainConfig,
+    AdaptConfig,
     EvaluateConfig,
     ExportConfig,
     BenchKernelsConfig,
@@ -37,6 +39,7 @@ TOO_LARGE = {  # widths and counts of which 10 ** 9 can only end in a lack of me
     *("FeatureConfig.embedding_dim", "FeatureConfig.pooled_dim", "RankerConfig.mlp", "RewardConfig.hidden"),
     *("RQVAEOptions.hidden", "RQVAEOptions.latent", "LoraSettings.rank", "TokenizerConfig.codes"),
     *("TokenizerConfig.levels", "TrainConfig.batch_size", "EvaluateConfig.batch_size", "SimulateConfig.candidates"),
+    *("AdaptConfig.batch_size", "LanguageConfig.columns", "LanguageConfig.layers", "AdapterConfig.history"),
     *("SimulateConfig.days", "PrepareConfig.history_length", "RestConfig.centres", "RestConfig.negatives"),
 }
 VALUES = (math.inf, -math.inf, math.nan, 1e309, 10**30, -(10**30), 10**9, -1, 0)

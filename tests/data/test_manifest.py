@@ -130,6 +130,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "evaluation": {"trained": {"settings": {}}},
     "comparison": {},
     "lists": {},
+    "advisor": {"step": 9},
     "export": {"tables": {"item": {"rows": 9, "dim": 8, "format": "npy", "dtype": "fp32", "file": "item.npy"}}},
     "delta": {
         "base": "ab",
