@@ -113,8 +113,8 @@ def train_both_ways(all_configs: list[TrainConfig], folder: Path, all_resume: bo
             train(replace(piped, resume=resume))
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("tower", sorted(TOWERS))
+# One rank has nothing in its pieces that two have not, whatever the tower: there the default tower stands for all.
+@pytest.mark.parametrize("tower, world_size", [("twin", 1), *((tower, 2) for tower in sorted(TOWERS))])
 def test_pipelined_is_plain_to_the_last_digit(
     tower: str, world_size: int, city: Path, tmp_path: Path, ranks: AnyRanks
 ) -> None:
