@@ -1,8 +1,8 @@
 """The ``adapt`` step: a teacher, then a student that learns from visits and from it; see docs/adapter.md.
 
 The run folder has config.json, and of teacher and student each NAME.jsonl (metrics), NAME.pt (checkpoint) and, when it
-is done, NAME.safetensors; at the end advisor/, which ``placerank advise`` answers from. All that is drawn at a step
-follows from seed and step, so a run that was ended goes on to the same losses.
+is done, NAME.safetensors, of its best validation; at the end advisor/, which ``placerank advise`` answers from. All
+that is drawn at a step follows from seed and step, so a run that was ended goes on to the same losses.
 """
 
 import json
