@@ -3,13 +3,14 @@
     python -m placerank.benchmarks.bench_adapter --data DATASETS/foursquare_nyc --save
 
 For each seed three runs of ``placerank adapt``: teacher and distilled student; a student alone; a student alone without
-cross-attention. Each is asked "where to next" at the same test visits: Recall@10 (one place was visited, so it is
-Hit@10) and NDCG@10 among all places and among those within reach, beside the floors of ``evaluation/floors.py``.
-Then of the distilled student: reasons of whole lists and of visited places, every one read by the checker, and what it
-writes where nothing constrains it; intents of questions in words that were not trained on; and what share of a list is
-of the category that the question asks for. Last, teacher and student answer the same requests in turn, each in a
-process of its own for memory, and so do two of larger sizes with random weights (``--larger``), 16 to 1 as in the mind
-map. What is done is kept in ``--out`` and not done again. ``--save`` writes results/adapter.csv.
+cross-attention. Each, and a student before training, is asked "where to next" at the same test visits: Recall@10 (one
+place was visited, so it is Hit@10) and NDCG@10 among all places and among those within reach, beside the floors of
+``evaluation/floors.py``. Then of the distilled student: reasons of visited places, every one read by the checker, and
+what it writes where nothing constrains it; intents of questions in words that were not trained on; and what share of a
+list is of the category that the question asks for. With ``--ratios`` teacher and student answer the same requests in
+turn, each in a process of its own for memory, and the reasons of whole lists are read; with ``--larger`` so do two of
+larger sizes with random weights, 16 to 1 as in the mind map.
+What is done is kept in ``--out`` and not done again. ``--save`` writes results/adapter.csv.
 """
 
 import argparse
@@ -61,7 +62,7 @@ Line = dict[str, Any]
 def config_of(prepared: Path, out: Path, variant: str, seed: int, steps: int) -> AdaptConfig:
     run = out / f"{variant.replace(', ', '-').replace(' ', '-')}-{seed}"
     return AdaptConfig(
-        data=prepared, run=run, steps=steps, seed=seed, resume=True, checkpoint_every=50, **VARIANTS[variant]
+        data=prepared, run=run, steps=steps, seed=seed, resume=True, checkpoint_every=100, **VARIANTS[variant]
     )
 
 
@@ -116,6 +117,19 @@ def ranked(model: RecAdapter, world: World, ways: Ways, wanted: Tensor, name: st
     right = sum(INTENTS[i] == intent for i, (_, intent) in zip(logits.argmax(1).tolist(), routed, strict=True))
     share = {"what": "routing", "who": name, "seed": seed, "measure": "held-out questions understood"}
     return [*lists(name, seed, parts), counted(share, right, len(routed))]
+
+
+def start(config: AdaptConfig, world: World) -> RecAdapter:
+    """A student that was not trained: it counts."""
+    torch.manual_seed(config.seed)
+    language = make_language(config.student, lambda: world.tokenizer)
+    return RecAdapter(*language, config.adapter, world.places).eval().requires_grad_(False)
+
+
+def kept_step(config: AdaptConfig, role: str) -> int:
+    """The step of the best validation, whose weights were kept."""
+    told = [json.loads(x) for x in (config.run / f"{role}.jsonl").read_text().splitlines()]
+    return int(max((x for x in told if x["split"] == "valid"), key=lambda x: x["ndcg@10"])["step"])
 
 
 def counted(about: Line, right: float, of: int) -> Line:
@@ -270,7 +284,8 @@ def one_seed(world: World, ways: Ways, out: Path, seed: int, steps: int, wanted:
     if file.exists():
         kept: list[Line] = json.loads(file.read_text())
         return kept
-    lines: list[Line] = []
+    first = start(config_of(world.prepared, out, "alone", seed, steps), world)
+    lines = ranked(first, world, ways, wanted, "student before training", seed)
     for variant in VARIANTS:
         config = config_of(world.prepared, out, variant, seed, steps)
         config.run.mkdir(exist_ok=True)
@@ -280,6 +295,8 @@ def one_seed(world: World, ways: Ways, out: Path, seed: int, steps: int, wanted:
         for role, model in models.items():
             name = role if variant == "distilled" else f"student {variant}"
             lines += ranked(model, world, ways, wanted, name, seed)
+            step: Line = {"what": "training", "who": name, "seed": seed, "measure": "step that was kept"}
+            lines.append(step | {"value": float(kept_step(config, role)), "standard_error": None, "of": steps})
         if variant == "distilled":
             batches = list(tests(world, wanted))
             lines += said(models["student"], world, batches[:: max(int(wanted.sum()) // talked, 1)], seed)

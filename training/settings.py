@@ -214,13 +214,13 @@ class AdaptConfig:
     learning_rate: float = 3e-3
     """AdamW's at the start; it falls to 0 in a straight line."""
     generation_weight: float = 0.3
-    """Of the cross-entropy of reasons and intents, beside BPR's 1."""
+    """Of the cross-entropy of reasons and intents, beside 1 of that of places."""
     distillation_weight: float = 1.0
     """Of the KL divergence from the teacher's scores and, where both have one tokenizer, tokens; 0: no teacher."""
     temperature: float = 2.0
     """At which both are compared."""
     checkpoint_every: int = 200
-    """Steps between checkpoints."""
+    """Steps between checkpoints, and between validations; the step with the best NDCG@10 is kept, be it the start."""
     seed: int = 0
     """Of initial weights, of the order of visits and of what is drawn for them."""
     resume: bool = False

@@ -1,6 +1,6 @@
-"""What teacher and student learn by: BPR over places, cross-entropy of reasons and intents, KL to a teacher.
+"""What teacher and student learn by: cross-entropy over places, reasons and intents, KL to a teacher.
 
-The mind map names the three and no weights; they are settings of ``placerank adapt``.
+The mind map names BPR (a pair at a time) for places, and no weights; these are settings of ``placerank adapt``.
 """
 
 from collections.abc import Sequence
@@ -10,15 +10,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def bpr(scores: Tensor, allowed: Tensor) -> Tensor:
-    """Bayesian personalised ranking (Rendle et al., UAI 2009): mean of -log σ(s_0 - s_j) over allowed pairs.
+def sampled_softmax(scores: Tensor, log_q: Tensor) -> Tensor:
+    """Mean of -s_0 + log(exp s_0 + Σ_j exp(s_j - log q_j)): a softmax over all places, estimated from some of them.
+
+    q_j is how often place j is drawn on average, so the sum over what was drawn is on average that over all (Bengio and
+    Senécal, IEEE Transactions on Neural Networks 2008; Jean et al., ACL 2015, equation 12).
 
     Args:
         scores: the visited place first, float [B, 1 + N].
-        allowed: which others count, bool [B, N].
+        log_q: of the others, float [B, N]; inf for one that does not count.
     """
-    lost = -F.logsigmoid(scores[:, :1] - scores[:, 1:])
-    return (lost * allowed).sum() / allowed.sum().clamp(min=1)
+    logits = torch.cat([scores[:, :1], scores[:, 1:] - log_q], dim=1)
+    return F.cross_entropy(logits, torch.zeros(len(scores), dtype=torch.int64))
 
 
 def sentence_rows(

@@ -27,8 +27,7 @@ from .queries import NEXT, drawn_explain, drawn_recommend, every, line
 ALL = 1 << 40
 """Visits: what is said of a history is said of all of it."""
 EACH = 8
-"""Places of each kind that a visited one is compared with: the user's own, near ones, any; all are drawn evenly,
-for what is drawn as often as it is visited cancels out of BPR."""
+"""Places of each kind that a visited one is compared with: the user's own, near ones, any; each drawn evenly."""
 NEAR = 32
 BLOCK = 32
 """Batches whose visits are sorted by the length of their history together."""
@@ -91,7 +90,7 @@ class Lesson:
         asking: the visits.
         questions: a line each, [B].
         candidates: the visited place, then others, int64 [B, 1 + N].
-        allowed: which of the others count, bool [B, N].
+        log_q: of how often each of the others is drawn on average, float [B, N]; inf for one that does not count.
         why: whose reasons are learned, int64 [G].
         whys, reasons: the question for each, and the sentence.
         routed, intents: questions, and what is wanted: 0 recommend, 1 explain.
@@ -100,7 +99,7 @@ class Lesson:
     asking: Asking
     questions: list[str]
     candidates: Tensor
-    allowed: Tensor
+    log_q: Tensor
     why: Tensor
     whys: list[str]
     reasons: list[str]
@@ -159,30 +158,33 @@ class World:
 
     def learn_lifts(self, a: Asking, seed: int) -> None:
         """How much clauses tell visited places from others, of some visits."""
-        candidates, allowed = self.others(a, np.random.default_rng([seed, 1]))
+        candidates, log_q = self.others(a, np.random.default_rng([seed, 1]))
         of_visited, of_others, others = Counter[str](), Counter[str](), 0
         for i, (row, *rest) in enumerate(candidates.tolist()):
             of_visited.update({c.bucket for c in self.true(a, i, row)})
-            for other, counts in zip(rest[::4], allowed[i, ::4].tolist(), strict=True):
-                if counts:
+            for other, drawn in zip(rest[::4], log_q[i, ::4].tolist(), strict=True):
+                if drawn < np.inf:
                     of_others.update({c.bucket for c in self.true(a, i, other)})
                     others += 1
         self.lifts = lifts(of_visited, of_others, len(candidates), others)
 
     def others(self, a: Asking, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Each visited place and ``3 EACH`` others, int64 [B, 1 + N], and which of the others count, bool [B, N]."""
+        """Each visited place and ``3 EACH`` others, int64 [B, 1 + N], and the others' ``log_q``, float [B, N]."""
         target, length = a.target.numpy(), a.q.seen.sum(1).numpy()
         shape = (len(target), EACH)
-        own = np.zeros(shape, np.int64)
-        for i, visited in enumerate(a.q.item.numpy()):  # each place once: drawn by visit, counts would say nothing
+        own, mine, distinct = np.zeros(shape, np.int64), a.q.item.numpy(), np.ones(len(target))
+        for i, visited in enumerate(mine):
             if length[i]:
-                own[i] = rng.choice(np.unique(visited[: length[i]]), EACH)
+                places = np.unique(visited[: length[i]])
+                own[i], distinct[i] = rng.choice(places, EACH), len(places)
         last = np.array([visited[-1] if visited else row for visited, row in zip(a.visited, target, strict=True)])
         around = np.concatenate([self._near[target], self._near[last]], axis=1)  # where it is, and where it is asked
         near = np.take_along_axis(around, rng.integers(0, around.shape[1], shape), 1)
         others = np.concatenate([own, near, rng.integers(1, len(self.places), shape)], axis=1)
-        allowed = (others > 0) & (others != target[:, None])
-        return torch.from_numpy(np.concatenate([target[:, None], others], axis=1)), torch.from_numpy(allowed)
+        q = EACH / (len(self.places) - 1) + EACH * (others[:, :, None] == around[:, None]).mean(2)
+        q += EACH * (others[:, :, None] == mine[:, None]).any(2) / distinct[:, None]
+        log_q = np.where((others > 0) & (others != target[:, None]), np.log(q), np.inf)
+        return torch.from_numpy(np.concatenate([target[:, None], others], axis=1)), torch.from_numpy(log_q).float()
 
     def lesson(self, a: Asking, reasons: int, rng: np.random.Generator) -> Lesson:
         """What is asked about these visits, drawn."""

@@ -20,7 +20,7 @@ from placerank.rankers.adapter.inputs import Places, Requests
 from placerank.rankers.adapter.queries import INTENTS
 from placerank.rankers.adapter.world import ALL, World, by_length, read_catalog
 from placerank.training import adapt as adapt_module
-from placerank.training.adapt import adapt
+from placerank.training.adapt import adapt, trained, world_of
 from placerank.training.settings import AdaptConfig
 
 SMALL = {"columns": 16, "layers": 1, "heads": 2, "hidden": 16}
@@ -73,9 +73,12 @@ def test_a_run_that_is_ended_goes_on_to_the_same_losses(prepared: Path, run: Pat
     adapt(config)
     for name in ("teacher", "student"):
         assert lines(config.run, name) == lines(run, name)
-        assert [x["step"] for x in lines(run, name)] == [1, 2, 3, 4, 5, 6, 6]
+        steps = {s: [x["step"] for x in lines(run, name) if x["split"] == s] for s in ("train", "valid")}
+        assert steps == {"train": [1, 2, 3, 4, 5, 6], "valid": [0, 2, 4, 6]}
         assert not (run / f"{name}.pt").exists()
-    assert all("kl" in x for x in lines(run, "student")[:-1]) and "kl" not in lines(run, "teacher")[0]
+    assert (
+        all("kl" in x for x in lines(run, "student") if x["split"] == "train") and "kl" not in lines(run, "teacher")[1]
+    )
     files = [(folder / "advisor" / "model.safetensors").read_bytes() for folder in (run, config.run)]
     assert files[0] == files[1]
 
@@ -110,7 +113,7 @@ def test_what_does_not_fit_is_told(prepared: Path, run: Path, tmp_path: Path) ->
 
 def test_a_loss_that_is_no_number_ends_the_run(prepared: Path, tmp_path: Path) -> None:
     def broken(self: Any, lesson: Any) -> Any:
-        return dict.fromkeys(("bpr", "reason", "intent"), torch.tensor(torch.nan, requires_grad=True))
+        return dict.fromkeys(("place", "reason", "intent"), torch.tensor(torch.nan, requires_grad=True))
 
     config = small(prepared, tmp_path / "a", distillation_weight=0.0)
     with (
@@ -155,12 +158,58 @@ def test_requests_are_those_of_a_loop(prepared: Path) -> None:
 def test_what_is_compared_is_the_users_own_near_and_any(prepared: Path) -> None:
     world = World(prepared, 6)
     asking = world.asking(next(iter(world.loader("train", 64, 0, shuffle=True))))
-    candidates, allowed = world.others(asking, np.random.default_rng(0))
+    candidates, log_q = world.others(asking, np.random.default_rng(0))
+    allowed = log_q < torch.inf
     assert (candidates[:, 0] == asking.target).all() and (candidates[:, 1:][allowed] > 0).all()
     assert not (allowed & (candidates[:, 1:] == asking.target[:, None])).any() and allowed.double().mean() > 0.5
     for i, row in enumerate(candidates[:, 1:9].tolist()):
         own = {r for r, counts in zip(row, allowed[i, :8].tolist(), strict=True) if counts}
         assert own <= set(asking.q.item[i][asking.q.seen[i]].tolist())
+    times, q = np.zeros((64, len(world.places))), np.full((64, len(world.places)), np.nan)
+    for seed in range(400):
+        rows, log_q = world.others(asking, np.random.default_rng(seed))
+        for i, (row, drawn) in enumerate(zip(rows[:, 1:].tolist(), log_q.exp().tolist(), strict=True)):
+            for place, often in zip(row, drawn, strict=True):
+                if often < np.inf:
+                    assert q[i, place] != q[i, place] or q[i, place] == often
+                    times[i, place], q[i, place] = times[i, place] + 1, often
+    known = q == q
+    apart = (times[known] / 400 - q[known]) / np.sqrt(q[known] / 400)
+    assert known.sum() > 1000 and abs(apart[q[known] > 0.1]).max() < 5 and (apart[q[known] > 0.1] ** 2).mean() < 1.3
+
+
+def test_the_best_of_all_validations_is_kept(prepared: Path, tmp_path: Path) -> None:
+    states: list[Any] = []
+
+    def told(model: Any, world: Any) -> dict[str, float]:
+        states.append({name: x.clone() for name, x in model.state_dict().items()})
+        return {"recall@10": 0.0, "ndcg@10": [0.1, 0.3, 0.3, 0.2][len(states) - 1]}
+
+    config = small(prepared, tmp_path, distillation_weight=0.0)
+    world = world_of(prepared, config.adapter.history)
+    with mock.patch.object(adapt_module, "validated", told):
+        kept = trained(config, world, "student", None).state_dict()
+    assert all(torch.equal(x, kept[name]) for name, x in states[1].items())
+    assert not all(torch.equal(x, kept[name]) for name, x in states[2].items())
+
+
+def test_validation_is_of_visits_drawn_from_all_users(prepared: Path) -> None:
+    world, asked, given = World(prepared, 6), list[Any](), list[torch.Tensor]()
+
+    def scores(model: Any, asking: Any) -> torch.Tensor:
+        asked.append(asking)
+        found = torch.randint(0, 9, (len(asking.target), len(world.places)), generator=torch.Generator().manual_seed(1))
+        given.extend(found[i, t].item() - row for i, (t, row) in enumerate(zip(asking.target, found, strict=True)))
+        return found
+
+    with mock.patch.object(adapt_module, "all_scores", scores):
+        found = adapt_module.validated(mock.Mock(), world)
+    above = [int((apart <= 0).sum()) - 1 for apart in given]  # as good as the visited one, or better
+    assert len(above) == 20 and found["recall@10"] == np.mean([n < 10 for n in above])
+    assert found["ndcg@10"] == pytest.approx(np.mean([(n < 10) / np.log2(n + 2) for n in above]))
+    first = world.asking(next(iter(world.loader("valid", 20, 0, shuffle=False))))
+    users = [len({tuple(v[:1]) for a in some for v in a.visited}) for some in (asked, [first])]
+    assert users[0] > 2 * users[1]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from tiny_models import tiny_model
 from torch import Tensor
 
 from placerank.rankers.adapter.inputs import FAR_KM, FEATURES, ItemTexts, Places, features
-from placerank.rankers.adapter.losses import bpr, sentence_rows, to_teacher
+from placerank.rankers.adapter.losses import sampled_softmax, sentence_rows, to_teacher
 from placerank.rankers.adapter.model import CrossAttention
 
 PLACES = Places.of_catalog(catalog())
@@ -161,11 +161,14 @@ def test_what_does_not_fit_is_told() -> None:
 
 
 def test_losses() -> None:
-    scores, allowed = torch.tensor([[1.0, 2.0, -1.0, 9.0], [0.0, 0.0, 0.0, 0.0]]), torch.ones(2, 3, dtype=torch.bool)
-    allowed[0, 2] = False
-    want = [math.log(1 + math.exp(2.0 - 1.0)), math.log(1 + math.exp(-1.0 - 1.0)), *[math.log(2)] * 3]
-    assert bpr(scores, allowed).item() == pytest.approx(sum(want) / 5)
-    assert bpr(scores, allowed & False).item() == 0
+    scores = torch.tensor([[1.0, 2.0, -1.0, 9.0], [0.5, 0.0, 0.0, 0.0]], requires_grad=True)
+    q = torch.tensor([[0.5, 2.0, torch.inf], [1.0, 1.0, 0.25]])
+    sums = math.exp(1) + math.exp(2) / 0.5 + math.exp(-1) / 2, math.exp(0.5) + 1 + 1 + 4
+    lost = sampled_softmax(scores, q.log())
+    assert lost.item() == pytest.approx((math.log(sums[0]) - 1 + math.log(sums[1]) - 0.5) / 2)
+    lost.backward()
+    assert scores.grad is not None and scores.grad.isfinite().all() and scores.grad[0, 3] == 0
+    assert sampled_softmax(scores, torch.full((2, 3), torch.inf)).item() == 0
     own, teacher = torch.randn(4, 6), torch.randn(4, 6)
     own[1, 2] = teacher[1, 2] = -torch.inf
     kl = [
