@@ -33,7 +33,12 @@ STEPS = (
     ExportConfig,
     BenchKernelsConfig,
 )
-ENDLESS = {"RestConfig.positive_km", "RestConfig.negative_km", "PrepareConfig.place_max_hours"}
+ENDLESS = {
+    "RestConfig.positive_km",
+    "RestConfig.negative_km",
+    "PrepareConfig.place_max_hours",
+    "PrepareConfig.sample_days",
+}
 """Infinity means that there is no limit."""
 TOO_LARGE = {  # widths and counts of which 10 ** 9 can only end in a lack of memory
     *("FeatureConfig.embedding_dim", "FeatureConfig.pooled_dim", "RankerConfig.mlp", "RewardConfig.hidden"),
