@@ -19,7 +19,7 @@ from placerank.rankers.dense import RankerConfig
 from placerank.training.predictions import Outcomes, Predictions
 
 
-def fake_load_ranker(run, rt, data=None, checkpoint="best", batch_size=None, semantic_ids=None):
+def fake_load_ranker(*_):
     """Logits that follow from the true probability, as a good model would say."""
     return SimpleNamespace(
         score=lambda: lambda batch: torch.logit(batch.probability) * 0.8 + torch.sin(batch.item),
