@@ -154,7 +154,7 @@ def test_heads_are_the_most_active_share() -> None:
 
 def test_configs() -> None:
     ladder = akt_ladder()
-    parts = [(c.enabled, c.one_way_weight > 0, c.gate, c.users, c.views) for c in ladder.values()]
+    parts = [(c.enabled, c.one_way_weight > 0, c.gate, bool(c.users), c.views) for c in ladder.values()]
     rungs = [sum(p) for p in parts]
     assert list(ladder) == ["none", "cluster", "one_way", "gate", "users", "views"]
     assert rungs[1:] == [1, 2, 3, 4, 5] and not parts[0][0], "each adds one part"
