@@ -7,7 +7,7 @@
 # Seen: these import it, though nothing is compiled:
 #
 #   import torchrec                                        asks tensordict for one class, which imports it
-#   the first call of a torch.library.custom_op            the same operator by define and impl does not
+#   the first call of an operator made by custom_op         the same operator by define and impl does not
 #   torch.optim.AdamW(parameters)                          before its first step
 #   torch.nn.Embedding(3, 2, device="meta")                on the CPU it does not
 #   DistributedDataParallel(module)                        on gloo, with one rank
@@ -25,12 +25,13 @@ import warnings
 
 import torch
 import torch.distributed as dist
+from torch import library
 
 warnings.simplefilter("ignore")
 
 
 def operator_by_custom_op():
-    @torch.library.custom_op("try::twice", mutates_args=())
+    @library.custom_op("try::twice", mutates_args=())
     def twice(x: torch.Tensor) -> torch.Tensor:
         return 2 * x
 
@@ -38,8 +39,8 @@ def operator_by_custom_op():
 
 
 def operator_by_define():
-    torch.library.define("try::thrice", "(Tensor x) -> Tensor")
-    torch.library.impl("try::thrice", "default", lambda x: 3 * x)
+    library.define("try::thrice", "(Tensor x) -> Tensor")
+    library.impl("try::thrice", "default", lambda x: 3 * x)
     torch.ops.__getattr__("try").thrice(torch.ones(2))
 
 
