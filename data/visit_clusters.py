@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..kernels.earth import on_sphere
 from .arrays import Ints, ranges, sort_order, starts_run
 
 REFRESH_DAYS = 14
@@ -49,9 +50,7 @@ class Clustering:
     @classmethod
     def of(cls, most: int, group: NDArray[Any], lat: NDArray[np.float64], lon: NDArray[np.float64]) -> "Clustering":
         """Places in degrees; unknown ones, NaN, all lie together."""
-        phi, lam = np.radians(lat), np.radians(lon)
-        place = np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)], axis=1)
-        return cls(most, np.ascontiguousarray(group, np.int64), np.nan_to_num(place))
+        return cls(most, np.ascontiguousarray(group, np.int64), np.nan_to_num(on_sphere(lat, lon)))
 
 
 class Entries(NamedTuple):

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ...kernels.earth import EARTH_RADIUS_KM
+from ...kernels.earth import EARTH_RADIUS_KM, on_sphere
 from ..arrays import ranges
 
 _BANDS_PER_REACH = 3  # finer bands fit the disc better, and cost more look-ups a place
@@ -11,11 +11,6 @@ _DRAWS = 2_000_000  # candidates looked at together: what bounds the memory
 _SMALLEST_BAND = 1e-3  # degrees
 
 Floats = NDArray[np.floating]
-
-
-def _unit(lat: Floats, lon: Floats) -> NDArray[np.float64]:
-    phi, lam = np.deg2rad(np.asarray(lat, np.float64)), np.deg2rad(np.asarray(lon, np.float64))
-    return np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)], axis=-1)
 
 
 class Reach:
@@ -37,7 +32,7 @@ class Reach:
         band, lon = self._band_of(lat), np.asarray(lon, np.float64)
         self.order = np.lexsort((lon, band))
         self.key = self._key(band, lon)[self.order]
-        self.unit = _unit(lat, lon)
+        self.unit = on_sphere(lat, lon)
 
     def _band_of(self, lat: Floats) -> NDArray[np.float64]:
         return np.floor((np.asarray(lat, np.float64) + 90) / self.band)
@@ -48,7 +43,7 @@ class Reach:
 
     def within(self, lat: Floats, lon: Floats, item: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Is the item within reach of the place? lat, lon [...] and item rows [...], bool [...]; NaN: no."""
-        return self._near(_unit(lat, lon), item)
+        return self._near(on_sphere(lat, lon), item)
 
     def _near(self, unit: NDArray[np.float64], item: NDArray[np.integer]) -> NDArray[np.bool_]:
         chord = ((unit - self.unit[item]) ** 2).sum(-1)
@@ -92,7 +87,7 @@ class Reach:
         lat, lon = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
         known = np.isfinite(lat) & np.isfinite(lon)
         lat, lon = np.where(known, lat, 0), np.where(known, lon, 0)
-        unit, (start, length) = _unit(lat, lon), self._runs(lat, lon)
+        unit, (start, length) = on_sphere(lat, lon), self._runs(lat, lon)
         length[~known] = 0
         counts, parts = np.zeros(len(lat), np.int64), [np.empty(0, np.int64)]
         cuts = np.flatnonzero(np.diff(np.cumsum(length.sum(1)) // _DRAWS)) + 1
@@ -130,7 +125,7 @@ class Reach:
         block = max(_DRAWS // attempts, 1)
         for at in range(0, len(lat) if k else 0, block):
             rows = slice(at, at + block)
-            unit = _unit(lat[rows], lon[rows])
+            unit = on_sphere(lat[rows], lon[rows])
             start, length = self._runs(lat[rows], lon[rows])
             many = length.sum(1) > 4 * (k + 1)
             done = np.zeros(len(unit), bool)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ...kernels.earth import on_sphere
 from ..text.prompts import Prompts
 
 EARTH_RADIUS_KM = 6371.0088
@@ -71,7 +72,7 @@ class Locations:
                 "tell near from far; give province, city or district, or derive districts with "
                 "--districts.derive always and a smaller --districts.items-per-district"
             )
-        self.points = _on_sphere(lat, lon)
+        self.points = on_sphere(lat, lon)
         if (np.ptp(self.points[self.known], axis=0) == 0).all():
             raise ValueError(
                 f"all {len(self.known):,} items lie at one point ({lat[self.known[0]]}, {lon[self.known[0]]}): "
@@ -140,8 +141,3 @@ class Locations:
             drawn[open_rows[fits]] = guess[fits]
             open_rows = open_rows[~fits]
         return drawn
-
-
-def _on_sphere(lat: NDArray[np.float64], lon: NDArray[np.float64]) -> NDArray[np.float64]:
-    lat, lon = np.radians(lat), np.radians(lon)
-    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from ...kernels.earth import on_sphere
 from .settings import DistrictConfig
 
 _EXACT_ITEMS = 20_000  # up to here plain k-means takes a second; beyond, mini-batches
@@ -56,7 +57,7 @@ class Districts:
         known = np.isfinite(lat) & np.isfinite(lon)
         if not known.any():
             raise ValueError(f"none of the {len(lat):,} items has coordinates, expected some to derive districts from")
-        points = _on_sphere(lat[known], lon[known])
+        points = on_sphere(lat[known], lon[known])
         places = len(np.unique(points.round(9), axis=0))
         count = min(-(-int(known.sum()) * each // config.items_per_district), places, _MAX_DISTRICTS)
         if len(points) <= _EXACT_ITEMS:
@@ -78,7 +79,7 @@ class Districts:
         known = np.isfinite(lat) & np.isfinite(lon)
         at = np.zeros(len(lat), np.int64)
         if known.any():
-            _, at[known] = cKDTree(_on_sphere(self.lat, self.lon)).query(_on_sphere(lat[known], lon[known]))
+            _, at[known] = cKDTree(on_sphere(self.lat, self.lon)).query(on_sphere(lat[known], lon[known]))
         return pa.array(self.names[at], pa.string(), mask=~known)
 
     def of_items(self, items: pa.Table) -> pa.Array:
@@ -136,8 +137,3 @@ def with_districts(items: pa.Table, config: DistrictConfig) -> tuple[pa.Table, D
         items.append_column("district", column) if at is None else items.set_column(at, "district", column),
         districts,
     )
-
-
-def _on_sphere(lat: NDArray[np.float64], lon: NDArray[np.float64]) -> NDArray[np.float64]:
-    lat, lon = np.radians(lat), np.radians(lon)
-    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
