@@ -17,6 +17,7 @@ from ...data.arrays import one_array
 from ...data.batches.item_columns import solar_hours
 from ...data.batches.sequences import SequenceBatch
 from ...kernels.haversine import unit_vectors, unit_vectors_km
+from ...kernels.jagged import ranges_unchecked
 
 HOUR, DAY = 3600, 86_400
 RECENT = 5
@@ -43,10 +44,9 @@ class ItemTexts(NamedTuple):
 
     def of_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens of some rows, and where each begins, as ``F.embedding_bag`` takes them."""
-        starts, lengths = self.offsets[rows], self.offsets.diff()[rows]
-        begin = lengths.cumsum(0) - lengths
-        at = torch.arange(int(lengths.sum())) - begin.repeat_interleave(lengths) + starts.repeat_interleave(lengths)
-        return self.tokens[at], begin
+        lengths = self.offsets.diff()[rows]
+        at = ranges_unchecked(self.offsets[rows + 1], lengths, int(lengths.sum()))
+        return self.tokens[at], lengths.cumsum(0) - lengths
 
 
 @dataclass(frozen=True)
