@@ -38,12 +38,12 @@ $(STAMP): requirements/common.txt requirements/$(LOCK).txt setup.py
 	$(BIN)/placerank doctor
 	@touch $@
 
-# The alignment is cut short to fit into minutes: 20 steps, a small reward model.
+# Half of the default city, and the alignment cut short, to fit into three minutes: 10 steps, a small reward model.
 demo: $(STAMP) ## a simulated city, from simulate to export and lists of places, training on two ranks; in runs/demo
-	$(BIN)/placerank simulate --out runs/demo/raw --overwrite
+	$(BIN)/placerank simulate --out runs/demo/raw --overwrite --items 2500 --users 2500 --requests 17000
 	$(BIN)/placerank prepare --input runs/demo/raw --out runs/demo/data --overwrite
 	$(BIN)/placerank align --data runs/demo/data --out runs/demo/align --overwrite \
-		--reward.lists 100 --reward.held-out-lists 40 --reward.negatives 7 --gdpo.pairs 320 --queries 500
+		--reward.lists 60 --reward.held-out-lists 20 --reward.negatives 7 --gdpo.pairs 160 --queries 500
 	$(BIN)/placerank tokenize --data runs/demo/data --embeddings runs/demo/align --out runs/demo/tokens --overwrite
 	$(BIN)/placerank train --data runs/demo/data --run runs/demo/ranker --nproc 2 --epochs 2 --overwrite \
 		--features.semantic-ids runs/demo/tokens

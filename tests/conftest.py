@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,17 +89,25 @@ _SUPPORT = str(Path(__file__).with_name("support"))
 
 
 @pytest.fixture
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
-    """``ranks(2, function, *args)``: run a module-level function on gloo ranks; what each returned, by rank.
+def forks() -> ForkServerContext:
+    """Processes forked from a server that has imported all that steps need, so they start in a fraction of a second.
 
-    Processes are forked from a server that has imported all they need, so a launch takes a fraction of a second. Their
-    environment is the test's, not the server's, which is as old as the first test of its worker that had ranks.
+    The server, and so the environment of what it forks, is as old as the first test of its worker that asked for it.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torchrec", "placerank.training.train", "preloaded"])
     with pytest.MonkeyPatch.context() as patch:  # a server looks for modules on its own path, not on this process's
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (_SUPPORT, os.environ.get("PYTHONPATH")))))
         forkserver.ensure_running()
+    return context
+
+
+@pytest.fixture
+def ranks(forks: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
+    """``ranks(2, function, *args)``: run a module-level function on gloo ranks; what each returned, by rank.
+
+    Their environment is the test's.
+    """
 
     def run(
         world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120, killed: bool = False
@@ -109,7 +118,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
             port = s.getsockname()[1]
         job = (function.__code__.co_filename, function.__name__, args)
         processes = [
-            context.Process(
+            forks.Process(
                 target=runpy.run_path,
                 args=(_RUNNER,),
                 kwargs={"init_globals": {"JOB": (*job, rank, world_size, port, str(out), dict(os.environ))}},

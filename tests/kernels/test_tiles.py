@@ -164,9 +164,8 @@ def test_far_tiles_are_skipped() -> None:
     assert len(tiles) < 0.25 * 128**2
 
 
-@pytest.mark.parametrize("pairs", [1, 1 << 24])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("n", "m"), [(1, 1), (1000, 3), (70, 1100), (1100, 70), (5, 0), (0, 5)])
+@pytest.mark.parametrize(("pairs", "dtype"), [(1, torch.float64), (1 << 24, torch.float32)])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (600, 3), (70, 600), (600, 70), (5, 0), (0, 5)])
 def test_lists_without_a_wait_are_the_same(
     n: int, m: int, dtype: torch.dtype, pairs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,5 +6,5 @@ from compiled import SECONDS, check_compiled, run_aot
 
 @pytest.mark.timeout(SECONDS)
 def test_launches_of_rankers_compile_without_spills() -> None:
-    """Each for two of the four targets; the kernels' own lists, in ``test_compile.py``, are for all of them."""
-    check_compiled(run_aot("ranker_launches", "--each", "2"), "ranker_launches")
+    """Each for one of the four targets; the kernels' own lists, in ``test_compile.py``, are for all of them."""
+    check_compiled(run_aot("ranker_launches", "--each", "1"), "ranker_launches")
