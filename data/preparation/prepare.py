@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 
 from ...reports.progress import Progress
@@ -362,7 +361,7 @@ class Job:
         """Choose where validation and test start."""
         files = (file for number in self._mine(list(self.files)) for file in self.files[number])
         bins = histogram(files, self.seen.first, self.seen.last)
-        self.ranks.sum_(torch.from_numpy(bins))
+        self.ranks.sum_(bins)
         self.choose(bins)
 
     def choose(self, bins: NDArray[np.int64]) -> None:
@@ -397,9 +396,9 @@ class Job:
             return found
 
         by_rank = self._each(mine)
-        self.ranks.sum_(*(torch.from_numpy(x) for x in (self.shown, self.positives, *self.later[:2])))
+        self.ranks.sum_(self.shown, self.positives, *self.later[:2])
         for last in (self.last_positive, self.later[2]):
-            self.ranks.max_(torch.from_numpy(last))
+            self.ranks.max_(last)
         self.number({number: size for found in by_rank for number, size in found.items()})
 
     def add_items(self, counts: BucketCounts) -> None:
