@@ -7,6 +7,7 @@ that comes out of here depends on the order of the input.
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
@@ -91,23 +92,27 @@ def rows_schema(user: pa.DataType, own: Iterable[tuple[str, pa.DataType]] = ()) 
 class BucketWriter:
     """Spreads rows over files by a hash of their user; rows wait until there are enough for batches of some thousands.
 
+    Any number of threads may add rows.
+
     Args:
-        folder: an existing folder for the files, ``NUMBER.arrow``.
+        folder: for the files, ``NUMBER.arrow``; it is made.
         buckets: how many there are in all.
         per_file: how many neighbouring ones share a file.
     """
 
     def __init__(self, folder: Path, buckets: int, per_file: int = 1) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.buckets, self.per_file = folder, buckets, per_file
         self._writers: dict[int, pa.ipc.RecordBatchFileWriter] = {}
         self._waiting: list[pa.Table] = []
+        self._adding, self._writing = Lock(), Lock()
 
     def __enter__(self) -> "BucketWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if error is None:
-            self._flush()
+        if error is None and self._waiting:
+            self._flush(self._waiting)
         for writer in self._writers.values():
             writer.close()
 
@@ -117,57 +122,36 @@ class BucketWriter:
 
     def add(self, rows: pa.Table) -> None:
         """Add rows of ``bucket_rows``."""
-        self._waiting.append(rows)
-        if sum(len(t) for t in self._waiting) >= _WAITING:
-            self._flush()
+        with self._adding:
+            self._waiting.append(rows)
+            if sum(len(t) for t in self._waiting) < _WAITING:
+                return
+            enough, self._waiting = self._waiting, []
+        self._flush(enough)
 
-    def _flush(self) -> None:
-        if not self._waiting:
-            return
-        table = pa.concat_tables(self._waiting)
-        self._waiting.clear()
+    def _flush(self, tables: list[pa.Table]) -> None:
+        """Write some rows; other threads may add further ones meanwhile."""
+        table = pa.concat_tables(tables)
+        tables.clear()
         file = table["bucket"].to_numpy() // self.per_file
-        table = table.take(pa.array(np.argsort(file, kind="stable"))).combine_chunks()
-        ends = np.cumsum(np.bincount(file))
-        for i, (start, end) in enumerate(zip(ends - np.diff(ends, prepend=0), ends, strict=True)):
-            if end > start:
-                if i not in self._writers:
-                    path = self.folder / f"{i:05d}.arrow"
-                    self._writers[i] = pa.ipc.new_file(path, table.schema, options=LZ4)
-                self._writers[i].write_table(table.slice(start, end - start))
-
-
-def spread(blocks: Iterable[pa.Table], folder: Path, buckets: int, more: Iterable[pa.Table] = ()) -> list[Path]:
-    """Put blocks of interactions into bucket files, with at most ``MOST_FILES`` of them open.
-
-    Where there are more buckets, neighbours share a file, which ``part`` parts.
-
-    Args:
-        blocks: as ``schema.iter_interactions`` yields them.
-        folder: for the files ``NUMBER.arrow``; it is made.
-        buckets: how many, at most ``MOST_FILES ** 2``.
-        more: rows of ``rows_schema`` that come to them.
-
-    Returns:
-        The files.
-    """
-    folder.mkdir(parents=True)
-    with BucketWriter(folder, buckets, sharing(buckets)) as writer:
-        for block in blocks:
-            writer.write(block)
-        for rows in more:
-            writer.add(rows)
-    return list(folder.glob("*.arrow"))
+        with self._writing:  # one at a time: these are copies of all rows that waited
+            table = table.take(pa.array(np.argsort(file, kind="stable"))).combine_chunks()
+            ends = np.cumsum(np.bincount(file))
+            for i, (start, end) in enumerate(zip(ends - np.diff(ends, prepend=0), ends, strict=True)):
+                if end > start:
+                    if i not in self._writers:
+                        path = self.folder / f"{i:05d}.arrow"
+                        self._writers[i] = pa.ipc.new_file(path, table.schema, options=LZ4)
+                    self._writers[i].write_table(table.slice(start, end - start))
 
 
 def sharing(buckets: int) -> int:
-    """How many neighbouring buckets share a file of ``spread``."""
+    """How many neighbouring buckets share a file, so that at most ``MOST_FILES`` are open; ``part`` parts them."""
     return -(-buckets // MOST_FILES)
 
 
 def part(files: Iterable[Path], folder: Path, buckets: int) -> None:
-    """Part files of ``spread`` that the same buckets share into files of one bucket; those are removed."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Part files that the same buckets share into files of one bucket; those are removed."""
     with BucketWriter(folder, buckets) as writer:
         for file in files:
             with pa.memory_map(str(file)) as source:
@@ -270,7 +254,7 @@ class Sorted:
 
 
 def read_rows(files: Iterable[Path]) -> pa.Table:
-    """All rows of files of ``spread``."""
+    """All rows of files of ``BucketWriter``."""
     tables = []
     for file in files:
         with pa.memory_map(str(file)) as source:
