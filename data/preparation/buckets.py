@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..arrays import hash_ids, one_array, sort_order, starts_run
+from ..arrays import hash_ids, one_array, reordered, sort_order, starts_run
 from ..raw.columns import DataError
 from ..requests import OWN
 
@@ -133,7 +133,7 @@ class BucketWriter:
         """Write some rows; other threads may add further ones meanwhile."""
         table = pa.concat_tables(tables)
         tables.clear()
-        file = table["bucket"].to_numpy() // self.per_file
+        file = (table["bucket"].to_numpy() // self.per_file).astype(np.uint16)  # which NumPy sorts by digits
         with self._writing:  # one at a time: these are copies of all rows that waited
             table = table.take(pa.array(np.argsort(file, kind="stable"))).combine_chunks()
             ends = np.cumsum(np.bincount(file))
@@ -285,7 +285,7 @@ def sort_rows(table: pa.Table, each_row_a_request: bool, of_request: Collection[
         column["request"] = np.zeros_like(column["request"])
     keys = ("user", "time", "request", "item", "label")
     order = sort_order(*(column[n] for n in keys))
-    b = Bucket.of({name: values[order] for name, values in column.items()})
+    b = Bucket.of({name: reordered(values, order) for name, values in column.items()})
     first = starts_run(*(getattr(b, n) for n in keys))
     repeated = int(len(order) - first.sum())
     if repeated:  # rows that differ in their floats alone, if at all

@@ -56,7 +56,8 @@ from .tasks import ITEMS_FILE, Written, count_bucket, going, histogram, on_threa
 from .vocabulary import category_rows, item_vocabularies
 
 log = logging.getLogger(__name__)
-T, K = TypeVar("T"), TypeVar("K")
+T = TypeVar("T")
+K = TypeVar("K")
 
 _BUCKET_ROWS = 1_000_000
 _NUMBERED = ("users", "requests", "known_users")
