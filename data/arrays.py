@@ -133,13 +133,22 @@ def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:
     offsets = np.frombuffer(buffers[1], np.int64)[ids.offset : ids.offset + len(ids) + 1]
     if len(ids) == 0 or offsets[-1] == offsets[0]:
         return _mix(np.zeros(len(ids), np.uint64))
-    data = np.frombuffer(buffers[2], np.uint8)[offsets[0] : offsets[-1]].astype(np.uint64) + np.uint64(1)
-    offsets = offsets - offsets[0]
+    data = np.frombuffer(buffers[2], np.uint8)[offsets[0] : offsets[-1]]
     length = np.diff(offsets)
-    powers = np.cumprod(np.full(int(length.max()), _PRIME))
-    data *= powers[np.arange(len(data)) - np.repeat(offsets[:-1], length)]
-    total = np.concatenate([[np.uint64(0)], np.cumsum(data)])  # wraps, and so does the difference
-    return _mix(total[offsets[1:]] - total[offsets[:-1]] + length.astype(np.uint64))
+    longest = int(length.max())
+    powers = np.cumprod(np.full(longest, _PRIME))
+    if longest * len(ids) == len(data):  # all are as long: their bytes are the columns of a matrix
+        total = np.zeros(len(ids), np.uint64)
+        for byte, power in zip(data.reshape(len(ids), longest).T, powers, strict=True):
+            total += (byte.astype(np.uint64) + np.uint64(1)) * power
+    else:
+        offsets = offsets - offsets[0]
+        wide = data.astype(np.uint64)
+        wide += np.uint64(1)
+        wide *= powers[np.arange(len(data)) - np.repeat(offsets[:-1], length)]
+        upto = np.concatenate([[np.uint64(0)], np.cumsum(wide)])  # wraps, and so does the difference
+        total = upto[offsets[1:]] - upto[offsets[:-1]]
+    return _mix(total + length.astype(np.uint64))
 
 
 def rows_differ(a: pa.Array, b: pa.Array) -> NDArray[np.bool_]:

@@ -29,8 +29,9 @@ def bucket_rows(block: pa.Table, buckets: int) -> pa.Table:
     """Checked interactions in few bytes a row, with the number of their bucket.
 
     Args:
-        block: as ``schema.iter_interactions`` yields it: user_id, timestamp, label, user_lat, user_lon, request_id,
-            probability, utc_offset, item_index, and own columns, text or numbers; others are not used.
+        block: as ``schema.iter_interactions`` yields it, ``encoded`` or not: user_id, timestamp, label, user_lat,
+            user_lon, request_id, probability, utc_offset, item_index, and own columns, text or numbers; others are not
+            used.
         buckets: how many there are in all, at most 65,536.
 
     Returns:
@@ -40,13 +41,12 @@ def bucket_rows(block: pa.Table, buckets: int) -> pa.Table:
         are of carried visits, see ``before``); then own columns: of text a hash (0 = none), numbers (NaN = none).
     """
     own = [name for name in block.column_names if name.startswith(OWN)]
-    user = one_array(block["user_id"])
-    encoded = user.dictionary_encode()
+    encoded = one_array(block["user_id"]).dictionary_encode()
     bucket = (hash_ids(encoded.dictionary) % np.uint64(buckets)).astype(np.int32)
     return pa.table(
         {
             "bucket": bucket[encoded.indices.to_numpy()],
-            "user": user,
+            "user": encoded.dictionary_decode(),
             "item": block["item_index"].cast(pa.int32()),
             "time": block["timestamp"],
             "label": block["label"],

@@ -240,8 +240,8 @@ class Job:
             aside = self.work / f"rejected-{share:05d}" if self.config.on_bad_rows == "skip" else None
             seen, bad_rows = Seen(), BadRows(self.config.on_bad_rows, aside)
             with bad_rows:
-                outcomes, of_all = self.config.outcomes, (share, shares)
-                found = iter_interactions(self.raw.path, index, bad_rows, share=of_all, own=own, outcomes=outcomes)
+                of_all, how = (share, shares), {"own": own, "outcomes": self.config.outcomes}
+                found = iter_interactions(self.raw.path, index, bad_rows, share=of_all, encoded=True, **how)
                 for block in going(found, self.work):
                     seen.add_block(block)
                     self._check_user_type(block)
@@ -271,9 +271,11 @@ class Job:
         return by_number(file for files in of_rank for file in files)
 
     def _check_user_type(self, block: pa.Table) -> None:
-        if self.before is not None and block["user_id"].type != self.before.user_ids.type:
+        ids = block.schema.field("user_id").type
+        ids = ids.value_type if pa.types.is_dictionary(ids) else ids
+        if self.before is not None and ids != self.before.user_ids.type:
             raise DataError(
-                f"interactions: user_id is {block['user_id'].type}, in {self.before.folder} it is "
+                f"interactions: user_id is {ids}, in {self.before.folder} it is "
                 f"{self.before.user_ids.type}; expected the same ids"
             )
 
