@@ -216,7 +216,7 @@ def main() -> None:
         for millions in args.millions:
             kind = "visits" if args.check_ins else "impressions"
             raw = make_up(args.work / f"{kind}-{millions}-{items}", millions, items, args.check_ins)
-            cases = [(name, nproc) for name in builds for nproc in (args.nproc if name == "this" else [1])]
+            cases = [(name, nproc) for name in builds for nproc in args.nproc]
             cases += [(peer, 2) for peer in ("polars", "duckdb") * (args.peers is not None)]
             cases += [("ray", os.cpu_count() or 1)] if args.ray else []
             found: dict[tuple[str, int], list[dict[str, Any]]] = {case: [] for case in cases}

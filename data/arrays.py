@@ -61,15 +61,15 @@ def sort_order(*keys: Ints, last_is_random: bool = False) -> NDArray[np.int64]:
         more = (high - low).bit_length()
         if not more:
             continue
-        key = key.astype(np.uint64)
-        key -= np.uint64(low % 2**64)
+        part = key.astype(np.uint64)
+        part -= np.uint64(low % 2**64)
         if bits + more > 64:
             code, bits = _ranks(code, bits)
         if bits + more > 64:
-            key, more = _ranks(key, more)
+            part, more = _ranks(part, more)
         if bits:
             code <<= np.uint64(more)
-        code |= key
+        code |= part
         bits += more
     return _order(code, bits, last_is_random)
 

@@ -240,8 +240,10 @@ class Job:
             aside = self.work / f"rejected-{share:05d}" if self.config.on_bad_rows == "skip" else None
             seen, bad_rows = Seen(), BadRows(self.config.on_bad_rows, aside)
             with bad_rows:
-                of_all, how = (share, shares), {"own": own, "outcomes": self.config.outcomes}
-                found = iter_interactions(self.raw.path, index, bad_rows, share=of_all, encoded=True, **how)
+                of_all, outcomes = (share, shares), self.config.outcomes
+                found = iter_interactions(
+                    self.raw.path, index, bad_rows, share=of_all, own=own, outcomes=outcomes, encoded=True
+                )
                 for block in going(found, self.work):
                     seen.add_block(block)
                     self._check_user_type(block)

@@ -291,7 +291,7 @@ def _shared(found: list[Part], which: int, shares: int) -> Iterator[tuple[Part, 
 
 
 def _batches(
-    part: Part, rows: int, columns: list[str] | None, groups: list[int], dictionaries: list[str]
+    part: Part, rows: int, columns: list[str] | None, groups: list[int], dictionaries: Sequence[str]
 ) -> Iterator[pa.Table]:
     with open_parquet(part.file, dictionaries) as source:
         batches = source.iter_batches(batch_size=rows, row_groups=groups, columns=columns)
