@@ -37,7 +37,8 @@ def starts_run(*keys: Ints) -> NDArray[np.bool_]:
 
 def first_of_run(new: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Row at which the run of each row starts, int64 [R], from the marks of ``starts_run``."""
-    return np.maximum.accumulate(np.where(new, np.arange(len(new)), 0))
+    first = np.flatnonzero(new)
+    return np.repeat(first, np.diff(first, append=len(new)))
 
 
 def add_counts(counts: NDArray[np.int64], rows: Ints) -> None:

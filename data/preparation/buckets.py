@@ -115,6 +115,7 @@ class BucketWriter:
             self._flush(self._waiting)
         for writer in self._writers.values():
             writer.close()
+        self._writers.clear()  # or their files stay open
 
     def write(self, block: pa.Table) -> None:
         """Add a block as ``schema.iter_interactions`` yields it."""
