@@ -12,7 +12,7 @@ turns. Memory is the peak of what the processes have to themselves and their sha
 20 times a second. Processor time is what the system tells of processes that have ended, or what was seen last of those
 that nobody waits for, as Ray's workers. The exponent is that of processor time from one size to the next; the seconds a
 million rows are those between two sizes too, so that what the items cost by themselves is not in them. ``nproc`` of
-Polars and DuckDB (``prepare_peers.py``) are threads; ``ray`` is this build with ``--engine ray`` on all cores, from its
+Polars and DuckDB (``prepare_peers.py``) are threads, as ``--nproc`` is; before 2026-11-28 it was ranks of torchrun. ``ray`` is this build with ``--engine ray`` on all cores, from its
 start on.
 """
 
@@ -228,6 +228,8 @@ def main() -> None:
                         found[name, nproc].append(measure(builds[name], raw, args.work / "out", nproc, args.split_only))
                     else:
                         found[name, nproc].append(measure_peer(args.peers, name, raw, args.work / "out", nproc))
+                    run = found[name, nproc][-1]
+                    print(f"{name}, nproc {nproc}: " + ", ".join(f"{k} {v}" for k, v in run.items()), file=sys.stderr)
             for (name, nproc), runs in found.items():
                 of = kind + ", to the split" * args.split_only
                 line = {"build": name, "rows": of, "millions": millions, "items": items, "nproc": nproc}
