@@ -12,8 +12,8 @@ turns. Memory is the peak of what the processes have to themselves and their sha
 20 times a second. Processor time is what the system tells of processes that have ended, or what was seen last of those
 that nobody waits for, as Ray's workers. The exponent is that of processor time from one size to the next; the seconds a
 million rows are those between two sizes too, so that what the items cost by themselves is not in them. ``nproc`` of
-Polars and DuckDB (``prepare_peers.py``) are threads, as ``--nproc`` is; before 2026-11-28 it was ranks of torchrun. ``ray`` is this build with ``--engine ray`` on all cores, from its
-start on.
+Polars and DuckDB (``prepare_peers.py``) are threads, as ``--nproc`` is; before 2026-11-28 it was ranks of torchrun.
+``ray`` is this build with ``--engine ray`` on all cores, from its start on.
 """
 
 import argparse
