@@ -5,7 +5,8 @@ They may be called any number of times in a process, in a notebook too. What a s
 it returns, so only training, which takes its time, prints.
 
 ``nproc`` above 1 starts ranks on this machine as ``placerank COMMAND --nproc`` does, in processes of their own, which
-import what this one can. Under torchrun leave it out: there each rank calls the function, as ``placerank`` itself does.
+import what this one can; ``prepare`` has threads of this one instead. Under torchrun leave it out: there each rank
+calls the function, as ``placerank`` itself does.
 """
 
 import contextlib
@@ -55,7 +56,7 @@ def prepare(config: "PrepareConfig", nproc: int = 1) -> Prepared:
         FileExistsError: the folder exists and ``overwrite`` is not set.
         ValueError: something is wrong with the data; names file, row and column.
     """
-    return Prepared(_run("prepare", "data.preparation.prepare", config, nproc))
+    return Prepared(_run("prepare", "data.preparation.prepare", config, nproc, threads=True))
 
 
 def align(config: "AlignConfig", nproc: int = 1) -> Aligned:
@@ -144,22 +145,22 @@ def apply(config: "ApplyConfig") -> Exported:
     return Exported(_run("apply", "embeddings.delta", config))
 
 
-def _run(name: str, module: str, config: Any, nproc: int = 1, shown: bool = False) -> Path:
-    """What the step of that name in the module returns, run here or on ranks."""
+def _run(name: str, module: str, config: Any, nproc: int = 1, shown: bool = False, threads: bool = False) -> Path:
+    """What the step of that name in the module returns, run here, on ``threads`` of its own, or on ranks."""
     wanted = f"{name.capitalize()}Config"
     if type(config).__name__ != wanted:
         raise TypeError(f"{name}: got {config!r}, expected settings, as in placerank.{name}(placerank.{wanted}(...))")
     if nproc < 1:
         raise ValueError(f"nproc: got {nproc}, expected at least 1")
-    if nproc > 1:
-        if "RANK" in os.environ:
-            raise ValueError(f"nproc: got {nproc} under torchrun, which has started the ranks; leave it out")
+    if nproc > 1 and "RANK" in os.environ:
+        raise ValueError(f"nproc: got {nproc} under torchrun, which has started the ranks; leave it out")
+    if nproc > 1 and not threads:
         _on_ranks(name, config, nproc, shown)
         folder: Path = config.run if name == "train" else config.out or config.run / "evaluation"
         return folder
     with _calm(shown):
         step = getattr(importlib.import_module(f"..{module}", __package__), name)
-        wrote: Path = step(config)
+        wrote: Path = step(config, nproc) if threads else step(config)
     return wrote
 
 

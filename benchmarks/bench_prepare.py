@@ -12,8 +12,8 @@ turns. Memory is the peak of what the processes have to themselves and their sha
 20 times a second. Processor time is what the system tells of processes that have ended, or what was seen last of those
 that nobody waits for, as Ray's workers. The exponent is that of processor time from one size to the next; the seconds a
 million rows are those between two sizes too, so that what the items cost by themselves is not in them. ``nproc`` of
-Polars and DuckDB (``prepare_peers.py``) are threads; ``ray`` is this build with ``--engine ray`` on all cores, from its
-start on.
+Polars and DuckDB (``prepare_peers.py``) are threads, as ``--nproc`` is; before 2026-11-28 it was ranks of torchrun.
+``ray`` is this build with ``--engine ray`` on all cores, from its start on.
 """
 
 import argparse
@@ -216,7 +216,7 @@ def main() -> None:
         for millions in args.millions:
             kind = "visits" if args.check_ins else "impressions"
             raw = make_up(args.work / f"{kind}-{millions}-{items}", millions, items, args.check_ins)
-            cases = [(name, nproc) for name in builds for nproc in (args.nproc if name == "this" else [1])]
+            cases = [(name, nproc) for name in builds for nproc in args.nproc]
             cases += [(peer, 2) for peer in ("polars", "duckdb") * (args.peers is not None)]
             cases += [("ray", os.cpu_count() or 1)] if args.ray else []
             found: dict[tuple[str, int], list[dict[str, Any]]] = {case: [] for case in cases}
@@ -228,6 +228,8 @@ def main() -> None:
                         found[name, nproc].append(measure(builds[name], raw, args.work / "out", nproc, args.split_only))
                     else:
                         found[name, nproc].append(measure_peer(args.peers, name, raw, args.work / "out", nproc))
+                    run = found[name, nproc][-1]
+                    print(f"{name}, nproc {nproc}: " + ", ".join(f"{k} {v}" for k, v in run.items()), file=sys.stderr)
             for (name, nproc), runs in found.items():
                 of = kind + ", to the split" * args.split_only
                 line = {"build": name, "rows": of, "millions": millions, "items": items, "nproc": nproc}

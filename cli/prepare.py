@@ -1,17 +1,17 @@
-"""``placerank prepare``: runs in this process, or on ``--nproc`` ranks."""
+"""``placerank prepare``: runs in this process, on ``--nproc`` of its threads."""
 
 from pathlib import Path
 
 from ..data.preparation.settings import PrepareConfig
-from .step import run_step_on_ranks
+from .step import run_step_on_threads
 
 
 def main(argv: list[str]) -> int:
     """Run the step with settings from defaults, file and flags; returns the exit code."""
-    return run_step_on_ranks("prepare", PrepareConfig, _prepare, argv)
+    return run_step_on_threads("prepare", PrepareConfig, _prepare, argv)
 
 
-def _prepare(config: PrepareConfig) -> Path:
+def _prepare(config: PrepareConfig, nproc: int) -> Path:
     from ..data.preparation.prepare import prepare
 
-    return prepare(config)
+    return prepare(config, nproc)

@@ -68,6 +68,14 @@ class RankOptions(Options):
             raise ValueError(f"nproc: got {self.nproc}, expected at least 1")
 
 
+@dataclass(kw_only=True)
+class ThreadOptions(RankOptions):
+    """Options of a command that has threads on a machine, and ranks where a user starts torchrun."""
+
+    nproc: int = 1
+    """Cores to use: so many threads of this process share the work."""
+
+
 def parse(prog: str, config_type: type[C], options_type: type[O], argv: list[str]) -> tuple[C, O]:
     """The settings of a command and its options.
 

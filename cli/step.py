@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from .launch import launch
-from .settings import Options, RankOptions, parse, to_toml
+from .settings import Options, RankOptions, ThreadOptions, parse, to_toml
 
 C = TypeVar("C")
 
@@ -31,12 +31,30 @@ def run_step_on_ranks(name: str, config_type: type[C], step: Callable[[C], objec
         return _run(name, settings, step, options)
     if "RANK" not in os.environ:
         return launch([name, *argv], options.nproc)
-    started = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if started != options.nproc:
-        raise ValueError(
-            f"nproc: got {options.nproc} under a torchrun that started {started} ranks here; leave out --nproc"
-        )
+    _check_started(options.nproc)
     return _run(name, settings, step, options)
+
+
+def run_step_on_threads(name: str, config_type: type[C], step: Callable[[C, int], object], argv: list[str]) -> int:
+    """``placerank NAME``: as ``run_step``; the step is told of ``--nproc``, for threads of this process.
+
+    Under a user's own torchrun, on one machine or many, each rank runs it with one thread.
+
+    Raises:
+        ValueError: as ``run_step_on_ranks``.
+    """
+    settings, options = parse(f"placerank {name}", config_type, ThreadOptions, argv)
+    threads = options.nproc
+    if "RANK" in os.environ and threads > 1 and not options.print_config:
+        _check_started(threads)
+        threads = 1
+    return _run(name, settings, lambda config: step(config, threads), options)
+
+
+def _check_started(nproc: int) -> None:
+    started = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if started != nproc:
+        raise ValueError(f"nproc: got {nproc} under a torchrun that started {started} ranks here; leave out --nproc")
 
 
 def with_first_as(flag: str, argv: list[str]) -> list[str]:

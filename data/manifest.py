@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -179,15 +180,14 @@ def source_commit() -> str | None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device and commit, as stored with every run."""
-    import torch
-
-    cuda = torch.cuda.is_available()
+    """Versions, device and commit, as stored with every run. What hasn't imported torch has run on the CPU."""
+    torch = sys.modules.get("torch")
+    cuda = torch is not None and torch.cuda.is_available()
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": package_versions(),
-        "device": torch.cuda.get_device_name() if cuda else f"cpu ({os.cpu_count()} cores)",
+        "device": torch.cuda.get_device_name() if torch is not None and cuda else f"cpu ({os.cpu_count()} cores)",
         "commit": source_commit(),
     }
 

@@ -6,6 +6,7 @@ Lines are told by logging, at INFO: the command shows them, who imports the pack
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
@@ -49,9 +50,14 @@ class Progress:
         self._start = time.monotonic()
         self._next = self._start + _FIRST
         self._bar: Any = None
+        self._lock = threading.Lock()
 
     def update(self, n: int = 1) -> None:
-        """So much more is done."""
+        """So much more is done; any thread may tell it."""
+        with self._lock:
+            self._update(n)
+
+    def _update(self, n: int) -> None:
         self.done += n
         if self.shown and self._bar is None and (now := time.monotonic()) >= self._next:
             log.info("%s: %s", self.title, str(self))  # now: a handler may look later

@@ -1,10 +1,12 @@
 """How active items and users are, as of the training split: what AKT-Rec's gates and heads follow.
 
-N rows (items or users), A columns.
+N rows (items or users), A = ``ACTIVITY_DIM`` columns.
 """
 
 import torch
 from torch import Tensor
+
+from .settings import ACTIVITY_DIM as ACTIVITY_DIM
 
 COLD = 3
 """Fewer positives than this look alike."""
@@ -12,8 +14,6 @@ _EDGES = (COLD, 10, 30, 100, 300)  # of buckets of counts; from the last on a ro
 _LOGS = torch.tensor([COLD - 1, _EDGES[-1]]).float().log1p()
 _LOWEST, _SPAN = float(_LOGS[0]), float(_LOGS[1] - _LOGS[0])
 _HALF_LIFE_DAYS = 30.0
-ACTIVITY_DIM = 2 + len(_EDGES) + 1
-"""A: columns of ``activity_features``."""
 HEAD_SHARE = 0.1
 """The most active share of items, and of users, is the head."""
 

@@ -14,6 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ..manifest import read_manifest
+from ..plain import Count, fault
+from ..requests import SEQUENCES, SPLITS
 from ..urls import UrlError, open_parquet, told
 from .epoch import Intervals, Line, after, cut, share, total
 
@@ -241,6 +244,23 @@ class RowGroups:
                     f"{path}: not a whole Parquet file of samples ({error}); prepare the data again"
                 ) from error
             yield Found(path, index, table, self.sizes[group])
+
+
+def visit_groups(folder: Path) -> dict[str, list[list[int]]]:
+    """By file, visits of each row group by split: the manifest tells them. Those carried over are in none.
+
+    Raises:
+        FileNotFoundError, ValueError: no prepared folder, or one without sequences, or damaged.
+    """
+    manifest = read_manifest(folder, "prepared")
+    if SEQUENCES not in manifest:
+        raise ValueError(f"{folder} has no {SEQUENCES}: an older placerank prepared it; prepare the data again")
+    found = fault(manifest[SEQUENCES], {"row_groups": dict[str, list[list[Count]]]}, SEQUENCES)
+    known: dict[str, list[list[int]]] = {} if found else manifest[SEQUENCES]["row_groups"]
+    if found or any(len(group) != len(SPLITS) for groups in known.values() for group in groups):
+        why = found or f"{SEQUENCES}.row_groups: expected a number for each of {', '.join(SPLITS)}"
+        raise ValueError(f"{folder}: {why}; the manifest is damaged: prepare the data again")
+    return known
 
 
 class _Block(Generic[P]):

@@ -22,11 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..arrays import first_of_run, ranges, starts_run
-from ..manifest import read_manifest
-from ..plain import Count, fault
 from ..requests import OF_USER, OF_VISITS, OFFSET, SEQUENCES, SPLITS, Lists, Sequences, sequences_to_read
 from ..urls import place
-from .line_loader import LineLoader, RowGroups
+from .line_loader import LineLoader, RowGroups, visit_groups
 
 Ints = NDArray[np.int64]
 
@@ -331,23 +329,6 @@ def ask(
         request=whole(nobody),
         valid=len(time),
     )
-
-
-def visit_groups(folder: Path) -> dict[str, list[list[int]]]:
-    """By file, visits of each row group by split: the manifest tells them. Those carried over are in none.
-
-    Raises:
-        FileNotFoundError, ValueError: as ``SequenceLoader``.
-    """
-    manifest = read_manifest(folder, "prepared")
-    if SEQUENCES not in manifest:
-        raise ValueError(f"{folder} has no {SEQUENCES}: an older placerank prepared it; prepare the data again")
-    found = fault(manifest[SEQUENCES], {"row_groups": dict[str, list[list[Count]]]}, SEQUENCES)
-    known: dict[str, list[list[int]]] = {} if found else manifest[SEQUENCES]["row_groups"]
-    if found or any(len(group) != len(SPLITS) for groups in known.values() for group in groups):
-        why = found or f"{SEQUENCES}.row_groups: expected a number for each of {', '.join(SPLITS)}"
-        raise ValueError(f"{folder}: {why}; the manifest is damaged: prepare the data again")
-    return known
 
 
 def sessions(stretch: Tensor, time: Tensor, gap_hours: float) -> Tensor:

@@ -7,6 +7,8 @@ from ..plain import check_numbers, set_places
 
 DENSE = ("distance", "visits", "activity")
 """Dense features; ``features`` says what each is."""
+ACTIVITY_DIM = 8
+"""Columns of ``activity.activity_features``."""
 
 
 @dataclass(kw_only=True)

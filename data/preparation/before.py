@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from ..arrays import hash_ids, one_array, starts_run
 from ..batches.features import form_of
-from ..batches.line_loader import RowGroups
-from ..batches.sequences import visit_groups
+from ..batches.line_loader import RowGroups, visit_groups
 from ..manifest import read_manifest
 from ..raw.columns import DataError
 from ..raw.outcomes import Outcomes

@@ -7,6 +7,7 @@ that comes out of here depends on the order of the input.
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..arrays import hash_ids, one_array, sort_order, starts_run
+from ..arrays import hash_ids, one_array, reordered, sort_order, starts_run
 from ..raw.columns import DataError
 from ..requests import OWN
 
@@ -28,8 +29,9 @@ def bucket_rows(block: pa.Table, buckets: int) -> pa.Table:
     """Checked interactions in few bytes a row, with the number of their bucket.
 
     Args:
-        block: as ``schema.iter_interactions`` yields it: user_id, timestamp, label, user_lat, user_lon, request_id,
-            probability, utc_offset, item_index, and own columns, text or numbers; others are not used.
+        block: as ``schema.iter_interactions`` yields it, ``encoded`` or not: user_id, timestamp, label, user_lat,
+            user_lon, request_id, probability, utc_offset, item_index, and own columns, text or numbers; others are not
+            used.
         buckets: how many there are in all, at most 65,536.
 
     Returns:
@@ -39,13 +41,12 @@ def bucket_rows(block: pa.Table, buckets: int) -> pa.Table:
         are of carried visits, see ``before``); then own columns: of text a hash (0 = none), numbers (NaN = none).
     """
     own = [name for name in block.column_names if name.startswith(OWN)]
-    user = one_array(block["user_id"])
-    encoded = user.dictionary_encode()
+    encoded = one_array(block["user_id"]).dictionary_encode()
     bucket = (hash_ids(encoded.dictionary) % np.uint64(buckets)).astype(np.int32)
     return pa.table(
         {
             "bucket": bucket[encoded.indices.to_numpy()],
-            "user": user,
+            "user": encoded.dictionary_decode(),
             "item": block["item_index"].cast(pa.int32()),
             "time": block["timestamp"],
             "label": block["label"],
@@ -91,25 +92,30 @@ def rows_schema(user: pa.DataType, own: Iterable[tuple[str, pa.DataType]] = ()) 
 class BucketWriter:
     """Spreads rows over files by a hash of their user; rows wait until there are enough for batches of some thousands.
 
+    Any number of threads may add rows.
+
     Args:
-        folder: an existing folder for the files, ``NUMBER.arrow``.
+        folder: for the files, ``NUMBER.arrow``; it is made.
         buckets: how many there are in all.
         per_file: how many neighbouring ones share a file.
     """
 
     def __init__(self, folder: Path, buckets: int, per_file: int = 1) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.buckets, self.per_file = folder, buckets, per_file
         self._writers: dict[int, pa.ipc.RecordBatchFileWriter] = {}
         self._waiting: list[pa.Table] = []
+        self._adding, self._writing = Lock(), Lock()
 
     def __enter__(self) -> "BucketWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if error is None:
-            self._flush()
+        if error is None and self._waiting:
+            self._flush(self._waiting)
         for writer in self._writers.values():
             writer.close()
+        self._writers.clear()  # or their files stay open
 
     def write(self, block: pa.Table) -> None:
         """Add a block as ``schema.iter_interactions`` yields it."""
@@ -117,57 +123,36 @@ class BucketWriter:
 
     def add(self, rows: pa.Table) -> None:
         """Add rows of ``bucket_rows``."""
-        self._waiting.append(rows)
-        if sum(len(t) for t in self._waiting) >= _WAITING:
-            self._flush()
+        with self._adding:
+            self._waiting.append(rows)
+            if sum(len(t) for t in self._waiting) < _WAITING:
+                return
+            enough, self._waiting = self._waiting, []
+        self._flush(enough)
 
-    def _flush(self) -> None:
-        if not self._waiting:
-            return
-        table = pa.concat_tables(self._waiting)
-        self._waiting.clear()
-        file = table["bucket"].to_numpy() // self.per_file
-        table = table.take(pa.array(np.argsort(file, kind="stable"))).combine_chunks()
-        ends = np.cumsum(np.bincount(file))
-        for i, (start, end) in enumerate(zip(ends - np.diff(ends, prepend=0), ends, strict=True)):
-            if end > start:
-                if i not in self._writers:
-                    path = self.folder / f"{i:05d}.arrow"
-                    self._writers[i] = pa.ipc.new_file(path, table.schema, options=LZ4)
-                self._writers[i].write_table(table.slice(start, end - start))
-
-
-def spread(blocks: Iterable[pa.Table], folder: Path, buckets: int, more: Iterable[pa.Table] = ()) -> list[Path]:
-    """Put blocks of interactions into bucket files, with at most ``MOST_FILES`` of them open.
-
-    Where there are more buckets, neighbours share a file, which ``part`` parts.
-
-    Args:
-        blocks: as ``schema.iter_interactions`` yields them.
-        folder: for the files ``NUMBER.arrow``; it is made.
-        buckets: how many, at most ``MOST_FILES ** 2``.
-        more: rows of ``rows_schema`` that come to them.
-
-    Returns:
-        The files.
-    """
-    folder.mkdir(parents=True)
-    with BucketWriter(folder, buckets, sharing(buckets)) as writer:
-        for block in blocks:
-            writer.write(block)
-        for rows in more:
-            writer.add(rows)
-    return list(folder.glob("*.arrow"))
+    def _flush(self, tables: list[pa.Table]) -> None:
+        """Write some rows; other threads may add further ones meanwhile."""
+        table = pa.concat_tables(tables)
+        tables.clear()
+        file = (table["bucket"].to_numpy() // self.per_file).astype(np.uint16)  # which NumPy sorts by digits
+        with self._writing:  # one at a time: these are copies of all rows that waited
+            table = table.take(pa.array(np.argsort(file, kind="stable"))).combine_chunks()
+            ends = np.cumsum(np.bincount(file))
+            for i, (start, end) in enumerate(zip(ends - np.diff(ends, prepend=0), ends, strict=True)):
+                if end > start:
+                    if i not in self._writers:
+                        path = self.folder / f"{i:05d}.arrow"
+                        self._writers[i] = pa.ipc.new_file(path, table.schema, options=LZ4)
+                    self._writers[i].write_table(table.slice(start, end - start))
 
 
 def sharing(buckets: int) -> int:
-    """How many neighbouring buckets share a file of ``spread``."""
+    """How many neighbouring buckets share a file, so that at most ``MOST_FILES`` are open; ``part`` parts them."""
     return -(-buckets // MOST_FILES)
 
 
 def part(files: Iterable[Path], folder: Path, buckets: int) -> None:
-    """Part files of ``spread`` that the same buckets share into files of one bucket; those are removed."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Part files that the same buckets share into files of one bucket; those are removed."""
     with BucketWriter(folder, buckets) as writer:
         for file in files:
             with pa.memory_map(str(file)) as source:
@@ -270,7 +255,7 @@ class Sorted:
 
 
 def read_rows(files: Iterable[Path]) -> pa.Table:
-    """All rows of files of ``spread``."""
+    """All rows of files of ``BucketWriter``."""
     tables = []
     for file in files:
         with pa.memory_map(str(file)) as source:
@@ -301,7 +286,7 @@ def sort_rows(table: pa.Table, each_row_a_request: bool, of_request: Collection[
         column["request"] = np.zeros_like(column["request"])
     keys = ("user", "time", "request", "item", "label")
     order = sort_order(*(column[n] for n in keys))
-    b = Bucket.of({name: values[order] for name, values in column.items()})
+    b = Bucket.of({name: reordered(values, order) for name, values in column.items()})
     first = starts_run(*(getattr(b, n) for n in keys))
     repeated = int(len(order) - first.sum())
     if repeated:  # rows that differ in their floats alone, if at all

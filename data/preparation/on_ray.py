@@ -21,7 +21,8 @@ from ..raw.own import normal_type
 from ..raw.parts import parts
 from ..requests import OWN
 from .buckets import rows_schema
-from .prepare import Job, PrepareConfig, Raw
+from .inputs import Raw
+from .prepare import Job, PrepareConfig
 from .summary import Seen
 from .tasks import (
     bucket_file,
@@ -50,10 +51,10 @@ _SHARES = 4  # for each core: cores that are done early take more
 class RayJob(Job):
     """The passes of ``prepare``, with their work done by Ray."""
 
-    def __init__(self, config: PrepareConfig, folder: Path, raw: Raw, ranks: Ranks) -> None:
-        if ranks.world > 1:
+    def __init__(self, config: PrepareConfig, folder: Path, raw: Raw, ranks: Ranks, threads: int = 1) -> None:
+        if (several := ranks.world * threads) > 1:
             raise ValueError(
-                f"prepare.engine: got 'ray' and {ranks.world} ranks, expected one process, since Ray shares the work; "
+                f"prepare.engine: got 'ray' and --nproc {several}, expected one process, since Ray shares the work; "
                 "leave out --nproc, or --engine"
             )
         super().__init__(config, folder.resolve(), raw, ranks)

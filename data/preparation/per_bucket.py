@@ -330,7 +330,8 @@ def _vocabulary(b: Bucket, split: NDArray[np.int64], context: Context) -> tuple[
     if (carried := split < 0).any():
         count += np.bincount(b.user[carried], b.folded[carried], minlength=users).astype(np.int64)
     row = np.zeros(users, np.int32)
-    np.maximum.at(row, b.user, b.user_row)
+    if b.user_row.any():
+        np.maximum.at(row, b.user, b.user_row)
     return count, np.where((row == 0) & (count >= context.min_user_positives), np.int32(-1), row)
 
 

@@ -5,44 +5,44 @@ times in them decide the split; each bucket is sorted and counted, so that its u
 those of the buckets before it; then it is turned into samples alone. Memory holds the items, the users' ids and one
 bucket, whatever the number of interactions.
 
-**Ranks** share the row groups of the interactions and the buckets. They meet after each pass, and leave to each other
-what is large as files in the unfinished folder, so that has to be on a disk that all see. How many buckets there are,
-what a bucket becomes and where it is written does not depend on the ranks, so neither does any byte of the output.
+**Threads** of this process share the row groups of the interactions and the buckets (``nproc``), and so do **ranks**,
+as torchrun starts them, each with one thread. All meet after each pass. Ranks leave to each other what is large as
+files in the unfinished folder, so that has to be on a disk that all see. How many buckets there are, what a bucket
+becomes and where it is written depends on neither, so no byte of the output does.
 """
 
 import logging
 import math
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from datetime import timedelta
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 
 from ...reports.progress import Progress
-from ..manifest import fingerprint, read_manifest, whole_folder, write_manifest
+from ..manifest import fingerprint, whole_folder, write_manifest
 from ..ranks import Ranks, joined
 from ..raw.checks import BadRows, merge_rejected
 from ..raw.columns import DataError
 from ..raw.lookup import IdIndex
-from ..raw.outcomes import check_outcomes, columns_of
-from ..raw.own import OwnColumn, normal_type, own_columns, read_declaration
-from ..raw.readers import convert
-from ..raw.schema import check_not_all_bad, has_column, inventory, iter_interactions, read_items, read_users
+from ..raw.outcomes import columns_of
+from ..raw.own import normal_type
+from ..raw.schema import check_not_all_bad, iter_interactions
 from ..raw.times import iso
-from ..requests import CLUSTER_VISITS, EXTRA, OWN, PROBABILITY, SEQUENCES, SPLITS
-from ..urls import check_seen, fetched
+from ..requests import CLUSTER_VISITS, OWN, PROBABILITY, SEQUENCES, SPLITS
+from ..urls import check_seen
 from ..visit_clusters import Clustering
 from .before import COUNTS, Before, write_next
-from .buckets import MOST_FILES, by_number, part, sharing, spread
+from .buckets import MOST_FILES, BucketWriter, by_number, part, sharing
+from .inputs import USERS_FILE, WORK, Raw, of_table, read_tables
+from .inputs import extra_columns as extra_columns
 from .negatives import Reach
 from .outcomes import described, extras, in_words
 from .own import SAMPLED, OwnSeen
@@ -52,20 +52,22 @@ from .samples import CheckIns
 from .settings import PrepareConfig as PrepareConfig
 from .summary import Seen, Told, lines, summarize
 from .tables import by_row, write_catalog, write_users
-from .tasks import ITEMS_FILE, STOP_FILE, Written, count_bucket, histogram, read_table, write_samples, write_table
+from .tasks import ITEMS_FILE, Written, count_bucket, going, histogram, on_threads, read_table, write_samples
 from .vocabulary import category_rows, item_vocabularies
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+K = TypeVar("K")
 
 _BUCKET_ROWS = 1_000_000
-_BUCKETS, _USERS = "buckets", "users"  # temporary, inside the unfinished folder
 _NUMBERED = ("users", "requests", "known_users")
 _PATIENCE = timedelta(days=7)  # with other ranks; one that died is noticed at once
 
 
-def prepare(config: PrepareConfig) -> Path:
+def prepare(config: PrepareConfig, nproc: int = 1) -> Path:
     """Make the prepared folder; returns its path.
+
+    ``nproc`` threads share the work, or ranks that torchrun started.
 
     No sample knows its future. The history is the user's last positives strictly before the sample's time
     (positives of the same moment, and other candidates of the request, are not in it); ``visits`` counts the
@@ -109,7 +111,7 @@ def prepare(config: PrepareConfig) -> Path:
         raise FileNotFoundError(f"prepare.input={config.input} not found; check the path")
     with joined(_PATIENCE) as ranks, ExitStack() as stack:
         folder = ranks.first(lambda: stack.enter_context(whole_folder(config.out, config.overwrite)))
-        summary = _prepare(config, folder, ranks, kind)
+        summary = _prepare(config, folder, ranks, nproc, kind)
         ranks.first(stack.close)  # the folder gets its name
     if ranks.is_first:
         log.info("%s\n%s", config.out, "\n".join(lines(summary)))
@@ -118,76 +120,14 @@ def prepare(config: PrepareConfig) -> Path:
     return config.out
 
 
-def _prepare(config: PrepareConfig, folder: Path, ranks: Ranks, kind: type["Job"]) -> dict[str, Any]:
+def _prepare(config: PrepareConfig, folder: Path, ranks: Ranks, threads: int, kind: type["Job"]) -> dict[str, Any]:
     """Fill the folder; returns the summary."""
-    raw = ranks.first(lambda: _read_tables(config, folder))
+    raw = ranks.first(lambda: read_tables(config, folder))
     ranks.each(lambda: check_seen(folder))
-    job = kind(config, folder, raw, ranks)
+    job = kind(config, folder, raw, ranks, threads)
     job.run()
     ranks.each(job.let_go)
     return ranks.first(job.finish)
-
-
-@dataclass
-class Raw:
-    """What the first rank found in the input; all ranks have it.
-
-    Attributes:
-        path: the raw folder: the input, or what it was converted to.
-        rows, notes: see ``schema.inventory``.
-        own, left: see ``own.own_columns``.
-        source: the manifest of a converted input.
-        rejected: of items, users and text files.
-        extra: which of ``requests.EXTRA`` the interactions have.
-    """
-
-    path: Path
-    rows: dict[str, int]
-    notes: list[str]
-    own: list[OwnColumn]
-    left: dict[str, dict[str, str]]
-    source: dict[str, Any]
-    rejected: list[dict[str, str | int]]
-    extra: tuple[str, ...]
-
-
-def _read_tables(config: PrepareConfig, folder: Path) -> Raw:
-    """All that is not done row group by row group: convert text, read items and users; they are left as files."""
-    work = folder / _BUCKETS
-    work.mkdir()
-    with BadRows(config.on_bad_rows, folder / "rejected" if config.on_bad_rows == "skip" else None) as bad_rows:
-        raw, source = config.input, {}
-        declaration = read_declaration(config.features, config.input)
-        if config.format != "parquet":
-            raw = convert(fetched(config.input), config.format, config.columns, work / "raw", bad_rows, declaration)
-            source = read_manifest(raw, "raw")
-        before = None if config.after is None else Before.open(config.after)
-        check_outcomes(config.outcomes, raw)
-        if before is not None:
-            before.check_outcomes(config.outcomes)
-            declaration = before.declaration(raw)
-            own, left = own_columns(raw, declaration, config.outcomes.names, f"--after {config.after}")
-            own, left = before.known_alone(own, left)
-        else:
-            own, left = own_columns(raw, declaration, config.outcomes.names)
-        items = read_items(raw, bad_rows, _of("items", own)).sort_by("item_id")
-        users = read_users(raw, bad_rows, _of("users", own))
-        if before is not None:
-            items = before.items(items)
-        write_table(items, work / ITEMS_FILE)
-        if users is not None:
-            write_table(users, work / _USERS)
-        rows, notes = inventory(raw)
-    return Raw(raw, rows, notes, own, left, source, bad_rows.summary(), extra_columns(raw))
-
-
-def _of(table: str, own: Sequence[OwnColumn]) -> list[OwnColumn]:
-    return [c for c in own if c.of == table]
-
-
-def extra_columns(raw: Path) -> tuple[str, ...]:
-    """Which of ``requests.EXTRA`` the interactions of a raw folder have."""
-    return tuple(name for name in EXTRA if has_column(raw, name))
 
 
 def context_of(
@@ -232,12 +172,14 @@ def context_of(
 class Job:
     """The passes over the interactions, and what samples and catalog are made of. All ranks call all methods."""
 
-    def __init__(self, config: PrepareConfig, folder: Path, raw: Raw, ranks: Ranks) -> None:
-        self.config, self.folder, self.raw, self.ranks = config, folder, raw, ranks
-        self.work = folder / _BUCKETS
+    def __init__(self, config: PrepareConfig, folder: Path, raw: Raw, ranks: Ranks, threads: int = 1) -> None:
+        self.config, self.folder, self.raw, self.ranks, self.threads = config, folder, raw, ranks, threads
+        self.work = folder / WORK
         self.before = None if config.after is None else Before.open(config.after)
         self.items = read_table(self.work / ITEMS_FILE, mapped=not ranks.is_first)
-        self.users = read_table(self.work / _USERS) if ranks.is_first and (self.work / _USERS).exists() else None
+        self.users = (
+            read_table(self.work / USERS_FILE) if ranks.is_first and (self.work / USERS_FILE).exists() else None
+        )
         self.seen = Seen()
         self.rejected: list[dict[str, str | int]] = []
         self.files: dict[int, list[Path]] = {}  # of each bucket that has rows
@@ -262,74 +204,80 @@ class Job:
         """Of the first rank's part."""
         return Progress(of, total // self.ranks.world, "rows", shown=self.ranks.is_first)
 
-    def _mine(self, numbers: Sequence[int]) -> Iterator[int]:
-        return self._going(numbers[self.ranks.rank :: self.ranks.world])
+    def _each(
+        self,
+        numbers: Sequence[int],
+        call: Callable[[int], T],
+        then: Callable[[int, T], K],
+        within: AbstractContextManager[Any] | None = None,
+    ) -> dict[int, K]:
+        """Deal numbers to ranks, and on each to its threads; what ``then`` returns for what ``call`` did, of all ranks.
 
-    def _each(self, call: Callable[[], T]) -> list[T]:
-        """``Ranks.each``; a rank with an error leaves a file, so that the others come to hear it early."""
+        ``then`` is called on the rank that called ``call``, by one thread alone. ``within`` is left before ranks meet.
+        When a rank has an error all come to hear of it early.
+        """
 
-        def watched() -> T:
-            try:
-                return call()
-            except Exception:
-                (self.work / STOP_FILE).touch()
-                raise
+        def mine() -> dict[int, K]:
+            kept: dict[int, K] = {}
 
-        return self.ranks.each(watched)
+            def keep(number: int, found: T) -> None:
+                kept[number] = then(number, found)
 
-    def _going(self, things: Iterable[T]) -> Iterator[T]:
-        """What there is to do, until another rank has an error."""
-        return takewhile(lambda _: not (self.work / STOP_FILE).exists(), things)
+            with within or nullcontext():
+                on_threads(numbers[self.ranks.rank :: self.ranks.world], call, keep, self.threads, self.work)
+            return kept
+
+        return {number: kept for of_rank in self.ranks.each(mine) for number, kept in of_rank.items()}
 
     def spread(self) -> None:
         """First pass: check every interaction and put it into the bucket of its user."""
-        total, buckets = self.raw.rows["interactions.parquet"], self.bucket_count()
-        rank, world = self.ranks.rank, self.ranks.world
-        aside = self.work / f"rejected-{rank:05d}" if self.config.on_bad_rows == "skip" else None
+        buckets, own = self.bucket_count(), of_table("interactions", self.raw.own)
+        of_rows = [(OWN + c.name, c.type) for c in columns_of(self.config.outcomes)]
+        of_rows += [(c.key, normal_type(c)) for c in own]
+        shares, index = self.ranks.world * self.threads, IdIndex(self.items["item_id"])
 
-        def mine() -> tuple[Seen, BadRows, list[Path]]:
+        def read(share: int) -> tuple[Seen, BadRows]:
+            aside = self.work / f"rejected-{share:05d}" if self.config.on_bad_rows == "skip" else None
             seen, bad_rows = Seen(), BadRows(self.config.on_bad_rows, aside)
-            index = IdIndex(self.items["item_id"])
-
-            def blocks() -> Iterator[pa.Table]:
-                with self._progress("interactions", total) as progress:
-                    own = _of("interactions", self.raw.own)
-                    found = iter_interactions(
-                        self.raw.path, index, bad_rows, share=(rank, world), own=own, outcomes=self.config.outcomes
-                    )
-                    for block in self._going(found):
-                        seen.add_block(block)
-                        self._check_user_type(block)
-                        yield block
-                        progress.update(len(block))
-
             with bad_rows:
-                of_rows = [(OWN + c.name, c.type) for c in columns_of(self.config.outcomes)]
-                of_rows += [(c.key, normal_type(c)) for c in _of("interactions", self.raw.own)]
-                carried: Iterator[pa.Table] = iter(())
+                of_all, outcomes = (share, shares), self.config.outcomes
+                found = iter_interactions(
+                    self.raw.path, index, bad_rows, share=of_all, own=own, outcomes=outcomes, encoded=True
+                )
+                for block in going(found, self.work):
+                    seen.add_block(block)
+                    self._check_user_type(block)
+                    writer.write(block)
+                    progress.update(len(block))
                 if self.before is not None:
-                    carried = self._going(self.before.carried(buckets, of_rows, (rank, world)))
-                files = spread(blocks(), self.work / f"spread-{rank:05d}", buckets, carried)
-            return seen, bad_rows, files
+                    for rows in going(self.before.carried(buckets, of_rows, of_all), self.work):
+                        writer.add(rows)
+            return seen, bad_rows
 
-        by_rank = self._each(mine)
-        self.seen = Seen.joined([seen for seen, _, _ in by_rank])
-        self.ranks.first(lambda: self.check_seen([bad_rows for _, bad_rows, _ in by_rank]))
-        self.files = by_number(file for *_, files in by_rank for file in files)
+        folder, total = self.work / f"spread-{self.ranks.rank:05d}", self.raw.rows["interactions.parquet"]
+        writer = BucketWriter(folder, buckets, sharing(buckets))
+        with self._progress("interactions", total) as progress:
+            by_share = self._each(range(shares), read, lambda _, found: found, writer)
+        in_order = [by_share[share] for share in range(shares)]
+        self.seen = Seen.joined([seen for seen, _ in in_order])
+        self.ranks.first(lambda: self.check_seen([bad_rows for _, bad_rows in in_order]))
+        self.files = self._bucket_files("spread")
         if sharing(buckets) > 1:
+            parted = self.work / f"parted-{self.ranks.rank:05d}"
+            self._each(list(self.files), lambda n: part(self.files[n], parted, buckets), lambda *_: None)
+            self.files = self._bucket_files("parted")
 
-            def parted() -> list[Path]:
-                folder = self.work / f"parted-{rank:05d}"
-                for number in self._mine(list(self.files)):
-                    part(self.files[number], folder, buckets)
-                return list(folder.glob("*.arrow"))
-
-            self.files = by_number(file for files in self._each(parted) for file in files)
+    def _bucket_files(self, folder: str) -> dict[int, list[Path]]:
+        """Of all ranks, by bucket."""
+        of_rank = self.ranks.each(lambda: list(self.work.glob(f"{folder}-{self.ranks.rank:05d}/*.arrow")))
+        return by_number(file for files in of_rank for file in files)
 
     def _check_user_type(self, block: pa.Table) -> None:
-        if self.before is not None and block["user_id"].type != self.before.user_ids.type:
+        ids = block.schema.field("user_id").type
+        ids = ids.value_type if pa.types.is_dictionary(ids) else ids
+        if self.before is not None and ids != self.before.user_ids.type:
             raise DataError(
-                f"interactions: user_id is {block['user_id'].type}, in {self.before.folder} it is "
+                f"interactions: user_id is {ids}, in {self.before.folder} it is "
                 f"{self.before.user_ids.type}; expected the same ids"
             )
 
@@ -360,9 +308,10 @@ class Job:
 
     def cut(self) -> None:
         """Choose where validation and test start."""
-        files = (file for number in self._mine(list(self.files)) for file in self.files[number])
+        mine = list(self.files)[self.ranks.rank :: self.ranks.world]
+        files = (file for number in mine for file in self.files[number])
         bins = histogram(files, self.seen.first, self.seen.last)
-        self.ranks.sum_(torch.from_numpy(bins))
+        self.ranks.sum_(bins)
         self.choose(bins)
 
     def choose(self, bins: NDArray[np.int64]) -> None:
@@ -377,7 +326,7 @@ class Job:
         context = context_of(config, self.items, self.starts, self.check_ins, self.raw.extra, self.before)
         if since is not None:
             context = replace(context, since=since)
-        own = _of("interactions", self.raw.own)
+        own = of_table("interactions", self.raw.own)
         shared = tuple(c.key for c in own if c.declared.joins == "request")
         some = -(-SAMPLED // len(self.files)) if self.raw.own else 0
         self.context = replace(context, of_request=shared, sampled=some, outcomes=config.outcomes)
@@ -385,22 +334,21 @@ class Job:
     def sort(self) -> None:
         """Second pass: sort each bucket, and count its users, requests and what its training rows say of the items."""
 
-        def mine() -> dict[int, BucketSize]:
-            found = {}
-            for number in self._mine(list(self.files)):
-                assert self.context is not None
-                counts = count_bucket(self.work, number, self.files[number], self.context)
-                self.add_items(counts)
-                found[number] = counts.size
-                for file in self.files[number]:
-                    file.unlink()
-            return found
+        def counts(number: int) -> BucketCounts:
+            assert self.context is not None
+            return count_bucket(self.work, number, self.files[number], self.context)
 
-        by_rank = self._each(mine)
-        self.ranks.sum_(*(torch.from_numpy(x) for x in (self.shown, self.positives, *self.later[:2])))
+        def keep(number: int, found: BucketCounts) -> BucketSize:
+            self.add_items(found)
+            for file in self.files[number]:
+                file.unlink()
+            return found.size
+
+        counted = self._each(list(self.files), counts, keep)
+        self.ranks.sum_(self.shown, self.positives, *self.later[:2])
         for last in (self.last_positive, self.later[2]):
-            self.ranks.max_(torch.from_numpy(last))
-        self.number({number: size for found in by_rank for number, size in found.items()})
+            self.ranks.max_(last)
+        self.number(counted)
 
     def add_items(self, counts: BucketCounts) -> None:
         """Add a bucket's counts of items."""
@@ -438,17 +386,17 @@ class Job:
     def make_samples(self) -> None:
         """Third pass: samples of each bucket, in files of its own, numbered after those of the buckets before it."""
 
-        def mine() -> dict[int, Written]:
-            made = {}
-            with self._progress("samples", self.seen.rows) as progress:
-                for number in self._mine(list(self.counted)):
-                    assert self.context is not None
-                    made[number] = write_samples(self.work, number, self.context, self.config.row_group_rows)
-                    (self.work / f"sorted-{number:05d}").unlink()
-                    progress.update(self.counted[number].rows)
-            return made
+        def samples(number: int) -> Written:
+            assert self.context is not None
+            return write_samples(self.work, number, self.context, self.config.row_group_rows)
 
-        written = {number: files for made in self._each(mine) for number, files in made.items()}
+        def keep(number: int, written: Written) -> Written:
+            (self.work / f"sorted-{number:05d}").unlink()
+            progress.update(self.counted[number].rows)
+            return written
+
+        with self._progress("samples", self.seen.rows) as progress:
+            written = self._each(list(self.counted), samples, keep)
         if self.ranks.is_first:
             self.take_over(written)
 

@@ -59,12 +59,11 @@ class Samples:
     positives: Positives
     clustered: Entries | None = None  # of each candidate, where histories hold clusters
 
-    @property
-    def entries(self) -> NDArray[np.int64]:
-        """Of each candidate's history, [C]."""
+    def entries(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of these candidates' histories, how many."""
         if self.clustered is not None:
-            return self.clustered.length.sum(1)
-        return self.history_end - self.history_start
+            return self.clustered.length[rows].sum(1)
+        return self.history_end[rows] - self.history_start[rows]
 
     def cluster(self, longest: int, how: Clustering) -> None:
         """Let histories hold clusters of what was before the last refresh."""
@@ -214,7 +213,8 @@ def mixed(s: Samples, rows: NDArray[np.int64], requests_too: bool, rng: np.rando
     order = s.request - first
     if requests_too and len(order):
         order = rng.permutation(int(order[-1]) + 1)[order]
-    return rows[sort_order(order[rows], rng.integers(0, 1 << _SHUFFLE_BITS, len(rows)))]
+    draws = rng.integers(0, 1 << _SHUFFLE_BITS, len(rows))
+    return rows[sort_order(order[rows], draws, last_is_random=True)]
 
 
 def requests_of(
@@ -229,7 +229,7 @@ def requests_of(
     """
     new = np.flatnonzero(starts_run(s.request[rows]))
     of = rows[new]
-    length, seen = s.entries[of], s.positives
+    length, seen = s.entries(of), s.positives
     if s.clustered is None:
         at = ranges(s.history_start[of], length)
         item, time, sizes = seen.item[at], seen.time[at], {}
@@ -301,5 +301,5 @@ def pieces(s: Samples, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     if len(rows) == 0:
         return []
     starts = np.flatnonzero(starts_run(s.request[rows]))
-    entries = np.cumsum(s.entries[rows[starts]])
+    entries = np.cumsum(s.entries(rows[starts]))
     return np.split(rows, starts[1:][(np.diff(starts // _PIECE) > 0) | (np.diff(entries // _ENTRIES) > 0)])

@@ -8,10 +8,13 @@ import pickle
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +32,46 @@ from .summary import Seen
 from .writer import SequenceWriter, SplitWriter
 
 ITEMS_FILE, STOP_FILE = "items", "stop"
+T = TypeVar("T")
+
+
+def going(things: Iterable[T], work: Path) -> Iterator[T]:
+    """What there is to do in this unfinished folder, until another thread or process has an error."""
+    return takewhile(lambda _: not (work / STOP_FILE).exists(), things)
+
+
+def on_threads(
+    things: Iterable[int], call: Callable[[int], T], then: Callable[[int, T], None], threads: int, work: Path
+) -> None:
+    """Call ``call`` for each of some numbers on so many threads, and in this one, as they are done, ``then`` with each
+    number and what was found.
+
+    With one thread all is done in this one. An error, and Ctrl-C, leaves a file in ``work``, by which everybody comes
+    to hear of it, and is raised when all threads have left off, so that nothing is written after it.
+    """
+    left = going(things, work)
+    if threads == 1:
+        with _stopping_all(work):
+            for number in left:
+                then(number, call(number))
+        return
+    with ThreadPoolExecutor(threads, "placerank-prepare") as pool, _stopping_all(work):
+        running = {pool.submit(call, number): number for number in islice(left, threads)}
+        while running:
+            done = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
+            number, found = running.pop(done), done.result()
+            running |= {pool.submit(call, more): more for more in islice(left, 1)}
+            then(number, found)
+            del done, found  # or they are held until the next one is done
+
+
+@contextmanager
+def _stopping_all(work: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        (work / STOP_FILE).touch()
+        raise
 
 
 def write_table(table: pa.Table, file: Path) -> None:
@@ -174,7 +217,7 @@ def _index(file: Path) -> IdIndex:
 
 
 def keep_bucket(rows: pa.Table, folder: Path, schema: pa.Schema) -> pa.Table:
-    """Write the rows of a bucket as ``buckets.spread`` does; the file has its name when it is whole."""
+    """Write the rows of a bucket as ``buckets.BucketWriter`` does; the file has its name when it is whole."""
     number, rows = rows["bucket"][0].as_py(), rows.cast(schema)
     whole = bucket_file(folder, number)
     part = whole.with_suffix(".part")

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
-from ...kernels.haversine import EARTH_RADIUS_KM, unit_vectors
+from ...kernels.earth import EARTH_RADIUS_KM, on_sphere
 from .checks import Block, as_mask
 from .columns import ITEMS, MOST_OFFSET, DataError
 from .output import Output, write_items
@@ -205,7 +204,7 @@ class _Cities:
         if not known.all():
             output.left_out["cities without coordinates"] = int((~known).sum())
         self.names = table["city"].filter(pa.array(known)).combine_chunks()
-        self.tree = cKDTree(_points(lat[known], lon[known]))
+        self.tree = cKDTree(on_sphere(lat[known], lon[known]))
 
     def __call__(self, lat: pa.ChunkedArray, lon: pa.ChunkedArray) -> pa.Array:
         """string [n], null where no centre is near or the place is unknown."""
@@ -213,7 +212,7 @@ class _Cities:
         known = np.isfinite(lat_) & np.isfinite(lon_)
         at = np.full(len(lat_), self.tree.n)
         reach = 2 * np.sin(_CITY_KM / (2 * EARTH_RADIUS_KM))
-        _, at[known] = self.tree.query(_points(lat_[known], lon_[known]), distance_upper_bound=reach)
+        _, at[known] = self.tree.query(on_sphere(lat_[known], lon_[known]), distance_upper_bound=reach)
         return self.names.take(pa.array(at, mask=at == self.tree.n))
 
 
@@ -221,8 +220,3 @@ def _finite(degrees: pa.ChunkedArray, bound: float) -> np.ndarray:
     """Degrees as float64 [n], NaN where there is none within bounds."""
     value = degrees.to_numpy().astype(np.float64)
     return np.where(np.abs(value) <= bound, value, np.nan)
-
-
-def _points(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
-    points: np.ndarray = unit_vectors(torch.from_numpy(lat), torch.from_numpy(lon)).numpy()
-    return points

@@ -1,7 +1,7 @@
 """Arrow tables in the types of the schema, and the rows that break its rules. ``schema`` applies it to files."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -164,6 +164,18 @@ def blank_to_null(text: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(blank, pa.scalar(None, text.type), text) if pc.any(blank).as_py() else text
 
 
+def _blank_to_null_in(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """As ``blank_to_null``, of dictionaries of strings: each id is looked at once."""
+    if any(_has_blank(chunk.dictionary) for chunk in ids.chunks):
+        return blank_to_null(ids.cast(pa.string())).dictionary_encode()
+    return ids
+
+
+def _has_blank(text: pa.Array) -> bool:
+    found: bool = pc.any(pc.or_(pc.utf8_is_space(text), pc.equal(text, ""))).as_py()
+    return found or False
+
+
 def _cast(array: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
     """The column in its normal type; numbers, labels and times stay wide, so that the checks see every value."""
     t = array.type
@@ -229,6 +241,7 @@ class Block:
         raw: the rows as they are in the file.
         rows: what each is called in messages: 0-based rows of a Parquet file, or 1-based lines of a text file.
         unit: "row" or "line".
+        encoded: ids that are dictionaries of strings and stay so.
         parsed: for text formats, the same columns with their text made numbers, times and lists, null where that
             failed.
     """
@@ -241,6 +254,7 @@ class Block:
         columns: Sequence[Column],
         unit: Literal["row", "line"] = "row",
         parsed: pa.Table | None = None,
+        encoded: Collection[str] = (),
     ) -> None:
         self.file, self.raw, self.rows, self.unit = file, raw, rows, unit
         self.fault = np.zeros(raw.num_rows, np.int32)  # 1 + index into faults; 0 = good
@@ -256,6 +270,8 @@ class Block:
                 if column.kind == "hours":
                     array, unread = opening_hours(source[column.name])
                     self.mark(column.name, column.expected, unread)
+                elif column.name in encoded:
+                    array = _blank_to_null_in(source[column.name])
                 else:
                     array = _cast(source[column.name], column)
             except pa.ArrowInvalid as error:

@@ -38,11 +38,13 @@ class IdIndex:
         return len(self._ids)
 
     def find(self, ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int32]:
-        """The row of each id, int32 [n]; -1 for null and for ids that are not there, or of another type than these."""
-        ids = one_array(ids)
-        if ids.type != self.type or len(self) == 0:
+        """The row of each id, int32 [n]; -1 for null and for ids that are not there, or of another type than these.
+
+        ``ids`` may be dictionaries.
+        """
+        encoded = one_array(ids).dictionary_encode()  # ids of a block repeat, and this hashes faster than we do
+        if encoded.type.value_type != self.type or len(self) == 0:
             return np.full(len(ids), -1, np.int32)
-        encoded = ids.dictionary_encode()  # ids of a block repeat, and this hashes faster than we do
         rows = np.concatenate([self._find(encoded.dictionary), np.array([-1], np.int32)])
         return rows[encoded.indices.fill_null(-1).to_numpy()]
 

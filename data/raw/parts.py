@@ -6,6 +6,7 @@ macOS's ``._part``) are nobody's data.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,8 +145,9 @@ def _scalar(key: str, text: str) -> pa.Scalar:
     return pa.scalar(int(text) if number else text)
 
 
-def open_parquet(file: Path) -> pq.ParquetFile:
-    """A Parquet file that can be read, or an error that says what is wrong with it."""
+def open_parquet(file: Path, dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
+    """A Parquet file that can be read, or an error that says what is wrong with it; ``dictionaries``: text columns that
+    are read as such."""
     held = size(file)
     if held is None:
         beside = sorted(p.name for p in file.parent.iterdir())[:20] if file.parent.is_dir() else []
@@ -153,7 +155,7 @@ def open_parquet(file: Path) -> pq.ParquetFile:
     if held == 0:
         raise DataError(f"{file}: the file is empty (0 bytes), expected Parquet; write it again")
     try:
-        parquet = opened(file)
+        parquet = opened(file, read_dictionary=list(dictionaries))
     except UrlError:
         raise
     except (pa.ArrowInvalid, OSError) as error:

@@ -228,6 +228,7 @@ def iter_interactions(
     share: tuple[int, int] = (0, 1),
     own: Sequence[OwnColumn] = (),
     outcomes: Outcomes = NO_OUTCOMES,
+    encoded: bool = False,
 ) -> Iterator[pa.Table]:
     """Stream the interactions of a raw folder (or file, or folder of files) in normal form.
 
@@ -239,6 +240,7 @@ def iter_interactions(
         share: (i, n): only the i-th of n about equal shares of the row groups, in their order; it may be empty.
         own: columns that the schema doesn't name, which are wanted too.
         outcomes: further labels, amount and weight.
+        encoded: ids that are text may be Arrow's dictionaries, as Parquet has most of them: nothing is hashed then.
 
     Yields:
         Tables with the columns of ``INTERACTIONS`` in that order (timestamp int64 unix seconds UTC, label int8,
@@ -258,9 +260,11 @@ def iter_interactions(
         _check_families(part, types, ("item_id", "user_id", "request_id"))
     good = 0
     for part, groups, first_row in _shared(found, *share):
-        for batch in _batches(part, block_rows, _wanted(part, columns, bad_rows, own), groups):
+        text = [n for n in ("user_id", "item_id") if n in part.stored and pa.types.is_string(part.schema.field(n).type)]
+        ids = text if encoded and bad_rows.policy == "error" else []  # what is set aside is as it was
+        for batch in _batches(part, block_rows, _wanted(part, columns, bad_rows, own), groups, ids):
             raw = part.with_values(batch)
-            block = Block(part.file, raw, np.arange(first_row, first_row + len(batch)), columns)
+            block = Block(part.file, raw, np.arange(first_row, first_row + len(batch)), columns, encoded=ids)
             first_row += len(batch)
             mark_interactions(block, items)
             _add_own(block, own, with_time=True)
@@ -286,8 +290,10 @@ def _shared(found: list[Part], which: int, shares: int) -> Iterator[tuple[Part, 
         before += part.rows
 
 
-def _batches(part: Part, rows: int, columns: list[str] | None, groups: list[int]) -> Iterator[pa.Table]:
-    with open_parquet(part.file) as source:
+def _batches(
+    part: Part, rows: int, columns: list[str] | None, groups: list[int], dictionaries: Sequence[str]
+) -> Iterator[pa.Table]:
+    with open_parquet(part.file, dictionaries) as source:
         batches = source.iter_batches(batch_size=rows, row_groups=groups, columns=columns)
         while True:
             try:

@@ -37,7 +37,7 @@ def test_ranks_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         pr.prepare(settings(tmp_path), nproc=2)
 
 
-def test_two_ranks_do_the_same(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_threads_do_the_same(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     city = pr.simulate(pr.SimulateConfig(out=tmp_path / "raw", cities=1, items=50, users=30, requests=200))
     one = pr.prepare(pr.PrepareConfig(input=city.folder, out=tmp_path / "one", history_length=7))
     two = pr.prepare(pr.PrepareConfig(input=city.folder, out=tmp_path / "two", history_length=7), nproc=2)
@@ -63,15 +63,16 @@ def test_what_a_rank_says_is_in_the_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     in_place_of_python(tmp_path, monkeypatch, "echo working; echo 'placerank: error: rank 1: no data' >&2; exit 3")
-    with pytest.raises(RuntimeError, match=r"^placerank prepare on 2 ranks: rank 1: no data$"):
-        pr.prepare(settings(tmp_path), nproc=2)
+    asked = pr.EvaluateConfig(run=tmp_path / "run")
+    with pytest.raises(RuntimeError, match=r"^placerank evaluate on 2 ranks: rank 1: no data$"):
+        pr.evaluate(asked, nproc=2)
     assert capsys.readouterr().out == ""
     with pytest.raises(RuntimeError, match="rank 1: no data"):
         pr.train(pr.TrainConfig(data=tmp_path, run=tmp_path / "run"), nproc=2)
     assert capsys.readouterr().out.startswith("working\n")
     in_place_of_python(tmp_path, monkeypatch, "echo Traceback; exit 3")
     with pytest.raises(RuntimeError, match=r"exit code 3\nTraceback"):
-        pr.prepare(settings(tmp_path), nproc=2)
+        pr.evaluate(asked, nproc=2)
 
 
 def test_an_interrupt_ends_the_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from placerank.data.arrays import add_counts, first_of_run, hash_ids, ranges, sort_order, starts_run
+from placerank.data.arrays import add_counts, first_of_run, hash_ids, ranges, reordered, sort_order, starts_run
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 7))))
@@ -47,6 +47,46 @@ def test_sort_order(rows: list[tuple[int, int, int, int]]) -> None:
     order = sort_order(*keys)
     assert sorted(order.tolist()) == list(range(len(rows)))
     assert [rows[i] for i in order] == sorted(rows)
+
+
+@pytest.mark.parametrize("bits", [3, 40, 50, 53, 64])
+@pytest.mark.parametrize("rows", [0, 1, 2, 5000])
+def test_sort_order_with_random_bits_below(bits: int, rows: int) -> None:
+    """5,000 rows take 13 bits, requests 11: of 40 or more random ones some don't fit beside them, of 53 most do not."""
+    rng = np.random.default_rng(bits)
+    request = rng.integers(0, 2000, rows)
+    draws = rng.integers(0, 1 << (bits - 1), rows) >> 3 << 3 | rng.integers(0, 2, rows)  # some differ in that bit alone
+    draws[: rows // 2] = draws[rows // 2 : rows // 2 * 2] ^ 1
+    request[: rows // 2] = request[rows // 2 : rows // 2 * 2]
+    order = sort_order(request, draws, last_is_random=True)
+    assert sorted(order.tolist()) == list(range(rows))
+    found = np.stack([request[order], draws[order]])
+    assert (found == np.stack([request, draws])[:, np.lexsort((draws, request))]).all()
+
+
+def test_reordered() -> None:
+    order = np.array([2, 0, 1])
+    for values in (np.array([1, 2, 3]), np.array([1, 2, 1], np.int8), np.array([np.nan, 1, np.nan], np.float32)):
+        np.testing.assert_array_equal(reordered(values, order), values[order])
+    same = np.full(3, np.nan, np.float32)
+    out = reordered(same, order)
+    out[:] = 0  # its own memory
+    assert np.isnan(same).all() and len(reordered(same[:0], order[:0])) == 0
+
+
+@pytest.mark.parametrize("ids", [["ab", "cd", "\0x"], ["a", "bcd"], ["é", "ab"], ["", "x"], [""], ["x" * 400]])
+def test_hashes_are_sums_over_bytes(ids: list[str]) -> None:
+    """Of texts that are all as long, too, which go another way; prepared folders depend on them."""
+    prime, size = 0x100000001B3, 1 << 64
+
+    def mixed(x: int) -> int:
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % size
+        x = (x ^ x >> 27) * 0x94D049BB133111EB % size
+        return x ^ x >> 31
+
+    sums = [sum((byte + 1) * pow(prime, i + 1, size) for i, byte in enumerate(x.encode())) % size for x in ids]
+    expected = [mixed((total + len(x.encode())) % size) for total, x in zip(sums, ids, strict=True)]
+    assert hash_ids(pa.array(ids)).tolist() == expected
 
 
 @settings(max_examples=30, deadline=None)

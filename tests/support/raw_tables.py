@@ -111,3 +111,31 @@ def column(folder: Path, file: str, name: str) -> list[Any]:
 
 def warnings_of(folder: Path) -> str:
     return "\n".join(read_manifest(folder, "prepared")["summary"]["warnings"])
+
+
+def ways() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Interactions, and settings of ``prepare``, that go different ways through it."""
+    bad = impressions(users=30) | {"label": np.where(np.arange(400) % 9 == 0, 7, np.arange(400) % 2)}
+    bad["user_id"][1] = None
+    rng = np.random.default_rng(0)
+    own = {"fee": rng.random(400), "device": [("ios", "web", None)[i] for i in rng.integers(0, 3, 400)]}
+    return {
+        "own columns": (impressions(users=30) | own, {}),
+        "impressions": (impressions(users=30), {}),
+        "visits": (visits(users=30), {"train_negatives": 2}),
+        "bad rows": (bad, {"on_bad_rows": "skip"}),
+    }
+
+
+def parts(folder: Path, source: dict[str, Any], one_file: bool) -> Path:
+    """A raw folder whose interactions have many row groups, in one file or three, one of them empty."""
+    write(folder, source)
+    table = pa.table(source)
+    (folder / "interactions.parquet").unlink()
+    if one_file:
+        pq.write_table(table, folder / "interactions.parquet", row_group_size=37)
+        return folder
+    (folder / "interactions").mkdir()
+    for i, rows in enumerate((table.slice(0, 90), table.slice(0, 0), table.slice(90))):
+        pq.write_table(rows, folder / "interactions" / f"{i}.parquet", row_group_size=37)
+    return folder

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from placerank.data.batches.features import LONGEST_NAME, FeatureConfig, build_features, table_name
+from placerank.data.batches.features import _MODULE_NAMES, LONGEST_NAME, FeatureConfig, build_features, table_name
 from placerank.embeddings.tables import FeatureEmbeddings
 
 OWN = [
@@ -59,6 +59,11 @@ def test_any_columns_have_tables_of_their_own(columns: list[str]) -> None:
     for name in names:
         modules[name] = torch.nn.Module()
         assert Path(name).name == name and "." not in name
+
+
+def test_no_table_has_a_name_that_modules_have() -> None:
+    """Those of the torch that is installed; prepare, which names the tables, doesn't load it."""
+    assert set(dir(torch.nn.ModuleDict())) <= _MODULE_NAMES
 
 
 def test_odd_columns_are_looked_up() -> None:

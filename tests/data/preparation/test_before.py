@@ -21,6 +21,7 @@ from placerank.data.batches.sequences import SequenceLoader
 from placerank.data.manifest import read_manifest
 from placerank.data.preparation import before as module
 from placerank.data.preparation.before import Before, kept
+from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.data.preparation.vocabulary import item_vocabularies, vocabulary
 from placerank.data.raw.columns import DataError
 from placerank.data.requests import Lists, Sequences
@@ -179,16 +180,10 @@ def test_generative_rankers_see_the_days_before(tmp_path: Path) -> None:
     assert first.exists()
 
 
-@pytest.mark.parametrize("nproc", [2])
-def test_ranks_make_the_same_bytes(tmp_path: Path, nproc: int) -> None:
-    import subprocess
-    import sys
-
+def test_threads_make_the_same_bytes(tmp_path: Path) -> None:
     source, begin = two_sources("impressions")
     first, second = in_turn(tmp_path, source, begin)
-    raw, out = second.parent / "raw", tmp_path / "ranks"
-    command = [sys.executable, "-m", "placerank.cli", "prepare", "--nproc", str(nproc)]
-    subprocess.run([*command, "--input", raw, "--after", first, "--out", out], check=True, capture_output=True)
+    out = prepare(PrepareConfig(input=second.parent / "raw", after=first, out=tmp_path / "threads"), 2)
     files = [{n: f["sha256"] for n, f in read_manifest(x, "prepared")["files"].items()} for x in (second, out)]
     assert files[0] == files[1]
 

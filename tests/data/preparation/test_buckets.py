@@ -9,7 +9,7 @@ import pytest
 
 from placerank.data.arrays import hash_ids
 from placerank.data.preparation import buckets as module
-from placerank.data.preparation.buckets import bucket_rows, by_number, part, rows_schema, sharing, spread, times
+from placerank.data.preparation.buckets import BucketWriter, bucket_rows, by_number, part, rows_schema, sharing, times
 
 
 def blocks(rows: int, size: int, text: bool) -> list[pa.Table]:
@@ -57,7 +57,9 @@ def test_every_row_lies_in_the_bucket_of_its_user(
     monkeypatch.setattr(pa.ipc, "new_file", counted)
     source = blocks(1000, 70, text)
     for writer in range(2):  # as two ranks do
-        spread(source[writer::2], tmp_path / "wide" / str(writer), buckets)
+        with BucketWriter(tmp_path / "wide" / str(writer), buckets, sharing(buckets)) as wide:
+            for block in source[writer::2]:
+                wide.write(block)
     found = by_number(tmp_path.glob("wide/*/*"))
     if sharing(buckets) > 1:
         for files in found.values():

@@ -112,7 +112,7 @@ def test_ray_and_ranks_are_not_for_one_run(tmp_path: Path, monkeypatch: pytest.M
     from placerank.data.preparation.on_ray import RayJob
     from placerank.data.ranks import Ranks
 
-    with pytest.raises(ValueError, match=r"got 'ray' and 2 ranks, expected one process.*leave out --nproc"):
+    with pytest.raises(ValueError, match=r"got 'ray' and --nproc 2, expected one process.*leave out --nproc"):
         RayJob(module.PrepareConfig(input=tmp_path, out=tmp_path / "out"), tmp_path, None, Ranks(0, 2))
 
 

@@ -8,11 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from raw_tables import impressions, run, same, visits, write
+from raw_tables import impressions, parts, run, same, ways, write
 
 from placerank.data import manifest as manifest_module
 from placerank.data.manifest import read_manifest
@@ -38,33 +37,6 @@ def on_ranks(sizes: dict[str, int], raw: Path, options: dict[str, Any]) -> list[
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return read_manifest(folder, "prepared", verify=True)["summary"]["warnings"]
-
-
-def ways() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    bad = impressions(users=30) | {"label": np.where(np.arange(400) % 9 == 0, 7, np.arange(400) % 2)}
-    bad["user_id"][1] = None
-    rng = np.random.default_rng(0)
-    own = {"fee": rng.random(400), "device": [("ios", "web", None)[i] for i in rng.integers(0, 3, 400)]}
-    return {
-        "own columns": (impressions(users=30) | own, {}),
-        "impressions": (impressions(users=30), {}),
-        "visits": (visits(users=30), {"train_negatives": 2}),
-        "bad rows": (bad, {"on_bad_rows": "skip"}),
-    }
-
-
-def parts(folder: Path, source: dict[str, Any], one_file: bool) -> Path:
-    """A raw folder whose interactions have many row groups, in one file or three, one of them empty."""
-    write(folder, source)
-    table = pa.table(source)
-    (folder / "interactions.parquet").unlink()
-    if one_file:
-        pq.write_table(table, folder / "interactions.parquet", row_group_size=37)
-        return folder
-    (folder / "interactions").mkdir()
-    for i, rows in enumerate((table.slice(0, 90), table.slice(0, 0), table.slice(90))):
-        pq.write_table(rows, folder / "interactions" / f"{i}.parquet", row_group_size=37)
-    return folder
 
 
 @pytest.mark.parametrize(

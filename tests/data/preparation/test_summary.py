@@ -200,7 +200,7 @@ def test_other_formats_tell_their_own_rows(tmp_path: Path, monkeypatch: pytest.M
             "left_out": {"y": 4},
         }
 
-    monkeypatch.setattr("placerank.data.preparation.prepare.read_manifest", told)
+    monkeypatch.setattr("placerank.data.preparation.inputs.read_manifest", told)
     config = PrepareConfig(input=source, out=tmp_path / "again", format="gowalla")
     found = json.loads((prepare(config) / "manifest.json").read_text())["summary"]
     assert found["rows_in"] == {source.name: 60} and found["unused_columns"] == {source.name: ["x"]}

@@ -422,3 +422,34 @@ def test_bad_values_say_what_they_look_like(tmp_path: Path, changes: dict[str, A
     with pytest.raises(DataError) as error:
         read(raw(tmp_path, visits_=visits(**changes)))
     assert hint in str(error.value) and MEND in str(error.value)
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_encoded_ids_are_the_same(tmp_path: Path, dictionary: bool) -> None:
+    """Blocks over several row groups, each with a dictionary of its own, or none."""
+    folder = raw(tmp_path)
+    users = pa.array([f"u{i * 7 % 13}" for i in range(40)])
+    table = visits(user_id=users, item_id=["a", "b", "a", "c"] * 10, timestamp=np.arange(40), label=[1] * 40)
+    pq.write_table(table, folder / "interactions.parquet", row_group_size=9, use_dictionary=dictionary)
+    ids = read_items(folder)["item_id"]
+    plain = pa.concat_tables(iter_interactions(folder, ids, block_rows=16))
+    blocks = list(iter_interactions(folder, ids, block_rows=16, encoded=True))
+    assert all(pa.types.is_dictionary(b.schema.field(n).type) for b in blocks for n in ("user_id", "item_id"))
+    for name in plain.column_names:
+        got = pa.chunked_array([b[name].combine_chunks().cast(plain[name].type) for b in blocks])
+        assert got.to_pylist() == plain[name].to_pylist()
+
+
+@pytest.mark.parametrize("bad", [None, "", "  "])
+@pytest.mark.parametrize("name", ["user_id", "item_id"])
+def test_encoded_ids_that_are_blank_are_told(tmp_path: Path, name: str, bad: str | None) -> None:
+    folder = raw(tmp_path, visits_=visits(user_id=["x", "y", "z"]))
+    table = pq.read_table(folder / "interactions.parquet")
+    at = table.column_names.index(name)
+    pq.write_table(table.set_column(at, name, pa.array(["a", bad, "b"])), folder / "interactions.parquet")
+    told = []
+    for encoded in (False, True):
+        with pytest.raises(DataError, match=rf"row 1, column '{name}': got {bad!r}") as error:
+            list(iter_interactions(folder, read_items(folder)["item_id"], encoded=encoded))
+        told.append(str(error.value))
+    assert told[0] == told[1]
