@@ -12,23 +12,30 @@ from .threads import numba
 LANES = 16
 """Numbers of a vector."""
 
-if numba:
+load: Any
+store: Any
+add_product: Any
+if not numba:
+    load = store = add_product = None
+else:
     from llvmlite import ir
+    from numba import extending
     from numba.core import cgutils
     from numba.core.errors import TypingError
-    from numba.extending import intrinsic, models, register_model
+
+    intrinsic: Any = extending.intrinsic  # what it makes is called without its first argument
 
     _TYPE = ir.VectorType(ir.FloatType(), LANES)
     _CONTRACT = ("contract",)  # a product and a sum may be one instruction
 
-    class _Vector(numba.types.Type):  # type: ignore[misc, name-defined]
+    class _Vector(numba.types.Type):
         def __init__(self) -> None:
             super().__init__(f"float32x{LANES}")
 
     _vector = _Vector()
 
-    @register_model(_Vector)
-    class _Model(models.PrimitiveModel):  # type: ignore[misc]
+    @extending.register_model(_Vector)
+    class _Model(extending.models.PrimitiveModel):
         def __init__(self, manager: Any, of: Any) -> None:
             super().__init__(manager, of, _TYPE)
 
@@ -42,8 +49,7 @@ if numba:
         at = cgutils.get_item_pointer(context, builder, array_type, array, args[1:3], wraparound=False)
         return builder.bitcast(at, _TYPE.as_pointer())
 
-    @intrinsic
-    def load(typing: Any, array: Any, row: Any, column: Any) -> Any:
+    def _load(typing: Any, array: Any, row: Any, column: Any) -> Any:
         """array[row, column : column + LANES] as a vector; the array is contiguous."""
         _check(array)
 
@@ -52,8 +58,7 @@ if numba:
 
         return _vector(array, numba.intp, numba.intp), code
 
-    @intrinsic
-    def store(typing: Any, array: Any, row: Any, column: Any, vector: Any) -> Any:
+    def _store(typing: Any, array: Any, row: Any, column: Any, vector: Any) -> Any:
         """array[row, column : column + LANES] = vector."""
         _check(array)
 
@@ -63,8 +68,7 @@ if numba:
 
         return numba.void(array, numba.intp, numba.intp, _vector), code
 
-    @intrinsic
-    def add_product(typing: Any, total: Any, a: Any, vector: Any) -> Any:
+    def _add_product(typing: Any, total: Any, a: Any, vector: Any) -> Any:
         """total + a * vector for a number a."""
 
         def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -75,3 +79,5 @@ if numba:
             return builder.fadd(total, builder.fmul(everywhere, vector, flags=_CONTRACT), flags=_CONTRACT)
 
         return _vector(_vector, numba.float32, _vector), code
+
+    load, store, add_product = intrinsic(_load), intrinsic(_store), intrinsic(_add_product)
