@@ -6,11 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .threads import inlined, jit, parallel_rows
-from .tile_products import FAST, width
+from .threads import jit, parallel_rows
+from .tile_products import FAST, times, width
+from .vectors import LANES
 
 _BLOCK = 1024  # rows a block, at least
 _BLOCKS = 64  # blocks, at most
+_TILE = 32  # rows of a product at a time
+_LANES = width(LANES)
 
 
 def segment_blocks(offsets: Tensor, total: int, starts: Tensor | None = None) -> Tensor:
@@ -33,13 +36,25 @@ def segment_blocks(offsets: Tensor, total: int, starts: Tensor | None = None) ->
 def _dot(
     start: int, stop: int, Ds: Any, bounds: Any, offsets: Any, starts: Any, values: Any, vectors: Any, out: Any
 ) -> None:
-    for b in range(bounds[start], bounds[stop]):
-        shift = starts[b] - offsets[b]
-        for row in range(offsets[b], offsets[b + 1]):
-            x = np.float32(0)
-            for d in range(len(Ds)):
-                x += values[row + shift, d] * vectors[b, d]
-            out[row] = x
+    """Up to 16 segments that share rows at a time, their vectors the columns of a matrix: each row is read once."""
+    D = len(Ds)
+    columns, tile = np.zeros((D, LANES), np.float32), np.empty((_TILE, LANES), np.float32)
+    b = bounds[start]
+    while b < bounds[stop]:
+        n, longest = 0, 0
+        while n < LANES and b + n < bounds[stop] and starts[b + n] == starts[b]:
+            for d in range(D):
+                columns[d, n] = vectors[b + n, d]
+            longest = max(longest, offsets[b + n + 1] - offsets[b + n])
+            n += 1
+        for first in range(0, longest, _TILE):
+            tile[:] = 0
+            times(Ds, _LANES, values, starts[b] + first, min(_TILE, longest - first), columns, tile, 0)
+            for i in range(n):
+                at = offsets[b + i] + first
+                for row in range(min(_TILE, offsets[b + i + 1] - at)):
+                    out[at + row] = tile[row, i]
+        b += n
 
 
 def segment_dot_cpu(
@@ -112,19 +127,12 @@ def segment_linear_attention_backward_cpu(
     return of_values, of_vectors
 
 
-@inlined()
-def _worse(heap: Any, rows: Any, i: int, j: int) -> bool:
-    return heap[i] < heap[j] or (heap[i] == heap[j] and rows[i] < rows[j])
-
-
 @jit()
 def _topk(start: int, stop: int, bounds: Any, offsets: Any, scores: Any, found: Any) -> None:
-    """Where not all can be taken: a heap of the k best so far, the worst on top.
-
-    Rows come latest first, so that each new one is worse than those of the same score.
-    """
+    """Where not all can be taken: a heap of the k highest scores so far, the lowest on top; then the rows that have
+    them, of those with the lowest the last."""
     k = found.shape[1]
-    heap, rows = np.empty(k, np.float32), np.empty(k, np.int64)
+    heap = np.empty(k, np.float32)
     for b in range(bounds[start], bounds[stop]):
         n = 0
         if offsets[b + 1] - offsets[b] <= k:
@@ -133,27 +141,38 @@ def _topk(start: int, stop: int, bounds: Any, offsets: Any, scores: Any, found: 
                     found[b, n] = row
                     n += 1
         else:
-            for row in range(offsets[b + 1] - 1, offsets[b] - 1, -1):
+            for row in range(offsets[b], offsets[b + 1]):
                 score = scores[row]
                 if not score > (heap[0] if n == k else -np.inf):
                     continue
                 if n == k:
-                    i, child = 0, 1  # sinks from the top below all that are worse
+                    i, child = 0, 1  # sinks from the top below all that are lower
                     while child < k:
-                        if child + 1 < k and _worse(heap, rows, child + 1, child):
+                        if child + 1 < k and heap[child + 1] < heap[child]:
                             child += 1
                         if heap[child] >= score:
                             break
-                        heap[i], rows[i] = heap[child], rows[child]
+                        heap[i] = heap[child]
                         i, child = child, 2 * child + 1
                 else:
-                    i = n  # rises above all that are better
+                    i = n  # rises above all that are higher
                     n += 1
-                    while i > 0 and heap[(i - 1) // 2] >= score:
-                        heap[i], rows[i] = heap[(i - 1) // 2], rows[(i - 1) // 2]
+                    while i > 0 and heap[(i - 1) // 2] > score:
+                        heap[i] = heap[(i - 1) // 2]
                         i = (i - 1) // 2
-                heap[i], rows[i] = score, row
-            found[b, :n] = np.sort(rows[:n])
+                heap[i] = score
+            lowest = heap[0] if n == k else np.float32(-np.inf)
+            above, equal = 0, 0
+            for row in range(offsets[b], offsets[b + 1]):
+                above += scores[row] > lowest
+                equal += scores[row] == lowest
+            left_out = equal - (n - above)  # of the rows with the lowest score, the first ones
+            n = 0
+            for row in range(offsets[b], offsets[b + 1]):
+                if scores[row] > lowest or (scores[row] == lowest and left_out <= 0):
+                    found[b, n] = row
+                    n += 1
+                left_out -= scores[row] == lowest
         found[b, n:] = -1
 
 

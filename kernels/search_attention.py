@@ -26,7 +26,12 @@ from torch.nn import functional as F
 
 from .checks import check_chosen, check_floating, check_number, check_offsets, check_starts, check_tensors
 from .jagged import shared_rows_unchecked
-from .search_attention_cpu import search_attention_backward_cpu, search_attention_cpu, weights_shape
+from .search_attention_cpu import (
+    interpolate_cpu,
+    search_attention_backward_cpu,
+    search_attention_cpu,
+    weights_shape,
+)
 
 
 def hats(gaps: Tensor, knots: int) -> Tensor:
@@ -49,6 +54,10 @@ def interpolate(gaps: Tensor, table: Tensor) -> Tensor:
     knots = check_tensors({"gaps": (gaps, "T G"), "table": (table, "G K")}, mixed=True)["K"]
     if knots < 2:
         raise ValueError(f"table: got {list(table.shape)}, expected [G, K] with K of 2 or more")
+    asked = torch.is_grad_enabled() and (gaps.requires_grad or table.requires_grad)
+    float32 = gaps.device.type == "cpu" and gaps.dtype == table.dtype == torch.float32
+    if float32 and not asked and not torch.compiler.is_compiling():  # nor exporting
+        return interpolate_cpu(gaps, table)
     total = gaps.new_zeros(gaps.shape[0], dtype=table.dtype)
     for gap, values in zip(gaps.unbind(1), table, strict=True):
         at = gap.clamp(0, knots - 1)

@@ -14,6 +14,7 @@ from torch import Tensor
 from .dice_cpu import exp
 from .threads import inlined, jit, parallel_rows
 from .tile_products import FAST, width
+from .vectors import LANES, add_product, load, store
 
 _HEADS = 4  # that share a load
 _GRAIN = 64  # samples below which a second thread does not pay
@@ -47,6 +48,19 @@ def _hat(gap: Any, knots: int) -> Any:
     at = min(max(gap, np.float32(0)), np.float32(knots - 1))
     low = max(0, min(int(at), knots - 2))  # NaN becomes any integer
     return low, np.float32(at - np.float32(low))
+
+
+@jit(fastmath=FAST)
+def _interpolate(start: int, stop: int, gaps: Any, table: Any, out: Any) -> None:
+    knots = table.shape[1]
+    for row in range(start, stop):
+        total = np.float32(0)
+        for g in range(gaps.shape[1]):
+            low, part = _hat(gaps[row, g], knots)
+            total += table[g, low] + part * (table[g, low + 1] - table[g, low])
+            if gaps[row, g] != gaps[row, g]:
+                total = np.float32(np.nan)
+        out[row] = total
 
 
 @inlined(fastmath=FAST)
@@ -94,16 +108,26 @@ def _sums(
     """of_key, of_hats = sum of w[t, a] z_t over the sample's n visits."""
     of_key[:] = 0
     of_hats[:] = 0
-    for t in range(0, n - n % 4, 4):
-        r0, r1, r2, r3 = rows[b, t] + shift, rows[b, t + 1] + shift, rows[b, t + 2] + shift, rows[b, t + 3] + shift
-        for a in range(len(As)):
-            w0, w1, w2, w3 = w[t, a], w[t + 1, a], w[t + 2, a], w[t + 3, a]
-            for d in range(len(Ds)):
-                of_key[a, d] += w0 * keys[r0, d] + w1 * keys[r1, d] + w2 * keys[r2, d] + w3 * keys[r3, d]
-    for t in range(n - n % 4, n):
+    whole = len(Ds) - len(Ds) % LANES
+    for d in range(0, whole, LANES):
+        for a in range(0, len(As), _HEADS):
+            sum0, sum1, sum2, sum3 = (
+                load(of_key, a, d), load(of_key, a + 1, d), load(of_key, a + 2, d), load(of_key, a + 3, d)
+            )  # fmt: skip
+            for t in range(n):
+                key = load(keys, rows[b, t] + shift, d)
+                sum0 = add_product(sum0, w[t, a], key)
+                sum1 = add_product(sum1, w[t, a + 1], key)
+                sum2 = add_product(sum2, w[t, a + 2], key)
+                sum3 = add_product(sum3, w[t, a + 3], key)
+            store(of_key, a, d, sum0)
+            store(of_key, a + 1, d, sum1)
+            store(of_key, a + 2, d, sum2)
+            store(of_key, a + 3, d, sum3)
+    for t in range(n if whole < len(Ds) else 0):
         row = rows[b, t] + shift
         for a in range(len(As)):
-            for d in range(len(Ds)):
+            for d in range(whole, len(Ds)):
                 of_key[a, d] += w[t, a] * keys[row, d]
     for t in range(n):
         for g in range(gaps.shape[1]):
@@ -208,6 +232,13 @@ def _attend_back(
 
 def _numpy(x: Tensor) -> Any:
     return x.detach().contiguous().numpy()
+
+
+def interpolate_cpu(gaps: Tensor, table: Tensor) -> Tensor:
+    """``interpolate`` for float32 on the CPU, without a gradient."""
+    out = gaps.new_empty(gaps.shape[0])
+    parallel_rows(_interpolate, len(out), *(_numpy(x) for x in (gaps, table)), out.numpy(), grain=_GRAIN * _GRAIN)
+    return out
 
 
 def weights_shape(queries: Tensor, rows: Tensor) -> tuple[int, int, int]:

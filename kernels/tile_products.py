@@ -1,13 +1,14 @@
 """Products of small matrices inside compiled loops, on tiles that stay in the first-level cache.
 
 Widths come in as tuples, made by ``width``: a tuple's length is part of its type, so it is a constant of the compiled
-code, vectors stay in registers, and numba still keeps what it compiled on disk. 70 to 115 GFLOP/s a core were seen on
-tiles of 32 rows of 16 to 48 columns (AVX-512).
+code, and numba still keeps what it compiled on disk. Four rows of a product and 16 of its columns are summed at a time,
+in registers; columns beyond a multiple of 16 are slower.
 """
 
 from typing import Any
 
 from .threads import inlined
+from .vectors import LANES, add_product, load, store
 
 FAST = {"reassoc", "contract", "nsz"}
 """Sums in any order; NaN and infinity stay what they are."""
@@ -20,47 +21,56 @@ def width(columns: int) -> tuple[None, ...]:
 
 @inlined(fastmath=FAST)
 def times(Ks: Any, Hs: Any, x: Any, i: int, n: int, w: Any, out: Any, o: int) -> None:
-    """out[o:o+n] += x[i:i+n] @ w for x [., K], w [K, H], out [., H]."""
+    """out[o:o+n] += x[i:i+n] @ w for contiguous float32 x [., K], w [K, H], out [., H]."""
     K, H = len(Ks), len(Hs)
-    K4, n4 = K - K % 4, n - n % 4
-    for row in range(i, i + n4, 4):  # four rows of x by four of w: each vector of w that is loaded is used four times
-        y = row - i + o
+    whole = H - H % LANES
+    for h in range(0, whole, LANES):
+        for a in range(0, n, 4):  # where rows are no multiple of 4, the last is computed again for those that lack
+            b, c, d = min(a + 1, n - 1), min(a + 2, n - 1), min(a + 3, n - 1)
+            of_a, of_b, of_c, of_d = load(out, o + a, h), load(out, o + b, h), load(out, o + c, h), load(out, o + d, h)
+            for k in range(K):
+                w_k = load(w, k, h)
+                of_a = add_product(of_a, x[i + a, k], w_k)
+                of_b = add_product(of_b, x[i + b, k], w_k)
+                of_c = add_product(of_c, x[i + c, k], w_k)
+                of_d = add_product(of_d, x[i + d, k], w_k)
+            store(out, o + a, h, of_a)
+            store(out, o + b, h, of_b)
+            store(out, o + c, h, of_c)
+            store(out, o + d, h, of_d)
+    K4 = K - K % 4
+    for row in range(n if whole < H else 0):
         for k in range(0, K4, 4):
-            a0, a1, a2, a3 = x[row, k], x[row, k + 1], x[row, k + 2], x[row, k + 3]
-            b0, b1, b2, b3 = x[row + 1, k], x[row + 1, k + 1], x[row + 1, k + 2], x[row + 1, k + 3]
-            c0, c1, c2, c3 = x[row + 2, k], x[row + 2, k + 1], x[row + 2, k + 2], x[row + 2, k + 3]
-            d0, d1, d2, d3 = x[row + 3, k], x[row + 3, k + 1], x[row + 3, k + 2], x[row + 3, k + 3]
-            for h in range(H):
-                w0, w1, w2, w3 = w[k, h], w[k + 1, h], w[k + 2, h], w[k + 3, h]
-                out[y, h] += a0 * w0 + a1 * w1 + a2 * w2 + a3 * w3
-                out[y + 1, h] += b0 * w0 + b1 * w1 + b2 * w2 + b3 * w3
-                out[y + 2, h] += c0 * w0 + c1 * w1 + c2 * w2 + c3 * w3
-                out[y + 3, h] += d0 * w0 + d1 * w1 + d2 * w2 + d3 * w3
-    for row in range(n4, n):
-        for k in range(0, K4, 4):
-            a, b, c, d = x[i + row, k], x[i + row, k + 1], x[i + row, k + 2], x[i + row, k + 3]
-            for h in range(H):
-                out[o + row, h] += a * w[k, h] + b * w[k + 1, h] + c * w[k + 2, h] + d * w[k + 3, h]
-    for row in range(n if K4 < K else 0):
-        for h in range(H):
-            x_w = out[o + row, h]
-            for k in range(K4, K):
-                x_w += x[i + row, k] * w[k, h]
-            out[o + row, h] = x_w
+            x0, x1, x2, x3 = x[i + row, k], x[i + row, k + 1], x[i + row, k + 2], x[i + row, k + 3]
+            for h in range(whole, H):
+                out[o + row, h] += x0 * w[k, h] + x1 * w[k + 1, h] + x2 * w[k + 2, h] + x3 * w[k + 3, h]
+        for k in range(K4, K):
+            x0 = x[i + row, k]
+            for h in range(whole, H):
+                out[o + row, h] += x0 * w[k, h]
 
 
 @inlined(fastmath=FAST)
 def outer(Ks: Any, Hs: Any, x: Any, i: int, n: int, y: Any, o: int, out: Any) -> None:
-    """out += x[i:i+n].T @ y[o:o+n] for x [., K], y [., H], out [K, H]."""
+    """out += x[i:i+n].T @ y[o:o+n] for contiguous float32 x [., K], y [., H], out [K, H]."""
     K, H = len(Ks), len(Hs)
-    n4 = n - n % 4
-    for row in range(0, n4, 4):
+    whole = H - H % LANES
+    for h in range(0, whole, LANES):
+        for a in range(0, K, 4):  # as above
+            b, c, d = min(a + 1, K - 1), min(a + 2, K - 1), min(a + 3, K - 1)
+            of_a, of_b, of_c, of_d = load(out, a, h), load(out, b, h), load(out, c, h), load(out, d, h)
+            for row in range(n):
+                y_row = load(y, o + row, h)
+                of_a = add_product(of_a, x[i + row, a], y_row)
+                of_b = add_product(of_b, x[i + row, b], y_row)
+                of_c = add_product(of_c, x[i + row, c], y_row)
+                of_d = add_product(of_d, x[i + row, d], y_row)
+            store(out, a, h, of_a)
+            store(out, b, h, of_b)
+            store(out, c, h, of_c)
+            store(out, d, h, of_d)
+    for row in range(n if whole < H else 0):
         for k in range(K):
-            a, b, c, d = x[i + row, k], x[i + row + 1, k], x[i + row + 2, k], x[i + row + 3, k]
-            for h in range(H):
-                out[k, h] += a * y[o + row, h] + b * y[o + row + 1, h] + c * y[o + row + 2, h] + d * y[o + row + 3, h]
-    for row in range(n4, n):
-        for k in range(K):
-            a = x[i + row, k]
-            for h in range(H):
-                out[k, h] += a * y[o + row, h]
+            x_k = x[i + row, k]
+            for h in range(whole, H):
+                out[k, h] += x_k * y[o + row, h]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from placerank.kernels.jagged import (
     segment_dot,
+    segment_dot_shared_unchecked,
     segment_ids,
     segment_linear_attention,
     segment_linear_attention_reference,
@@ -16,6 +17,7 @@ from placerank.kernels.jagged import (
     segment_sum_reference,
     segment_topk,
     segment_topk_reference,
+    shared_rows_unchecked,
     weighted_segment_sum,
 )
 
@@ -30,6 +32,19 @@ def test_sum_equals_the_loop(lengths: list[int], dim: int) -> None:
     values, weights = torch.randn(total, dim), torch.randn(total)
     got = weighted_segment_sum(values, weights, offsets, segment_ids(offsets, total))
     torch.testing.assert_close(got, segment_sum_reference(values, weights, offsets))
+
+
+@pytest.mark.parametrize("dim", [1, 5, 48])
+def test_products_with_rows_that_segments_share(dim: int) -> None:
+    # more segments of the same rows than a vector has numbers, some shorter or empty, and more rows than a tile
+    starts = torch.tensor([0] * 20 + [70] * 3 + [70, 72])
+    lengths = torch.tensor([70] * 18 + [0, 33] + [2, 2, 0] + [1, 0])
+    offsets, values = nn.functional.pad(lengths.cumsum(0), (1, 0)), torch.randn(72, dim)
+    vectors, total = torch.randn(len(starts), dim), int(lengths.sum())
+    found = segment_dot_shared_unchecked(values, vectors, offsets, starts, total)
+    rows = shared_rows_unchecked(starts, offsets, total)
+    want = (values[rows] * vectors.repeat_interleave(lengths, 0)).sum(1)
+    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS[2:])

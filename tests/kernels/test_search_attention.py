@@ -239,7 +239,9 @@ def test_half_precision() -> None:
 
 def test_interpolation_is_the_product_with_hats() -> None:
     gaps, table = torch.rand(200, G) * (KNOTS + 1) - 0.5, torch.randn(G, KNOTS)
-    torch.testing.assert_close(interpolate(gaps, table), hats(gaps, KNOTS) @ table.flatten())
+    want = hats(gaps, KNOTS) @ table.flatten()
+    torch.testing.assert_close(interpolate(gaps, table), want)
+    torch.testing.assert_close(interpolate(gaps, table.clone().requires_grad_()).detach(), want)  # without the loop
     at_knots = torch.tensor([[0.0, 4.0], [3.0, 1.0]])
     torch.testing.assert_close(interpolate(at_knots, table), table[0, [0, 3]] + table[1, [4, 1]])
     torch.testing.assert_close(hats(gaps, KNOTS).sum(1), torch.full((200,), float(G)))

@@ -277,7 +277,7 @@ def test_sigmoid_of_compiled_loops() -> None:
     assert 0 <= sigmoid(np.float32(-np.inf)) < 1e-37 and np.isnan(sigmoid(np.float32(np.nan)))
 
 
-@pytest.mark.parametrize(("n", "k", "h"), [(1, 1, 1), (5, 9, 3), (32, 16, 17), (3, 8, 32)])
+@pytest.mark.parametrize(("n", "k", "h"), [(1, 1, 1), (5, 9, 3), (32, 16, 17), (3, 8, 32), (6, 7, 20)])
 def test_products_of_tiles(n: int, k: int, h: int) -> None:
     rng = np.random.default_rng(0)
     x, y, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((n + 2, k), (n + 1, h), (k, h)))
