@@ -135,9 +135,9 @@ class BucketWriter:
         table = pa.concat_tables(tables)
         tables.clear()
         file = (table["bucket"].to_numpy() // self.per_file).astype(np.uint16)  # which NumPy sorts by digits
-        with self._writing:  # one at a time: these are copies of all rows that waited
-            table = table.take(pa.array(np.argsort(file, kind="stable"))).combine_chunks()
-            ends = np.cumsum(np.bincount(file))
+        table = table.take(pa.array(np.argsort(file, kind="stable"))).combine_chunks()
+        ends = np.cumsum(np.bincount(file))
+        with self._writing:
             for i, (start, end) in enumerate(zip(ends - np.diff(ends, prepend=0), ends, strict=True)):
                 if end > start:
                     if i not in self._writers:
