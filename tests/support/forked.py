@@ -11,7 +11,7 @@ from placerank.cli.main import main
 
 
 def placerank(arguments: list[str], folder: Path, environment: Mapping[str, str], printed: Path) -> None:
-    """``placerank ARGUMENTS`` in a folder; what it prints is added to ``printed``, and its exit code is the process's."""
+    """``placerank ARGUMENTS`` in a folder; what it prints is added to ``printed``, its exit code is the process's."""
     _settle(folder, environment, printed)
     sys.argv = ["placerank", *arguments]
     sys.exit(main())

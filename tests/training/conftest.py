@@ -24,7 +24,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def traced_once(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same scorer is traced once a worker: tests export a run in every format, and 5 to 15 s of each are tracing."""
+    """The same scorer is traced once a worker: a run is exported in every format, and tracing is 5 to 15 s of each."""
 
     def export(scorer: Scorer, features: Features, file: Path) -> None:
         found = hashlib.sha256(repr((scorer, vars(scorer), features)).encode())
