@@ -154,7 +154,7 @@ def gru_backward_cpu(
     """``placerank::gru_backward`` for float32 on the CPU."""
     H = weight.shape[1]
     order, blocks = _plan(offsets)
-    of_x, of_attention = torch.empty_like(x), torch.empty_like(attention)
+    of_x, of_attention = x.new_empty(x.shape), attention.new_empty(attention.shape)
     of_weight, of_bias = weight.new_zeros(len(blocks), 3 * H, H), weight.new_zeros(len(blocks), 3 * H)
     inputs = tuple(_numpy(v) for v in (order, offsets, x, weight.t(), weight, bias, attention, states, grad))
     outputs, widths = (of_x.numpy(), of_attention.numpy()), (width(H), width(3 * H))

@@ -333,7 +333,7 @@ def target_attention_backward_cpu(
     B, H, N = query.shape[0], weight.shape[0], above.shape[1]
     grad_query, grad_bias = query.new_empty(B, D), query.new_empty(B, H)
     shared = starts is not None
-    grad_keys = torch.zeros_like(keys) if shared else torch.empty_like(keys)
+    grad_keys = keys.new_zeros(keys.shape) if shared else keys.new_empty(keys.shape)  # contiguous, whatever keys are
     grad_gaps = keys.new_empty(T if want_gaps else 0, G)
     grad_first, grad_of_gaps = keys.new_zeros(blocks, H, 2 * D), keys.new_zeros(blocks, G, H)
     outputs = tuple(x.numpy() for x in (grad_query, grad_bias, grad_keys, grad_gaps, grad_first, grad_of_gaps))

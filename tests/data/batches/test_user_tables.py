@@ -63,7 +63,8 @@ def test_any_columns_have_tables_of_their_own(columns: list[str]) -> None:
 
 def test_no_table_has_a_name_that_modules_have() -> None:
     """Those of the torch that is installed; prepare, which names the tables, doesn't load it."""
-    assert set(dir(torch.nn.ModuleDict())) <= _MODULE_NAMES
+    names = {name for name in dir(torch.nn.ModuleDict()) if not name.startswith("___")}  # its compiler adds such later
+    assert names <= _MODULE_NAMES
 
 
 def test_odd_columns_are_looked_up() -> None:
