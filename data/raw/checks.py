@@ -158,22 +158,21 @@ def check_type(file: Path, column: Column, got: pa.DataType) -> None:
 
 def blank_to_null(text: pa.ChunkedArray) -> pa.ChunkedArray:
     """Text in which "" and white space alone are null: no name, no chain, nobody."""
-    blank = pc.utf8_is_space(text)
-    if pc.min(pc.binary_length(text)).as_py() == 0:
-        blank = pc.or_(blank, pc.equal(text, ""))
+    blank = _blank(text)
     return pc.if_else(blank, pa.scalar(None, text.type), text) if pc.any(blank).as_py() else text
 
 
 def _blank_to_null_in(ids: pa.ChunkedArray) -> pa.ChunkedArray:
     """As ``blank_to_null``, of dictionaries of strings: each id is looked at once."""
-    if any(_has_blank(chunk.dictionary) for chunk in ids.chunks):
+    if any(pc.any(_blank(chunk.dictionary)).as_py() for chunk in ids.chunks):
         return blank_to_null(ids.cast(pa.string())).dictionary_encode()
     return ids
 
 
-def _has_blank(text: pa.Array) -> bool:
-    found: bool = pc.any(pc.or_(pc.utf8_is_space(text), pc.equal(text, ""))).as_py()
-    return found or False
+def _blank(text: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Which texts are "" or white space alone."""
+    space = pc.utf8_is_space(text)
+    return pc.or_(space, pc.equal(text, "")) if pc.min(pc.binary_length(text)).as_py() == 0 else space
 
 
 def _cast(array: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
