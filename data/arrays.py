@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.integer]
 _PRIME = np.uint64(0x100000001B3)
+_BLOCK = 1 << 18  # ids that are hashed at a time
 
 
 def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -17,6 +18,11 @@ def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
         return column
     array = column.combine_chunks()
     return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+
+
+def wide_ids(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Ids in one piece, int64 or large_string: Arrow's strings end at 2 GiB."""
+    return one_array(ids.cast(pa.large_string()) if pa.types.is_string(ids.type) else ids)
 
 
 def ranges(start: Ints, length: Ints) -> NDArray[np.int64]:
@@ -49,14 +55,14 @@ def add_counts(counts: NDArray[np.int64], rows: Ints) -> None:
         np.add.at(counts, rows, 1)
 
 
-def sort_order(*keys: Ints, last_is_random: bool = False) -> NDArray[np.int64]:
+def sort_order(*keys: Ints) -> NDArray[np.int64]:
     """Rows in the order of the first key, then the second and so on, int64 [R]; those equal in all in any order.
 
-    The keys are packed into one number each row, which sorts in a third of ``np.lexsort``'s time; where they don't fit
-    into 64 bits, what is packed gives way to its ranks. ``last_is_random``: hardly two rows agree in the first bits of
-    the last key and in all others.
+    The keys are packed into one number each row, which sorts in a fifth of ``np.lexsort``'s time; where they don't fit
+    into 64 bits beside the row's own number, what is packed gives way to its ranks.
     """
     code, bits = np.zeros(len(keys[0]), np.uint64), 0
+    most = 64 - _bits_of_rows(code)
     for key in keys if len(code) else ():
         low, high = int(key.min()), int(key.max())
         more = (high - low).bit_length()
@@ -64,15 +70,19 @@ def sort_order(*keys: Ints, last_is_random: bool = False) -> NDArray[np.int64]:
             continue
         part = key.astype(np.uint64)
         part -= np.uint64(low % 2**64)
-        if bits + more > 64:
+        if bits and bits + more > most:
             code, bits = _ranks(code, bits)
-        if bits + more > 64:
+        if bits and bits + more > most:
             part, more = _ranks(part, more)
         if bits:
             code <<= np.uint64(more)
         code |= part
         bits += more
-    return _order(code, bits, last_is_random)
+    return _order(code, bits)
+
+
+def _bits_of_rows(code: NDArray[np.uint64]) -> int:
+    return max(len(code) - 1, 0).bit_length()
 
 
 def _ranks(code: NDArray[np.uint64], bits: int) -> tuple[NDArray[np.uint64], int]:
@@ -83,17 +93,15 @@ def _ranks(code: NDArray[np.uint64], bits: int) -> tuple[NDArray[np.uint64], int
     return rank, int(rank[order[-1]]).bit_length()
 
 
-def _order(code: NDArray[np.uint64], bits: int, lowest_are_random: bool = False) -> NDArray[np.int64]:
+def _order(code: NDArray[np.uint64], bits: int) -> NDArray[np.int64]:
     """The order of numbers of so many bits, of fewer than 2**31 rows.
 
-    NumPy sorts numbers in a third of the time in which it finds their order. So, where that fits, each row's own number
-    goes below its code, and both are sorted together; where it doesn't, and random bits are the lowest, the code goes
-    without some of these, and the few rows that only they tell apart are sorted again.
+    NumPy sorts numbers in a tenth of the time in which it finds their order. So each row's own number goes below its
+    code, and both are sorted together. Where that doesn't fit, as with a hash, the code goes without its lowest bits,
+    and the few rows that only these tell apart are sorted again.
     """
-    own = max(len(code) - 1, 0).bit_length()
+    own = _bits_of_rows(code)
     lost = max(bits + own - 64, 0)
-    if lost and not lowest_are_random:
-        return np.argsort(code)
     packed = code >> np.uint64(lost)
     packed <<= np.uint64(own)
     packed |= np.arange(len(code), dtype=np.uint64)
@@ -101,10 +109,15 @@ def _order(code: NDArray[np.uint64], bits: int, lowest_are_random: bool = False)
     order = (packed & np.uint64((1 << own) - 1)).view(np.int64)
     if lost:
         packed >>= np.uint64(own)
-        new = starts_run(packed)
-        again = np.flatnonzero(~new | ~np.append(new[1:], True))
-        rows = order[again]
-        order[again] = rows[np.argsort(code[rows])]
+        first = starts_run(packed)
+        unlike = starts_run(code[order]) & ~first
+        if unlike.any():
+            group = np.cumsum(first)
+            has = np.zeros(int(group[-1]) + 1, bool)
+            has[group[unlike]] = True
+            again = np.flatnonzero(has[group])
+            rows = order[again]
+            order[again] = rows[np.argsort(code[rows])]
     return order
 
 
@@ -114,6 +127,51 @@ def reordered(values: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
     if len(bits) and bits[0] == bits[-1] and (bits == bits[0]).all():
         return values.copy()
     return values[order]
+
+
+def _bytes_of(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """All bytes of texts one after the other, and where each begins, and the last one ends, [n + 1]."""
+    texts = pa.concat_arrays([texts.cast(pa.large_binary())])  # offsets that start at 0
+    buffers = texts.buffers()
+    offsets = np.frombuffer(buffers[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    data = np.frombuffer(buffers[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
+    return data, offsets - offsets[0]
+
+
+def id_order(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
+    """Rows in the order of integer or string ids without nulls, strings by their bytes, int64 [n].
+
+    Eight bytes at a time, which compare as one number, of those rows alone that the bytes so far don't tell apart. Of
+    millions of strings this takes a fourth of the time of Arrow's sort.
+    """
+    array = wide_ids(ids)
+    if pa.types.is_integer(array.type):
+        return sort_order(array.to_numpy(zero_copy_only=False))
+    data, offsets = _bytes_of(array)
+    eight = np.ndarray(len(data) + 1, ">u8", np.append(data, np.zeros(8, np.uint8)), strides=(1,))  # from each byte on
+    start, end = offsets[:-1], offsets[1:]
+    order, rank = np.arange(len(array)), np.zeros(len(array), np.int64)
+    alike = order.copy()  # positions in order, of rows that agree so far
+    at = _common(*(str(x).encode() for x in pc.min_max(array).as_py().values())) if len(array) else 0
+    while len(alike):
+        rows = order[alike]
+        left = end[rows] - start[rows] - at
+        word = eight[np.minimum(start[rows] + at, end[rows])].astype(np.uint64)
+        beyond = 8 * (8 - np.minimum(left, 8)).astype(np.uint64)  # bits of the next id
+        word = np.where(left > 0, word >> beyond << beyond, 0)
+        length = np.minimum(left, 9)  # of rows that end here, a shorter one comes first
+        new = sort_order(rank[alike], word, length)
+        order[alike] = rows[new]
+        starts = starts_run(rank[alike], word[new], length[new])
+        rank[alike] = alike[np.flatnonzero(starts)][np.cumsum(starts) - 1]
+        again = (~starts | ~np.append(starts[1:], True)) & (left[new] > 8)
+        alike, at = alike[again], at + 8
+    return order
+
+
+def _common(a: bytes, b: bytes) -> int:
+    """How many bytes two texts begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -129,12 +187,14 @@ def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:
     """64-bit hashes of integer or string ids without nulls; the same on every machine and in every run."""
     if pa.types.is_integer(ids.type):
         return _mix(ids.to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64) + np.uint64(1))
-    ids = pa.concat_arrays([ids.cast(pa.large_binary())])  # offsets that start at 0
-    buffers = ids.buffers()
-    offsets = np.frombuffer(buffers[1], np.int64)[ids.offset : ids.offset + len(ids) + 1]
-    if len(ids) == 0 or offsets[-1] == offsets[0]:
+    blocks = [_hash_texts(ids.slice(start, _BLOCK)) for start in range(0, len(ids), _BLOCK)]
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.uint64)
+
+
+def _hash_texts(ids: pa.Array) -> NDArray[np.uint64]:
+    data, offsets = _bytes_of(ids)
+    if len(data) == 0:
         return _mix(np.zeros(len(ids), np.uint64))
-    data = np.frombuffer(buffers[2], np.uint8)[offsets[0] : offsets[-1]]
     length = np.diff(offsets)
     longest = int(length.max())
     powers = np.cumprod(np.full(longest, _PRIME))
@@ -143,7 +203,6 @@ def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:
         for byte, power in zip(data.reshape(len(ids), longest).T, powers, strict=True):
             total += (byte.astype(np.uint64) + np.uint64(1)) * power
     else:
-        offsets = offsets - offsets[0]
         wide = data.astype(np.uint64)
         wide += np.uint64(1)
         wide *= powers[np.arange(len(data)) - np.repeat(offsets[:-1], length)]

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from ..arrays import id_order
 from ..manifest import read_manifest
 from ..raw.checks import BadRows
 from ..raw.outcomes import check_outcomes
@@ -62,7 +65,8 @@ def read_tables(config: PrepareConfig, folder: Path) -> Raw:
             own, left = before.known_alone(own, left)
         else:
             own, left = own_columns(raw, declaration, config.outcomes.names)
-        items = read_items(raw, bad_rows, of_table("items", own)).sort_by("item_id")
+        items = read_items(raw, bad_rows, of_table("items", own))
+        items = items.take(pa.array(id_order(items["item_id"])))
         users = read_users(raw, bad_rows, of_table("users", own))
         if before is not None:
             items = before.items(items)

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from ..arrays import hash_ids, wide_ids
 from ..urls import UrlError, told
 from .checks import BadRows, Block, OnBadRows, as_mask, check_type
 from .columns import INTERACTIONS, ITEMS, Column, DataError, key_column
@@ -115,7 +116,11 @@ def mark_duplicates(block: Block | Sequence[Block], key: str) -> None:
     ids = pa.chunked_array(
         [c for b, g in zip(blocks, good, strict=True) for c in b.columns[key].take(pa.array(g)).chunks]
     )
-    codes = pa.concat_arrays(ids.chunks).dictionary_encode().indices.to_numpy()
+    array = wide_ids(ids)
+    hashed = np.sort(hash_ids(array))
+    if not (hashed[1:] == hashed[:-1]).any():  # which is quicker to see than which ids are the same
+        return
+    codes = array.dictionary_encode().indices.to_numpy()
     _, first = np.unique(codes, return_index=True)
     if len(first) == len(codes):
         return
@@ -260,7 +265,8 @@ def iter_interactions(
         _check_families(part, types, ("item_id", "user_id", "request_id"))
     good = 0
     for part, groups, first_row in _shared(found, *share):
-        text = [n for n in ("user_id", "item_id") if n in part.stored and pa.types.is_string(part.schema.field(n).type)]
+        many = ("user_id", "item_id") if items.repeated_in(block_rows) else ("user_id",)
+        text = [n for n in many if n in part.stored and pa.types.is_string(part.schema.field(n).type)]
         ids = text if encoded and bad_rows.policy == "error" else []  # what is set aside is as it was
         for batch in _batches(part, block_rows, _wanted(part, columns, bad_rows, own), groups, ids):
             raw = part.with_values(batch)

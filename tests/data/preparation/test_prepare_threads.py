@@ -48,7 +48,7 @@ def test_the_same_bytes_on_any_number_of_threads(
 
 
 def in_forty_parts(folder: Path) -> Path:
-    """A block each; a bad row in the first."""
+    """A block each; a bad row in the second."""
     source = impressions()
     source["label"][-1] = 3
     table, raw = pa.table(source), write(folder, source)
@@ -56,7 +56,7 @@ def in_forty_parts(folder: Path) -> Path:
     (raw / "interactions").mkdir()
     for i in range(40):
         pq.write_table(table.slice(10 * i, 10), raw / "interactions" / f"{i:02d}.parquet")
-    pq.write_table(table.slice(390), raw / "interactions" / "00.parquet")
+    pq.write_table(table.slice(390), raw / "interactions" / "01.parquet")
     return raw
 
 

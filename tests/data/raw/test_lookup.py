@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from placerank.data import arrays
 from placerank.data.raw import lookup
 from placerank.data.raw.lookup import IdIndex
 
@@ -17,7 +18,7 @@ IDS = {
 
 @pytest.mark.parametrize("name", IDS)
 def test_against_a_dictionary(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookup, "_BLOCK", 64)
+    monkeypatch.setattr(arrays, "_BLOCK", 64)
     ids = IDS[name].take(pa.array(np.random.default_rng(0).permutation(len(IDS[name]))))
     index = IdIndex(pa.chunked_array([ids.slice(0, 300), ids.slice(300)]))
     strange = [None, "place-", "a", "\0"] if pa.types.is_string(ids.type) else [None, 777_777, -501]
@@ -25,6 +26,10 @@ def test_against_a_dictionary(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     row_of = {x: i for i, x in enumerate(ids.to_pylist())}
     assert index.find(asked).tolist() == [row_of.get(x, -1) for x in asked.to_pylist()]
     assert index.find(asked.slice(0, 0)).tolist() == []
+    for start in range(0, len(asked), 50):  # too few for ids to repeat
+        some = asked.slice(start, 50)
+        assert index.find(some).tolist() == [row_of.get(x, -1) for x in some.to_pylist()]
+        assert index.find(some.drop_null()).tolist() == [row_of.get(x, -1) for x in some.drop_null().to_pylist()]
 
 
 @pytest.mark.parametrize("hashed", [0, 5, 2**64 - 1])
