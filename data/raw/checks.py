@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from functools import reduce
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -220,17 +221,17 @@ def _broken(array: pa.ChunkedArray, column: Column) -> np.ndarray | None:
             found.append(bad)
         return np.concatenate(found) if found else None
     if column.kind == "label":
-        return ~as_mask(pc.is_in(array, value_set=pa.array([0.0, 1.0]))) & as_mask(array.is_valid())
-    if column.kind in ("number", "time"):
-        bad = np.zeros(len(array), bool)
-        if column.kind == "number":
-            bad |= as_mask(pc.invert(pc.is_finite(array)))
-        if column.low is not None:
-            bad |= as_mask(pc.less(array, column.low))
-        if column.high is not None:
-            bad |= as_mask(pc.greater(array, column.high))
-        return bad
-    return None
+        bad = pc.and_(pc.invert(pc.is_in(array, value_set=pa.array([0.0, 1.0]))), array.is_valid())
+    elif column.kind in ("number", "time"):
+        rules = [pc.invert(pc.is_finite(array))] if column.kind == "number" else []
+        rules += [] if column.low is None else [pc.less(array, column.low)]
+        rules += [] if column.high is None else [pc.greater(array, column.high)]
+        if not rules:
+            return None
+        bad = reduce(pc.or_, rules)
+    else:
+        return None
+    return as_mask(bad) if pc.any(bad).as_py() else None  # of good blocks no bits become bytes
 
 
 class Block:

@@ -335,8 +335,12 @@ def mark_interactions(block: Block, items: IdIndex) -> None:
     """Rules beyond single columns: known items (adds ``item_index``), and places whole or not at all."""
     index = items.find(block.columns["item_id"])
     block.columns["item_index"] = pa.chunked_array([pa.array(index, mask=index < 0)])
-    unknown = (index < 0) & as_mask(block.columns["item_id"].is_valid())
-    block.mark("item_id", "an item_id that is in the items table", unknown)
+    unknown = index < 0
+    if unknown.any():
+        unknown &= as_mask(block.columns["item_id"].is_valid())
+        block.mark("item_id", "an item_id that is in the items table", unknown)
+    if not any(block.columns[name].null_count for name in ("user_lat", "user_lon")):
+        return
     lat, lon = as_mask(block.columns["user_lat"].is_valid()), as_mask(block.columns["user_lon"].is_valid())
     for name, other, bad in (("user_lat", "user_lon", ~lat & lon), ("user_lon", "user_lat", lat & ~lon)):
         if bad.any() and name not in block.raw.column_names:
