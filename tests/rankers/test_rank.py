@@ -258,9 +258,32 @@ def test_what_is_wrong_is_told(city: SimpleNamespace) -> None:
         ({"user": 1.5}, TypeError, "floating|double"),
         ({"own": {"shoes": 3}}, ValueError, "got a column 'shoes', expected some of user_id, time"),
         ({"own": {"lat": 3.0}}, ValueError, "own: got 'lat', expected own columns of interactions"),
+        ({"own": "ios"}, TypeError, "own: got 'ios', expected own columns of interactions by name"),
+        ({"user": {user}}, TypeError, "user: got set, expected a raw id, or a list of them"),
+        ({"user": 1 << 70}, TypeError, "user: expected ids, got others"),
+        ({"within_km": "3"}, ValueError, "within_km='3': expected more than 0 km"),
+        ({"within_km": None}, ValueError, "within_km=None"),
+        ({"time": 10**30}, ValueError, "time: got 10{30}, expected whole seconds since 1970 UTC, of the years"),
+        ({"history": 5}, ValueError, r"history: got 5, expected \(item id, time\) pairs"),
+        ({"history": ["ab"]}, ValueError, r"history: got \['ab'\], expected \(item id, time\) pairs"),
+        ({"history": [(item, now - 0.5)]}, TypeError, "history: got .*, expected a datetime"),
+        ({"history": [(1, now - 5), ("x", now - 6)]}, TypeError, "history: expected ids of one type"),
+        ({"candidates": 5}, TypeError, "candidates: got 5, expected a list"),
+        ({"candidates": ["x", 5]}, TypeError, "candidates: expected ids of one type"),
+        ({"utc_offset": "60"}, TypeError, "utc_offset: expected minutes east of UTC"),
+        (
+            {"utc_offset": 1081},
+            ValueError,
+            "request 0: got utc_offset 1081, expected minutes east of UTC, at most 1080",
+        ),
     ):
         with pytest.raises(error, match=text):
             ranker.rank(**{**good, **change})
+    some = ranker.item_ids[1:4].to_pylist()
+    for candidates in (iter(some), np.array(some), set(some)):
+        assert len(ranker.rank(user, None, now, np.zeros((0, 2)), candidates)) == 3
+    with pytest.raises(TypeError, match="place: got 3, expected a list, one a request"):
+        ranker.rank([user, user], 3, [now, now])
     with pytest.raises(ValueError, match="time: got 1, expected 2, one a request"):
         ranker.rank([user, user], [None, None], [now])
     asked = pa.table({"user_id": [user], "time": [now], "lat": [0.0]})
@@ -270,6 +293,8 @@ def test_what_is_wrong_is_told(city: SimpleNamespace) -> None:
         (pa.table({"user_id": [user], "time": pa.array([None], pa.int64())}), "with 1 nulls"),
         (pa.table({"user_id": [user], "time": [datetime(2024, 6, 1)]}), "without a time zone"),
         (pa.table({"user_id": [user], "time": [now], "candidates": [item]}), "expected a list a request"),
+        (pa.table({"user_id": [user] * 2, "time": [now] * 2, "candidates": [[item], None]}), "request 1 has null"),
+        (asked.append_column("lon", pa.array(["x"])), "lon: got a column of string, expected numbers"),
     ):
         with pytest.raises(ValueError, match=text):
             list(ranker.predict(table))
