@@ -89,7 +89,7 @@ def _array(values: Any, name: str, expected: str, kind: pa.DataType | None = Non
     """Arrow's array; an error of it says of what."""
     try:
         return pa.array(values, kind)
-    except (pa.ArrowException, OverflowError) as error:
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
         raise TypeError(f"{name}: expected {expected}, got others: {error}") from error
 
 

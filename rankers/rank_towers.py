@@ -20,6 +20,7 @@ from ..data.arrays import one_array, ranges
 from ..data.batches.batch import SampleBatch
 from ..data.manifest import read_manifest
 from ..data.plain import from_plain
+from ..data.raw.own import OwnColumn, normal
 from ..data.raw.times import YEAR_1990
 from ..data.visit_clusters import Clustering, look_back
 from .dense import DensePart, RankerConfig
@@ -196,6 +197,11 @@ class TowerRanker(Ranker):
                 ends, values = flat(values, name)
                 if "candidates" not in asked.column_names or not np.array_equal(ends, offsets):
                     raise ValueError(f"{name}: is of candidates; expected a list a request, a value a candidate given")
+        if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):  # prepare too takes the hours to it
+            times = asked["time"].to_numpy()
+            time = np.repeat(times, np.diff(offsets)) if of == "candidate" else times
+            date = OwnColumn(of="interactions", column=name, kind="buckets", why="")
+            values = one_array(normal(date, pa.chunked_array([values]), pa.chunked_array([time])))
         return self.exported.own_values(name, values)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -300,6 +301,24 @@ def test_what_is_wrong_is_told(city: SimpleNamespace) -> None:
             list(ranker.predict(table))
 
 
+def test_own_values_of_a_request(city: SimpleNamespace) -> None:
+    """Dates are the hours to them, as prepared; infinite numbers are unknown, as there; what is neither is told."""
+    ranker, hour = city.ranker, 3600
+    fee = next(n for n, c in ranker.exported.own.items() if c["of"] == "interactions" and c["kind"] == "buckets")
+    assert of(ranker, fee) == "candidate"
+    times, offsets = np.array([1717243200, 1717250400]), np.array([0, 2, 3])
+    dates = [
+        [datetime.fromtimestamp(t + h * hour, UTC) for h in hs] for t, hs in zip(times, [[1, 9], [0]], strict=True)
+    ]
+    asked = pa.table({"time": times, fee: dates, "candidates": [["a", "b"], ["c"]]})
+    want = ranker.exported.own_values(fee, pa.array([1.0, 9.0, 0.0]))
+    assert len(want.unique()) > 1 and torch.equal(ranker._own(asked, fee, "candidate", offsets, 3), want)
+    odd = ranker.exported.own_values(fee, pa.array([np.inf, -np.inf, np.nan, None], from_pandas=False))
+    assert odd.tolist() == [0, 0, 0, 0]
+    with pytest.raises(ValueError, match=f"{fee}: got values of type string, expected numbers"):
+        ranker.exported.own_values(fee, pa.array(["a"]))
+
+
 def test_code_that_is_not_the_programs_is_not_used(city: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
     ranker = placerank.load(city.out)
     settings = {"tower": "din", "objectives": {"labels": LABELS}, "mlp": [16, 8]}
@@ -325,6 +344,8 @@ def test_command_rank(city: SimpleNamespace, tmp_path: Path, capsys: pytest.Capt
     earlier = [(item, time) for item, time in mine if time < now]
     assert 0 < len(earlier) < len(mine)
     assert visits_of(city.raw / "interactions.parquet", user, now) == earlier
+    pa_csv.write_csv(raw.select(["user_id", "item_id", "timestamp", "label"]), tmp_path / "visits.csv")
+    assert visits_of(tmp_path / "visits.csv", user, now) == [(str(item), time) for item, time in earlier]
     here = (float(ranker.lat[9]), float(ranker.lon[9]))
     page = tmp_path / "page.html"
     flags = ["--export", str(city.out), "--user", str(user), "--place", *map(str, here), "--time", str(now)]
@@ -354,6 +375,7 @@ def test_command_rank(city: SimpleNamespace, tmp_path: Path, capsys: pytest.Capt
         ([*flags, "--out", "s3://bucket/page.html"], "expected a file on this machine"),
         ([*flags, "--visits", str(city.raw / "items.parquet")], "no column user_id; expected user_id, item_id"),
         ([*flags, "--user", "x y"], "user: got 'x y', expected a whole number"),
+        ([*flags, "--visits", str(page)], "page.html: not a whole Parquet file"),
     ):
         assert main(["rank", *wrong]) != 0
         assert text in capsys.readouterr().err.replace("\n", " ")
