@@ -36,6 +36,9 @@ def rank(config: RankConfig) -> Path | None:
         FileExistsError: the page is there and ``overwrite`` is not set.
         FileNotFoundError, ValueError: no export, a damaged one, or what is asked is not as the settings say.
     """
+    if config.out is not None and (config.out.is_dir() or not config.out.absolute().parent.is_dir()):
+        what = "is a folder" if config.out.is_dir() else "lies in no folder that is there"
+        raise FileNotFoundError(f"out: {config.out} {what}, expected a file to write; choose another path")
     if config.out is not None and config.out.exists() and not config.overwrite:
         raise FileExistsError(f"{config.out} exists; choose another file, or pass --overwrite to replace it")
     folder = fetched(config.export)

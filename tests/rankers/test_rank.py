@@ -367,6 +367,8 @@ def test_command_rank(city: SimpleNamespace, tmp_path: Path, capsys: pytest.Capt
     assert "nothing is there" in capsys.readouterr().out
     for wrong, text in (
         ([*flags, "--out", str(page)], "page.html exists"),
+        ([*flags, "--out", str(tmp_path / "no" / "page.html")], "lies in no folder that is there, expected a file"),
+        ([*flags, "--out", str(tmp_path), "--overwrite"], "is a folder, expected a file to write"),
         (flags[:4], "place: got none"),
         ([*flags, "--time", "noon"], "expected unix seconds, or a time with its zone"),
         ([*flags, "--time", "2024-06-01T12:00:00"], "expected unix seconds, or a time with its zone"),
@@ -376,6 +378,7 @@ def test_command_rank(city: SimpleNamespace, tmp_path: Path, capsys: pytest.Capt
         ([*flags, "--visits", str(city.raw / "items.parquet")], "no column user_id; expected user_id, item_id"),
         ([*flags, "--user", "x y"], "user: got 'x y', expected a whole number"),
         ([*flags, "--visits", str(page)], "page.html: not a whole Parquet file"),
+        ([*flags, "--visits", str(tmp_path)], "is a folder, expected a Parquet file"),
     ):
         assert main(["rank", *wrong]) != 0
         assert text in capsys.readouterr().err.replace("\n", " ")
