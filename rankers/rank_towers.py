@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..data.arrays import one_array, ranges
 from ..data.batches.batch import SampleBatch
-from ..data.manifest import read_manifest
+from ..data.manifest import MANIFEST, read_manifest
 from ..data.plain import from_plain
 from ..data.raw.own import OwnColumn, normal
 from ..data.raw.times import YEAR_1990
@@ -26,7 +26,7 @@ from ..data.visit_clusters import Clustering, look_back
 from .dense import DensePart, RankerConfig
 from .exported import ExportedRanker
 from .rank_base import Found, Ranker, vocabularies
-from .rank_requests import checked, flat, numbers_of
+from .rank_requests import checked, flat, is_whole, numbers_of
 
 log = logging.getLogger(__name__)
 _HOUR = 3600
@@ -68,11 +68,14 @@ class TowerRanker(Ranker):
         exported = ExportedRanker.load(folder, verify)
         manifest = read_manifest(folder, "export")
         items, users = vocabularies(folder)
+        length = manifest.get("history_length")
+        if length is not None and (not is_whole(length) or length < 1):
+            raise ValueError(f"{folder / MANIFEST}: got history_length {length!r}, expected at least 1; export again")
         clustering = None
         if (most := exported.features.cluster_visits) > 1:
             category = pq.read_table(folder / "catalog.parquet", columns=["category_row"])["category_row"]
             clustering = Clustering.of(most, category.to_numpy(), *(items[c].to_numpy() for c in ("lat", "lon")))
-        ranker = cls(exported, items, users, manifest.get("history_length"), clustering=clustering)
+        ranker = cls(exported, items, users, length, clustering=clustering)
         ranker.dense = ranker._as_code(manifest.get("ranker"), str(folder))
         return ranker
 
