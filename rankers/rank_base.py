@@ -6,7 +6,6 @@ Shapes: R requests, N candidates of all of them together, T visits of their hist
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -234,7 +233,11 @@ class Ranker(OnTheHub, ABC):
                 at = int(np.setdiff1d(np.arange(len(rows)), first)[0])
                 raise ValueError(f"candidates: request {request[at]} has {ids[at].as_py()!r} twice; expected each once")
             return offsets, rows
-        if not isinstance(within_km, Real) or not within_km > 0:
+        try:
+            reaches = within_km > 0
+        except TypeError:  # text, None
+            reaches = False
+        if not reaches:
             raise ValueError(f"within_km={within_km!r}: expected more than 0 km")
         if math.isinf(within_km):
             allowed = everything(self._listed(), len(asked))
