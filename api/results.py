@@ -50,6 +50,11 @@ class Result:
     folder: Path
     _kind: ClassVar[str]
 
+    def __post_init__(self) -> None:
+        from ..data.urls import place
+
+        object.__setattr__(self, "folder", place(Path(self.folder)))  # text will do
+
     @property
     def manifest(self) -> dict[str, Any]:
         """What ``manifest.json`` says: settings, versions, what it was made from, hashes of the files.
@@ -95,6 +100,8 @@ class Result:
         return notebook.box(type(self).__name__, str(self.folder), self._facts(), [*tables, *self._pictures()])
 
     def _json(self, name: str) -> dict[str, Any]:
+        if not (self.folder / name).is_file():
+            _ = self.manifest  # which says what is wrong with the folder
         found: dict[str, Any] = json.loads((self.folder / name).read_text())
         return found
 

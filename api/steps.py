@@ -23,6 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ..data.plain import check_types
 from .results import Adapted, Aligned, Evaluated, Exported, Generated, Prepared, Simulated, Tokenized, Trained
 
 if TYPE_CHECKING:
@@ -150,8 +151,9 @@ def _run(name: str, module: str, config: Any, nproc: int = 1, shown: bool = Fals
     wanted = f"{name.capitalize()}Config"
     if type(config).__name__ != wanted:
         raise TypeError(f"{name}: got {config!r}, expected settings, as in placerank.{name}(placerank.{wanted}(...))")
-    if nproc < 1:
-        raise ValueError(f"nproc: got {nproc}, expected at least 1")
+    check_types(config, name)
+    if not isinstance(nproc, int) or nproc < 1:
+        raise ValueError(f"nproc: got {nproc!r}, expected at least 1")
     if nproc > 1 and "RANK" in os.environ:
         raise ValueError(f"nproc: got {nproc} under torchrun, which has started the ranks; leave it out")
     if nproc > 1 and not threads:

@@ -335,8 +335,17 @@ def fingerprint(path: Path) -> str:
     return joint_hash((p.name, sha256_file(p)) for p in files)
 
 
+def check_parents(path: Path) -> None:
+    """Raises NotADirectoryError if ``path`` lies in what is a file."""
+    for parent in () if isinstance(path, Url) else path.parents:
+        if parent.is_file():
+            raise NotADirectoryError(f"{path} can't be made: {parent} is a file, not a folder; choose another path")
+
+
 def check_replaceable(path: Path, overwrite: bool) -> None:
-    """Raises FileExistsError if ``path`` exists and ``overwrite`` is False, or is no folder that placerank wrote."""
+    """Raises FileExistsError if ``path`` exists and ``overwrite`` is False, or is no folder that placerank wrote;
+    NotADirectoryError as ``check_parents``."""
+    check_parents(path)
     if not path.exists() or was_begun(path, MANIFEST):
         return
     if not overwrite:

@@ -188,6 +188,37 @@ def set_places(config: Any) -> None:
                 raise ValueError(f"{name}: {error}") from None
 
 
+def check_types(config: Any, at: str) -> None:
+    """That the fields of a config, and of those that it holds, are of their types: Python itself looks at none.
+
+    Args:
+        config: a dataclass.
+        at: begins the settings' names.
+
+    Raises:
+        TypeError: names the setting, what was got and what was expected.
+    """
+    _check_held(config, at)
+    hints = get_type_hints(type(config), include_extras=True)
+    for f in dataclasses.fields(config):
+        value, hint, where = getattr(config, f.name), hints[f.name], f"{at}.{f.name}"
+        if dataclasses.is_dataclass(value):
+            check_types(value, where)
+            continue
+        number = value.item() if isinstance(value, Real) and hasattr(value, "item") else value  # NumPy's
+        if found := fault(number, hint, where):
+            raise TypeError(found)
+
+
+def _check_held(config: Any, at: str) -> None:
+    """Raises TypeError where something else stands in place of the settings that a config holds."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type) and not isinstance(value, f.type):
+            where = f"{at}.{f.name}" if at else f.name
+            raise TypeError(f"{_got(value, where)}, expected settings, a {f.type.__name__}(...)")
+
+
 def check_numbers(
     config: Any, prefix: str, endless: tuple[str, ...] = (), least: dict[str, int] | None = None, **most: int
 ) -> None:
@@ -204,7 +235,9 @@ def check_numbers(
 
     Raises:
         ValueError: names the setting.
+        TypeError: something else in place of settings that it holds.
     """
+    _check_held(config, prefix)
     for f in dataclasses.fields(config):
         limit = most.get(f.name, MOST)
         for key, value in _numbers(getattr(config, f.name)):

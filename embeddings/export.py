@@ -168,8 +168,15 @@ def vector_column(packed: NDArray, dim: int, dtype: str) -> pa.Array:
 
 
 def packed_rows(column: pa.Array, dim: int, dtype: str) -> NDArray:
-    """What ``vector_column`` was made of; shares memory."""
+    """What ``vector_column`` was made of; shares memory.
+
+    Raises:
+        ValueError: a column of other vectors.
+    """
     kind, width = packed_layout(dim, dtype)
+    held = getattr(column.type, "byte_width" if kind == np.uint8 else "list_size", None)
+    if held != width:
+        raise ValueError(f"got vectors as {column.type}, expected {vector_type(dim, dtype)}")
     if kind == np.uint8:
         values = np.frombuffer(column.buffers()[1], np.uint8)[column.offset * width :]
     else:

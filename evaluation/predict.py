@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.manifest import check_replaceable, read_manifest, whole_folder, write_manifest
-from ..data.urls import fetched, open_parquet
+from ..data.raw.parts import open_parquet
+from ..data.urls import fetched
 from ..rankers.rank import load
 from ..reports.progress import Progress
 from .settings import PredictConfig

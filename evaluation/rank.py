@@ -1,6 +1,8 @@
 """The list of one user as a table in the terminal, and as a page with a map."""
 
 import math
+from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,11 @@ from rich.table import Table
 
 from ..data.arrays import one_array
 from ..data.manifest import read_manifest, whole_file
-from ..data.urls import fetched, open_parquet
+from ..data.raw.checks import BadRows
+from ..data.raw.csv_text import csv_rows
+from ..data.raw.parts import open_parquet
+from ..data.raw.values import numbers, times
+from ..data.urls import fetched
 from ..rankers.rank import load
 from ..rankers.rank_base import Ranker
 from ..rankers.rank_requests import seconds, seconds_of
@@ -30,6 +36,9 @@ def rank(config: RankConfig) -> Path | None:
         FileExistsError: the page is there and ``overwrite`` is not set.
         FileNotFoundError, ValueError: no export, a damaged one, or what is asked is not as the settings say.
     """
+    if config.out is not None and (config.out.is_dir() or not config.out.absolute().parent.is_dir()):
+        what = "is a folder" if config.out.is_dir() else "lies in no folder that is there"
+        raise FileNotFoundError(f"out: {config.out} {what}, expected a file to write; choose another path")
     if config.out is not None and config.out.exists() and not config.overwrite:
         raise FileExistsError(f"{config.out} exists; choose another file, or pass --overwrite to replace it")
     folder = fetched(config.export)
@@ -88,24 +97,42 @@ def visits_of(file: Path, user: Any, before: int) -> list[tuple[Any, int]]:
         FileNotFoundError, ValueError: no such file, a column is missing, or its times are none.
     """
     found: list[tuple[Any, int]] = []
-    with open_parquet(file) as parquet:
-        names = parquet.schema_arrow.names
+    for table in _csv(file) if file.name.endswith((".csv", ".csv.gz")) else _parquet(file):
         for name in ("user_id", "item_id", "timestamp"):
-            if name not in names:
+            if name not in table.column_names:
                 raise ValueError(f"{file}: no column {name}; expected user_id, item_id and timestamp")
-        kind = parquet.schema_arrow.field("user_id").type
+        kind = table["user_id"].type
         who = pa.scalar(as_ids([str(user)], kind, f"{file}: user_id")[0], kind)
-        columns = [n for n in ("user_id", "item_id", "timestamp", "label") if n in names]
-        for batch in parquet.iter_batches(columns=columns):
-            mine = pa.Table.from_batches([batch]).filter(pc.equal(batch["user_id"], who))
-            if "label" in names:
-                mine = mine.filter(pc.equal(mine["label"], 1))
-            time = mine["timestamp"]
-            if pa.types.is_timestamp(time.type) and time.type.tz is None:  # prepare too takes these as UTC
-                time = time.cast(pa.timestamp(time.type.unit, "UTC"))
-            when = seconds_of(time, f"{file}: timestamp").to_pylist() if len(mine) else []
-            found += [(i, t) for i, t in zip(mine["item_id"].to_pylist(), when, strict=True) if t < before]
+        mine = table.filter(pc.equal(table["user_id"], who))
+        if "label" in table.column_names:
+            mine = mine.filter(pc.equal(mine["label"], 1))
+        time = mine["timestamp"]
+        if pa.types.is_timestamp(time.type) and time.type.tz is None:  # prepare too takes these as UTC
+            time = time.cast(pa.timestamp(time.type.unit, "UTC"))
+        when = seconds_of(time, f"{file}: timestamp").to_pylist() if len(mine) else []
+        found += [(i, t) for i, t in zip(mine["item_id"].to_pylist(), when, strict=True) if t < before]
     return found
+
+
+_VISITS = ("user_id", "item_id", "timestamp", "label")
+
+
+def _parquet(file: Path) -> Iterator[pa.Table]:
+    with open_parquet(file) as parquet:
+        columns = [n for n in _VISITS if n in parquet.schema_arrow.names]
+        yield parquet.schema_arrow.empty_table().select(columns)  # of a file without rows too columns are looked at
+        for batch in parquet.iter_batches(columns=columns):
+            yield pa.Table.from_batches([batch])
+
+
+def _csv(file: Path) -> Iterator[pa.Table]:
+    """As ``prepare --format csv`` reads it; bad lines raise."""
+    for _, table in csv_rows(fetched(file), BadRows(), Counter()):
+        if "timestamp" in table.column_names:
+            table = table.set_column(table.column_names.index("timestamp"), "timestamp", times(table["timestamp"]))
+        if "label" in table.column_names:
+            table = table.set_column(table.column_names.index("label"), "label", numbers(table["label"]))
+        yield table
 
 
 def with_places(found: pa.Table, ranker: Ranker, items: ItemFacts) -> pa.Table:

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..data.raw.checks import is_text
 from ..data.raw.columns import MOST_OFFSET
 from ..data.raw.hours import EXPECTED, HOURS, OPENING_HOURS, is_hours, opening_hours
+from ..data.raw.parts import open_parquet
 from ..data.urls import fetched
 
 
@@ -45,7 +45,8 @@ def read_requests(file: Path, users: pa.ChunkedArray) -> Asked:
     Raises:
         ValueError: columns that are missing or of another type.
     """
-    table = pq.read_table(fetched(file))
+    with open_parquet(fetched(file)) as parquet:
+        table = parquet.read()
     if lacking := sorted({"user_id", "time"} - set(table.column_names)):
         raise ValueError(f"{file}: no column {lacking[0]}; expected user_id and time, and lat and lon where known")
     ids, time = table["user_id"], table["time"]
@@ -88,7 +89,8 @@ def read_places(file: Path, items: pa.Table) -> pa.Table:
         ValueError: a column is missing, ids are of another type, there twice, or in the catalog already; opening hours
             that are none.
     """
-    table = pq.read_table(fetched(file))
+    with open_parquet(fetched(file)) as parquet:
+        table = parquet.read()
     if lacking := [c for c in ("item_id", "lat", "lon") if c not in table.column_names]:
         raise ValueError(f"{file}: no column {lacking[0]}; expected item_id, lat and lon")
     hours = table[OPENING_HOURS] if OPENING_HOURS in table.column_names else pa.chunked_array([pa.nulls(len(table))])

@@ -157,8 +157,8 @@ class RankConfig:
     time: str | None = None
     """Of the request: unix seconds, or as 2024-05-01T12:00:00+02:00; default: now."""
     visits: Path | None = None
-    """Parquet with what is known of users' earlier visits: user_id, item_id, timestamp (unix seconds, or a timestamp),
-    and label where there are impressions too; the interactions.parquet that the ranker was prepared from is one."""
+    """Parquet or CSV with what is known of users' earlier visits: user_id, item_id, timestamp (as prepare takes them),
+    and label where there are impressions too; the interactions that the ranker was prepared from are such a file."""
     candidates: list[str] | None = None
     """Raw ids of the places to rank; default: all within reach."""
     within_km: float = 3.0
@@ -221,8 +221,8 @@ class AdviseConfig:
     user: str | None = None
     """Raw id, of whom visits are read; default: nobody, who has been nowhere."""
     visits: Path | None = None
-    """Parquet with what is known of users' earlier visits: user_id, item_id, timestamp (unix seconds, or a timestamp),
-    and label where there are impressions too; the interactions.parquet that was prepared is one."""
+    """Parquet or CSV with what is known of users' earlier visits: user_id, item_id, timestamp (as prepare takes them),
+    and label where there are impressions too; the interactions that were prepared are such a file."""
     place: tuple[float, float] | None = None
     """Latitude and longitude of the request in degrees; without it reach goes from the last visit."""
     time: str | None = None
@@ -253,8 +253,8 @@ class PredictConfig:
     """Folder that `placerank export` made."""
     requests: Path
     """Parquet with a request a row: user_id, time (unix seconds, or a timestamp with a zone), and where known lat and
-    lon, utc_offset, history and history_time (lists: items and times of earlier visits), candidates (lists; else all
-    places within reach), and own columns of interactions."""
+    lon, utc_offset, history and history_time (lists: items and times of earlier visits), candidates (a list in every
+    row; without this column all places within reach), and own columns of interactions."""
     out: Path
     """Folder to write: lists.parquet."""
     within_km: float = 3.0

@@ -235,27 +235,34 @@ class ExportedRanker:
 
         Args:
             name: of the feature.
-            values: text of a category (anything that casts to it), or numbers, null or NaN where there is none, [N]; a
-                date is the hours from the request's time to it.
+            values: text of a category (anything that casts to it), or numbers, null or not finite where there is none,
+                [N]; a date is the hours from the request's time to it.
 
         Returns:
             int64 rows of the column's table, 0 for what it does not know, or float32, standardised, NaN for none; [N].
 
         Raises:
-            ValueError: no such column of interactions.
+            ValueError: no such column of interactions, or values that can't be its.
         """
         known = {n: column for n, column in self.own.items() if column["of"] == "interactions"}
         if name not in known:
             raise ValueError(f"own_values: got {name!r}, this ranker's interactions have {', '.join(known) or 'none'}")
         column = known[name]
-        if column["kind"] == "category":
-            text = values.cast(pa.string())
+        category = column["kind"] == "category"
+        try:
+            values = values.cast(pa.string() if category else pa.float32())
+        except pa.ArrowException as error:
+            wanted = "text, or what can be written as text" if category else "numbers"
+            raise ValueError(f"{name}: got values of type {values.type}, expected {wanted}: {error}") from error
+        if category:
+            text = values
             table = self.tables[column["table"]]
             if pa.types.is_string(table.ids.type):
                 return table.rows(text)
             rows = Extra(form="hashed", size=len(table) - 1, **_ANY).of_values(hashed(pa.chunked_array([text])))
             return torch.from_numpy(rows).long()
-        numbers = values.cast(pa.float32()).fill_null(float("nan")).to_numpy()
+        numbers = values.fill_null(float("nan")).to_numpy()
+        numbers = np.where(np.isfinite(numbers), numbers, np.float32(np.nan))
         if column["kind"] == "number":
             form = Extra(form="number", mean=column["mean"], scale=column["scale"], **_ANY)
             return torch.from_numpy(form.of_values(numbers))

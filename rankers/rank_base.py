@@ -213,6 +213,12 @@ class Ranker(OnTheHub, ABC):
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Catalog rows to rank, [N], and where each request's are, [R+1]."""
         if "candidates" in asked.column_names:
+            if asked["candidates"].null_count:
+                at = int(asked["candidates"].is_null().to_numpy().argmax())
+                raise ValueError(
+                    f"candidates: request {at} has null; expected a list, or [] for none; those that are to be ranked "
+                    "among all places within reach go in a table without this column"
+                )
             offsets, ids = flat(asked["candidates"], "candidates")
             rows = self._items.rows(ids).numpy()
             request = np.repeat(np.arange(len(asked)), np.diff(offsets))
@@ -227,7 +233,11 @@ class Ranker(OnTheHub, ABC):
                 at = int(np.setdiff1d(np.arange(len(rows)), first)[0])
                 raise ValueError(f"candidates: request {request[at]} has {ids[at].as_py()!r} twice; expected each once")
             return offsets, rows
-        if not within_km > 0:
+        try:
+            reaches = within_km > 0
+        except TypeError:  # text, None
+            reaches = False
+        if not reaches:
             raise ValueError(f"within_km={within_km!r}: expected more than 0 km")
         if math.isinf(within_km):
             allowed = everything(self._listed(), len(asked))

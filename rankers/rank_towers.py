@@ -18,14 +18,15 @@ from torch.nn import functional as F
 
 from ..data.arrays import one_array, ranges
 from ..data.batches.batch import SampleBatch
-from ..data.manifest import read_manifest
+from ..data.manifest import MANIFEST, read_manifest
 from ..data.plain import from_plain
+from ..data.raw.own import OwnColumn, normal
 from ..data.raw.times import YEAR_1990
 from ..data.visit_clusters import Clustering, look_back
 from .dense import DensePart, RankerConfig
 from .exported import ExportedRanker
 from .rank_base import Found, Ranker, vocabularies
-from .rank_requests import checked, flat, numbers_of
+from .rank_requests import checked, flat, is_whole, numbers_of
 
 log = logging.getLogger(__name__)
 _HOUR = 3600
@@ -67,11 +68,14 @@ class TowerRanker(Ranker):
         exported = ExportedRanker.load(folder, verify)
         manifest = read_manifest(folder, "export")
         items, users = vocabularies(folder)
+        length = manifest.get("history_length")
+        if length is not None and (not is_whole(length) or length < 1):
+            raise ValueError(f"{folder / MANIFEST}: got history_length {length!r}, expected at least 1; export again")
         clustering = None
         if (most := exported.features.cluster_visits) > 1:
             category = pq.read_table(folder / "catalog.parquet", columns=["category_row"])["category_row"]
             clustering = Clustering.of(most, category.to_numpy(), *(items[c].to_numpy() for c in ("lat", "lon")))
-        ranker = cls(exported, items, users, manifest.get("history_length"), clustering=clustering)
+        ranker = cls(exported, items, users, length, clustering=clustering)
         ranker.dense = ranker._as_code(manifest.get("ranker"), str(folder))
         return ranker
 
@@ -196,6 +200,11 @@ class TowerRanker(Ranker):
                 ends, values = flat(values, name)
                 if "candidates" not in asked.column_names or not np.array_equal(ends, offsets):
                     raise ValueError(f"{name}: is of candidates; expected a list a request, a value a candidate given")
+        if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):  # prepare too takes the hours to it
+            times = asked["time"].to_numpy()
+            time = np.repeat(times, np.diff(offsets)) if of == "candidate" else times
+            date = OwnColumn(of="interactions", column=name, kind="buckets", why="")
+            values = one_array(normal(date, pa.chunked_array([values]), pa.chunked_array([time])))
         return self.exported.own_values(name, values)
 
 

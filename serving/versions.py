@@ -124,6 +124,8 @@ class Versions:
         return way
 
     def _deltas(self) -> Iterable[tuple[str, dict[str, str], Path]]:
+        if self.deltas and not isinstance(self.deltas, Url) and self.deltas.is_file():
+            raise NotADirectoryError(f"deltas: {self.deltas} is a file, expected a folder of deltas")
         for folder in self.deltas.iterdir() if self.deltas and self.deltas.exists() else ():
             if not folder.name.startswith(".") and (folder / MANIFEST).is_file():
                 told = read_manifest(folder, "delta")

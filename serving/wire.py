@@ -96,6 +96,9 @@ def asked(value: Any) -> Asked:
     for name in ("user", "time"):
         if name not in value:
             raise ValueError(f"got no {name}, expected user and time; null is for an unknown user")
+    place = value.get("place")
+    if place is not None and fault(place, tuple[float, float]):
+        raise ValueError(f"place: got {_short(place)}, expected [latitude, longitude] in degrees, or null")
     if found := fault(value, {name: want for name, want in _WANT.items() if name in value}):
         raise ValueError(found)
     for name in _LISTS:
@@ -153,7 +156,8 @@ def _ranked(ranker: Ranker, requests: list[Asked]) -> list[Answer]:
         return _ranked_at_once(ranker, requests)
     except (ValueError, TypeError, KeyError, OverflowError, NotImplementedError) as error:
         if len(requests) == 1:
-            text = str(error.args[0] if error.args else error).strip().splitlines() or [type(error).__name__]
+            told = error.args[0] if isinstance(error, KeyError) and error.args else error
+            text = str(told).strip().splitlines() or [type(error).__name__]
             return [Refused(text[0].replace("request 0", "this request"))]
     except Exception:
         if len(requests) == 1:

@@ -19,6 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from ..data.manifest import check_parents
+
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
@@ -31,8 +33,12 @@ def run_lock(run: Path) -> Iterator[None]:
     """Hold the lock of a run folder, which is made if it isn't there, and then removed again if it stays empty.
 
     Raises:
+        NotADirectoryError: the folder is a file, or lies in one.
         FileExistsError: another process trains into it; says which. The lock of one that died is taken over, and told.
     """
+    check_parents(run)
+    if run.is_file():
+        raise NotADirectoryError(f"{run} is a file, expected a run's folder; choose another path")
     made = not run.exists()
     run.mkdir(parents=True, exist_ok=True)
     path = run / LOCK

@@ -98,6 +98,15 @@ class Before:
         files = [name for name in self.manifest["files"] if name.startswith("vocab/")]
         return {Path(name).stem: self._read(name) for name in files}
 
+    def item_ids(self) -> pa.Array:
+        """Ids of its items."""
+        return one_array(self._read("catalog.parquet", ["item_id"])["item_id"]).slice(1)
+
+    def check_item_ids(self, now: pa.DataType) -> None:
+        """Raises DataError where today's ids of items are of another type."""
+        if (was := self.item_ids().type) != now:
+            raise DataError(f"items: item_id is {now}, in {self.folder} it is {was}; expected the same ids")
+
     def items(self, today: pa.Table) -> pa.Table:
         """Yesterday's items in their rows, with what today says of them, and then today's new ones by id.
 
@@ -109,10 +118,8 @@ class Before:
         Raises:
             DataError: ids of another type.
         """
+        self.check_item_ids(today["item_id"].type)
         catalog = self._read("catalog.parquet").slice(1)
-        was, now = catalog["item_id"].type, today["item_id"].type
-        if was != now:
-            raise DataError(f"items: item_id is {now}, in {self.folder} it is {was}; expected the same ids")
         for field in today.schema:
             if field.name not in catalog.column_names:
                 catalog = catalog.append_column(field, pa.nulls(len(catalog), field.type))
@@ -142,6 +149,13 @@ class Before:
     def own(self) -> Then:
         """What own columns became."""
         return Then(self.manifest["own"], self.vocabularies())
+
+    def kinds(self) -> Declaration:
+        """What ``own`` says of columns in text, which has no types and may hold nothing today."""
+        found: Declaration = {}
+        for f in self.own.features:
+            found.setdefault(f["of"], {})[f["column"]] = Declared(kind=f["kind"])
+        return found
 
     def declaration(self, raw: Path) -> Declaration:
         """What ``own`` says of the columns of a raw folder; of users only where it has some."""

@@ -53,10 +53,15 @@ def read_tables(config: PrepareConfig, folder: Path) -> Raw:
     with BadRows(config.on_bad_rows, folder / "rejected" if config.on_bad_rows == "skip" else None) as bad_rows:
         raw, source = config.input, {}
         declaration = read_declaration(config.features, config.input)
-        if config.format != "parquet":
-            raw = convert(fetched(config.input), config.format, config.columns, work / "raw", bad_rows, declaration)
-            source = read_manifest(raw, "raw")
         before = None if config.after is None else Before.open(config.after)
+        if config.format != "parquet":
+            known = None
+            if before is not None:
+                before.check_item_ids(pa.string())
+                declaration, known = before.kinds(), before.item_ids()
+            file = fetched(config.input)
+            raw = convert(file, config.format, config.columns, work / "raw", bad_rows, declaration, known)
+            source = read_manifest(raw, "raw")
         check_outcomes(config.outcomes, raw)
         if before is not None:
             before.check_outcomes(config.outcomes)

@@ -422,6 +422,7 @@ class Job:
         assert own is not None
         columns |= own.items
         vocabularies |= own.vocabularies
+        today = int(self.shown.sum())
         if before is not None:
             then = before.counts(len(self.items))
             self.positives += then["positives"]
@@ -468,7 +469,7 @@ class Job:
         told = Told(
             rows_in=source.get("rows", self.raw.rows),
             unused=source.get("unused_columns", {}) | self._left(own),
-            own=own.told + in_words(extra, int(self.shown.sum())),
+            own=own.told + in_words(extra, today),
             notes=self.raw.notes + self._notes() + own.warnings,
             rejected=self.raw.rejected + self.rejected,
             left_out=source.get("left_out", {}),

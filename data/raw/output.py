@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...reports.progress import Progress
+from ..arrays import one_array
 from .checks import BadRows, Block
 from .columns import INTERACTIONS, ITEMS, Column, DataError
 from .csv_text import csv_rows
@@ -118,11 +120,21 @@ def write_items(
     blocks: Iterable[tuple[np.ndarray, pa.Table, pa.Table]],
     file: Path,
     columns: tuple[Column, ...] = ITEMS,
+    known: pa.Array | None = None,
 ) -> IdIndex:
-    """Check and write all items; an index of their ids."""
+    """Check and write all items; an index of their ids, and of those that were ``known`` before."""
     table = distinct(output, list(blocks), file, columns)
     output.table("items", file, table)
-    return IdIndex(table["item_id"])
+    return IdIndex(pa.chunked_array([*table["item_id"].chunks, *others(known, table["item_id"]).chunks]))
+
+
+def others(known: pa.Array | None, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Of the ids that were ``known`` before, those that are not among ``ids``."""
+    none = pa.chunked_array([], ids.type)
+    if known is None:
+        return none
+    left = known.filter(pc.invert(pc.is_in(known, value_set=one_array(ids))))
+    return pa.chunked_array([left], ids.type)
 
 
 def distinct(

@@ -203,7 +203,7 @@ def own_columns(
             if kind is None:
                 left.setdefault(of, {})[name] = f"{type_}, which makes no feature"
                 continue
-            if not _fits(kind, type_):
+            if not pa.types.is_null(type_) and not _fits(kind, type_):
                 raise DataError(
                     f"{said_by}: [{of}.{name}]: kind = {kind!r} does not fit its type {type_}; expected "
                     f"{', '.join(k for k in get_args(Kind) if _fits(k, type_)) or 'use = false'}"

@@ -37,19 +37,19 @@ class OwnText:
             self.columns.append(self._column(name, _filled(table[name]).drop_null(), kind))
 
     def _column(self, name: str, text: pa.ChunkedArray, kind: str | None) -> Column:
-        if kind == "category" or len(text) == 0:
+        if kind == "category" or (kind is None and len(text) == 0):
             return text_column(name)
         marks = [mark for mark in _SPLIT if pc.any(pc.match_substring(text, mark)).as_py()]
         if kind == "list" or (kind is None and marks):
             self._split[name] = marks[0] if marks else _SPLIT[0]
             return Column(name=name, kind="path", type=PATH, expected="a list")
         found = numbers(text)
-        if found.null_count == 0 and pc.all(pc.is_finite(found)).as_py():
+        if found.null_count == 0 and pc.all(pc.is_finite(found), min_count=0).as_py():
             whole = not pc.any(pc.match_substring_regex(text, "[.eE]")).as_py()
             coded = pc.any(pc.match_substring_regex(text, r"^\s*0\d")).as_py()  # 0042 is a code
             if whole and kind is None and (coded or pc.max(pc.abs(found)).as_py() >= 2**53):
                 return text_column(name)
-            type_ = pa.int64() if whole else pa.float64()
+            type_ = pa.int64() if whole and kind is None else pa.float64()
             return Column(name=name, kind="number", type=type_, expected="a number, as in the first rows of the file")
         if times(text).null_count == 0 and pc.all(pc.match_substring_regex(text, _DAY)).as_py():
             expected = "a date, as in the first rows of the file"

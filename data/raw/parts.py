@@ -91,8 +91,10 @@ def table_files(path: Path, name: str) -> list[Path]:
         return _not_none(folder, _below(folder))
     if name == "interactions":
         if any((path / f"items{end}").exists() for end in ("", ".parquet")) or not (files := _below(path)):
+            text = next((n for n in ("interactions.csv", "interactions.csv.gz") if (path / n).is_file()), None)
             raise FileNotFoundError(
                 f"{path}: got no interactions, expected interactions.parquet or interactions/*.parquet"
+                + (f"; {text} is read with --format csv" if text else "")
             )
         return files
     return []
@@ -149,6 +151,8 @@ def open_parquet(file: Path, dictionaries: Sequence[str] = ()) -> pq.ParquetFile
     """A Parquet file that can be read, or an error that says what is wrong with it; ``dictionaries``: text columns that
     are read as such."""
     held = size(file)
+    if held is None and file.is_dir():
+        raise DataError(f"{file} is a folder, expected a Parquet file; name one of those in it")
     if held is None:
         beside = sorted(p.name for p in file.parent.iterdir())[:20] if file.parent.is_dir() else []
         raise FileNotFoundError(f"{file} not found; expected a Parquet file; {file.parent} holds {beside or 'nothing'}")

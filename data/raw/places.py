@@ -27,7 +27,7 @@ from ...reports.progress import Progress
 from ..arrays import one_array
 from .checks import Block, as_mask, blank_to_null, is_text
 from .columns import ITEMS, DataError
-from .output import Output
+from .output import Output, others
 from .own import Declaration, own_columns
 from .parts import Part, open_parquet, parts, unreadable
 from .paths import PATH, category_paths
@@ -53,7 +53,7 @@ _OVERTURE = [
 ]  # fmt: skip
 
 
-def read_places(source: Path, output: Output, declaration: Declaration) -> None:
+def read_places(source: Path, output: Output, declaration: Declaration, known: pa.Array | None = None) -> None:
     """Places as items, then the interactions and users beside them, with columns of their own.
 
     Raises:
@@ -80,6 +80,7 @@ def read_places(source: Path, output: Output, declaration: Declaration) -> None:
     of_rows, of_users = ([c for c in own if c.of == of] for of in ("interactions", "users"))
     names = [c.name for c in INTERACTIONS if c.required or has_column(source, c.name)]
     output.left_out[_LOST] = 0
+    kept = pa.chunked_array([*kept.chunks, *others(known, pa.chunked_array([*kept.chunks, *gone.chunks])).chunks])
     ids = pa.chunked_array([*kept.chunks, *gone.chunks], kept.type)
     for table in iter_interactions(source, ids, output.bad_rows, own=of_rows):
         there = pc.less(table["item_index"], len(kept))

@@ -63,6 +63,7 @@ def convert(
     out: Path,
     bad_rows: BadRows | None = None,
     declaration: Declaration | None = None,
+    known: pa.Array | None = None,
 ) -> Path:
     """Write ``source`` as a raw folder in our schema.
 
@@ -79,6 +80,8 @@ def convert(
         out: the folder to make. Ids are strings in it, those of ``places`` what they are there.
         bad_rows: what to do with bad rows and broken lines; default: the first raises.
         declaration: csv and places: what is said of columns that the schema doesn't name.
+        known: ids of items of the days before, which interactions may have too, string; not for check-ins, whose
+            rows are all that says where items are.
 
     Returns:
         ``out``. The manifest (kind "raw") has ``rows`` by file, ``left_out`` by reason (check-ins that name no place,
@@ -96,15 +99,15 @@ def convert(
     with whole_folder(out) as folder:
         output = Output(folder, bad_rows or BadRows())
         if format == "csv":
-            _csv(source, columns, output, declaration or {})
+            _csv(source, columns, output, declaration or {}, known)
         elif format == "yelp":
-            _yelp(source, output)
+            _yelp(source, output, known)
         elif format == "foursquare":
             foursquare(source, output)
         elif format == "gowalla":
             snap(one_file(source, "*totalCheckins.txt*"), output)
         else:
-            read_places(source, output, declaration or {})
+            read_places(source, output, declaration or {}, known)
         output.close(source)
         config = {"source": source, "format": format, "columns": columns}
         write_manifest(folder, "raw", config, interactions=output.kept, **output.told())
@@ -163,7 +166,7 @@ def _yelp_times(text: str) -> str:
     return text if at is None else "{:0>2}:{:0>2}-{:0>2}:{:0>2}".format(*at.groups())
 
 
-def _yelp(source: Path, output: Output) -> None:
+def _yelp(source: Path, output: Output, known: pa.Array | None) -> None:
     """Businesses are items, reviews are visits; tips and check-ins are not read."""
     business, review = _yelp_file(source, "business"), _yelp_file(source, "review")
 
@@ -185,7 +188,7 @@ def _yelp(source: Path, output: Output) -> None:
             raw = pa.table(columns)
             yield lines, raw, pa.table({**columns, "category": yelp_category(table["categories"])})
 
-    ids = write_items(output, items(), business)
+    ids = write_items(output, items(), business, known=known)
     for lines, table in output.counted(review, json_lines(review, _YELP_REVIEW, output.bad_rows)):
         columns = {
             "user_id": table["user_id"],
@@ -221,12 +224,14 @@ def _chosen(file: Path, table: pa.Table, mapping: dict[str, str], columns: tuple
     return chosen
 
 
-def _csv(source: Path, mapping: dict[str, str], output: Output, declaration: Declaration) -> None:
-    known = [c.name for c in (*ITEMS, *INTERACTIONS)]
+def _csv(
+    source: Path, mapping: dict[str, str], output: Output, declaration: Declaration, known: pa.Array | None
+) -> None:
+    ours = [c.name for c in (*ITEMS, *INTERACTIONS)]
     for name in mapping:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(dict.fromkeys(known))}"
+        if name not in ours:
+            near = difflib.get_close_matches(name, ours, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(dict.fromkeys(ours))}"
             raise ValueError(f"columns: got '{name}', which is not a column of the schema; {hint}")
     items, interactions, users = (_csv_file(source, n) for n in ("items", "interactions", "users"))
     if items is None or interactions is None:
@@ -252,7 +257,7 @@ def _csv(source: Path, mapping: dict[str, str], output: Output, declaration: Dec
             yield lines, *map(_side_by_side, (raw, values), own[of].values(table))
 
     parts = list(read(items, "items", ITEMS))
-    ids = write_items(output, parts, items, (*ITEMS, *_own(own, "items")))
+    ids = write_items(output, parts, items, (*ITEMS, *_own(own, "items")), known)
     for lines, raw, values in read(interactions, "interactions", INTERACTIONS):
         output.interactions(interactions, lines, raw, values, ids, _own(own, "interactions"))
     if users is not None:

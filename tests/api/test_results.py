@@ -80,6 +80,8 @@ def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
         pr.Prepared(tmp_path).summary  # noqa: B018
     with pytest.raises(FileNotFoundError, match="expected a finished 'export' folder"):
         repr(pr.Exported(tmp_path))
+    with pytest.raises(FileNotFoundError, match="expected a finished 'evaluation' folder"):
+        pr.Evaluated(str(tmp_path)).metrics  # type: ignore[arg-type]  # noqa: B018
 
 
 def test_lists(tmp_path: Path) -> None:

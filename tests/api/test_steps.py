@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import placerank as pr
@@ -27,6 +28,30 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         pr.train(settings(tmp_path))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"prepare: got 'my_data'"):
         pr.prepare("my_data")  # type: ignore[arg-type]
+
+
+def test_settings_of_wrong_types_are_told(tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    wrong = pr.RankerConfig(tower=None)  # type: ignore[arg-type]
+    for config, text in (
+        (pr.TrainConfig(data=data, run=run, epochs=2.5), r"train.epochs: got 2.5, expected a whole number"),
+        (pr.TrainConfig(data=data, run=run, epochs=True), r"train.epochs: got True, expected a whole number"),
+        (pr.TrainConfig(data=data, run=run, ranker=wrong), r"train.ranker.tower: got None, expected a text"),
+    ):
+        with pytest.raises(TypeError, match=text):
+            pr.train(config)
+    with pytest.raises(TypeError, match=r"ranker: got 'din', expected settings, a RankerConfig\(\.\.\.\)"):
+        pr.TrainConfig(data=data, run=run, ranker="din")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"prepare.format: got 'xls', expected one of parquet, csv"):
+        pr.prepare(pr.PrepareConfig(input=data, out=run, format="xls"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="nproc: got '2', expected at least 1"):
+        pr.prepare(settings(tmp_path), nproc="2")  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError, match="raw not found"):  # and so NumPy's numbers and text for paths pass
+        pr.prepare(
+            pr.PrepareConfig(
+                input=str(tmp_path / "raw"), out="x", history_length=np.int64(7), test_fraction=np.float32(0.25)
+            )
+        )
 
 
 def test_ranks_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,14 @@ def test_nothing_of_somebody_else_is_replaced(tmp_path: Path) -> None:
         make(tmp_path / "thesis", overwrite=True)
 
 
+def test_a_folder_in_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    told = r"a/b can't be made: .*file is a file, not a folder"
+    with pytest.raises(NotADirectoryError, match=told), whole_folder(tmp_path / "file" / "a" / "b"):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
 def test_json_is_replaced_whole(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"path": Path("x"), "list": (1, 2)})
     assert json.loads((tmp_path / "a.json").read_text()) == {"path": "x", "list": [1, 2]}

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -258,9 +259,32 @@ def test_what_is_wrong_is_told(city: SimpleNamespace) -> None:
         ({"user": 1.5}, TypeError, "floating|double"),
         ({"own": {"shoes": 3}}, ValueError, "got a column 'shoes', expected some of user_id, time"),
         ({"own": {"lat": 3.0}}, ValueError, "own: got 'lat', expected own columns of interactions"),
+        ({"own": "ios"}, TypeError, "own: got 'ios', expected own columns of interactions by name"),
+        ({"user": {user}}, TypeError, "user: got set, expected a raw id, or a list of them"),
+        ({"user": 1 << 70}, TypeError, "user: expected ids, got others"),
+        ({"within_km": "3"}, ValueError, "within_km='3': expected more than 0 km"),
+        ({"within_km": None}, ValueError, "within_km=None"),
+        ({"time": 10**30}, ValueError, "time: got 10{30}, expected whole seconds since 1970 UTC, of the years"),
+        ({"history": 5}, ValueError, r"history: got 5, expected \(item id, time\) pairs"),
+        ({"history": ["ab"]}, ValueError, r"history: got \['ab'\], expected \(item id, time\) pairs"),
+        ({"history": [(item, now - 0.5)]}, TypeError, "history: got .*, expected a datetime"),
+        ({"history": [(1, now - 5), ("x", now - 6)]}, TypeError, "history: expected ids of one type"),
+        ({"candidates": 5}, TypeError, "candidates: got 5, expected a list"),
+        ({"candidates": ["x", 5]}, TypeError, "candidates: expected ids of one type"),
+        ({"utc_offset": "60"}, TypeError, "utc_offset: expected minutes east of UTC"),
+        (
+            {"utc_offset": 1081},
+            ValueError,
+            "request 0: got utc_offset 1081, expected minutes east of UTC, at most 1080",
+        ),
     ):
         with pytest.raises(error, match=text):
             ranker.rank(**{**good, **change})
+    some = ranker.item_ids[1:4].to_pylist()
+    for candidates in (iter(some), np.array(some), set(some)):
+        assert len(ranker.rank(user, None, now, np.zeros((0, 2)), candidates)) == 3
+    with pytest.raises(TypeError, match="place: got 3, expected a list, one a request"):
+        ranker.rank([user, user], 3, [now, now])
     with pytest.raises(ValueError, match="time: got 1, expected 2, one a request"):
         ranker.rank([user, user], [None, None], [now])
     asked = pa.table({"user_id": [user], "time": [now], "lat": [0.0]})
@@ -270,9 +294,29 @@ def test_what_is_wrong_is_told(city: SimpleNamespace) -> None:
         (pa.table({"user_id": [user], "time": pa.array([None], pa.int64())}), "with 1 nulls"),
         (pa.table({"user_id": [user], "time": [datetime(2024, 6, 1)]}), "without a time zone"),
         (pa.table({"user_id": [user], "time": [now], "candidates": [item]}), "expected a list a request"),
+        (pa.table({"user_id": [user] * 2, "time": [now] * 2, "candidates": [[item], None]}), "request 1 has null"),
+        (asked.append_column("lon", pa.array(["x"])), "lon: got a column of string, expected numbers"),
     ):
         with pytest.raises(ValueError, match=text):
             list(ranker.predict(table))
+
+
+def test_own_values_of_a_request(city: SimpleNamespace) -> None:
+    """Dates are the hours to them, as prepared; infinite numbers are unknown, as there; what is neither is told."""
+    ranker, hour = city.ranker, 3600
+    fee = next(n for n, c in ranker.exported.own.items() if c["of"] == "interactions" and c["kind"] == "buckets")
+    assert of(ranker, fee) == "candidate"
+    times, offsets = np.array([1717243200, 1717250400]), np.array([0, 2, 3])
+    dates = [
+        [datetime.fromtimestamp(t + h * hour, UTC) for h in hs] for t, hs in zip(times, [[1, 9], [0]], strict=True)
+    ]
+    asked = pa.table({"time": times, fee: dates, "candidates": [["a", "b"], ["c"]]})
+    want = ranker.exported.own_values(fee, pa.array([1.0, 9.0, 0.0]))
+    assert len(want.unique()) > 1 and torch.equal(ranker._own(asked, fee, "candidate", offsets, 3), want)
+    odd = ranker.exported.own_values(fee, pa.array([np.inf, -np.inf, np.nan, None], from_pandas=False))
+    assert odd.tolist() == [0, 0, 0, 0]
+    with pytest.raises(ValueError, match=f"{fee}: got values of type string, expected numbers"):
+        ranker.exported.own_values(fee, pa.array(["a"]))
 
 
 def test_code_that_is_not_the_programs_is_not_used(city: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
@@ -300,6 +344,8 @@ def test_command_rank(city: SimpleNamespace, tmp_path: Path, capsys: pytest.Capt
     earlier = [(item, time) for item, time in mine if time < now]
     assert 0 < len(earlier) < len(mine)
     assert visits_of(city.raw / "interactions.parquet", user, now) == earlier
+    pa_csv.write_csv(raw.select(["user_id", "item_id", "timestamp", "label"]), tmp_path / "visits.csv")
+    assert visits_of(tmp_path / "visits.csv", user, now) == [(str(item), time) for item, time in earlier]
     here = (float(ranker.lat[9]), float(ranker.lon[9]))
     page = tmp_path / "page.html"
     flags = ["--export", str(city.out), "--user", str(user), "--place", *map(str, here), "--time", str(now)]
@@ -321,6 +367,8 @@ def test_command_rank(city: SimpleNamespace, tmp_path: Path, capsys: pytest.Capt
     assert "nothing is there" in capsys.readouterr().out
     for wrong, text in (
         ([*flags, "--out", str(page)], "page.html exists"),
+        ([*flags, "--out", str(tmp_path / "no" / "page.html")], "lies in no folder that is there, expected a file"),
+        ([*flags, "--out", str(tmp_path), "--overwrite"], "is a folder, expected a file to write"),
         (flags[:4], "place: got none"),
         ([*flags, "--time", "noon"], "expected unix seconds, or a time with its zone"),
         ([*flags, "--time", "2024-06-01T12:00:00"], "expected unix seconds, or a time with its zone"),
@@ -329,6 +377,8 @@ def test_command_rank(city: SimpleNamespace, tmp_path: Path, capsys: pytest.Capt
         ([*flags, "--out", "s3://bucket/page.html"], "expected a file on this machine"),
         ([*flags, "--visits", str(city.raw / "items.parquet")], "no column user_id; expected user_id, item_id"),
         ([*flags, "--user", "x y"], "user: got 'x y', expected a whole number"),
+        ([*flags, "--visits", str(page)], "page.html: not a whole Parquet file"),
+        ([*flags, "--visits", str(tmp_path)], "is a folder, expected a Parquet file"),
     ):
         assert main(["rank", *wrong]) != 0
         assert text in capsys.readouterr().err.replace("\n", " ")

@@ -41,6 +41,13 @@ def test_the_second_is_told_who_holds_it_and_leaves_it_alone(tmp_path: Path) -> 
     assert not run.exists(), "a folder made for the lock alone goes with it"
 
 
+def test_a_file_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(NotADirectoryError, match="file is a file,"), run_lock(path):
+            pass
+
+
 def test_a_folder_with_files_stays(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     with run_lock(tmp_path):

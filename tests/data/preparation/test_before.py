@@ -451,3 +451,31 @@ def test_labels_amount_and_weight_go_on(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=told):
             run(raw, after=folders[0], **today)
+
+
+def test_after_in_text(tmp_path: Path) -> None:
+    """CSV lists today's new items alone, visits go to all; and its columns are what they were, whatever today holds."""
+
+    def day(name: str, items: list[str], rows: list[str]) -> Path:
+        raw = tmp_path / name / "raw"
+        raw.mkdir(parents=True)
+        (raw / "items.csv").write_text("\n".join(["item_id,name,category,lat,lon,stars,tags", *items]))
+        (raw / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp,label,fee,order", *rows]))
+        return raw
+
+    def rows(items: int, start: int, fee: str) -> list[str]:
+        return [f"u{i % 7},i{i % items},{start + 60 * i},{i % 2},{fee.format(i % 5)},{i % 2}" for i in range(200)]
+
+    old = [f"i{i},n,food,50.0,{4 + i / 100},{i}.5,a{i % 2}|b" for i in range(8)]
+    first = run(day("a", old, rows(8, 1_600_000_000, "{}.25")), format="csv", labels=["order"])
+    new = ["i8,n,food,50.0,4.2,,a1"]  # no stars, one tag
+    second = run(day("b", new, rows(9, 1_700_000_000, "")), format="csv", after=first, labels=["order"])
+    manifest = read_manifest(second, "prepared")
+    assert manifest["summary"]["kept"]["interactions"] == 200
+    assert "interactions.order: label, 80 of 160 training rows" in manifest["summary"]["own_columns"]
+    assert [(f["column"], f["kind"]) for f in manifest["own"]] == [
+        ("stars", "buckets"), ("tags", "list"), ("fee", "buckets"),
+    ]  # fmt: skip
+    catalog = pq.read_table(second / "catalog.parquet")
+    assert catalog["item_id"].to_pylist()[1:] == [f"i{i}" for i in range(9)]
+    assert catalog.slice(0, 9)["tags_rows"].equals(pq.read_table(first / "catalog.parquet")["tags_rows"])

@@ -280,8 +280,11 @@ def test_unreadable_files(tmp_path: Path) -> None:
         read(folder)
     (folder / "interactions.parquet").unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"got no interactions, expected interactions.parquet or interactions/\*"
+        FileNotFoundError, match=r"got no interactions, expected interactions.parquet or interactions/\*.parquet$"
     ):
+        read(folder)
+    (folder / "interactions.csv").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"; interactions.csv is read with --format csv$"):
         read(folder)
 
 
