@@ -24,7 +24,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..arrays import sort_order, starts_run
 from ..raw.outcomes import NO_OUTCOMES, Outcomes
 from ..requests import (
     EXTRA,
@@ -179,7 +178,7 @@ class BucketCounts:
 
     Attributes:
         size: see ``BucketSize``.
-        items: of each item in the bucket, in their order: item (row of the items); in the training split shown,
+        items: of each item in the bucket, in any order: item (row of the items); in the training split shown,
             positives, last_positive (unix seconds, 0 = none), and the same in the later splits.
         users: of each user of the vocabulary, in the order of the ids: user_id, positives, last_positive, both with
             what was carried over, and user_row, the row so far, 0 for new ones.
@@ -341,6 +340,15 @@ def count(found: Sorted, context: Context) -> BucketCounts:
     b = found.bucket
     split = context.splits(b.time)
     own = np.flatnonzero(split >= 0)
+    items = pa.array(b.item[own]).dictionary_encode()
+    n, at = len(items.dictionary), items.indices.to_numpy()
+    counts = []
+    for later in (False, True):
+        which = (split[own] > 0) == later
+        positive = which & (b.label[own] == 1)
+        last = np.zeros(n, np.int64)
+        np.maximum.at(last, at[positive], b.time[own[positive]])
+        counts += [np.bincount(at[which], minlength=n), np.bincount(at[positive], minlength=n), last]
     positives, row = _vocabulary(b, split, context)
     known = row != 0
     last_of_user = np.zeros(len(known), np.int64)
@@ -370,7 +378,7 @@ def count(found: Sorted, context: Context) -> BucketCounts:
         size.given, size.own_place = len(given), int((np.maximum(*apart) < 1e-5).sum())
     return BucketCounts(
         size=size,
-        items=_item_counts(b, own, split),
+        items=dict(zip(_ITEM_COUNTS, (items.dictionary.to_numpy(), *counts), strict=True)),
         users=pa.table(
             {
                 "user_id": found.users.filter(pa.array(known)),
@@ -381,20 +389,6 @@ def count(found: Sorted, context: Context) -> BucketCounts:
         ),
         ids=found.users,
     )
-
-
-def _item_counts(b: Bucket, rows: NDArray[np.int64], split: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    """Of each item in these rows of a bucket what ``BucketCounts.items`` says."""
-    later, chosen_of = split > 0, b.label == 1
-    rows = rows[sort_order(b.item[rows])]
-    item, time, later, chosen_of = b.item[rows], b.time[rows], later[rows], chosen_of[rows]
-    first = np.flatnonzero(starts_run(item))
-    found: list[NDArray[Any]] = [item[first]]
-    for shown in (~later, later):
-        chosen = shown & chosen_of
-        found += [np.add.reduceat(x, first, dtype=np.int64) for x in (shown, chosen)]
-        found.append(np.maximum.reduceat(np.where(chosen, time, 0), first))
-    return dict(zip(_ITEM_COUNTS, found, strict=True))
 
 
 def pieces_of_bucket(b: Bucket, number: int, context: Context) -> Iterator[tuple[int, Requests] | Sequences]:

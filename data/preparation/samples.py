@@ -20,7 +20,7 @@ _CANDIDATES = 1 << 20  # of the users handled together
 _PIECE = 65_536  # candidates whose histories are laid out together
 _ENTRIES = 1 << 24  # of the histories that are laid out together
 _HOUR = 3600
-_SHUFFLE_BITS = 40  # two candidates in 2**40 draw the same
+_SHUFFLE_BITS = 40  # beside 20 of the requests of a block; two candidates in 2**40 draw the same
 
 
 @dataclass
@@ -214,7 +214,7 @@ def mixed(s: Samples, rows: NDArray[np.int64], requests_too: bool, rng: np.rando
     if requests_too and len(order):
         order = rng.permutation(int(order[-1]) + 1)[order]
     draws = rng.integers(0, 1 << _SHUFFLE_BITS, len(rows))
-    return rows[sort_order(order[rows], draws)]
+    return rows[sort_order(order[rows], draws, last_is_random=True)]
 
 
 def requests_of(
