@@ -38,9 +38,9 @@ $(STAMP): requirements/common.txt requirements/$(LOCK).txt setup.py
 	$(BIN)/placerank doctor
 	@touch $@
 
-# Half of the default city, and the alignment cut short, to fit into three minutes: 10 steps, a small reward model.
+# A third of the default city, and the alignment cut short, to fit into three minutes: 10 steps, a small reward model.
 demo: $(STAMP) ## a simulated city, from simulate to export and lists of places, training on two ranks; in runs/demo
-	$(BIN)/placerank simulate --out runs/demo/raw --overwrite --items 2500 --users 2500 --requests 17000
+	$(BIN)/placerank simulate --out runs/demo/raw --overwrite --items 1700 --users 1700 --requests 11600
 	$(BIN)/placerank prepare --input runs/demo/raw --out runs/demo/data --overwrite
 	$(BIN)/placerank align --data runs/demo/data --out runs/demo/align --overwrite \
 		--reward.lists 60 --reward.held-out-lists 20 --reward.negatives 7 --gdpo.pairs 160 --queries 500
