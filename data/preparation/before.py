@@ -98,13 +98,14 @@ class Before:
         files = [name for name in self.manifest["files"] if name.startswith("vocab/")]
         return {Path(name).stem: self._read(name) for name in files}
 
-    def item_ids(self) -> pa.Array:
-        """Ids of its items."""
-        return one_array(self._read("catalog.parquet", ["item_id"])["item_id"]).slice(1)
+    def item_ids(self, today: pa.DataType) -> pa.Array:
+        """Ids of its items; raises DataError where today's are of another type."""
+        ids = one_array(self._read("catalog.parquet", ["item_id"])["item_id"]).slice(1)
+        self._check_item_ids(ids.type, today)
+        return ids
 
-    def check_item_ids(self, now: pa.DataType) -> None:
-        """Raises DataError where today's ids of items are of another type."""
-        if (was := self.item_ids().type) != now:
+    def _check_item_ids(self, was: pa.DataType, now: pa.DataType) -> None:
+        if was != now:
             raise DataError(f"items: item_id is {now}, in {self.folder} it is {was}; expected the same ids")
 
     def items(self, today: pa.Table) -> pa.Table:
@@ -118,8 +119,8 @@ class Before:
         Raises:
             DataError: ids of another type.
         """
-        self.check_item_ids(today["item_id"].type)
         catalog = self._read("catalog.parquet").slice(1)
+        self._check_item_ids(catalog["item_id"].type, today["item_id"].type)
         for field in today.schema:
             if field.name not in catalog.column_names:
                 catalog = catalog.append_column(field, pa.nulls(len(catalog), field.type))

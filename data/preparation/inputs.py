@@ -57,8 +57,7 @@ def read_tables(config: PrepareConfig, folder: Path) -> Raw:
         if config.format != "parquet":
             known = None
             if before is not None:
-                before.check_item_ids(pa.string())
-                declaration, known = before.kinds(), before.item_ids()
+                declaration, known = before.kinds(), before.item_ids(pa.string())
             file = fetched(config.input)
             raw = convert(file, config.format, config.columns, work / "raw", bad_rows, declaration, known)
             source = read_manifest(raw, "raw")

@@ -48,11 +48,11 @@ class IdIndex:
         array = one_array(ids)
         if pa.types.is_dictionary(array.type) or array.null_count or self.repeated_in(len(array)):
             encoded = array.dictionary_encode()  # Arrow hashes faster than we do
-            rows = np.append(self.find_each(encoded.dictionary), np.int32(-1))
+            rows = np.append(self._find_each(encoded.dictionary), np.int32(-1))
             return rows[encoded.indices.fill_null(-1).to_numpy()]
-        return self.find_each(array)
+        return self._find_each(array)
 
-    def find_each(self, ids: pa.Array) -> NDArray[np.int32]:
+    def _find_each(self, ids: pa.Array) -> NDArray[np.int32]:
         """As ``find``, of ids that are no dictionary, not null, and hardly ever the same."""
         rows = np.full(len(ids), -1, np.int32)
         if ids.type != self.type or len(self) == 0:

@@ -125,7 +125,8 @@ def write_items(
     """Check and write all items; an index of their ids, and of those that were ``known`` before."""
     table = distinct(output, list(blocks), file, columns)
     output.table("items", file, table)
-    return IdIndex(pa.chunked_array([*table["item_id"].chunks, *others(known, table["item_id"]).chunks]))
+    ids = table["item_id"]
+    return IdIndex(pa.chunked_array([*ids.chunks, *others(known, ids).chunks], ids.type))
 
 
 def others(known: pa.Array | None, ids: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -80,7 +80,8 @@ def read_places(source: Path, output: Output, declaration: Declaration, known: p
     of_rows, of_users = ([c for c in own if c.of == of] for of in ("interactions", "users"))
     names = [c.name for c in INTERACTIONS if c.required or has_column(source, c.name)]
     output.left_out[_LOST] = 0
-    kept = pa.chunked_array([*kept.chunks, *others(known, pa.chunked_array([*kept.chunks, *gone.chunks])).chunks])
+    every = pa.chunked_array([*kept.chunks, *gone.chunks], kept.type)
+    kept = pa.chunked_array([*kept.chunks, *others(known, every).chunks], kept.type)
     ids = pa.chunked_array([*kept.chunks, *gone.chunks], kept.type)
     for table in iter_interactions(source, ids, output.bad_rows, own=of_rows):
         there = pc.less(table["item_index"], len(kept))
