@@ -43,6 +43,7 @@ from .before import COUNTS, Before, write_next
 from .buckets import MOST_FILES, BucketWriter, by_number, part, sharing
 from .inputs import USERS_FILE, WORK, Raw, of_table, read_tables
 from .inputs import extra_columns as extra_columns
+from .item_variance import item_variance
 from .negatives import Reach
 from .outcomes import described, extras, in_words
 from .own import SAMPLED, OwnSeen
@@ -484,6 +485,7 @@ class Job:
             reach_km=self.config.reach_km,
             splits=extra["splits"],
             user_count=users,
+            item_variance=item_variance(self.folder),
         )
         summary = summarize(self.seen, told)
         extra |= {"rejected": told.rejected, "left_out": told.left_out, "summary": summary}

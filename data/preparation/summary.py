@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..raw.columns import DataError
 from ..raw.times import YEAR_1990, iso, looks_like
 from ..requests import OWN
+from .item_variance import PAYS, ItemVariance
 from .own import Distinct
 
 _NEVER = np.iinfo(np.int64).max
@@ -142,6 +143,7 @@ class Told:
         lost: visits left out because nothing else is within ``reach_km``.
         splits: by name, as in the manifest.
         user_count: different users.
+        item_variance: see ``item_variance``; None where that is undefined.
     """
 
     rows_in: dict[str, int]
@@ -161,6 +163,7 @@ class Told:
     reach_km: float
     splits: dict[str, dict[str, Any]]
     user_count: int
+    item_variance: ItemVariance | None
 
 
 def summarize(seen: Seen, told: Told) -> dict[str, Any]:
@@ -190,6 +193,7 @@ def summarize(seen: Seen, told: Told) -> dict[str, Any]:
         "box": {c: [pc.min(items[c]).as_py(), pc.max(items[c]).as_py()] for c in ("lat", "lon")},
         "items_missing": missing,
         "items_never_chosen": float((told.positives == 0).mean()),
+        "item_variance": None if told.item_variance is None else told.item_variance._asdict(),
         "users_known": None if told.users is None else [told.users_known, len(told.vocabulary_ids)],
         "user_tables": told.user_tables,
         "own_columns": told.own,
@@ -206,7 +210,7 @@ def lines(summary: dict[str, Any]) -> list[str]:
         aside.setdefault((row["column"], row["reason"]), []).append(row)
     unused = [f"{file}: {', '.join(columns)}" for file, columns in summary["unused_columns"].items()]
     renamed = [f"{column} as {table}" for column, table in summary["user_tables"].items() if column != table]
-    known = summary["users_known"]
+    known, differ = summary["users_known"], summary["item_variance"]
     starts = [f"{name} from {at}" for name, at in summary["splits_start"].items() if name != "train"]
     told = {
         "rows in": ", ".join(f"{name} {n:,}" for name, n in summary["rows_in"].items()),
@@ -221,12 +225,22 @@ def lines(summary: dict[str, Any]) -> list[str]:
             * any(summary["items_missing"].values())
             + [f"never chosen in training {_percent(summary['items_never_chosen'])}"]
         ),
+        "differ": "" if differ is None else _differ(**differ),
         "users": ", ".join([] if known is None else [f"{known[0]:,} of {known[1]:,} are in the users table", *renamed]),
         "not used": "; ".join(unused),
     }
     found = [f"  {name:<10}{text}" for name, text in told.items() if text]
     own = [f"  feature   {text}" for text in summary["own_columns"]]
     return found[:-1] + own + found[-1:] if told["not used"] else found + own
+
+
+def _differ(variance: float, error: float, samples: int) -> str:
+    told = f"items, beyond what their features say, by a variance of {variance:.2f} ± {error:.2f} (log-odds): "
+    if abs(variance - PAYS) < 2 * error:
+        return told + f"too near to {PAYS} to say whether AKT-Rec or ReST's contrast will gain"
+    if variance > PAYS:
+        return told + f"more than {PAYS}, where AKT-Rec and ReST's contrast gained"
+    return told + f"less than {PAYS}, where AKT-Rec did not gain"
 
 
 def _reason(column: str, reason: str, rows: list[dict[str, Any]]) -> str:
