@@ -15,6 +15,7 @@ results/papers_<table>.csv, beside other datasets' lines that are there, and dra
 
 import argparse
 import csv
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,10 +23,12 @@ import torch
 from placerank.benchmarks.papers.cells import Budget, Cell, Workplace
 from placerank.benchmarks.papers.grids import TABLES, grid_of
 from placerank.benchmarks.papers.robust import robust_lines, robust_markdown
+from placerank.benchmarks.papers.rule import draw_rule, rule_lines, rule_markdown
 from placerank.benchmarks.papers.tables import draw, lines_of, markdown
 from placerank.benchmarks.results_file import RESULTS, keep
 from placerank.reports.progress import Progress
 
+OF_THEIR_OWN = {"robust": (robust_lines, robust_markdown), "rule": (rule_lines, rule_markdown)}
 _KEY = ("table", "dataset", "tower", "variant", "part", "metric")
 
 
@@ -92,17 +95,19 @@ def main() -> None:
     for about, reason in left_out.items():
         print("left out:", *about, f"({reason})")
     for table in args.tables:
-        robust = table == "robust"
-        lines = robust_lines(cells[table]) if robust else lines_of(table, cells[table])
+        lines_for, told = OF_THEIR_OWN.get(table, (partial(lines_of, table), partial(markdown, table)))
+        lines = lines_for(cells[table])
         print(f"\n{table}: {budget_of(args)}")
-        print(robust_markdown(lines) if robust else markdown(table, lines))
+        print(told(lines))
         missing = sum(cell.done() is None for cell in cells[table])
         if missing:
             print(f"\n{missing} of {len(cells[table])} cells are missing")
         if args.save and lines:
             path = keep(f"papers_{table}.csv", lines, _KEY, torch.device("cpu"))
             with open(path, newline="") as f:
-                draw(RESULTS / f"papers_{table}.png", table, list(csv.DictReader(f)))
+                kept = list(csv.DictReader(f))
+            picture = RESULTS / f"papers_{table}.png"
+            _ = draw_rule(picture, kept) if table == "rule" else draw(picture, table, kept)
             print(f"written: {path}")
 
 

@@ -161,6 +161,7 @@ TABLES: dict[str, Grid] = {
         tower: (AKT_USERS, *(replace(v, base=AKT_USERS.name) for v in USER_IDS)) for tower in ("twin", "din")
     },
     "towers": {tower: (NONE,) for tower in ("twin", "din", "hstu")},
+    "rule": {"twin": (NONE, WITHOUT_WARM_UP, AKT)},
     "whole": {tower: (NONE, HGIT, REST, AKT, ALL) for tower in ("din", "twin")},
 }
 

@@ -37,6 +37,7 @@ SHOWN = {  # parts beside the whole test split, by table
     ),
     "codes": ("first visits", "head items", "tail items", "items < 3 times"),
     "robust": (),
+    "rule": (),
     "users": (*activity_parts("users"), "new users"),
     "users_frequent": (*activity_parts("users"), "new users"),
     "towers": ("first visits", "head items", "tail items", "items < 3 times"),

@@ -7,6 +7,8 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,11 +16,15 @@ from scipy import stats
 
 from placerank.benchmarks.papers import __main__ as command
 from placerank.benchmarks.papers import cells as cells_module
+from placerank.benchmarks.papers import rule
 from placerank.benchmarks.papers.cells import Budget, Cell, Workplace, activity_parts, fits, locked, measure
 from placerank.benchmarks.papers.grids import HGIT, NONE, PLAIN, REST, TABLES, grid_of
 from placerank.benchmarks.papers.robust import least_p, robust_lines, robust_markdown, signed_rank
 from placerank.benchmarks.papers.tables import SHOWN, VALIDATION, draw, lines_of, markdown
+from placerank.benchmarks.papers.worlds import version
 from placerank.data.city.simulate import SimulateConfig, simulate
+from placerank.data.manifest import read_manifest
+from placerank.data.preparation.item_variance import ItemVariance
 from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.evaluation.paired import mean_and_spread, paired_bootstrap, paired_t
 from placerank.rankers.towers.tower import TOWERS
@@ -248,3 +254,40 @@ def test_younger_settings_at_their_defaults_change_nothing() -> None:
     assert not fits(off, other)
     assert not fits(wanted, {**wanted, "epochs": 2})
     assert not fits({**wanted, "gone": 1}, wanted)
+
+
+def test_rule_over_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Workplace, "config", lambda self, tower, variant, seed, run: variant)
+    monkeypatch.setattr(cells_module, "identity", lambda variant: {"of": variant.name})
+    monkeypatch.setattr(Workplace, "prepared", lambda self: self.data)
+    variances = {"low": 0.1, "even": 0.2, "more": 0.3, "most": 0.6}
+    monkeypatch.setattr(rule, "item_variance", lambda data: ItemVariance(variances[data.name], 0.01, 1000))
+    gains = {"low": -0.001, "even": 0.001, "more": 0.002, "most": 0.006}
+    cells = [
+        Cell(Workplace(Path(name), tmp_path / name, Budget()), "twin", variant, 0)
+        for name in variances
+        for variant in TABLES["rule"]["twin"]
+    ]
+    for cell in cells:
+        if cell.variant.name != "rest-4":  # its cells are missing
+            _keep(cell, 0.8 + (gains[cell.place.data.name] if cell.variant is not NONE else 0), 0.7, [0.5])
+    lines = rule.rule_lines(cells)
+    assert {(x["dataset"], x["variance"]) for x in lines} == set(variances.items())
+    text = rule.rule_markdown(lines).splitlines()
+    assert [row.split(" | ")[0] for row in text[2:6]] == [f"| {name}" for name in variances]  # by their variance
+    assert "| most | 0.60 ± 0.01 | 1 | 0.8000 | +0.0060 |" in text[5]
+    over = paired_t([0.002, 0.006])
+    assert text[-2] == f"| variance from 0.25 on | 2 | +0.0040 [{over.low:+.4f}, {over.high:+.4f}] |"
+    assert text[-1].startswith("| below 0.25 | 2 | +0.0000 [")
+    assert rule.draw_rule(tmp_path / "rule.png", lines).stat().st_size > 0
+
+
+def test_versions_of_a_dataset(tmp_path: Path) -> None:
+    simulate(SimulateConfig(out=tmp_path / "raw", items=50, users=40, requests=300, cities=1))
+    version(tmp_path / "raw", tmp_path / "out", ["brand"], clicks=True)
+    whole, rows = (pq.read_table(tmp_path / name / "interactions.parquet") for name in ("raw", "out"))
+    assert rows.num_rows == pc.sum(whole["label"]).as_py() > 0 and set(rows["label"].to_pylist()) == {1}
+    items = pq.read_table(tmp_path / "out" / "items.parquet")
+    assert "brand" not in items.column_names and "category" in items.column_names
+    prepared = prepare(PrepareConfig(input=tmp_path / "out", out=tmp_path / "prepared"))
+    assert read_manifest(prepared, "prepared")["source"] == "check-ins"
