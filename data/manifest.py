@@ -16,6 +16,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import UTC, datetime
@@ -255,10 +256,10 @@ def write_manifest(folder: Path, kind: str, config: Any, made_from: dict[str, st
         made_from: name -> ``content_hash`` of what it was made from.
         extra: further JSON-ready fields, stored as they are.
     """
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
-        name = path.relative_to(folder).as_posix()
-        files[name] = describe_file(path)
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    with ThreadPoolExecutor() as threads:
+        described = threads.map(describe_file, paths)
+        files = {path.relative_to(folder).as_posix(): found for path, found in zip(paths, described, strict=True)}
     write_json(
         folder / MANIFEST,
         {

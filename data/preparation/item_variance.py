@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ...kernels.earth import on_sphere
 from ..requests import Lists
 
-SAMPLES = 500_000
+SAMPLES = 300_000
 """Candidates that are looked at, at most; whole requests, from row groups all over the training split."""
 PAYS = 0.25
 """From this variance on the plug-ins gained wherever it was tried, and below it nowhere (docs/papers.md)."""
@@ -46,7 +46,7 @@ class ItemVariance(NamedTuple):
 def item_variance(folder: Path, samples: int = SAMPLES) -> ItemVariance | None:
     """Of the training split of a prepared folder on a disk; None where no item has two samples, or labels don't differ.
 
-    Costs a second of processor time and some 200 bytes a sample.
+    Costs half a second of processor time and some 60 MB at most.
     """
     requests = _requests(folder, samples)
     if requests is None:

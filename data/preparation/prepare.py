@@ -15,6 +15,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -431,6 +432,9 @@ class Job:
             self.last_positive = np.maximum(self.last_positive, then["last_positive"])
         counts = {"positives": self.positives, "impressions": self.shown, "last_positive": self.last_positive}
         write_catalog(self.folder / "catalog.parquet", self.items, columns, counts)
+        beside = ThreadPoolExecutor(1)  # numpy and Arrow let others run
+        variance = beside.submit(item_variance, self.folder)
+        beside.shutdown(wait=False)
         shown, positives, last = self.later
         every = self.positives + positives, self.shown + shown, np.maximum(self.last_positive, last)
         everybody = [read_table(self.work / f"ids-{number:05d}") for number in self.counted]
@@ -485,7 +489,7 @@ class Job:
             reach_km=self.config.reach_km,
             splits=extra["splits"],
             user_count=users,
-            item_variance=item_variance(self.folder),
+            item_variance=variance.result(),
         )
         summary = summarize(self.seen, told)
         extra |= {"rejected": told.rejected, "left_out": told.left_out, "summary": summary}
