@@ -1,7 +1,7 @@
 """Does the variance of items that ``prepare`` tells say where AKT-Rec and ReST's contrast gain?
 
-Of each dataset that variance, which is known before anything is trained, and what the plug-ins changed: on more
-datasets than were used to find the rule, one seed of each is enough, since it is over datasets that it has to hold.
+Of each dataset that variance, which is known before anything is trained, and what the plug-ins changed. One seed of each
+dataset is enough, since it is over datasets that the rule has to hold.
 """
 
 from collections.abc import Sequence
@@ -77,6 +77,7 @@ def draw_rule(path: Path, lines: Sequence[dict[str, Any]]) -> Path:
     for line in {x["dataset"]: x for x in sorted(lines, key=lambda x: float(x["difference"]))}.values():
         at = float(line["variance"]), float(line["difference"])
         axis.annotate(line["dataset"], at, xytext=(4, 3), textcoords="offset points", fontsize="x-small")
+    axis.margins(x=0.12)  # for the names
     axis.axhline(0, color="0.4", linewidth=0.8)
     axis.axvline(PAYS, color="0.4", linewidth=0.8, linestyle="--")
     axis.set_xlabel("variance of items beyond their features (squared log-odds)")

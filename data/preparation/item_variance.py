@@ -2,8 +2,8 @@
 
 A ranker that sees category, brand, region, price, distance, hour and the user's own visits leaves open how much better
 or worse each place does than these say. Its own row has to learn that, from its own visits, which few places have
-many of. AKT-Rec and ReST's contrast lend a place what others know: they gained where there was much to learn and lost a
-little where there was not (docs/papers.md, "Which to use").
+many of. AKT-Rec and ReST's contrast lend a place what others know: they gained where there was much to learn, and
+brought nothing where there was not (docs/papers.md, "What decides whether they pay").
 
 The model: a candidate's label ~ Bernoulli(sigmoid(f + u)), with f a sum of one effect for each value of each feature
 and u of its item, of mean 0 and variance v. f is fitted by Newton steps, feature by feature; v by moments: over pairs
@@ -26,7 +26,7 @@ from ..requests import Lists
 SAMPLES = 300_000
 """Candidates that are looked at, at most; whole requests, from row groups all over the training split."""
 PAYS = 0.25
-"""From this variance on the plug-ins gained wherever it was tried, and below it nowhere (docs/papers.md)."""
+"""From this variance on the plug-ins gained, over datasets; below it the mean was even (docs/papers.md)."""
 _ROWS = ("category_row", "brand_row", "province_row", "city_row", "district_row", "price_row")
 _OF_CANDIDATES = ("item_row", "label", "visits")
 _SWEEPS, _PRIOR, _STEP = 6, 1.0, 2.0  # of the fit: passes, prior precision of an effect, longest step of one

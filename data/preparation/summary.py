@@ -237,10 +237,10 @@ def lines(summary: dict[str, Any]) -> list[str]:
 def _differ(variance: float, error: float, samples: int) -> str:
     told = f"items, beyond what their features say, by a variance of {variance:.2f} ± {error:.2f} (log-odds): "
     if abs(variance - PAYS) < 2 * error:
-        return told + f"too near to {PAYS} to say whether AKT-Rec or ReST's contrast will gain"
+        return told + f"too near to {PAYS} to say whether AKT-Rec pays"
     if variance > PAYS:
-        return told + f"more than {PAYS}, where AKT-Rec and ReST's contrast gained"
-    return told + f"less than {PAYS}, where AKT-Rec did not gain"
+        return told + f"more than {PAYS}, where AKT-Rec gained, and ReST's contrast a little"
+    return told + f"less than {PAYS}, where neither AKT-Rec nor ReST's contrast gained"
 
 
 def _reason(column: str, reason: str, rows: list[dict[str, Any]]) -> str:
