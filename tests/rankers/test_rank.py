@@ -25,7 +25,7 @@ from placerank.data.batches.loader import SampleLoader
 from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.manifest import read_manifest
 from placerank.data.preparation.prepare import PrepareConfig, prepare
-from placerank.evaluation.rank import visits_of
+from placerank.evaluation.rank import own_of, visits_of
 from placerank.kernels.haversine import haversine_km
 from placerank.rankers.dense import RankerConfig
 from placerank.rankers.objectives import ObjectivesConfig
@@ -382,6 +382,42 @@ def test_command_rank(city: SimpleNamespace, tmp_path: Path, capsys: pytest.Capt
     ):
         assert main(["rank", *wrong]) != 0
         assert text in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_own_columns_on_the_command_line(city: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    """As ``Ranker.rank`` takes them, from text; of candidates one for each."""
+    _, asked = asked_of(city)
+    ranker, row = city.ranker, next(r for r in asked.to_pylist() if len(r["candidates"]) > 2)
+    columns = {n: c for n, c in ranker.own.items() if c["of"] == "interactions"}
+    by_joins = {joins: [n for n in columns if columns[n]["joins"] == joins] for joins in ("request", "candidate")}
+    assert all(by_joins.values()), "of requests and of candidates"
+    own = {n: row[n] for n in columns}
+    texts = {n: ",".join(map(str, v)) if isinstance(v, list) else str(v) for n, v in own.items()}
+    assert own_of(texts, ranker.own) == own
+    flags = ["--export", str(city.out), "--user", str(row["user_id"]), "--time", str(row["time"]), "--k", "3"]
+    flags += ["--candidates", *map(str, row["candidates"])]
+    given = [x for pair in texts.items() for x in pair]
+    assert main(["rank", *flags, "--utc-offset", "120", "--own", *given]) == 0
+    want = ranker.rank(row["user_id"], None, row["time"], None, row["candidates"], k=3, utc_offset=120, own=own)
+    told = capsys.readouterr().out
+    plain = ranker.rank(row["user_id"], None, row["time"], None, row["candidates"], k=3)
+    assert want["score_label"].to_pylist() != plain["score_label"].to_pylist(), "they matter"
+    for item in want.to_pylist():
+        assert str(item["item_id"]) in told and f"{item['probability_label']:.2%}" in told
+    kinds = {"seen": {"kind": "buckets", "joins": "request"}, "fees": {"kind": "number", "joins": "candidate"}}
+    got = own_of({"seen": "2024-05-01", "fees": "1.5,,2e3", "other": "a,b"}, kinds)
+    assert got == {"seen": datetime(2024, 5, 1, tzinfo=UTC), "fees": [1.5, None, 2000.0], "other": "a,b"}
+    of_candidates = by_joins["candidate"][0]
+    for wrong, text in (
+        (["--own", "taste", "salty"], "got a column 'taste', expected some of"),
+        (["--own", of_candidates, "1"], f"{of_candidates}: is of candidates; expected a list a request"),
+        (["--own", "lat", "1"], "own: got 'lat', expected own columns"),
+        (["--utc-offset", "1e6"], "expected minutes east of UTC, at most"),
+    ):
+        assert main(["rank", *flags, *wrong]) == 1
+        assert text in capsys.readouterr().err.replace("\n", " ")
+    with pytest.raises(ValueError, match=r"own fees: got 'x', expected a number, or a date"):
+        own_of({"fees": "1,x"}, kinds)
 
 
 def test_command_predict(city: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
