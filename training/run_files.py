@@ -36,6 +36,23 @@ def read_object(file: Path, mend: str = "mend or remove it") -> dict[str, Any] |
     return read_json(file, dict[str, Any], mend) if file.is_file() else None
 
 
+def holds_run(run: Path, part: str) -> bool:
+    """Whether a folder, or what lies behind a URL, holds a run of a step; one whose settings are damaged is taken for
+    it, so that it can be replaced.
+
+    Args:
+        run: the folder.
+        part: a setting that the step's runs have and others have not: "ranker" of train, "student" of adapt.
+    """
+    if not (run / CONFIG).is_file():
+        return False
+    try:
+        settings = json.loads((run / CONFIG).read_bytes())
+    except ValueError:
+        return True
+    return isinstance(settings, dict) and {"data", "run", part} <= set(settings)
+
+
 def read_best(run: Path) -> int | None:
     """The step of the best checkpoint; None before the first validation.
 

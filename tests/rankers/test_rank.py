@@ -3,11 +3,15 @@
 import math
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import sleep
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +32,7 @@ from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.evaluation.rank import own_of, visits_of
 from placerank.kernels.haversine import haversine_km
 from placerank.rankers.dense import RankerConfig
+from placerank.rankers.exported import ExportedRanker
 from placerank.rankers.objectives import ObjectivesConfig
 from placerank.rankers.rank_towers import TowerRanker
 from placerank.training.export import ExportConfig, export
@@ -325,6 +330,20 @@ def test_code_that_is_not_the_programs_is_not_used(city: SimpleNamespace, caplog
     assert ranker._as_code(settings, "here") is None and "here: its program is used, which is slower" in caplog.text
     assert ranker._as_code({"tower": "nowhere:Tower"}, "here") is None
     assert ranker._as_code(None, "here") is None
+
+
+def test_programs_are_read_by_one_thread_at_a_time(city: SimpleNamespace) -> None:
+    """``torch.export.load`` keeps what it reads in a variable that all threads share."""
+    reading = threading.Lock()
+
+    def read(file: Path) -> SimpleNamespace:
+        assert reading.acquire(blocking=False), "another thread reads"
+        sleep(0.05)
+        reading.release()
+        return SimpleNamespace(module=torch.nn.Identity)
+
+    with mock.patch("torch.export.load", read), ThreadPoolExecutor(4) as pool:
+        assert len(list(pool.map(lambda _: ExportedRanker.load(city.out, verify=False), range(4)))) == 4
 
 
 def test_importing_placerank_is_cheap() -> None:

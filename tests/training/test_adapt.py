@@ -90,12 +90,24 @@ def test_what_does_not_fit_is_told(prepared: Path, run: Path, tmp_path: Path) ->
         adapt(small(prepared, run, steps=7, resume=True))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(FileExistsError, match="was not written by placerank adapt"):
+    with pytest.raises(FileExistsError, match="holds files that are no run of placerank adapt; choose another --run"):
         adapt(small(prepared, tmp_path / "mine", overwrite=True))
+    settings = {"data": "d", "run": "r", "ranker": {"tower": "twin"}}  # of placerank train
+    (tmp_path / "mine" / "config.json").write_text(json.dumps(settings))
+    for how in ("overwrite", "resume"):
+        with pytest.raises(FileExistsError, match="no run of placerank adapt"):
+            adapt(small(prepared, tmp_path / "mine", **{how: True}))
+    assert (tmp_path / "mine" / "thesis.tex").exists()
     with pytest.raises(FileNotFoundError, match="'prepared' folder"):
         adapt(small(tmp_path, tmp_path / "c"))
     with pytest.raises(FileNotFoundError, match=r"student: language\.model='.*' cannot be loaded"):
         nothing = LanguageConfig(model=str(tmp_path / "none"))
+        adapt(small(prepared, tmp_path / "d", student=nothing, distillation_weight=0.0))
+    assert [p.name for p in (tmp_path / "d").iterdir()] == ["config.json"]
+    with pytest.raises(
+        FileNotFoundError, match=r"student: language\.model='.*other' cannot be loaded"
+    ):  # and is tried again
+        nothing = LanguageConfig(model=str(tmp_path / "other"))
         adapt(small(prepared, tmp_path / "d", student=nothing, distillation_weight=0.0))
     for bad, said in (
         ({"reasons": 9}, "reasons=9: expected at most batch_size=8"),
@@ -265,6 +277,9 @@ def test_what_an_advisor_cannot_be_asked_is_told(advisor: Advisor, run: Path, tm
         ({"place": None}, "no last visit to go by"),
         ({"history": [("x", now - 1)]}, "history: expected ids of type int"),
         ({"utc_offset": 5000.0}, "expected minutes east of UTC"),
+        ({"time": now * 1000}, "time: got .* it may be milliseconds since 1970: divide them by 1,000"),
+        ({"time": 5}, "time: got 5, expected whole seconds since 1970 UTC, of the years 1990 to 2099"),
+        ({"history": [(1, 19_000)]}, "history: got 19000, .* it may be days since 1970"),
     ):
         with pytest.raises(ValueError, match=said):
             advisor.recommend(**({"history": [], "place": (0.0, 0.0), "time": now} | bad))
