@@ -238,6 +238,18 @@ def test_other_test_data_is_refused_in_one_line(runs, some, items, tmp_path):
         assert told in str(error.value) and str(other) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_one_label_alone_is_compared_by_what_is_defined(some, items, tmp_path):
+    for name, label in (("negatives", np.zeros_like(some.label)), ("positives", np.ones_like(some.label))):
+        alike = dataclasses.replace(some, label=label)
+        paths = tuple(
+            write_run(tmp_path / f"{name}-{t}", worse(alike, x, 3), items, tower=t) for t, x in (("din", 0), ("sim", 2))
+        )
+        out = compare(CompareConfig(runs=paths, out=tmp_path / name, resamples=20))
+        metrics = json.loads((out / "comparison.json").read_text())["differences"][0]["metrics"]
+        assert metrics["auc"]["mean"] is None and metrics["log_loss"]["mean"] != 0
+        assert "undefined" in (out / "comparison.html").read_text() and (out / "comparison.png").stat().st_size
+
+
 def test_another_objective_is_not_other_data(runs, some, items, tmp_path):
     """Runs are compared by their first objective; of another one the labels are others, and so is what to do."""
     about = {"objective": "order"}
