@@ -11,9 +11,9 @@ import numpy as np
 
 from ..data import LABEL
 from ..data.manifest import MANIFEST, read_manifest, verify_files
+from ..data.plain import flat
 from ..data.urls import fetched
 from ..training.predictions import Predictions
-from ..training.run_files import flat
 from .breakdown import Slicing, read_slicings
 
 # Of a run, not of what it is a run of.

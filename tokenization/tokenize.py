@@ -38,7 +38,7 @@ from ..data.manifest import (
     write_json,
     write_manifest,
 )
-from ..data.plain import read_json
+from ..data.plain import flat, read_json
 from ..data.requests import OWN
 from ..data.urls import fetched
 from ..reports.progress import Progress
@@ -266,7 +266,7 @@ class _Job:
             log.warning(f"{', '.join(idle)}: no effect, because the codebooks are those of {config.add}")
         encoder = read_manifest(folder, "tokenizer")["encoder"]
         if encoder and self.store.made_from and encoder != self.store.made_from:
-            was, now = encoder, self.store.made_from
+            was, now = dict(flat(encoder)), dict(flat(self.store.made_from))
             differs = sorted(key for key in {*was, *now} if was.get(key) != now.get(key))
             told = "; ".join(f"{key}: {was.get(key)!r}, now {now.get(key)!r}" for key in differs)
             raise ValueError(

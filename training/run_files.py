@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -160,15 +159,6 @@ def _parsed(line: str) -> dict[str, Any] | None:
         return None
     numbers = (value for name, value in values.items() if name != "split")
     return values if all(value is None or isinstance(value, (int, float)) for value in numbers) else None
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings within settings by dotted names, in their order: ("ranker.tower", "din")."""
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def empty(run: Path, *kept: str) -> None:

@@ -304,9 +304,10 @@ def test_what_does_not_fit_is_told(source: Any, made: Path, tmp_path: Path, capl
 
     for model in ("a", "b"):
         some = ids[:250] if model == "a" else ids[250:]
-        EmbeddingWriter(tmp_path / model, some, DIM, made_from={"model": model}).write(0, embed(some))
+        encoder = {"encoder": {"model": model, "pooling": "mean"}}
+        EmbeddingWriter(tmp_path / model, some, DIM, made_from=encoder).write(0, embed(some))
     first = tokenize(replace(config, embeddings=tmp_path / "a", out=tmp_path / "first"))
-    with pytest.raises(ValueError, match=r"\(model: 'a', now 'b'\): expected the same; encode the items"):
+    with pytest.raises(ValueError, match=r"\(encoder\.model: 'a', now 'b'\): expected the same; encode the items"):
         tokenize(replace(config, embeddings=tmp_path / "b", add=first, overwrite=True))
 
     (tmp_path / "damaged").mkdir()

@@ -21,6 +21,7 @@ from placerank.rankers.adapter.queries import INTENTS
 from placerank.rankers.adapter.world import ALL, World, by_length, read_catalog
 from placerank.training import adapt as adapt_module
 from placerank.training.adapt import adapt, trained, world_of
+from placerank.training.inference import read_config
 from placerank.training.settings import AdaptConfig
 
 SMALL = {"columns": 16, "layers": 1, "heads": 2, "hidden": 16}
@@ -266,6 +267,11 @@ def test_a_question_is_routed(prepared: Path, advisor: Advisor, monkeypatch: pyt
     assert len(advisor.answer("why?", [], (-80.0, 0.0), 1_750_000_000).places) == 0
     monkeypatch.setattr(Advisor, "intent", lambda self, text: "recommend")
     assert len(advisor.answer("where?", *about, k=4).places) == 4
+
+
+def test_what_reads_runs_of_train_tells_that_this_is_none(run: Path) -> None:
+    with pytest.raises(ValueError, match=r"has a run of `placerank adapt`, expected one of `placerank train`"):
+        read_config(run)
 
 
 def test_what_an_advisor_cannot_be_asked_is_told(advisor: Advisor, run: Path, tmp_path: Path) -> None:
