@@ -64,7 +64,7 @@ from .dense import Scorer
 FEATURES, SCORER = "features.json", "scorer.pt2"
 log = logging.getLogger(__name__)
 aten = torch.ops.aten
-_LOADING = threading.Lock()  # torch.export.load is for one thread at a time
+_LOADING = threading.Lock()  # torch.export.load is for one thread at a time (pytorch/pytorch#195099, open)
 _ANY: dict[str, Any] = {"name": "", "column": "", "of": "request"}
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor
 
 from ..data.manifest import drop_lines_after, read_manifest, whole_file, write_json
-from ..data.plain import from_plain, read_json
+from ..data.plain import flat, from_plain, read_json
 from ..rankers.adapter.advisor import save_advisor
 from ..rankers.adapter.config import LanguageConfig
 from ..rankers.adapter.language import make_language
@@ -95,11 +95,11 @@ def _begin(config: AdaptConfig) -> None:
     if config.resume and begun:
         then = from_plain(AdaptConfig, read_json(file, dict[str, Any], "use --overwrite"), str(file))
         then = replace(then, run=config.run, data=config.data)
-        changed = [name for name, value in asdict(now).items() if asdict(then)[name] != value]
-        if changed:
+        was, wanted = (dict(flat(asdict(settings))) for settings in (then, now))
+        if changed := [name for name, value in wanted.items() if was.get(name) != value]:
             raise ValueError(
-                f"resume: {changed[0]} is {getattr(now, changed[0])}, the run has {getattr(then, changed[0])}; go on "
-                f"with the same settings ({file}), or choose another --run"
+                f"resume: {changed[0]} is {wanted[changed[0]]}, the run has {was.get(changed[0])}; go on with the "
+                f"same settings ({file}), or choose another --run"
             )
     write_json(file, now)
 

@@ -89,6 +89,10 @@ def test_what_does_not_fit_is_told(prepared: Path, run: Path, tmp_path: Path) ->
         adapt(small(prepared, run))
     with pytest.raises(ValueError, match="resume: steps is 7, the run has 6"):
         adapt(small(prepared, run, steps=7, resume=True))
+    with pytest.raises(
+        ValueError, match=r"resume: student.columns is 24, the run has \d+; go on with the same settings"
+    ):
+        adapt(small(prepared, run, student=LanguageConfig(columns=24), resume=True))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(FileExistsError, match="holds files that are no run of placerank adapt; choose another --run"):
