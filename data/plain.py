@@ -9,7 +9,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -171,6 +171,15 @@ def _made(cls: Any, plain: Any, where: str, at: str, lacking: list[str]) -> Any:
         raise ValueError(f"{where}: {error}") from error
 
 
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings within settings by dotted names, in their order: ("ranker.tower", "din")."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def set_places(config: Any) -> None:
     """Let every path of a config be a local one or a ``Url``, also where it was given as text or as a ``Path``.
 
@@ -193,7 +202,7 @@ def check_types(config: Any, at: str) -> None:
 
     Args:
         config: a dataclass.
-        at: begins the settings' names.
+        at: begins the settings' names; "": nothing does.
 
     Raises:
         TypeError: names the setting, what was got and what was expected.
@@ -201,7 +210,7 @@ def check_types(config: Any, at: str) -> None:
     _check_held(config, at)
     hints = get_type_hints(type(config), include_extras=True)
     for f in dataclasses.fields(config):
-        value, hint, where = getattr(config, f.name), hints[f.name], f"{at}.{f.name}"
+        value, hint, where = getattr(config, f.name), hints[f.name], f"{at}.{f.name}" if at else f.name
         if dataclasses.is_dataclass(value):
             check_types(value, where)
             continue
@@ -222,7 +231,8 @@ def _check_held(config: Any, at: str) -> None:
 def check_numbers(
     config: Any, prefix: str, endless: tuple[str, ...] = (), least: dict[str, int] | None = None, **most: int
 ) -> None:
-    """That every number in a config can be computed with: finite, and whole ones at most ``MOST`` or as told here.
+    """That a config's values are of their types, and that every number in it can be computed with: finite, and whole
+    ones at most ``MOST`` or as told here.
 
     For ``__post_init__``; looks into lists and dicts, not into the configs that a config holds.
 
@@ -235,9 +245,9 @@ def check_numbers(
 
     Raises:
         ValueError: names the setting.
-        TypeError: something else in place of settings that it holds.
+        TypeError: as ``check_types``.
     """
-    _check_held(config, prefix)
+    check_types(config, prefix)
     for f in dataclasses.fields(config):
         limit = most.get(f.name, MOST)
         for key, value in _numbers(getattr(config, f.name)):

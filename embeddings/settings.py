@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.plain import set_places
+from ..data.plain import check_types, set_places
 
 FORMATS = ("parquet", "safetensors", "npy", "faiss", "faiss-hnsw")
 DTYPES = ("fp32", "fp16", "int8", "int4")
@@ -33,4 +33,5 @@ class ApplyConfig:
     """Replace the folder if it exists."""
 
     def __post_init__(self) -> None:
+        check_types(self, "")
         set_places(self)

@@ -169,13 +169,16 @@ def _draw(ax: Axes, y: float, of: dict[str, Any]) -> None:
         ax.barh(y, high - low, left=low, height=0.5, color=colour, alpha=0.22, linewidth=0)
     if of["requests"] is not None:
         ax.plot(of["requests"], [y, y], color=colour, linewidth=2)
+    if of["mean"] is None:  # undefined, as an AUC is where there are only negatives
+        ax.text(0, y, " undefined", va="center", color=colour)
+        return
     ax.plot(of["mean"], y, "o", color=colour, markersize=5)
 
 
 def _span(shown: list[dict[str, Any]]) -> tuple[float, float]:
     """Both ends of an axis of differences; intervals over seeds may go beyond it: of two seeds they are endless."""
-    ends = [0.0, *(s["mean"] for s in shown), *(x for s in shown for x in s["requests"] or ())]
-    ends += [x for s in shown for x in s["by_seed"] if x is not None]
+    ends = [0.0, *(x for s in shown for x in s["requests"] or ())]
+    ends += [x for s in shown for x in (s["mean"], *s["by_seed"]) if x is not None]
     room = 0.08 * (max(ends) - min(ends)) or 0.001
     return min(ends) - room, max(ends) + room
 

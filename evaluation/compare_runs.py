@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from ..data import LABEL
 from ..data.manifest import MANIFEST, read_manifest, verify_files
+from ..data.plain import flat
 from ..data.urls import fetched
 from ..training.predictions import Predictions
-from ..training.run_files import flat
 from .breakdown import Slicing, read_slicings
 
 # Of a run, not of what it is a run of.
@@ -96,7 +97,14 @@ def read_evaluated(path: Path) -> Evaluated:
 
 
 def check_same_rows(first: Evaluated, other: Evaluated, a: Predictions, b: Predictions) -> None:
-    """Raises ValueError, in one line, where two evaluations are not of the same candidates of the same requests."""
+    """Raises ValueError, in one line, where two evaluations are not of one objective, and of the same candidates of the
+    same requests."""
+    about = [run.metrics.get("objective", LABEL) for run in (first, other)]
+    if about[0] != about[1]:
+        raise ValueError(
+            f"{first.folder} is about {about[0]} and {other.folder} about {about[1]}, the first of their "
+            "ranker.objectives.labels, by which runs are compared; name runs with the same first one"
+        )
     told = [
         f"{run.folder} ({run.metrics['split']} split, {len(p):,} rows, data "
         f"{run.manifest['made_from'].get('prepared', 'unknown')[:12]})"

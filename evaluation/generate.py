@@ -297,7 +297,8 @@ def _print(table: pa.Table, requests: int) -> None:
         shown.add_column(name, justify="left" if name == "item" else "right")
     first = table["request"][0].as_py() if len(table) else -1
     for row in table.filter(pc.equal(table["request"], first)).to_pylist():
-        shown.add_row(str(row["place"]), str(row["item_id"]), f"{row['probability']:.3%}", f"{row['km']:.2f}")
+        km = "–" if math.isnan(row["km"]) else f"{row['km']:.2f}"
+        shown.add_row(str(row["place"]), str(row["item_id"]), f"{row['probability']:.3%}", km)
     console = Console()
     if len(table):
         console.print(shown)

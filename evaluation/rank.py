@@ -51,7 +51,8 @@ def rank(config: RankConfig) -> Path | None:
     candidates = None
     if config.candidates is not None:
         candidates = as_ids(config.candidates, ranker.item_ids.type, "candidates")
-    found = ranker.rank(user, config.place, moment, history, candidates, config.within_km, config.k, by=config.by)
+    also: dict[str, Any] = {"by": config.by, "utc_offset": config.utc_offset, "own": own_of(config.own, ranker.own)}
+    found = ranker.rank(user, config.place, moment, history, candidates, config.within_km, config.k, **also)
     items = ItemFacts.load(folder)
     found = with_places(found, ranker, items)
     known = pc.index(ranker.user_ids, pa.scalar(user, ranker.user_ids.type)).as_py() >= 0
@@ -88,6 +89,42 @@ def as_ids(texts: list[str], kind: pa.DataType, name: str) -> list[Any]:
     except ValueError:
         bad = next(text for text in texts if not text.strip().lstrip("+-").isdigit())
         raise ValueError(f"{name}: got {bad!r}, expected a whole number, as this ranker's ids are") from None
+
+
+def own_of(texts: dict[str, str], columns: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Own columns of a request, given as text, as ``Ranker.rank`` takes them.
+
+    Args:
+        texts: as ``RankConfig.own`` has them; of names that the ranker doesn't know they stay text.
+        columns: ``Ranker.own``.
+
+    Raises:
+        ValueError: a number or a date is none.
+    """
+    found: dict[str, Any] = {}
+    for name, text in texts.items():
+        about = columns.get(name, {"kind": "category", "joins": "request"})
+        of_candidates = about["joins"] == "candidate"
+        values = [
+            part.strip() or None if about["kind"] == "category" else _number_or_date(part.strip(), name)
+            for part in (text.split(",") if of_candidates else [text])
+        ]
+        found[name] = values if of_candidates else values[0]
+    return found
+
+
+def _number_or_date(text: str, name: str) -> float | datetime | None:
+    if not text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        date = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"own {name}: got {text!r}, expected a number, or a date as 2024-05-01T12:00") from None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)  # prepare too takes these as UTC
 
 
 def visits_of(file: Path, user: Any, before: int) -> list[tuple[Any, int]]:

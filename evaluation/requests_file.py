@@ -9,10 +9,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..data.raw.checks import is_text
-from ..data.raw.columns import MOST_OFFSET
 from ..data.raw.hours import EXPECTED, HOURS, OPENING_HOURS, is_hours, opening_hours
 from ..data.raw.parts import open_parquet
 from ..data.urls import fetched
+from ..rankers.rank_requests import checked, numbers_of
+
+_KNOWN = ("user_id", "time", "lat", "lon", "utc_offset")
 
 
 @dataclass(frozen=True)
@@ -39,40 +41,41 @@ def read_requests(file: Path, users: pa.ChunkedArray) -> Asked:
     """Requests of a Parquet file.
 
     Args:
-        file: has user_id, time (unix seconds, or a timestamp), and lat and lon, and utc_offset (minutes), where known.
+        file: has user_id, time (unix seconds, or a timestamp, UTC without a zone), and lat and lon, and utc_offset
+            (minutes), where known.
         users: raw ids by user row.
 
     Raises:
-        ValueError: columns that are missing or of another type.
+        ValueError: columns that are missing, not known or of another type, or hold what can't be.
     """
     with open_parquet(fetched(file)) as parquet:
         table = parquet.read()
-    if lacking := sorted({"user_id", "time"} - set(table.column_names)):
-        raise ValueError(f"{file}: no column {lacking[0]}; expected user_id and time, and lat and lon where known")
-    ids, time = table["user_id"], table["time"]
-    if ids.type != users.type:
-        raise ValueError(f"{file}: user_id is {ids.type}, expected {users.type} as in the prepared data")
-    if pa.types.is_timestamp(time.type):
-        time = pc.cast(pc.cast(time, pa.timestamp("s", time.type.tz), safe=False), pa.int64())
-    if not pa.types.is_integer(time.type) or time.null_count:
-        raise ValueError(
-            f"{file}: time is {time.type} with {time.null_count:,} nulls, expected unix seconds or a timestamp"
-        )
+    for name in table.column_names:
+        if name not in _KNOWN:
+            raise ValueError(f"{file}: got a column {name!r}, expected some of {', '.join(_KNOWN)}; leave it out")
+    if "time" in table.column_names and pa.types.is_timestamp(kind := table["time"].type) and kind.tz is None:
+        at = table.column_names.index("time")
+        table = table.set_column(at, "time", table["time"].cast(pa.timestamp(kind.unit, "UTC")))
+    try:
+        asked = checked(table, ())
+        found = [numbers_of(asked, name, np.float32) for name in ("lat", "lon", "utc_offset")]
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    ids = _ids(asked["user_id"], users.type, f"{file}: user_id")
     row = pc.fill_null(pc.index_in(ids, value_set=users, skip_nulls=True), 0).to_numpy()
-    if ("lat" in table.column_names) != ("lon" in table.column_names):
-        raise ValueError(f"{file}: has lat or lon alone; expected both or none")
-    unknown = pa.chunked_array([pa.nulls(len(table), pa.float32())])
-    found = []
-    for name, unit, most in (("lat", "degrees", 90), ("lon", "degrees", 180), ("utc_offset", "minutes", MOST_OFFSET)):
-        values = table[name] if name in table.column_names else unknown
-        kinds = (pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal, pa.types.is_null)
-        if not any(is_kind(values.type) for is_kind in kinds):
-            raise ValueError(f"{file}: {name} is {values.type}, expected a number of {unit}")
-        numbers = pc.cast(values, pa.float32(), safe=False).to_numpy().copy()
-        if (np.abs(numbers) > most).any():
-            raise ValueError(f"{file}: {name} of {np.nanmax(np.abs(numbers)):g}, expected {unit} of at most {most}")
-        found.append(numbers)
-    return Asked(ids, row.astype(np.int64), time.to_numpy().astype(np.int64), *found)
+    return Asked(ids, row.astype(np.int64), asked["time"].to_numpy(), *found)
+
+
+def _ids(ids: pa.ChunkedArray, kind: pa.DataType, name: str) -> pa.ChunkedArray:
+    """Raw ids in the type that they have in the prepared data: whole numbers or text, of whatever Arrow type.
+
+    Raises:
+        ValueError: text where those are numbers, or numbers where they are text.
+    """
+    text = pa.types.is_string(kind)
+    if not pa.types.is_null(ids.type) and not (is_text(ids.type) if text else pa.types.is_integer(ids.type)):
+        raise ValueError(f"{name} is {ids.type}, expected {kind} as in the prepared data")
+    return ids.cast(kind)
 
 
 def read_places(file: Path, items: pa.Table) -> pa.Table:
@@ -86,8 +89,8 @@ def read_places(file: Path, items: pa.Table) -> pa.Table:
         The columns of ``items``, and ``opening_hours`` as the catalog has them.
 
     Raises:
-        ValueError: a column is missing, ids are of another type, there twice, or in the catalog already; opening hours
-            that are none.
+        ValueError: a column is missing, ids are of another type, there twice, or in the catalog already; degrees or
+            opening hours that are none.
     """
     with open_parquet(fetched(file)) as parquet:
         table = parquet.read()
@@ -100,12 +103,21 @@ def read_places(file: Path, items: pa.Table) -> pa.Table:
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         raise ValueError(f"{file}: row {row}, {OPENING_HOURS}: got {hours[row].as_py()!r}, expected {EXPECTED}")
-    table = table.select(["item_id", "lat", "lon"])
-    ids = table["item_id"]
-    if ids.type != items["item_id"].type:
-        raise ValueError(f"{file}: item_id is {ids.type}, expected {items['item_id'].type} as in the prepared data")
+    ids = _ids(table["item_id"], items["item_id"].type, f"{file}: item_id")
+    degrees = {}
+    for name, most in (("lat", 90), ("lon", 180)):
+        try:
+            degrees[name] = numbers_of(table, name, np.float64)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+        wrong = ~(np.abs(degrees[name]) <= most)  # NaN too: a place that is nowhere is never listed
+        if wrong.any():
+            row = int(wrong.argmax())
+            got = table[name][row].as_py()
+            raise ValueError(f"{file}: row {row}, {name}: got {got}, expected degrees from -{most} to {most}")
     if ids.null_count or len(pc.unique(ids)) < len(ids):
         raise ValueError(f"{file}: an item_id is missing or there twice; expected each place once")
     if (there := pc.sum(pc.is_in(ids, value_set=items["item_id"])).as_py() or 0) > 0:
         raise ValueError(f"{file}: {there:,} of {len(ids):,} places are in the prepared data already; leave them out")
-    return table.cast(items.schema).append_column(OPENING_HOURS, known)
+    found = pa.table({"item_id": ids, **degrees}).select(items.column_names)
+    return found.cast(items.schema).append_column(OPENING_HOURS, known)

@@ -167,6 +167,11 @@ class RankConfig:
     """Places of the list, at most."""
     by: str | None = None
     """Of a ranker of several objectives, which one orders the list; default: the first."""
+    utc_offset: float | None = None
+    """Minutes east of UTC there and then, for rankers that were trained with it."""
+    own: dict[str, str] = field(default_factory=dict)
+    """Own columns of interactions, as device ios fee 2.5; a date as 2024-05-01T12:00:00+02:00. One of candidates has a
+    value for each, in their order, with commas between; nothing is unknown."""
     out: Path | None = None
     """An HTML file to write as well, with the list on a map."""
     overwrite: bool = False

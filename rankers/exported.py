@@ -36,6 +36,7 @@ U are free, T may be 0. No device is written into the program: it runs where its
 
 import json
 import logging
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -63,6 +64,7 @@ from .dense import Scorer
 FEATURES, SCORER = "features.json", "scorer.pt2"
 log = logging.getLogger(__name__)
 aten = torch.ops.aten
+_LOADING = threading.Lock()  # torch.export.load is for one thread at a time (pytorch/pytorch#195099, open)
 _ANY: dict[str, Any] = {"name": "", "column": "", "of": "request"}
 
 
@@ -226,7 +228,8 @@ class ExportedRanker:
         features = load_features(folder / FEATURES)
         needed = {t.name for t in features.tables}
         tables = {n: open_table(folder / TABLES, n, table) for n, table in exported.items() if n in needed}
-        scorer = torch.export.load(folder / SCORER).module()
+        with _LOADING:
+            scorer = torch.export.load(folder / SCORER).module()
         own = {column["name"]: column for column in manifest.get("own", ())}
         return cls(features, Catalog.load(folder, features), tables, scorer, own)
 

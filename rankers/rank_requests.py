@@ -170,15 +170,20 @@ def seconds_of(column: pa.Array | pa.ChunkedArray, name: str) -> pa.Array:
             f"{name}: got {column.type} with {column.null_count:,} nulls, expected whole seconds since 1970 UTC, or "
             "timestamps with a time zone"
         )
-    found = column.cast(pa.int64()).to_numpy()
-    wrong = (found < YEAR_1990) | (found >= _YEAR_2100)
+    column = column.cast(pa.int64())
+    check_years(column.to_numpy(), name)
+    return column
+
+
+def check_years(moments: NDArray[np.int64], name: str) -> None:
+    """Raises ValueError where whole seconds are not of 1990 to 2099; says what they look like."""
+    wrong = (moments < YEAR_1990) | (moments >= _YEAR_2100)
     if wrong.any():
-        number = int(found[wrong.argmax()])
+        number = int(moments[wrong.argmax()])
         raise ValueError(
             f"{name}: got {number}, expected whole seconds since 1970 UTC, of the years 1990 to 2099; "
             f"it may be {looks_like(number) or 'of another unit'}"
         )
-    return column.cast(pa.int64())
 
 
 def _place(value: Any) -> tuple[float, float]:

@@ -103,6 +103,7 @@ class RankerConfig:
         return getattr(self, self.kind)
 
     def __post_init__(self) -> None:
+        check_numbers(self, "ranker", mlp=65_536)
         if self.kind not in ("tower", *SETTINGS):
             raise ValueError(f"ranker.kind={self.kind!r}: expected one of tower, {', '.join(SETTINGS)}")
         if self.generates and (self.rest.enabled or self.akt.enabled):
@@ -115,6 +116,5 @@ class RankerConfig:
                 f"ranker.kind={self.kind} and ranker.objectives: objectives are those of towers, a generative ranker "
                 "learns which places are visited; leave them out"
             )
-        check_numbers(self, "ranker", mlp=65_536)
         if not self.mlp or min(self.mlp) < 1:
             raise ValueError(f"ranker.mlp={self.mlp}: expected one or more positive widths")

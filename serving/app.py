@@ -106,10 +106,10 @@ class Service:
             new = await self._renew(again=True)
         except (OSError, ValueError) as error:
             return _error(409, str(error))
-        return _json({"reloaded": new, "version": self.versions.current.name})
+        return _json({"reloaded": new, "version": self.versions.current.name, "error": self.versions.error})
 
     async def health(self, request: Request) -> Response:
-        """What is served since when, and why not what lies there, if so."""
+        """What is served since when, and why not all that lies there, if so."""
         current = self.versions.current
         return _json(
             {

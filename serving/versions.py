@@ -57,6 +57,9 @@ class Versions:
         deltas: a folder, or URL, whose subfolders are deltas; None: there are none.
         work: an empty folder for exports that deltas lead to.
 
+    Attributes:
+        error: why what lies there is not served, or not all of it; None where it is.
+
     Raises:
         FileNotFoundError, ValueError: the export, or a delta, is not whole.
     """
@@ -66,7 +69,9 @@ class Versions:
         self.error: str | None = None
         self._recent: deque[Asked] = deque(maxlen=_RECENT)
         self._refused: object = None
-        self.current = self._loaded(self._way(), None)
+        way, gap = self._way()
+        self.current = self._loaded(way, None)
+        self._tell(gap)
 
     def rank(self, requests: list[Asked]) -> list[tuple[Version, dict[str, list[object]] | Refused]]:
         """Answers, and who gave them: all of one version."""
@@ -89,9 +94,9 @@ class Versions:
                 says so until something else lies there.
         """
         try:
-            way = self._way()
+            way, gap = self._way()
             if way[-1][0] == self.current.content:
-                self.error = None
+                self._tell(gap)
                 return False
             files = [_files(path) for _, path in way]
             if not again and files == self._refused:
@@ -109,19 +114,40 @@ class Versions:
             self.error = told
             raise
         log.info("%s serves in place of %s", new.name, self.current.name)
-        self.current, self.error, self._refused = new, None, None
+        self.current, self._refused = new, None
+        self._tell(gap)
         self._clear()  # what the old ranker has mapped stays until it is gone
         return True
 
-    def _way(self) -> list[tuple[str, Path]]:
-        """From the export to what should be served: the content hash of each step, and the export or delta to it."""
-        way = [(str(read_manifest(self.export, "export")["content_hash"]), self.export)]
-        ahead: dict[str, tuple[str, Path]] = {}
-        for _, told, folder in sorted(self._deltas(), key=lambda delta: delta[0]):
-            ahead[told["base"]] = (told["result"], folder)  # of two from one base the later one
+    def _tell(self, gap: str | None) -> None:
+        """Once, that what serves is not the newest that lies there."""
+        if gap and gap != self.error:
+            log.warning("%s", gap)
+        self.error = gap
+
+    def _way(self) -> tuple[list[tuple[str, Path]], str | None]:
+        """From the export to what should be served: the content hash of each step, and the export or delta to it.
+
+        And why the newest delta is not on that way, where a step to it is missing. An export that is newer than all
+        deltas has taken their place.
+        """
+        export = read_manifest(self.export, "export")
+        way = [(str(export["content_hash"]), self.export)]
+        deltas = sorted(self._deltas(), key=lambda delta: delta[0])
+        ahead = {told["base"]: (told["result"], folder) for _, told, folder in deltas}  # of two from one the later one
         while (step := ahead.get(way[-1][0])) and step[0] not in [content for content, _ in way]:
             way.append(step)
-        return way
+        served = {content for content, _ in way}
+        for created, told, folder in deltas[::-1]:
+            if created != deltas[-1][0] or created < str(export.get("created")):
+                break
+            if told["base"] not in served and told["result"] not in served:
+                base = told["base"][:_SHORT]
+                return way, (
+                    f"{folder} is of the base {base}, to which no delta leads from {way[-1][0][:_SHORT]}, which "
+                    f"serves: put the one to {base} beside it, or a new export in place of {self.export}"
+                )
+        return way, None
 
     def _deltas(self) -> Iterable[tuple[str, dict[str, str], Path]]:
         if self.deltas and not isinstance(self.deltas, Url) and self.deltas.is_file():

@@ -38,7 +38,7 @@ from ..data.manifest import (
     write_json,
     write_manifest,
 )
-from ..data.plain import read_json
+from ..data.plain import flat, read_json
 from ..data.requests import OWN
 from ..data.urls import fetched
 from ..reports.progress import Progress
@@ -124,7 +124,7 @@ def _all_found(data: Path, ids: pa.Array, of: str) -> NDArray[np.int64]:
             f"{lost[0].as_py()!r}: expected embeddings of these {of}s; give the data that they were made from"
         )
     if count > len(ids):
-        log.warning(f"{count - len(ids):,} of {count:,} {of}s have no embedding: they get no semantic ID")
+        log.warning(f"{count - len(ids):,} of {count:,} {of}s have no embedding: they get no new semantic ID")
     return rows
 
 
@@ -168,6 +168,11 @@ class _Job:
                     f"{self.before.ids.type}; expected the same"
                 )
             self.new = np.flatnonzero(pc.index_in(ids, value_set=self.before.ids).is_null().to_numpy(False))
+            if ranks.is_first:
+                log.info(
+                    f"{len(self.new):,} of {len(ids):,} {self.of}s with an embedding are new to {config.add}, the "
+                    "others keep the semantic ID that they have there, whatever their vectors are now"
+                )
             self.made_from["tokens"] = self.before.hash
         no_matter = ("resume", "overwrite", "device", "report", "out")  # to codes
         settings = {name: value for name, value in asdict(config).items() if name not in no_matter}
@@ -261,7 +266,7 @@ class _Job:
             log.warning(f"{', '.join(idle)}: no effect, because the codebooks are those of {config.add}")
         encoder = read_manifest(folder, "tokenizer")["encoder"]
         if encoder and self.store.made_from and encoder != self.store.made_from:
-            was, now = encoder, self.store.made_from
+            was, now = dict(flat(encoder)), dict(flat(self.store.made_from))
             differs = sorted(key for key in {*was, *now} if was.get(key) != now.get(key))
             told = "; ".join(f"{key}: {was.get(key)!r}, now {now.get(key)!r}" for key in differs)
             raise ValueError(

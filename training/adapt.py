@@ -20,7 +20,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor
 
 from ..data.manifest import drop_lines_after, read_manifest, whole_file, write_json
-from ..data.plain import from_plain, read_json
+from ..data.plain import flat, from_plain, read_json
 from ..rankers.adapter.advisor import save_advisor
 from ..rankers.adapter.config import LanguageConfig
 from ..rankers.adapter.language import make_language
@@ -30,7 +30,7 @@ from ..rankers.adapter.queries import NEXT, line
 from ..rankers.adapter.sentences import spelt
 from ..rankers.adapter.world import BLOCK, Asking, Lesson, World, by_length
 from ..reports.progress import Progress
-from .run_files import CONFIG
+from .run_files import CONFIG, holds_run
 from .run_lock import LOCK, run_lock
 from .settings import AdaptConfig
 
@@ -84,22 +84,22 @@ def _begin(config: AdaptConfig) -> None:
     """
     held = [path for path in config.run.iterdir() if path.name != LOCK]
     file, now = config.run / CONFIG, replace(config, resume=False, overwrite=False)
-    ours = file.is_file() or not held
-    if held and not (config.resume or config.overwrite):
+    if held and not holds_run(config.run, "student"):
+        raise FileExistsError(f"{config.run} holds files that are no run of placerank adapt; choose another --run")
+    begun = [path for path in held if path.name != CONFIG]  # the settings alone: it failed before anything was learned
+    if begun and not (config.resume or config.overwrite):
         raise FileExistsError(f"{config.run} has a run in it; choose another --run, --resume or --overwrite")
-    if not ours:
-        raise FileExistsError(f"{config.run} was not written by placerank adapt (no {CONFIG}); choose another --run")
     if config.overwrite:
         for path in held:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if config.resume and held:
+    if config.resume and begun:
         then = from_plain(AdaptConfig, read_json(file, dict[str, Any], "use --overwrite"), str(file))
         then = replace(then, run=config.run, data=config.data)
-        changed = [name for name, value in asdict(now).items() if asdict(then)[name] != value]
-        if changed:
+        was, wanted = (dict(flat(asdict(settings))) for settings in (then, now))
+        if changed := [name for name, value in wanted.items() if was.get(name) != value]:
             raise ValueError(
-                f"resume: {changed[0]} is {getattr(now, changed[0])}, the run has {getattr(then, changed[0])}; go on "
-                f"with the same settings ({file}), or choose another --run"
+                f"resume: {changed[0]} is {wanted[changed[0]]}, the run has {was.get(changed[0])}; go on with the "
+                f"same settings ({file}), or choose another --run"
             )
     write_json(file, now)
 

@@ -14,7 +14,7 @@ from .inputs import Inputs, read_inputs
 from .model import assemble
 from .predictions import Score
 from .rows_by_id import find_moves, load_by_id
-from .run_files import CHECKPOINTS, CONFIG, found_folder, read_object, trained_on, whole_checkpoint
+from .run_files import CHECKPOINTS, CONFIG, found_folder, holds_run, read_object, trained_on, whole_checkpoint
 from .runtime import Runtime, on_first_rank
 from .sharding import ShardingConfig
 from .tasks import candidate_scorer, visit_scorer
@@ -38,12 +38,14 @@ def read_config(
     Raises:
         FileNotFoundError: not a run folder, or the folders that it was trained on are gone; says with which flag to
             name them.
-        ValueError: the config is damaged.
+        ValueError: the config is damaged, or that of another step.
     """
     file = run / CONFIG
     content = read_object(file, "mend it or train again")
     if content is None:
         raise FileNotFoundError(f"{file} not found: expected a folder that `placerank train` made")
+    if holds_run(run, "student"):
+        raise ValueError(f"{run} has a run of `placerank adapt`, expected one of `placerank train`; ask it by advise")
     config = from_plain(TrainConfig, content, str(file))
     tokens, of_users = semantic_ids, user_semantic_ids
     if tokens is None and config.features.semantic_ids is not None:

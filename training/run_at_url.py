@@ -11,7 +11,7 @@ from pathlib import Path
 from ..data.manifest import MANIFEST
 from ..data.urls import UrlError, delete_files, get_files, listed, put_files
 from .checkpoint import saved_steps
-from .run_files import BEST, CHECKPOINTS, CONFIG, empty, read_best
+from .run_files import BEST, CHECKPOINTS, CONFIG, empty, holds_run, read_best
 from .run_lock import LOCK
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,10 @@ class RunAtUrl:
         """
         empty(self.folder, LOCK)
         there = listed(self.url)
-        if there and CONFIG not in there:
-            raise FileExistsError(f"{self.url} holds files that are no run; choose another folder for --run")
+        if there and not holds_run(self.url, "ranker"):
+            raise FileExistsError(
+                f"{self.url} holds files that are no run of placerank train; choose another folder for --run"
+            )
         if there and not resume and not overwrite:
             raise FileExistsError(f"{self.url} holds a run; pass --resume to go on, or --overwrite to start anew")
         if resume and there:

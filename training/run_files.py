@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,23 @@ def read_object(file: Path, mend: str = "mend or remove it") -> dict[str, Any] |
         ValueError: something else is in it.
     """
     return read_json(file, dict[str, Any], mend) if file.is_file() else None
+
+
+def holds_run(run: Path, part: str) -> bool:
+    """Whether a folder, or what lies behind a URL, holds a run of a step; one whose settings are damaged is taken for
+    it, so that it can be replaced.
+
+    Args:
+        run: the folder.
+        part: a setting that the step's runs have and others have not: "ranker" of train, "student" of adapt.
+    """
+    if not (run / CONFIG).is_file():
+        return False
+    try:
+        settings = json.loads((run / CONFIG).read_bytes())
+    except ValueError:
+        return True
+    return isinstance(settings, dict) and {"data", "run", part} <= set(settings)
 
 
 def read_best(run: Path) -> int | None:
@@ -143,15 +159,6 @@ def _parsed(line: str) -> dict[str, Any] | None:
         return None
     numbers = (value for name, value in values.items() if name != "split")
     return values if all(value is None or isinstance(value, (int, float)) for value in numbers) else None
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings within settings by dotted names, in their order: ("ranker.tower", "din")."""
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def empty(run: Path, *kept: str) -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
 
-from .run_files import flat, read_object
+from ..data.plain import flat
+from .run_files import read_object
 from .settings import Tracker
 
 log = logging.getLogger(__name__)

@@ -30,7 +30,18 @@ from .inputs import read_inputs
 from .model import Trainee, assemble, average_buffers
 from .rows_by_id import find_moves, load_by_id
 from .run_at_url import RunAtUrl
-from .run_files import BEST, CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, empty, read_object, trained_on, whole_checkpoint
+from .run_files import (
+    BEST,
+    CHECKPOINTS,
+    CONFIG,
+    ENVIRONMENT,
+    METRICS,
+    empty,
+    holds_run,
+    read_object,
+    trained_on,
+    whole_checkpoint,
+)
 from .run_lock import LOCK, run_lock
 from .runtime import Runtime, on_first_rank, runtime
 from .settings import TrainConfig
@@ -103,11 +114,11 @@ def train(config: TrainConfig) -> Path:
 def _check_run_folder(config: TrainConfig) -> None:
     """Raises FileExistsError where this run may not be put into the folder."""
     run = config.run
-    holds_run = (run / CONFIG).exists()
-    if holds_run and not config.resume and not config.overwrite:
-        raise FileExistsError(f"{run} holds a run; pass --resume to go on with it, or --overwrite to start anew")
-    if not holds_run and not config.resume and any(p.name != LOCK for p in run.iterdir()):
-        raise FileExistsError(f"{run} holds files that are no run; choose another folder for --run")
+    if holds_run(run, "ranker"):
+        if not config.resume and not config.overwrite:
+            raise FileExistsError(f"{run} holds a run; pass --resume to go on with it, or --overwrite to start anew")
+    elif (run / CONFIG).exists() or (not config.resume and any(p.name != LOCK for p in run.iterdir())):
+        raise FileExistsError(f"{run} holds files that are no run of placerank train; choose another folder for --run")
 
 
 def _open_run_folder(config: TrainConfig) -> None:

@@ -59,7 +59,7 @@ class SimulateConfig:
         if not 0 < self.reach_km <= 100:
             raise ValueError(f"reach_km: got {self.reach_km}, expected more than 0 and at most 100 (one city)")
         if not 0 < self.click_rate < 1:
-            raise ValueError(f"click_rate: got {self.click_rate}, expected between 0 and 1")
+            raise ValueError(f"click_rate: got {self.click_rate}, expected more than 0 and less than 1")
         if not 0 <= self.orders < 1:
             raise ValueError(f"orders: got {self.orders}, expected 0 (none), or less than 1")
         if not 0 <= self.countryside < 1:

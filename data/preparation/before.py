@@ -25,7 +25,7 @@ from ..manifest import read_manifest
 from ..raw.columns import DataError
 from ..raw.outcomes import Outcomes
 from ..raw.own import Declaration, Declared, OwnColumn
-from ..raw.parts import table_files
+from ..raw.schema import has_rows
 from ..raw.times import iso
 from ..requests import OFFSET, SEQUENCES, Sequences, sequences_to_read
 from ..urls import fetched, place
@@ -98,6 +98,11 @@ class Before:
         files = [name for name in self.manifest["files"] if name.startswith("vocab/")]
         return {Path(name).stem: self._read(name) for name in files}
 
+    @property
+    def item_type(self) -> pa.DataType:
+        """Of ids of items."""
+        return self._read("catalog.parquet", ["item_id"])["item_id"].type
+
     def item_ids(self, today: pa.DataType) -> pa.Array:
         """Ids of its items; raises DataError where today's are of another type."""
         ids = one_array(self._read("catalog.parquet", ["item_id"])["item_id"]).slice(1)
@@ -159,11 +164,12 @@ class Before:
         return found
 
     def declaration(self, raw: Path) -> Declaration:
-        """What ``own`` says of the columns of a raw folder; of users only where it has some."""
+        """What ``own`` says of the columns of a raw folder; of items and users only where it has some."""
         found: Declaration = {}
         tables, vocabularies = self.manifest["tables"], self.own.vocabularies
+        without = [of for of in ("items", "users") if not has_rows(raw, of)]
         for f in self.own.features:
-            if f["of"] == "users" and not table_files(raw, "users"):
+            if f["of"] in without:
                 continue
             name = f["table"]
             hashed = tables[name] - 1 if name is not None and name not in vocabularies else None
@@ -186,7 +192,8 @@ class Before:
         return sorted(known, key=lambda c: order[c.of, c.column]), left
 
     def completed(self, made: OwnPlan, items: pa.Table) -> OwnPlan:
-        """With the features of users where today has none, and of items what was known of those not listed today."""
+        """With the features of users or items where today has none of these, and of items what was known of those not
+        listed today."""
         catalog = self._read("catalog.parquet").slice(1)
         listed = items[LISTED].to_numpy()
         for name, values in made.items.items():
@@ -202,7 +209,10 @@ class Before:
             elif table is not None:
                 made.hashed[table] = self.manifest["tables"][table] - 1
             name = f"{f['name']}_{form_of(f['kind'])}"
-            made.users[name] = pa.array([], self.users[name].type)
+            if f["of"] == "items":
+                made.items[name] = one_array(catalog[name])
+            else:
+                made.users[name] = pa.array([], self.users[name].type)
         order = [(f["of"], f["column"]) for f in self.own.features]
         made.features.sort(key=lambda f: order.index((f["of"], f["column"])))
         return made

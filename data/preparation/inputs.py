@@ -13,7 +13,7 @@ from ..raw.checks import BadRows
 from ..raw.outcomes import check_outcomes
 from ..raw.own import OwnColumn, own_columns, read_declaration
 from ..raw.readers import convert
-from ..raw.schema import has_column, inventory, read_items, read_users
+from ..raw.schema import has_column, has_rows, inventory, no_items, read_items, read_users
 from ..requests import EXTRA
 from ..urls import fetched
 from .before import Before
@@ -69,9 +69,14 @@ def read_tables(config: PrepareConfig, folder: Path) -> Raw:
             own, left = before.known_alone(own, left)
         else:
             own, left = own_columns(raw, declaration, config.outcomes.names)
-        items = read_items(raw, bad_rows, of_table("items", own))
+        if before is None or has_rows(raw, "items"):
+            items = read_items(raw, bad_rows, of_table("items", own))
+        else:  # a day on which nothing opened or changed
+            items = no_items(before.item_type)
         items = items.take(pa.array(id_order(items["item_id"])))
-        users = read_users(raw, bad_rows, of_table("users", own))
+        users = None
+        if before is None or has_rows(raw, "users"):
+            users = read_users(raw, bad_rows, of_table("users", own))
         if before is not None:
             items = before.items(items)
         write_table(items, work / ITEMS_FILE)

@@ -32,7 +32,9 @@ _BESIDE = np.zeros(256, bool)  # what may stand before an opening and after a cl
 _BESIDE[[_NEWLINE, _QUOTE, _COMMA]] = True
 
 
-def csv_rows(file: Path, bad_rows: BadRows, repeats: Counter[str]) -> Iterator[tuple[np.ndarray, pa.Table]]:
+def csv_rows(
+    file: Path, bad_rows: BadRows, repeats: Counter[str], empty: bool = False
+) -> Iterator[tuple[np.ndarray, pa.Table]]:
     """A CSV file with a header: the rows' line numbers and columns of text, "" as null, by blocks.
 
     A row is called by its first line. Blank lines between rows are passed over; lines that repeat the header, as in
@@ -40,7 +42,7 @@ def csv_rows(file: Path, bad_rows: BadRows, repeats: Counter[str]) -> Iterator[t
     set aside. Columns without a name are called "column 3".
 
     Raises:
-        DataError: also for a header that is none, and for a file without rows.
+        DataError: also for a header that is none, and for a file without rows unless it may be ``empty``.
     """
     names: list[str] = []
     header = b""
@@ -73,7 +75,7 @@ def csv_rows(file: Path, bad_rows: BadRows, repeats: Counter[str]) -> Iterator[t
         block = following
     if not names:
         raise DataError(f"{file}: the file holds blank lines alone, expected a header line and rows; write it again")
-    if not some:
+    if not some and not empty:
         raise DataError(f"{file}: the file has a header and no rows, expected at least one; write it again")
 
 

@@ -51,8 +51,9 @@ class Output:
                 yield lines, table
                 progress.update(len(lines))
 
-    def csv(self, file: Path) -> Iterator[tuple[np.ndarray, pa.Table]]:
-        return self.counted(file, csv_rows(file, self.bad_rows, self.repeats))
+    def csv(self, file: Path, empty: bool = False) -> Iterator[tuple[np.ndarray, pa.Table]]:
+        """The blocks of a CSV file; ``empty``: it may have no rows."""
+        return self.counted(file, csv_rows(file, self.bad_rows, self.repeats, empty))
 
     def interactions(
         self,
@@ -122,8 +123,14 @@ def write_items(
     columns: tuple[Column, ...] = ITEMS,
     known: pa.Array | None = None,
 ) -> IdIndex:
-    """Check and write all items; an index of their ids, and of those that were ``known`` before."""
-    table = distinct(output, list(blocks), file, columns)
+    """Check and write all items; an index of their ids, and of those that were ``known`` before.
+
+    Where some were known there may be none now, and then there is no table of them.
+    """
+    parts = list(blocks)
+    if not parts and known is not None:
+        return IdIndex(known)
+    table = distinct(output, parts, file, columns)
     output.table("items", file, table)
     ids = table["item_id"]
     return IdIndex(pa.chunked_array([*ids.chunks, *others(known, ids).chunks], ids.type))

@@ -29,9 +29,9 @@ from .checks import Block, as_mask, blank_to_null, is_text
 from .columns import ITEMS, DataError
 from .output import Output, others
 from .own import Declaration, own_columns
-from .parts import Part, open_parquet, parts, unreadable
+from .parts import Part, open_parquet, parts, table_files, unreadable
 from .paths import PATH, category_paths
-from .schema import INTERACTIONS, has_column, inventory, iter_interactions, read_users
+from .schema import INTERACTIONS, has_column, has_rows, inventory, iter_interactions, read_users
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +67,9 @@ def read_places(source: Path, output: Output, declaration: Declaration, known: p
             f"interactions/), got {held}"
         )
     items = _Items(output)
-    for part in parts(source, "places"):
+    for part in parts(source, "places") if known is None or table_files(source, "places") else ():
         items.add(part)
-    kept, gone = items.finish(source)
+    kept, gone = items.finish(source, none=known is not None)
     used = {of: {c: d for c, d in columns.items() if d.use} for of, columns in declaration.items() if of != "items"}
     own, left = own_columns(source, used)  # what is left out as declared is so later
     rows, notes = inventory(source)
@@ -88,6 +88,8 @@ def read_places(source: Path, output: Output, declaration: Declaration, known: p
         output.left_out[_LOST] += len(table) - (pc.sum(there).as_py() or 0)
         table = table.filter(there).select([*names, *(c.key for c in of_rows)])
         output.add(table.rename_columns([*names, *(c.column for c in of_rows)]))
+    if known is not None and not has_rows(source, "users"):
+        return
     if (users := read_users(source, output.bad_rows, of_users)) is not None:
         users = users.rename_columns(["user_id", *(c.column for c in of_users)])
         pq.write_table(users, output.folder / "users.parquet", compression="zstd")
@@ -147,12 +149,12 @@ class _Items:
             self.kept += written["item_id"].chunks
             self.origin.append((part.file, part.label, rows[good]))
 
-    def finish(self, source: Path) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-        """Ids of the items, each once, and of places that were left out."""
+    def finish(self, source: Path, none: bool) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+        """Ids of the items, each once, and of places that were left out; ``none``: there may be no items."""
         if self.writer is not None:
             self.writer.close()
         kept = pa.chunked_array(self.kept, pa.string())
-        if len(kept) == 0:
+        if len(kept) == 0 and not (none and not self.output.bad_rows.counts):
             why = "; ".join(f"{n:,} {reason}" for reason, n in self.output.left_out.items() if n)
             raise DataError(f"{source}: no place of it can be used; left out: {why or 'none'}")
         if pc.count_distinct(kept).as_py() < len(kept):

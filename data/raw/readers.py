@@ -80,8 +80,8 @@ def convert(
         out: the folder to make. Ids are strings in it, those of ``places`` what they are there.
         bad_rows: what to do with bad rows and broken lines; default: the first raises.
         declaration: csv and places: what is said of columns that the schema doesn't name.
-        known: ids of items of the days before, which interactions may have too, string; not for check-ins, whose
-            rows are all that says where items are.
+        known: ids of items of the days before, which interactions may have too, string; then a table of items, and
+            one of users, may be missing or empty. Not for check-ins, whose rows are all that says where items are.
 
     Returns:
         ``out``. The manifest (kind "raw") has ``rows`` by file, ``left_out`` by reason (check-ins that name no place,
@@ -117,10 +117,13 @@ def convert(
 # --- tables of items and interactions --------------------------------------------------------------------------
 
 
-def _yelp_file(source: Path, kind: str) -> Path:
+def _yelp_file(source: Path, kind: str, optional: bool = False) -> Path | None:
+    """A file of Yelp's; None where an optional one is not there, or has nothing in it."""
     for name in (f"yelp_academic_dataset_{kind}.json", f"{kind}.json"):
         if (source / name).is_file():
-            return source / name
+            return source / name if not optional or (source / name).stat().st_size else None
+    if optional:
+        return None
     held = sorted(p.name for p in source.iterdir())[:20] if source.is_dir() else "no folder"
     raise FileNotFoundError(f"{source}: expected yelp_academic_dataset_{kind}.json, got {held}; check the path")
 
@@ -168,9 +171,12 @@ def _yelp_times(text: str) -> str:
 
 def _yelp(source: Path, output: Output, known: pa.Array | None) -> None:
     """Businesses are items, reviews are visits; tips and check-ins are not read."""
-    business, review = _yelp_file(source, "business"), _yelp_file(source, "review")
+    business, review = _yelp_file(source, "business", known is not None), _yelp_file(source, "review")
+    assert review is not None
 
     def items() -> Iterator[tuple[np.ndarray, pa.Table, pa.Table]]:
+        if business is None:
+            return
         for lines, table in output.counted(business, json_lines(business, _YELP_BUSINESS, output.bad_rows)):
             price = pc.struct_field(table["attributes"], "RestaurantsPriceRange2")  # "2", "u'2'" or "None"
             tier = pc.struct_field(pc.extract_regex(price, r"(?P<tier>[1-4])"), "tier")
@@ -188,7 +194,7 @@ def _yelp(source: Path, output: Output, known: pa.Array | None) -> None:
             raw = pa.table(columns)
             yield lines, raw, pa.table({**columns, "category": yelp_category(table["categories"])})
 
-    ids = write_items(output, items(), business, known=known)
+    ids = write_items(output, items(), business or source, known=known)
     for lines, table in output.counted(review, json_lines(review, _YELP_REVIEW, output.bad_rows)):
         columns = {
             "user_id": table["user_id"],
@@ -234,15 +240,16 @@ def _csv(
             hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(dict.fromkeys(ours))}"
             raise ValueError(f"columns: got '{name}', which is not a column of the schema; {hint}")
     items, interactions, users = (_csv_file(source, n) for n in ("items", "interactions", "users"))
-    if items is None or interactions is None:
+    if interactions is None or (items is None and known is None):
         held = sorted(p.name for p in source.iterdir())[:20] if source.is_dir() else "no folder"
-        raise FileNotFoundError(f"{source}: expected items.csv and interactions.csv (or .csv.gz), got {held}")
+        both = "items.csv and interactions.csv" if known is None else "interactions.csv"
+        raise FileNotFoundError(f"{source}: expected {both} (or .csv.gz), got {held}")
     used: set[str] = set()
 
     own: dict[str, OwnText] = {}
 
     def read(file: Path, of: str, columns: tuple[Column, ...]) -> Iterator[tuple[np.ndarray, pa.Table, pa.Table]]:
-        for lines, table in output.csv(file):
+        for lines, table in output.csv(file, empty=known is not None and of != "interactions"):
             chosen = _chosen(file, table, mapping, columns)
             if of not in own:
                 ours = {theirs: name for name, theirs in chosen.items()}
@@ -256,15 +263,17 @@ def _csv(
             raw, values = parsed(pa.table({ours: table[theirs] for ours, theirs in chosen.items()}), columns)
             yield lines, *map(_side_by_side, (raw, values), own[of].values(table))
 
-    parts = list(read(items, "items", ITEMS))
-    ids = write_items(output, parts, items, (*ITEMS, *_own(own, "items")), known)
+    parts = [] if items is None else list(read(items, "items", ITEMS))
+    ids = write_items(output, parts, items or source, (*ITEMS, *_own(own, "items")), known)
     for lines, raw, values in read(interactions, "interactions", INTERACTIONS):
         output.interactions(interactions, lines, raw, values, ids, _own(own, "interactions"))
     if users is not None:
         key = key_column("user_id")
         parts = list(read(users, "users", (key,)))
-        output.table("users", users, distinct(output, parts, users, (key, *_own(own, "users"))))
-    unknown = [f"{ours}={theirs}" for ours, theirs in mapping.items() if theirs not in used]
+        if parts or known is None:
+            output.table("users", users, distinct(output, parts, users, (key, *_own(own, "users"))))
+    unread = {c.name for c in ITEMS} - {c.name for c in INTERACTIONS} if "items" not in own else set()  # of no items
+    unknown = [f"{ours}={theirs}" for ours, theirs in mapping.items() if theirs not in used and ours not in unread]
     if unknown:
         raise DataError(f"{source}: columns {', '.join(unknown)} name no column of the files; correct or drop them")
 

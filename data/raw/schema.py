@@ -41,8 +41,10 @@ __all__ = [
     "DataError",
     "OnBadRows",
     "has_column",
+    "has_rows",
     "inventory",
     "iter_interactions",
+    "no_items",
     "read_items",
     "read_users",
 ]
@@ -195,6 +197,16 @@ def _read_table(
     blocks = [_read_whole(part, columns, own, bad_rows) for part in found]
     tables = _finish(path, found, blocks, [columns] * len(found), columns[0].name, bad_rows)
     return pa.concat_tables(tables, promote_options="default")
+
+
+def has_rows(path: Path, name: str) -> bool:
+    """Whether a raw folder has that table, with any row in it."""
+    return bool(table_files(path, name)) and any(part.rows for part in parts(path, name))
+
+
+def no_items(ids: pa.DataType) -> pa.Table:
+    """What ``read_items`` would return of no items."""
+    return pa.table({c.name: pa.array([], ids if c.name == "item_id" else c.type) for c in ITEMS})
 
 
 def has_column(path: Path, name: str) -> bool:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ..plain import check_types
+
 OnBadRows = Literal["error", "skip"]
 INTERACTIONS = (
     "user_id",
@@ -33,6 +35,7 @@ class Outcomes:
     weight: str | None = None
 
     def __post_init__(self) -> None:
+        check_types(self, "")
         seen = set[str]()
         for setting, names in (("labels", self.labels), ("amount", (self.amount,)), ("weight", (self.weight,))):
             for name in names:

@@ -26,7 +26,7 @@ from ...data.manifest import read_manifest, whole_folder, write_json, write_mani
 from ...data.plain import from_plain, read_json
 from ...kernels.haversine import unit_vectors, unit_vectors_km
 from ..generative.reach import minute_of_week
-from ..rank_requests import seconds
+from ..rank_requests import check_years, seconds
 from .checker import Checker
 from .config import AdapterConfig
 from .facts import Known, clauses, sentences
@@ -264,12 +264,14 @@ class Advisor:
         utc_offset: float | None,
     ) -> _Request:
         now = seconds(time)
+        check_years(np.array([now]), "time")
         if place is not None and not (abs(place[0]) <= 90 and abs(place[1]) <= 180):
             raise ValueError(f"place: got {place}, expected latitude and longitude in degrees")
         if utc_offset is not None and not abs(utc_offset) <= 1080:
             raise ValueError(f"utc_offset: got {utc_offset}, expected minutes east of UTC, at most 1,080")
         before = sorted(((i, seconds(t)) for i, t in history), key=lambda visit: visit[1])
         before = [visit for visit in before if visit[1] < now]
+        check_years(np.array([t for _, t in before], np.int64), "history")
         rows = self._rows([i for i, _ in before], "history")
         batch = _batch(rows, np.array([t for _, t in before], np.int64), place, now, utc_offset)
         places = self.model.places

@@ -32,13 +32,18 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
 
 def test_settings_of_wrong_types_are_told(tmp_path: Path) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
-    wrong = pr.RankerConfig(tower=None)  # type: ignore[arg-type]
-    for config, text in (
-        (pr.TrainConfig(data=data, run=run, epochs=2.5), r"train.epochs: got 2.5, expected a whole number"),
-        (pr.TrainConfig(data=data, run=run, epochs=True), r"train.epochs: got True, expected a whole number"),
-        (pr.TrainConfig(data=data, run=run, ranker=wrong), r"train.ranker.tower: got None, expected a text"),
+    for name, value, text in (
+        ("epochs", 2.5, r"epochs: got 2.5, expected a whole number"),
+        ("epochs", "3", r"epochs: got '3', expected a whole number"),
+        ("ranker", pr.RankerConfig(), r"ranker.tower: got None, expected a text"),
     ):
-        with pytest.raises(TypeError, match=text):
+        config = pr.TrainConfig(data=data, run=run)
+        if name == "ranker":
+            value.tower = None  # type: ignore[assignment, attr-defined]
+        with pytest.raises(TypeError, match=f"^{text}"):
+            pr.TrainConfig(data=data, run=run, **{name: value})  # type: ignore[arg-type]
+        setattr(config, name, value)  # and so are those that were changed since
+        with pytest.raises(TypeError, match=f"^train.{text}"):
             pr.train(config)
     with pytest.raises(TypeError, match=r"ranker: got 'din', expected settings, a RankerConfig\(\.\.\.\)"):
         pr.TrainConfig(data=data, run=run, ranker="din")  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from placerank.data.manifest import write_json, write_manifest
 from placerank.evaluation.breakdown import ItemFacts, read_slicings, slice_metrics, slicings, write_slicings
 from placerank.evaluation.compare import compare, measure_groups
 from placerank.evaluation.compare_measures import METRICS, draws, measure_draws
-from placerank.evaluation.compare_runs import group, read_evaluated
+from placerank.evaluation.compare_runs import check_same_rows, group, read_evaluated
 from placerank.evaluation.paired import paired_t
 from placerank.evaluation.settings import CompareConfig, EvaluateConfig
 from placerank.training.metrics import summarize
@@ -236,6 +236,28 @@ def test_other_test_data_is_refused_in_one_line(runs, some, items, tmp_path):
         with pytest.raises(ValueError, match="are of different test data, so no request can be paired") as error:
             compare(CompareConfig(runs=(runs[0], other)))
         assert told in str(error.value) and str(other) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_one_label_alone_is_compared_by_what_is_defined(some, items, tmp_path):
+    for name, label in (("negatives", np.zeros_like(some.label)), ("positives", np.ones_like(some.label))):
+        alike = dataclasses.replace(some, label=label)
+        paths = tuple(
+            write_run(tmp_path / f"{name}-{t}", worse(alike, x, 3), items, tower=t) for t, x in (("din", 0), ("sim", 2))
+        )
+        out = compare(CompareConfig(runs=paths, out=tmp_path / name, resamples=20))
+        metrics = json.loads((out / "comparison.json").read_text())["differences"][0]["metrics"]
+        assert metrics["auc"]["mean"] is None and metrics["log_loss"]["mean"] != 0
+        assert "undefined" in (out / "comparison.html").read_text() and (out / "comparison.png").stat().st_size
+
+
+def test_another_objective_is_not_other_data(runs, some, items, tmp_path):
+    """Runs are compared by their first objective; of another one the labels are others, and so is what to do."""
+    about = {"objective": "order"}
+    other = write_run(tmp_path / "order", dataclasses.replace(some, label=1 - some.label), items, metrics=about)
+    with pytest.raises(ValueError, match=r"evaluation is about label and .*order/evaluation about order, the first of"):
+        compare(CompareConfig(runs=(runs[0], other)))
+    same = write_run(tmp_path / "same", some, items, metrics={"objective": "label"})  # of data that knows orders, too
+    check_same_rows(read_evaluated(runs[0]), read_evaluated(same), some, some)
 
 
 def test_what_is_not_there_or_not_whole(runs, some, items, tmp_path):

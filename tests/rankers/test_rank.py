@@ -3,11 +3,15 @@
 import math
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import sleep
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +29,10 @@ from placerank.data.batches.loader import SampleLoader
 from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.manifest import read_manifest
 from placerank.data.preparation.prepare import PrepareConfig, prepare
-from placerank.evaluation.rank import visits_of
+from placerank.evaluation.rank import own_of, visits_of
 from placerank.kernels.haversine import haversine_km
 from placerank.rankers.dense import RankerConfig
+from placerank.rankers.exported import ExportedRanker
 from placerank.rankers.objectives import ObjectivesConfig
 from placerank.rankers.rank_towers import TowerRanker
 from placerank.training.export import ExportConfig, export
@@ -327,6 +332,20 @@ def test_code_that_is_not_the_programs_is_not_used(city: SimpleNamespace, caplog
     assert ranker._as_code(None, "here") is None
 
 
+def test_programs_are_read_by_one_thread_at_a_time(city: SimpleNamespace) -> None:
+    """``torch.export.load`` keeps what it reads in a variable that all threads share."""
+    reading = threading.Lock()
+
+    def read(file: Path) -> SimpleNamespace:
+        assert reading.acquire(blocking=False), "another thread reads"
+        sleep(0.05)
+        reading.release()
+        return SimpleNamespace(module=torch.nn.Identity)
+
+    with mock.patch("torch.export.load", read), ThreadPoolExecutor(4) as pool:
+        assert len(list(pool.map(lambda _: ExportedRanker.load(city.out, verify=False), range(4)))) == 4
+
+
 def test_importing_placerank_is_cheap() -> None:
     code = "import sys, placerank; assert not {'torch', 'pyarrow', 'numpy'} & set(sys.modules); placerank.load"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
@@ -382,6 +401,42 @@ def test_command_rank(city: SimpleNamespace, tmp_path: Path, capsys: pytest.Capt
     ):
         assert main(["rank", *wrong]) != 0
         assert text in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_own_columns_on_the_command_line(city: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    """As ``Ranker.rank`` takes them, from text; of candidates one for each."""
+    _, asked = asked_of(city)
+    ranker, row = city.ranker, next(r for r in asked.to_pylist() if len(r["candidates"]) > 2)
+    columns = {n: c for n, c in ranker.own.items() if c["of"] == "interactions"}
+    by_joins = {joins: [n for n in columns if columns[n]["joins"] == joins] for joins in ("request", "candidate")}
+    assert all(by_joins.values()), "of requests and of candidates"
+    own = {n: row[n] for n in columns}
+    texts = {n: ",".join(map(str, v)) if isinstance(v, list) else str(v) for n, v in own.items()}
+    assert own_of(texts, ranker.own) == own
+    flags = ["--export", str(city.out), "--user", str(row["user_id"]), "--time", str(row["time"]), "--k", "3"]
+    flags += ["--candidates", *map(str, row["candidates"])]
+    given = [x for pair in texts.items() for x in pair]
+    assert main(["rank", *flags, "--utc-offset", "120", "--own", *given]) == 0
+    want = ranker.rank(row["user_id"], None, row["time"], None, row["candidates"], k=3, utc_offset=120, own=own)
+    told = capsys.readouterr().out
+    plain = ranker.rank(row["user_id"], None, row["time"], None, row["candidates"], k=3)
+    assert want["score_label"].to_pylist() != plain["score_label"].to_pylist(), "they matter"
+    for item in want.to_pylist():
+        assert str(item["item_id"]) in told and f"{item['probability_label']:.2%}" in told
+    kinds = {"seen": {"kind": "buckets", "joins": "request"}, "fees": {"kind": "number", "joins": "candidate"}}
+    got = own_of({"seen": "2024-05-01", "fees": "1.5,,2e3", "other": "a,b"}, kinds)
+    assert got == {"seen": datetime(2024, 5, 1, tzinfo=UTC), "fees": [1.5, None, 2000.0], "other": "a,b"}
+    of_candidates = by_joins["candidate"][0]
+    for wrong, text in (
+        (["--own", "taste", "salty"], "got a column 'taste', expected some of"),
+        (["--own", of_candidates, "1"], f"{of_candidates}: is of candidates; expected a list a request"),
+        (["--own", "lat", "1"], "own: got 'lat', expected own columns"),
+        (["--utc-offset", "1e6"], "expected minutes east of UTC, at most"),
+    ):
+        assert main(["rank", *flags, *wrong]) == 1
+        assert text in capsys.readouterr().err.replace("\n", " ")
+    with pytest.raises(ValueError, match=r"own fees: got 'x', expected a number, or a date"):
+        own_of({"fees": "1,x"}, kinds)
 
 
 def test_command_predict(city: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,7 +88,7 @@ def test_reload_and_health(exports: SimpleNamespace, service: SimpleNamespace) -
     client, versions = service.client, service.versions
     first = client.get("/health").json()
     assert first["ready"] and first["error"] is None and first["content_hash"].startswith(first["version"])
-    assert client.post("/reload").json() == {"reloaded": False, "version": first["version"]}
+    assert client.post("/reload").json() == {"reloaded": False, "version": first["version"], "error": None}
     versions.export = exports.b
     again = client.post("/reload").json()
     assert again["reloaded"] and again["version"] != first["version"]

@@ -83,6 +83,41 @@ def test_deltas_lead_on(exports: SimpleNamespace, made: SimpleNamespace) -> None
     assert versions.renew() and versions.current.content == made.a and list(made.work.iterdir()) == []
 
 
+def of_a_day(delta: Path, day: int, **told: str) -> None:
+    """A delta as if it had been made on that day, with other hashes where some are named."""
+    file = delta / MANIFEST
+    manifest = json.loads(file.read_text()) | told | {"created": f"2099-01-0{day}T00:00:00+00:00"}
+    file.write_text(json.dumps(manifest))
+
+
+def test_a_missing_delta_is_told_once(
+    exports: SimpleNamespace, made: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The newest delta is of a base to which none leads: what can be reached serves, and it is said."""
+    make_delta(exports.a, exports.b, made.deltas / "monday")
+    of_a_day(made.deltas / "monday", 1)
+    shutil.copytree(made.deltas / "monday", made.deltas / "wednesday")
+    of_a_day(made.deltas / "wednesday", 3, base="c" * 64, result="d" * 64)
+    versions = Versions(made.served, made.deltas, made.work)
+    told = versions.error or ""
+    assert versions.current.content == made.b
+    assert "wednesday is of the base cccccccccccc, to which no delta leads from " + made.b[:12] in told
+    assert not versions.renew() and not versions.renew(again=False)
+    assert versions.error == told and caplog.text.count("wednesday is of the base") == 1
+    shutil.copytree(made.deltas / "monday", made.deltas / "tuesday")
+    of_a_day(made.deltas / "tuesday", 2, base=made.b, result="c" * 64)
+    with pytest.raises(ValueError):  # the way is whole, this delta on it is none: that is told instead
+        versions.renew()
+    assert versions.error and "no delta leads" not in versions.error
+    shutil.rmtree(made.deltas / "tuesday")
+    of_a_day(made.deltas / "monday", 4)
+    assert not versions.renew() and versions.error is None, "what is newer is reached, the other is of another past"
+    of_a_day(made.deltas / "wednesday", 5)
+    served = json.loads((made.served / MANIFEST).read_text()) | {"created": "2099-02-01T00:00:00+00:00"}
+    (made.served / MANIFEST).write_text(json.dumps(served))
+    assert not versions.renew() and versions.error is None, "an export newer than all deltas"
+
+
 def damage(folder: Path, file: str) -> None:
     """Other bytes, as many."""
     path = folder / file

@@ -219,10 +219,14 @@ def test_ranks_make_one_folder(source: Any, made: Path, tmp_path: Path, ranks: C
     assert (two.codes == one.codes).mean() > 0.95, "sums over ranks round differently"
 
 
-def test_adding_items_changes_nobodys_id(source: Any, made: Path, tmp_path: Path) -> None:
+def test_adding_items_changes_nobodys_id(
+    source: Any, made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     raw, _, ids = source
     write_embeddings(tmp_path / "more", ids[200:300], embed(ids[200:300]))
-    out = tokenize(small(source, tmp_path / "t", embeddings=tmp_path / "more", add=made))
+    with caplog.at_level("INFO"):
+        out = tokenize(small(source, tmp_path / "t", embeddings=tmp_path / "more", add=made))
+    assert "50 of 100 items with an embedding are new to" in caplog.text
     before, after = SemanticIds.read(made), SemanticIds.read(out)
     assert after.ids.equals(ids) and len(after) == 300
     assert np.array_equal(after.codes[:250], before.codes) and np.array_equal(after.suffixes[:250], before.suffixes)
@@ -300,9 +304,10 @@ def test_what_does_not_fit_is_told(source: Any, made: Path, tmp_path: Path, capl
 
     for model in ("a", "b"):
         some = ids[:250] if model == "a" else ids[250:]
-        EmbeddingWriter(tmp_path / model, some, DIM, made_from={"model": model}).write(0, embed(some))
+        encoder = {"encoder": {"model": model, "pooling": "mean"}}
+        EmbeddingWriter(tmp_path / model, some, DIM, made_from=encoder).write(0, embed(some))
     first = tokenize(replace(config, embeddings=tmp_path / "a", out=tmp_path / "first"))
-    with pytest.raises(ValueError, match=r"\(model: 'a', now 'b'\): expected the same; encode the items"):
+    with pytest.raises(ValueError, match=r"\(encoder\.model: 'a', now 'b'\): expected the same; encode the items"):
         tokenize(replace(config, embeddings=tmp_path / "b", add=first, overwrite=True))
 
     (tmp_path / "damaged").mkdir()
@@ -311,7 +316,7 @@ def test_what_does_not_fit_is_told(source: Any, made: Path, tmp_path: Path, capl
     with caplog.at_level("WARNING"):
         tokenize(replace(config, add=made, tokenizer="rqvae", overwrite=True))
     assert "tokenizer, codebook, hgit, kmeans: no effect, because the codebooks are those of" in caplog.text
-    assert "50 of 300 items have no embedding: they get no semantic ID" in caplog.text
+    assert "50 of 300 items have no embedding: they get no new semantic ID" in caplog.text
     assert folder.is_dir()
 
 

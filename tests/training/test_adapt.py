@@ -21,6 +21,7 @@ from placerank.rankers.adapter.queries import INTENTS
 from placerank.rankers.adapter.world import ALL, World, by_length, read_catalog
 from placerank.training import adapt as adapt_module
 from placerank.training.adapt import adapt, trained, world_of
+from placerank.training.inference import read_config
 from placerank.training.settings import AdaptConfig
 
 SMALL = {"columns": 16, "layers": 1, "heads": 2, "hidden": 16}
@@ -88,14 +89,30 @@ def test_what_does_not_fit_is_told(prepared: Path, run: Path, tmp_path: Path) ->
         adapt(small(prepared, run))
     with pytest.raises(ValueError, match="resume: steps is 7, the run has 6"):
         adapt(small(prepared, run, steps=7, resume=True))
+    with pytest.raises(
+        ValueError, match=r"resume: student.columns is 24, the run has \d+; go on with the same settings"
+    ):
+        adapt(small(prepared, run, student=LanguageConfig(columns=24), resume=True))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(FileExistsError, match="was not written by placerank adapt"):
+    with pytest.raises(FileExistsError, match="holds files that are no run of placerank adapt; choose another --run"):
         adapt(small(prepared, tmp_path / "mine", overwrite=True))
+    settings = {"data": "d", "run": "r", "ranker": {"tower": "twin"}}  # of placerank train
+    (tmp_path / "mine" / "config.json").write_text(json.dumps(settings))
+    for how in ("overwrite", "resume"):
+        with pytest.raises(FileExistsError, match="no run of placerank adapt"):
+            adapt(small(prepared, tmp_path / "mine", **{how: True}))
+    assert (tmp_path / "mine" / "thesis.tex").exists()
     with pytest.raises(FileNotFoundError, match="'prepared' folder"):
         adapt(small(tmp_path, tmp_path / "c"))
     with pytest.raises(FileNotFoundError, match=r"student: language\.model='.*' cannot be loaded"):
         nothing = LanguageConfig(model=str(tmp_path / "none"))
+        adapt(small(prepared, tmp_path / "d", student=nothing, distillation_weight=0.0))
+    assert [p.name for p in (tmp_path / "d").iterdir()] == ["config.json"]
+    with pytest.raises(
+        FileNotFoundError, match=r"student: language\.model='.*other' cannot be loaded"
+    ):  # and is tried again
+        nothing = LanguageConfig(model=str(tmp_path / "other"))
         adapt(small(prepared, tmp_path / "d", student=nothing, distillation_weight=0.0))
     for bad, said in (
         ({"reasons": 9}, "reasons=9: expected at most batch_size=8"),
@@ -256,6 +273,11 @@ def test_a_question_is_routed(prepared: Path, advisor: Advisor, monkeypatch: pyt
     assert len(advisor.answer("where?", *about, k=4).places) == 4
 
 
+def test_what_reads_runs_of_train_tells_that_this_is_none(run: Path) -> None:
+    with pytest.raises(ValueError, match=r"has a run of `placerank adapt`, expected one of `placerank train`"):
+        read_config(run)
+
+
 def test_what_an_advisor_cannot_be_asked_is_told(advisor: Advisor, run: Path, tmp_path: Path) -> None:
     now = 1_750_000_000
     for bad, said in (
@@ -265,6 +287,9 @@ def test_what_an_advisor_cannot_be_asked_is_told(advisor: Advisor, run: Path, tm
         ({"place": None}, "no last visit to go by"),
         ({"history": [("x", now - 1)]}, "history: expected ids of type int"),
         ({"utc_offset": 5000.0}, "expected minutes east of UTC"),
+        ({"time": now * 1000}, "time: got .* it may be milliseconds since 1970: divide them by 1,000"),
+        ({"time": 5}, "time: got 5, expected whole seconds since 1970 UTC, of the years 1990 to 2099"),
+        ({"history": [(1, 19_000)]}, "history: got 19000, .* it may be days since 1970"),
     ):
         with pytest.raises(ValueError, match=said):
             advisor.recommend(**({"history": [], "place": (0.0, 0.0), "time": now} | bad))

@@ -442,36 +442,12 @@ def test_what_does_not_fit_is_told(world: SimpleNamespace, tmp_path: Path) -> No
     towers = small(world, tmp_path / "towers", features=FeatureConfig(), ranker=RankerConfig(mlp=[8]), epochs=1)
     with pytest.raises(ValueError, match="has a ranker of kind tower, which scores candidates"):
         generate(replace(config, run=train(towers)))
-    user = pq.read_table(world.data / "users.parquet")["user_id"].combine_chunks()[1:2]
-    bad = {
-        "no column time": pa.table({"user_id": user}),
-        "user_id is string": pa.table({"user_id": ["a"], "time": [1]}),
-        "time is double": pa.table({"user_id": user, "time": [1.5]}),
-        "lat or lon alone": pa.table({"user_id": user, "time": [1], "lat": [1.0]}),
-        "utc_offset of 1500, expected minutes": pa.table({"user_id": user, "time": [1], "utc_offset": [1500]}),
-        "utc_offset is string": pa.table({"user_id": user, "time": [1], "utc_offset": ["+02:00"]}),
-        "lat of 91": pa.table({"user_id": user, "time": [1], "lat": [91.0], "lon": [0.0]}),
-    }
-    for message, table in bad.items():
-        pq.write_table(table, tmp_path / "asked.parquet")
-        with pytest.raises(ValueError, match=message):
-            generate(replace(config, requests=tmp_path / "asked.parquet"))
-    known = catalog(world).slice(1, 2)
-    opened = {
-        "no column lat": known.select(["item_id", "lon"]),
-        "are in the prepared data already": known.select(["item_id", "lat", "lon"]),
-        "there twice": pa.concat_tables([known, known]),
-        "row 1, opening_hours: got 'late', expected opening hours such as": known.select(
-            ["item_id", "lat", "lon"]
-        ).append_column("opening_hours", pa.array([None, "late"])),
-        "opening_hours is int64, expected string": known.select(["item_id", "lat", "lon"]).append_column(
-            "opening_hours", pa.array([1, 2])
-        ),
-    }
-    for message, table in opened.items():
-        pq.write_table(table, tmp_path / "opened.parquet")
-        with pytest.raises(ValueError, match=message):
-            generate(replace(config, places=tmp_path / "opened.parquet"))
+    pq.write_table(pa.table({"user_id": [1]}), tmp_path / "asked.parquet")
+    with pytest.raises(ValueError, match="no column time"):
+        generate(replace(config, requests=tmp_path / "asked.parquet"))
+    pq.write_table(catalog(world).slice(1, 2).select(["item_id", "lat", "lon"]), tmp_path / "opened.parquet")
+    with pytest.raises(ValueError, match="are in the prepared data already"):
+        generate(replace(config, places=tmp_path / "opened.parquet"))
     without = pq.read_table(world.data / "catalog.parquet").drop_columns("opening_hours")
     shutil.copytree(world.data, tmp_path / "data")
     pq.write_table(without, tmp_path / "data" / "catalog.parquet")

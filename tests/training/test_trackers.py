@@ -7,8 +7,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from placerank.data.plain import flat
 from placerank.training import trackers
-from placerank.training.run_files import flat
 from placerank.training.trackers import open_tracker
 
 CONFIG = {"batch_size": 8, "ranker": {"tower": "din", "mlp": [8], "tower_options": {}}}

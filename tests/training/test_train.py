@@ -105,8 +105,17 @@ def test_what_does_not_fit_is_told(prepared: Path, tmp_path: Path) -> None:
         train(config)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(FileExistsError, match="holds files that are no run; choose another folder"):
+    with pytest.raises(FileExistsError, match="holds files that are no run of placerank train; choose another folder"):
         train(replace(config, run=tmp_path / "mine", overwrite=True))
+    for settings in (
+        {"data": "d", "run": "r", "student": {}},
+        {"model_type": "bert"},
+    ):  # of placerank adapt; of a model
+        (tmp_path / "mine" / "config.json").write_text(json.dumps(settings))
+        for how in ("overwrite", "resume"):
+            with pytest.raises(FileExistsError, match="no run of placerank train; choose another folder"):
+                train(replace(config, run=tmp_path / "mine", **{how: True}))
+    assert (tmp_path / "mine" / "thesis.tex").exists()
     with pytest.raises(ValueError, match=r"tables.item.dim: saved 8, now 12"):
         train(replace(config, resume=True, features=FeatureConfig(embedding_dim=12, pooled_dim=4)))
     assert read_config(config.run).features.embedding_dim == 8, "the run keeps its own config"

@@ -4,7 +4,7 @@ import string
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from ...data.plain import check_numbers
+from ...data.plain import check_numbers, check_types
 
 CONTENT_FIELDS = ("name", "category", "brand", "price", "description")
 LOCATION_FIELDS = ("province", "city", "district", "lat", "lon")
@@ -36,6 +36,7 @@ class PromptConfig:
     """Text of an item that has none: an encoder needs at least one token."""
 
     def __post_init__(self) -> None:
+        check_types(self, "prompts")
         self.content, self.location = tuple(self.content), tuple(self.location)
         for part, allowed in (("content", CONTENT_FIELDS), ("location", LOCATION_FIELDS)):
             fields = getattr(self, part)

@@ -163,7 +163,7 @@ def test_bad_configs(tmp_path: Path) -> None:
     for changes, message in [
         ({"items": 0}, "items: got 0, expected at least 1"),
         ({"reach_km": 0.0}, "reach_km: got 0.0, expected more than 0"),
-        ({"click_rate": 1.0}, "click_rate: got 1.0, expected between 0 and 1"),
+        ({"click_rate": 1.0}, "click_rate: got 1.0, expected more than 0 and less than 1"),
         ({"seed": -1}, "seed: got -1, expected 0 or more"),
     ]:
         with pytest.raises(ValueError, match=message):
