@@ -1,7 +1,7 @@
 """Does the variance of items that ``prepare`` tells say where AKT-Rec and ReST's contrast gain?
 
-Of each dataset that variance, which is known before anything is trained, and what the plug-ins changed. One seed of each
-dataset is enough, since it is over datasets that the rule has to hold.
+Of each dataset that variance, which is known before anything is trained, and what the plug-ins changed. One seed of
+each dataset is enough, since it is over datasets that the rule has to hold.
 """
 
 from collections.abc import Sequence
