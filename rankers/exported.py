@@ -45,7 +45,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
@@ -91,6 +91,11 @@ def export_scorer(scorer: Scorer, features: Features, file: Path) -> None:
     Raises:
         ValueError: the tower does something that ``torch.export`` can't take.
     """
+    torch.export.save(trace_scorer(scorer, features), file)
+
+
+def trace_scorer(scorer: Scorer, features: Features) -> ExportedProgram:
+    """The program that ``export_scorer`` writes; raises as it does."""
     samples, entries, items = 3, 5, 4
     example: tuple[Any, ...] = (
         torch.zeros(items, features.query_dim),
@@ -127,7 +132,7 @@ def export_scorer(scorer: Scorer, features: Features, file: Path) -> None:
     except Exception as error:
         raise ValueError(f"torch.export can't take the tower {type(scorer.tower).__name__}: {error}") from error
     _name_no_device(program.graph_module)
-    torch.export.save(program, file)
+    return program
 
 
 def _name_no_device(program: fx.GraphModule) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import compiled_once  # noqa: F401
 import pytest
 import torch
 

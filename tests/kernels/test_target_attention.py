@@ -15,7 +15,8 @@ from placerank.kernels import target_attention_triton as target_attention_triton
 from placerank.kernels.dice_cpu import sigmoid
 from placerank.kernels.target_attention import DiceLinear, target_attention, target_attention_reference
 from placerank.kernels.target_attention_triton import target_attention_backward_triton, target_attention_triton
-from placerank.kernels.tile_products import outer, times, width
+from placerank.kernels.threads import jit
+from placerank.kernels.tile_products import FAST, outer, times, width
 
 LENGTHS = [[2], [0, 3, 0], [7, 0, 1, 13], [33, 0, 1, 32, 64, 31], [0, 0, 129, 2]]
 TWO = (16, (32, 16), 2)
@@ -269,12 +270,26 @@ def test_what_does_not_fit_is_told() -> None:
         target_attention(query, bias, keys, gaps, offsets.int(), weight, layers, True)
 
 
+@jit()
+def _sigmoids(x: Any, out: Any) -> None:
+    for i in range(len(x)):
+        out[i] = sigmoid(x[i])
+
+
+@jit(fastmath=FAST)
+def _products(Ks: Any, Hs: Any, x: Any, w: Any, y: Any, n: int, out: Any, sums: Any) -> None:
+    times(Ks, Hs, x, 2, n, w, out, 1)
+    outer(Ks, Hs, x, 2, n, y, 1, sums)
+
+
 def test_sigmoid_of_compiled_loops() -> None:
-    x = np.linspace(-86, 86, 20_001, dtype=np.float32)
-    got = np.array([sigmoid(v) for v in x], dtype=np.float64)
-    assert np.abs(got * (1 + np.exp(-x.astype(np.float64))) - 1).max() < 3e-7
-    assert sigmoid(np.float32(200)) == 1 and sigmoid(np.float32(np.inf)) == 1
-    assert 0 <= sigmoid(np.float32(-np.inf)) < 1e-37 and np.isnan(sigmoid(np.float32(np.nan)))
+    x = np.array([*np.linspace(-86, 86, 20_001), 200, np.inf, -np.inf, np.nan], dtype=np.float32)
+    got = np.empty_like(x)
+    _sigmoids(x, got)
+    *exact, of_200, of_infinity, of_minus_infinity, of_nan = got.astype(np.float64)
+    assert np.abs(exact * (1 + np.exp(-x[:-4].astype(np.float64))) - 1).max() < 3e-7
+    assert of_200 == 1 and of_infinity == 1
+    assert 0 <= of_minus_infinity < 1e-37 and np.isnan(of_nan)
 
 
 @pytest.mark.parametrize(("n", "k", "h"), [(1, 1, 1), (5, 9, 3), (32, 16, 17), (3, 8, 32), (6, 7, 20)])
@@ -282,8 +297,7 @@ def test_products_of_tiles(n: int, k: int, h: int) -> None:
     rng = np.random.default_rng(0)
     x, y, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((n + 2, k), (n + 1, h), (k, h)))
     out, sums = np.ones((n + 1, h), np.float32), np.ones((k, h), np.float32)
-    times(width(k), width(h), x, 2, n, w, out, 1)
-    outer(width(k), width(h), x, 2, n, y, 1, sums)
+    _products(width(k), width(h), x, w, y, n, out, sums)
     np.testing.assert_allclose(out[1:], 1 + x[2:] @ w, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(sums, 1 + x[2:].T @ y[1:], rtol=1e-5, atol=1e-5)
     assert (out[0] == 1).all()

@@ -33,19 +33,33 @@ PLUGINS: dict[str, dict[str, Any]] = {
         "akt": AktConfig(enabled=True, users=True, views=True, view_visits=2),
     },
 }
-# Every tower alone; plug-ins differ before the tower, so they are exported with the default one, and all of them with
-# each that reads what they bring.
-CASES = [(tower, "plain") for tower in sorted(TOWERS)]
-CASES += [("twin", "rest-akt"), *((tower, "views") for tower in ("twin", "basm", "sim", "trisan"))]
+# A program is traced for ten seconds, so what comes before a tower and after it is asked by few of them:
+# - all plug-ins by each tower that reads what they bring (a view gives its tower what the tower gets without views);
+# - no plug-ins by the others, and by one that reads places and hours; plug-ins without views by the default tower;
+# - each kind of heads by one of those without plug-ins.
+VIEWS = ("twin", "basm", "sim", "trisan")
+HEADS = {"din": "shared", "hstu": "mmoe", "eta": "ple"}
+CASES = [(tower, "plain", HEADS.get(tower)) for tower in sorted(TOWERS) if tower not in VIEWS or tower == "trisan"]
+CASES += [("twin", "rest-akt", None), *((tower, "views", None) for tower in VIEWS)]
 
 
-def make_scorer(tower: str, plugins: str) -> tuple[Scorer, Features]:
-    config = RankerConfig(tower=tower, mlp=[8], **PLUGINS[plugins])
+def make_scorer(tower: str, plugins: str, heads: str | None) -> tuple[Scorer, Features]:
+    of_three: dict[str, Any] = {}
+    if heads:
+        objectives = ObjectivesConfig(labels=["label", "order", "gmv"], heads=heads, esmm=True)
+        of_three = {"mlp": [8, 6, 4], "objectives": objectives}
+    config = RankerConfig(**({"tower": tower, "mlp": [8]} | PLUGINS[plugins] | of_three))
     tables = {"item": 50, "user": 50, "category": 9, "brand": 9}
     ids = dict.fromkeys(("semantic_1", "semantic_2", "cluster", "user_cluster"), 9) if config.uses_traits else {}
     small = FeatureConfig(embedding_dim=8)
     features = build_features(small, tables, [], context=config.uses_context, traits=config.uses_traits, semantic=ids)
-    return Scorer(features, config).eval(), features
+    if heads:
+        features = replace(features, objectives=("label", "order", "gmv"), amount="gmv")
+    scorer = Scorer(features, config).eval()
+    if heads:
+        assert scorer.heads is not None
+        scorer.heads.unit.fill_(17.0)
+    return scorer, features
 
 
 def make_inputs(features: Features, lengths: list[int]) -> tuple[Any, ...]:
@@ -102,9 +116,11 @@ def run_elsewhere(program: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize(("tower", "plugins"), CASES)
-def test_programs_give_the_scorers_logits_and_run_on_any_device(tower: str, plugins: str, tmp_path: Path) -> None:
-    (scorer, features), file = make_scorer(tower, plugins), tmp_path / "scorer.pt2"
+@pytest.mark.parametrize(("tower", "plugins", "heads"), CASES)
+def test_programs_give_the_scorers_logits_and_run_on_any_device(
+    tower: str, plugins: str, heads: str | None, tmp_path: Path
+) -> None:
+    (scorer, features), file = make_scorer(tower, plugins, heads), tmp_path / "scorer.pt2"
     export_scorer(scorer, features, file)
     program = torch.export.load(file)
     targets = [str(node.target) for node in nodes(program)]
@@ -114,30 +130,11 @@ def test_programs_give_the_scorers_logits_and_run_on_any_device(tower: str, plug
     for lengths in ([3, 0, 1], [0], [1], [0, 0], [], [40, *[2] * 9]):
         inputs = make_inputs(features, lengths)
         with torch.no_grad():
-            torch.testing.assert_close(loaded(*inputs), scorer(*inputs), rtol=1e-4, atol=1e-5)
-    out = run_elsewhere(loaded, make_inputs(features, [3, 0, 1]))
-    assert out.device == torch.device("cuda:1") and out.shape == (3,)
-
-
-@pytest.mark.parametrize("heads", ["shared", "mmoe", "ple"])
-def test_programs_give_a_column_for_each_objective(heads: str, tmp_path: Path) -> None:
-    names = ("label", "order", "gmv")
-    config = RankerConfig(mlp=[8, 6, 4], objectives=ObjectivesConfig(labels=[*names], heads=heads, esmm=True))
-    features = build_features(FeatureConfig(embedding_dim=8), {"item": 50, "user": 50, "category": 9, "brand": 9}, [])
-    features = replace(features, objectives=names, amount="gmv")
-    scorer, file = Scorer(features, config).eval(), tmp_path / "scorer.pt2"
-    assert scorer.heads is not None
-    scorer.heads.unit.fill_(17.0)
-    export_scorer(scorer, features, file)
-    program = torch.export.load(file)
-    assert devices(program) == []
-    loaded = program.module()
-    for lengths in ([3, 0, 1], [0], []):
-        inputs = make_inputs(features, lengths)
-        with torch.no_grad():
             want = scorer(*inputs)
             torch.testing.assert_close(loaded(*inputs), want, rtol=1e-4, atol=1e-5)
-        assert want.shape == (len(lengths), 3)
+        assert want.shape == ((len(lengths), 3) if heads else (len(lengths),)), "a column for each objective"
+    out = run_elsewhere(loaded, make_inputs(features, [3, 0, 1]))
+    assert out.device == torch.device("cuda:1") and out.shape == ((3, 3) if heads else (3,))
     save_features(features, tmp_path / "features.json")
     assert load_features(tmp_path / "features.json") == features
 

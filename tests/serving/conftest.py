@@ -1,16 +1,12 @@
 """Exports that all tests of serving share."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from unittest import mock
 
 import pytest
-import torch
+from programs import traced_once  # noqa: F401
 from served import two_exports
-
-from placerank.data.manifest import sha256_file
 
 
 @pytest.fixture(scope="session")
@@ -20,18 +16,6 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def programs_are_read_once() -> Iterator[None]:
-    """Reading the dense part's program is most of a load's time, and there are two."""
-    load, known = torch.export.load, dict[str, Any]()
-
-    def once(file: Path) -> Any:
-        content = sha256_file(file)
-        if content not in known:
-            known[content] = load(file)
-        return known[content]
-
-    with (
-        mock.patch("torch.export.load", once),
-        mock.patch("placerank.data.manifest.source_commit", return_value=None),
-    ):
+def sources_are_of_no_commit() -> Iterator[None]:
+    with mock.patch("placerank.data.manifest.source_commit", return_value=None):
         yield

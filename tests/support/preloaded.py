@@ -1,5 +1,6 @@
 """What ranks would import late, each for itself, in seconds; the server that they are forked from does so once."""
 
+import compiled_once  # noqa: F401
 import peft  # noqa: F401
 import sklearn.cluster  # noqa: F401
 import torch.distributed.optim  # noqa: F401

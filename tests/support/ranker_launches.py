@@ -1,6 +1,7 @@
 """What rankers start on a GPU: every tower, in every width that the features' config gives it, and ReST's contrast.
 
-The dense part takes a step on the CPU, and each kernel's CPU path shows its arguments to the GPU's launcher first.
+The dense part takes a step on the CPU, in which each kernel's arguments go to the GPU's launcher in place of the CPU's
+path. Numbers don't matter, so loops of these widths, which nothing else has, needn't be compiled for the CPU as well.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_map
 from placerank.data.batches.activity import ACTIVITY_DIM
 from placerank.data.batches.dense_batch import Context, Traits
 from placerank.data.batches.features import HISTORY_GAPS, FeatureConfig, build_features
-from placerank.kernels import codebook_cpu, codebook_triton, hard_negatives, search_attention, target_attention
+from placerank.kernels import codebook_cpu, codebook_triton, gru, hard_negatives, search_attention, target_attention
 from placerank.kernels import hard_negatives_triton as for_negatives
 from placerank.kernels import search_attention_triton as for_search
 from placerank.kernels import target_attention_triton as for_target
@@ -38,17 +39,16 @@ def _on_meta(visits: int, x: Any) -> Any:
     return torch.empty((visits, *x.shape[1:]) if x.shape[:1] == (VISITS,) else x.shape, dtype=x.dtype, device="meta")
 
 
-def _shown(launch: Path, of_sharing: int, path: Path, *arguments: Any) -> Any:
-    """What a CPU path gives, in the types that the launcher gives; with few visits and with more than fit in 2 GB.
+def _shown(launch: Path, of_sharing: int, *arguments: Any) -> Any:
+    """Zeros for what the launcher gives, which is shown the arguments with few visits and with more than fit in 2 GB.
 
     of_sharing: last arguments, which say where samples share keys; on a GPU those are laid out before.
     """
     own = arguments[: len(arguments) - of_sharing]
     assert all(x is None for x in arguments[len(own) :])
     launch(*tree_map(partial(_on_meta, BIG), own))
-    types = launch(*tree_map(partial(_on_meta, VISITS), own))
-    floats = tree_map(lambda x: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x, arguments)
-    return tree_map(lambda got, like: got.to(like.dtype), path(*floats), types)
+    given = launch(*tree_map(partial(_on_meta, VISITS), own))
+    return tree_map(lambda x: torch.zeros(x.shape, dtype=x.dtype) if isinstance(x, Tensor) else x, given)
 
 
 def _negatives(path: Path, search: Any) -> Any:
@@ -58,7 +58,10 @@ def _negatives(path: Path, search: Any) -> Any:
 
 
 # Where a CPU path is looked up by name, what GPUs have in its place, and how many arguments that one has not.
+# The GRU has no kernel of ours there, and what it gives here is the width of its states.
 PATHS: list[tuple[Any, str, Path, int]] = [
+    (gru, "gru_cpu", lambda x, weight, *_: x.new_empty(x.shape[0], weight.shape[1]), 0),
+    (gru, "gru_backward_cpu", lambda grad, *inputs: tuple(map(torch.empty_like, (*inputs[:3], inputs[4]))), 0),
     (target_attention, "target_attention_cpu", for_target.target_attention_triton, 1),
     (target_attention, "target_attention_backward_cpu", for_target.target_attention_backward_triton, 1),
     (search_attention, "search_attention_cpu", for_search.search_attention_triton, 1),
@@ -70,8 +73,7 @@ PATHS: list[tuple[Any, str, Path, int]] = [
 def _with_launches(step: Callable[[], None], dtype: torch.dtype) -> None:
     with ExitStack() as stack:
         for module, name, launch, of_sharing in PATHS:
-            shown = partial(_shown, launch, of_sharing, getattr(module, name))
-            stack.enter_context(patch.object(module, name, shown))
+            stack.enter_context(patch.object(module, name, partial(_shown, launch, of_sharing)))
         path = partial(_negatives, hard_negatives.hard_negatives_cpu)
         stack.enter_context(patch.object(hard_negatives, "hard_negatives_cpu", path))
         for module in (target_attention, search_attention):  # bfloat16 too, as on a GPU

@@ -1,12 +1,11 @@
-"""The pipelined loop beside the plain one: every tower, every plug-in, over validations, checkpoints, resumption.
+"""The pipelined loop beside the plain one: towers and plug-ins, over validations, checkpoints, resumption.
 
-Every tower with all that plug-ins add to it; twin alone and with each plug-in too, which differ before the tower.
+Towers that keep or draw something with all that plug-ins add to them; twin alone and with each plug-in too.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.rankers.dense import RankerConfig
 from placerank.rankers.plugins.akt import AktConfig
 from placerank.rankers.plugins.rest import RestConfig
-from placerank.rankers.towers.tower import TOWERS
+from placerank.rankers.towers.tower import TOWERS, InterestTower, find_tower
 from placerank.tokenization.codes.semantic_ids import SemanticIds
 from placerank.training import train as train_module
 from placerank.training.checkpoint import saved_steps
@@ -113,8 +112,20 @@ def train_both_ways(all_configs: list[TrainConfig], folder: Path, all_resume: bo
             train(replace(piped, resume=resume))
 
 
-# One rank has nothing in its pieces that two have not, whatever the tower: there the default tower stands for all.
-@pytest.mark.parametrize("tower, world_size", [("twin", 1), *((tower, 2) for tower in sorted(TOWERS))])
+def keeps_or_draws(name: str) -> bool:
+    """Whether a tower has statistics of the steps before, numbers drawn when it is made, or a loss of what it draws.
+
+    Any other is a function of what both loops read from the same tables, and of weights that both move in the same way.
+    """
+    tower = find_tower(name)(8, 2)
+    return any(True for _ in tower.buffers()) or type(tower).forward_with_loss is not InterestTower.forward_with_loss
+
+
+# The default tower stands for those that keep nothing. One rank has nothing in its pieces that two have not.
+CASES = [("twin", 1), *((tower, 2) for tower in sorted(TOWERS) if tower == "twin" or keeps_or_draws(tower))]
+
+
+@pytest.mark.parametrize("tower, world_size", CASES)
 def test_pipelined_is_plain_to_the_last_digit(
     tower: str, world_size: int, city: Path, tmp_path: Path, ranks: AnyRanks
 ) -> None:
@@ -129,11 +140,13 @@ def test_pipelined_is_plain_to_the_last_digit(
         assert saved_steps(plain / "checkpoints")[-1] == saved_steps(piped / "checkpoints")[-1] == losses[-1]["step"]
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_an_early_stop_is_the_same(world_size: int, city: Path, tmp_path: Path, ranks: AnyRanks) -> None:
+# When to stop is told by validations alone: one config on each number of ranks, the one of two with a plug-in.
+@pytest.mark.parametrize("world_size, plugins", [(1, "plain"), (2, "rest")])
+def test_an_early_stop_is_the_same(world_size: int, plugins: str, city: Path, tmp_path: Path, ranks: AnyRanks) -> None:
     still = OptimizerConfig(table_lr=1e-30, dense_lr=1e-30)
-    every = configs(city, "twin", world_size)
-    some = [replace(c, optimizer=still, patience=1, epochs=5, validate_every=2) for c in islice(every, 3)]
+    every = [c for c in configs(city, "twin", world_size) if c.run.name.endswith(plugins)]
+    some = [replace(c, optimizer=still, patience=1, epochs=5, validate_every=2) for c in every]
+    assert len(some) == 1
     ranks(world_size, train_both_ways, some, tmp_path)
     for config in some:
         plain, piped = (metrics(tmp_path / way / config.run, "train") for way in ("plain", "pipelined"))
