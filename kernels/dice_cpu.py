@@ -94,9 +94,7 @@ def dice_back(Hs: Any, z: Any, i: int, n: int, s: Any, da: Any, o: int) -> None:
 def moments(Hs: Any, z: Any, i: int, n: int, near: Any, tile: Any, block: Any) -> None:
     """Add rows z[i:i+n] to a block's moments [2, H]: sums of the differences from near [H] and of their squares."""
     H = len(Hs)
-    for h in range(H):
-        tile[0, h] = 0
-        tile[1, h] = 0
+    tile[:] = 0
     for row in range(n):
         for h in range(H):
             x = z[i + row, h] - near[h]

@@ -47,8 +47,8 @@ def _first(
                         z[row, h] = bias[b, h]
                 times(Gs, Hs, gaps, t, n, of_gaps, z, t)
                 times(Ds, Hs, keys, t + starts[b] - offsets[b], n, own, z, t)
-                for h in range(H if t == begin else 0):
-                    near[block, h] = z[t, h]
+                if t == begin:
+                    near[block] = z[t]
                 moments(Hs, z, t, n, near[block], tile, sums[block])
 
 
@@ -69,8 +69,8 @@ def _between(
                 for j in range(N):
                     out[row, j] = bias[j]
             times(Hs, Ns, a, 0, n, weight, out, t)
-            for j in range(N if t == begin else 0):
-                near[block, j] = out[t, j]
+            if t == begin:
+                near[block] = out[t]
             moments(Ns, out, t, n, near[block], tile, sums[block])
 
 
@@ -108,10 +108,8 @@ def _layer_sums(
 
     Adds to block sums: sums [3, H] as _dice_sums, grad_weight [N, H], grad_bias [N].
     """
-    H, N = len(Hs), len(Ns)
-    for row in range(n):
-        for h in range(H):
-            da[row, h] = 0
+    N = len(Ns)
+    da[:n] = 0
     times(Ns, Hs, delta, t, n, weight, da, 0)
     dice_sums(Hs, z, t, n, da, s, a, sums)
     outer(Ns, Hs, delta, t, n, a, 0, grad_weight)
@@ -150,15 +148,13 @@ def _between_back(
     upper_weight: Any, delta: Any, z: Any, s: Any, weight: Any, sums: Any, grad_weight: Any, grad_bias: Any,
 ) -> None:  # fmt: skip
     """delta of the upper layer [T, U] from that of the one above it [T, N]; sums of the lower layer, width H."""
-    H, U = len(Hs), len(Us)
+    H = len(Hs)
     a, da = np.empty((_TILE, H), np.float32), np.empty((_TILE, H), np.float32)
     for block in range(start, stop):
         begin, end = offsets[bounds[block]], offsets[bounds[block + 1]]
         for t in range(begin, end, _TILE):
             n = min(_TILE, end - t)
-            for row in range(t, t + n):
-                for u in range(U):
-                    delta[row, u] = 0
+            delta[t : t + n] = 0
             times(Ns, Us, above, t, n, upper_weight, delta, t)
             dice_back(Us, upper_z, t, n, upper_s, delta, t)
             _layer_sums(Hs, Us, delta, z, t, n, s, weight, a, da, sums[block], grad_weight[block], grad_bias[block])
@@ -180,22 +176,18 @@ def _first_back(
     delta = np.empty((_TILE, H), np.float32)
     for block in range(start, stop):
         for b in range(bounds[block], bounds[block + 1]):
-            for d in range(D):
-                grad_query[b, d] = 0
-            for h in range(H):
-                grad_bias[b, h] = 0
+            grad_query[b] = 0
+            grad_bias[b] = 0
             if offsets[b] == offsets[b + 1]:
                 continue
             shift = starts[b] - offsets[b]
+            grad_own[:] = 0
             for h in range(H):
                 for d in range(D):
-                    grad_own[h, d] = 0
                     own[h, d] = weight[h, d] + query[b, d] * weight[h, D + d]
             for t in range(offsets[b], offsets[b + 1], _TILE):
                 n = min(_TILE, offsets[b + 1] - t)
-                for row in range(n):
-                    for h in range(H):
-                        delta[row, h] = 0
+                delta[:n] = 0
                 times(Ns, Hs, above, t, n, above_weight, delta, 0)
                 dice_back(Hs, z, t, n, s, delta, 0)
                 for row in range(n):
