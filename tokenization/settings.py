@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from ..data.plain import check_numbers, set_places
 from .alignment.settings import BehaviourConfig, GDPOConfig, LoraSettings, RewardConfig
@@ -58,8 +58,6 @@ class AlignConfig:
     def __post_init__(self) -> None:
         check_numbers(self, "", least={"shard_rows": 1, "queries": 0, "seed": 0})
         set_places(self)
-        if self.rung not in get_args(Rung):
-            raise ValueError(f"rung={self.rung!r}: expected {', '.join(get_args(Rung))}")
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite are both set; choose one")
         if self.adapter is not None:

@@ -26,7 +26,8 @@ CLUSTER, USER_CLUSTER = "cluster", "user_cluster"
 """Tables of AKT-Rec's clusters of items, and of users."""
 USER_TOKEN = "user_token"
 """The table of tokens that TIGER's users share."""
-# Of torch's ModuleDict, which holds the tables: no name of a table. Written down, since prepare doesn't wait for torch.
+# Of torch's ModuleDict, which holds the tables (smart_apply is transformers', which adds it once a model is loaded): no
+# name of a table. Written down, since prepare doesn't wait for torch.
 _MODULE_NAMES = frozenset(
     [
         "T_destination",
@@ -79,6 +80,7 @@ _MODULE_NAMES = frozenset(
         "set_extra_state",
         "set_submodule",
         "share_memory",
+        "smart_apply",
         "state_dict",
         "to",
         "to_empty",

@@ -53,8 +53,6 @@ class PreferenceConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "preference", least={"candidates": 2})
-        if self.how not in ("dpo", "policy"):
-            raise ValueError(f"preference.how={self.how!r}: expected dpo or policy")
         for name in ("weight", "beta"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"preference.{name}={getattr(self, name)}: expected more than 0")

@@ -68,7 +68,8 @@ def test_served_renewed_and_ended(exports: SimpleNamespace, tmp_path: Path) -> N
     for path in (exports.b, exports.a, exports.b):
         shutil.copytree(path, tmp_path / "next")
         replace_folder(tmp_path / "next", served)
-        assert post(port, "/reload") == {"reloaded": True, "version": str(content_hash(path))[:12]}
+        told = {"reloaded": True, "version": str(content_hash(path))[:12], "error": None}
+        assert post(port, "/reload") == told
     stop.set()
     for thread in threads:
         thread.join()

@@ -249,7 +249,7 @@ def test_what_it_refuses(prepared: Path, model: Path, tmp_path: Path, done: Path
     none = PromptConfig(content=("description",), location=())
     with pytest.raises(ValueError, match=r"none of the 300 items has any text in \['description'\]"):
         align(replace(anew, data=raw, behaviour=BehaviourConfig(), prompts=none))
-    with pytest.raises(ValueError, match=r"rung='dpo': expected none, dpo-pr"):
+    with pytest.raises(TypeError, match=r"rung: got 'dpo', expected one of none, dpo-pr"):
         config(prepared, model, out, rung="dpo")
     with pytest.raises(ValueError, match="resume and overwrite are both set"):
         config(prepared, model, out, resume=True, overwrite=True)

@@ -95,8 +95,6 @@ class BehaviourConfig:
             history=100_000,
         )
         _check_threshold("behaviour", self.cooccurrence_threshold)
-        if self.users not in ("none", "text", "mean"):
-            raise ValueError(f"behaviour.users={self.users!r}: expected none, text or mean")
         if not 0 <= self.user_share <= 1:
             raise ValueError(f"behaviour.user_share={self.user_share}: expected a share in [0, 1]")
         if not self.temperature > 0:
@@ -136,8 +134,6 @@ class RewardConfig:
             hidden=65_536,
             negatives=100_000,
         )
-        if self.objective not in ("listwise", "pairwise"):
-            raise ValueError(f"reward.objective={self.objective!r}: expected listwise or pairwise")
         for name, low in (("learning_rate", False), ("weight_decay", True)):
             value = getattr(self, name)
             if not (value > 0 or (low and value == 0)):

@@ -27,5 +27,3 @@ class ReportConfig:
         set_places(self)
         if self.queries < 0:
             raise ValueError(f"report.queries={self.queries}: expected 0 or more")
-        if self.picture not in ("pca", "tsne"):
-            raise ValueError(f"report.picture={self.picture!r}: expected pca or tsne")

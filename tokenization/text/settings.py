@@ -2,7 +2,7 @@
 
 import string
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 from ...data.plain import check_numbers, check_types
 
@@ -88,8 +88,6 @@ class DistrictConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "districts", least={"items_per_district": 1})
-        if self.derive not in ("auto", "always", "never"):
-            raise ValueError(f"districts.derive={self.derive!r}: expected auto, always or never")
         if self.seed < 0:
             raise ValueError(f"districts.seed={self.seed}: expected 0 or more")
 
@@ -117,7 +115,3 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "encoder", least={"max_tokens": 1, "batch_tokens": 1, "batch_images": 1})
-        if self.pooling not in get_args(Pooling):
-            raise ValueError(f"encoder.pooling={self.pooling!r}: expected auto, cls, mean or last")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ValueError(f"encoder.precision={self.precision!r}: expected auto, fp32 or bf16")

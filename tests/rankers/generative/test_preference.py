@@ -191,5 +191,5 @@ def test_candidates_as_a_ranker_takes_them() -> None:
 
 @pytest.mark.parametrize("wrong", [{"how": "ppo"}, {"weight": 0.0}, {"beta": math.inf}, {"candidates": 1}])
 def test_settings_that_cannot_be_are_told(wrong: dict) -> None:
-    with pytest.raises(ValueError, match=rf"preference\.{next(iter(wrong))}="):
+    with pytest.raises((TypeError, ValueError), match=rf"preference\.{next(iter(wrong))}(=|: got)"):
         PreferenceConfig(**wrong)

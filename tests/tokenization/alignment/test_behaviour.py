@@ -175,7 +175,7 @@ def test_two_ranks_do_what_one_does(tmp_path: Path, ranks: Callable[..., list[An
 
 
 def test_errors(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"behaviour.users='vector': expected none, text or mean"):
+    with pytest.raises(TypeError, match=r"behaviour.users: got 'vector', expected one of none, text, mean"):
         BehaviourConfig(users="vector")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"behaviour.temperature=0: expected more than 0"):
         BehaviourConfig(temperature=0)

@@ -111,7 +111,7 @@ def test_held_out_contents_are_in_no_training_prompt(encoder: Encoder, tmp_path:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match=r"reward.objective='triple': expected listwise or pairwise"):
+    with pytest.raises(TypeError, match=r"reward.objective: got 'triple', expected one of listwise, pairwise"):
         RewardConfig(objective="triple")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"reward.negatives=0: expected at least 1"):
         RewardConfig(negatives=0)

@@ -67,5 +67,5 @@ def test_two_axes_are_principal_ones_and_have_a_sign() -> None:
 
 @pytest.mark.parametrize(("field", "value"), [("queries", -1), ("rows", 0), ("points", 0), ("picture", "umap")])
 def test_settings_that_make_no_sense_are_told(field: str, value: object) -> None:
-    with pytest.raises(ValueError, match=rf"report\.{field}="):
+    with pytest.raises((TypeError, ValueError), match=rf"report\.{field}(=|: got)"):
         ReportConfig(**{field: value})  # type: ignore[arg-type]

@@ -74,7 +74,7 @@ def test_one_point_is_one_district_and_no_point_is_told() -> None:
     assert len(Districts.fit(*same, DistrictConfig(items_per_district=10)).names) == 1
     with pytest.raises(ValueError, match="none of the 3 items has coordinates"):
         Districts.fit(np.full(3, np.nan), np.zeros(3), DistrictConfig())
-    with pytest.raises(ValueError, match=r"districts.derive='yes': expected auto, always or never"):
+    with pytest.raises(TypeError, match=r"districts.derive: got 'yes', expected one of auto, always, never"):
         DistrictConfig(derive="yes")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"items_per_district=0: expected at least 1"):
         DistrictConfig(items_per_district=0)

@@ -183,9 +183,9 @@ def test_errors(tmp_path: Path) -> None:
         load_encoder(EncoderConfig(model="no/such-model"))
     with pytest.raises(ValueError, match=r"encoder.images is set, and .* \(bert\) takes text alone"):
         load_encoder(EncoderConfig(model=str(tiny_model(tmp_path, "bert")), images=True))
-    with pytest.raises(ValueError, match=r"encoder.pooling='max': expected auto, cls, mean or last"):
+    with pytest.raises(TypeError, match=r"encoder.pooling: got 'max', expected one of auto, cls, mean, last"):
         EncoderConfig(pooling="max")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"encoder.precision='fp8'"):
+    with pytest.raises(TypeError, match=r"encoder.precision: got 'fp8'"):
         EncoderConfig(precision="fp8")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"encoder.batch_tokens=0: expected at least 1"):
         EncoderConfig(batch_tokens=0)
