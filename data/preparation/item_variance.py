@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ...kernels.earth import on_sphere
+from ...kernels.earth import EARTH_RADIUS_KM, on_sphere
 from ..requests import Lists
 
 SAMPLES = 200_000
@@ -30,7 +30,6 @@ PAYS = 0.25
 _ROWS = ("category_row", "brand_row", "province_row", "city_row", "district_row", "price_row")
 _OF_CANDIDATES = ("item_row", "label", "visits")
 _SWEEPS, _PRIOR, _STEP = 4, 1.0, 2.0  # of the fit: passes, prior precision of an effect, longest step of one
-_EARTH_KM = 6371.0088
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -107,7 +106,7 @@ def _features(folder: Path, requests: pa.Table) -> tuple[Ints, Floats, list[Ints
     each = np.repeat(np.arange(len(requests)), np.diff(candidates.offsets))
     here = on_sphere(requests["lat"], requests["lon"])[each]
     there = on_sphere(items["lat"], items["lon"])[item]
-    km = 2 * _EARTH_KM * np.arcsin(np.minimum(np.linalg.norm(here - there, axis=1) / 2, 1))
+    km = 2 * EARTH_RADIUS_KM * np.arcsin(np.minimum(np.linalg.norm(here - there, axis=1) / 2, 1))
     distance = np.nan_to_num(np.clip(2 * np.log2(km + 0.05) + 11, 1, 31), nan=0).astype(np.int64)
     visits = np.minimum(np.log2(candidates.values["visits"] + 1.0), 7).astype(np.int64)
     hour = requests["time"].to_numpy()[each] // 3600 % 24
