@@ -28,7 +28,7 @@ from placerank.benchmarks.papers.tables import draw, lines_of, markdown
 from placerank.benchmarks.results_file import RESULTS, keep
 from placerank.reports.progress import Progress
 
-OF_THEIR_OWN = {"robust": (robust_lines, robust_markdown), "rule": (rule_lines, rule_markdown)}
+OF_THEIR_OWN = {"robust": (robust_lines, robust_markdown, draw), "rule": (rule_lines, rule_markdown, draw_rule)}
 _KEY = ("table", "dataset", "tower", "variant", "part", "metric")
 
 
@@ -95,7 +95,8 @@ def main() -> None:
     for about, reason in left_out.items():
         print("left out:", *about, f"({reason})")
     for table in args.tables:
-        lines_for, told = OF_THEIR_OWN.get(table, (partial(lines_of, table), partial(markdown, table)))
+        usual = partial(lines_of, table), partial(markdown, table), draw
+        lines_for, told, drawn = OF_THEIR_OWN.get(table, usual)
         lines = lines_for(cells[table])
         print(f"\n{table}: {budget_of(args)}")
         print(told(lines))
@@ -105,9 +106,7 @@ def main() -> None:
         if args.save and lines:
             path = keep(f"papers_{table}.csv", lines, _KEY, torch.device("cpu"))
             with open(path, newline="") as f:
-                kept = list(csv.DictReader(f))
-            picture = RESULTS / f"papers_{table}.png"
-            _ = draw_rule(picture, kept) if table == "rule" else draw(picture, table, kept)
+                drawn(RESULTS / f"papers_{table}.png", list(csv.DictReader(f)))
             print(f"written: {path}")
 
 

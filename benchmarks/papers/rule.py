@@ -26,15 +26,15 @@ def rule_lines(cells: Sequence[Cell]) -> list[Line]:
     """AUC of the whole and of items seen less than three times, each with the variance of its dataset."""
     of = {}
     for name, place in {cell.place.data.name: cell.place for cell in cells}.items():
-        found = item_variance(place.prepared())
-        of[name] = {} if found is None else {"variance": rounded(found.variance), "error": rounded(found.error)}
-    lines = lines_of("rule", cells)
-    return [{**x, **of[x["dataset"]]} for x in lines if x["metric"] == "auc" and x["part"] in _PARTS]
+        if (found := item_variance(place.prepared())) is not None:
+            of[name] = {"variance": rounded(found.variance), "error": rounded(found.error)}
+    lines = [x for x in lines_of("rule", cells) if x["metric"] == "auc" and x["part"] in _PARTS]
+    return [{**x, **of[x["dataset"]]} for x in lines if x["dataset"] in of]
 
 
 def rule_markdown(lines: Sequence[Line]) -> str:
     """Datasets by their variance, and the mean change on either side of the rule's number, over datasets."""
-    whole = sorted((x for x in lines if x["part"] == "all"), key=lambda x: float(x.get("variance", 0)))
+    whole = sorted((x for x in lines if x["part"] == "all"), key=lambda x: x["variance"])
     cold = {(x["dataset"], x["variant"]): x for x in lines if x["part"] != "all"}
     titles = {x["variant"]: x["title"] for x in whole if x["variant"] != PLAIN}
     at = {(x["dataset"], x["variant"]): x for x in whole}

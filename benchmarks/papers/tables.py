@@ -164,7 +164,7 @@ def row_of(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def draw(path: Path, table: str, lines: list[dict[str, Any]]) -> Path:
+def draw(path: Path, lines: Sequence[dict[str, Any]]) -> Path:
     """AUC's differences with their intervals: a row a dataset, a column a tower, the whole split and its tail."""
     lines = [x for x in lines if x["variant"] != PLAIN and x["metric"] == "auc" and x["difference"] != ""]
     if not lines:

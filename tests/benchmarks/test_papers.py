@@ -161,7 +161,7 @@ def test_table_of_kept_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert at["rest", "all", "request_auc"]["request_low"] == pytest.approx(0.1, abs=1e-5)
     text = markdown("whole", lines)
     assert "0.8100 ± 0.0100" in text and "+0.0203 [" in text and "] *" in text
-    assert draw(tmp_path / "a.png", "whole", lines).stat().st_size > 0
+    assert draw(tmp_path / "a.png", lines).stat().st_size > 0
 
 
 def _signed_rank_reference(differences: list[float]) -> float:

@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ...kernels.earth import on_sphere
+from ...kernels.earth import EARTH_RADIUS_KM, on_sphere
 from ..text.prompts import Prompts
 
-EARTH_RADIUS_KM = 6371.0088
 _BLOCK = 4_000_000  # distances that are held at a time
 
 
