@@ -3,14 +3,9 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from compiled import SCRIPT, SECONDS, check_compiled, run_aot
-
-ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted((ROOT / "src/placerank/kernels").glob("*_triton.py"))
-MODULES = [f"placerank.kernels.{path.stem}" for path in FILES if "\nVARIANTS = " in path.read_text()]
+from compiled import MODULES, SCRIPT, SECONDS, check_compiled, run_aot
 
 
 @pytest.fixture(scope="module")

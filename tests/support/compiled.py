@@ -5,10 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import triton
+
 SCRIPT = Path(__file__).with_name("triton_aot.py")
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "src/placerank/kernels").glob("*_triton.py"))
+MODULES = tuple(f"placerank.kernels.{path.stem}" for path in FILES if "\nVARIANTS = " in path.read_text())
+# What is compiled: modules with a list, and for how many targets each variant (None: all).
+ASKED = (MODULES, None), (("ranker_launches",), 1)
 # Bytes of shared memory (LDS) that one block may take.
 LIMITS = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
-SECONDS = 900  # a minute or two of work, on a machine that may be busy
+# What compiling with this version of Triton gave; a version without such a file compiles all of it.
+KEPT = SCRIPT.with_name(f"compiled-triton-{triton.__version__}.csv")
+SECONDS = 900  # half a minute of work where KEPT has all, minutes where it hasn't
 
 
 def run_aot(*arguments: str) -> list[list[str]]:
@@ -26,7 +35,12 @@ def run_aot(*arguments: str) -> list[list[str]]:
 def check_compiled(lines: list[list[str]], what: str) -> None:
     """Variants are there for every target, fit its shared memory and spill no register."""
     assert {target for _, _, target, *_ in lines} == set(LIMITS), f"{what} has no variant for some target"
-    for _, name, target, _, spills, shared, tensor_memory in lines:
+    new = [f"{name} for {target}" for _, name, target, *_, how in lines if how == "compiled"]
+    assert not new or not KEPT.exists(), (
+        f"{KEPT.name} lacks {', '.join(new[:3])}, {len(new)} in all: run tests/support/{SCRIPT.name} --update, look at "
+        "the diff and commit it"
+    )
+    for _, name, target, _, spills, shared, tensor_memory, *_ in lines:
         assert int(spills) == 0, f"{name} spills {spills} on {target}"
         assert int(shared) <= LIMITS[target], f"{name} takes {shared} bytes of shared memory on {target}"
         assert int(tensor_memory) <= 512, f"{name} takes {tensor_memory} columns of tensor memory on {target}"

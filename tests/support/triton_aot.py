@@ -2,14 +2,22 @@
 
 python tests/support/triton_aot.py placerank.kernels.hard_negatives_triton placerank.kernels.tiles_triton
 python tests/support/triton_aot.py placerank.kernels.codebook_triton --targets sm_90 gfx942
+python tests/support/triton_aot.py --update
+
+What came of compiling is kept in compiled-triton-VERSION.csv beside this file, and compiled again only where what it
+comes of has changed: the kernel's text and that of what it calls, its types, constants and options, the target.
+``--update`` compiles what the tests will ask for and is not there, and drops what they no longer ask for. The file's
+diff then tells what a change of a kernel did to its registers and shared memory.
 """
 
 import argparse
+import csv
 import importlib
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
@@ -18,6 +26,7 @@ from zlib import crc32
 os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel cannot be compiled
 
 import triton
+from compiled import ASKED, KEPT
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
@@ -80,24 +89,82 @@ def some(variant: Variant, targets: list[str], count: int) -> list[str]:
     return [targets[(first + i) % len(targets)] for i in range(count)]
 
 
-def main(modules: list[str], targets: list[str], each: int) -> None:
-    """A line a variant and target: module, name, target, registers, spills, shared, tensor_memory; equal ones once."""
+COLUMNS = ("module", "variant", "target", *Report._fields, "key")
+# One in so many of the known is compiled all the same, and has to come out as it is written.
+AGAIN = 40
+
+
+def key_of(variant: Variant, target: str) -> str:
+    """Of all that the compiler makes a kernel of: 16 hexadecimal digits."""
+    *source, options = asked(variant, target)
+    parts = target, ASTSource(variant.kernel, *source).hash(), options.hash()
+    return sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def read_known() -> dict[str, Report]:
+    """The kept reports, by key."""
+    if not KEPT.exists():
+        return {}
+    with open(KEPT, newline="") as file:
+        return {line["key"]: Report(*(int(line[field]) for field in Report._fields)) for line in csv.DictReader(file)}
+
+
+def reports(modules: list[str], targets: list[str], each: int) -> Iterator[tuple[str, str, str, Report, str, str]]:
+    """Module, variant, target, report, key and how it came, ``kept``, ``checked`` or ``compiled``; equal ones once.
+
+    Raises:
+        ValueError: a kept report is not what compiling gives.
+    """
+    known = read_known()
+    done = set()
     for module in modules:
         found: Mapping[str, Variant] = importlib.import_module(module).VARIANTS
-        done = set()
         for name, variant in found.items():
             for target in some(variant, targets, each):
-                key = repr((variant.kernel, asked(variant, target), target))
-                if key not in done:
-                    print(module, name, target, *compile_for(variant, target), flush=True)
-                done.add(key)
+                key = key_of(variant, target)
+                if (module, key) in done:
+                    continue
+                done.add((module, key))
+                again = int(key, 16) % AGAIN == 0
+                report = known[key] if key in known and not again else compile_for(variant, target)
+                assert known.get(key, report) == report, (
+                    f"{name} for {target} compiles to {report}, and {KEPT.name} has {known[key]}: remove its line there"
+                )
+                yield (
+                    module,
+                    name,
+                    target,
+                    report,
+                    key,
+                    ("checked" if again else "kept") if key in known else "compiled",
+                )
+
+
+def update() -> None:
+    """Write ``KEPT`` anew: what the tests ask for, and no more."""
+    lines = [
+        (module, name, target, *report, key)
+        for modules, each in ASKED
+        for module, name, target, report, key, _ in reports(list(modules), list(TARGETS), each or len(TARGETS))
+    ]
+    with open(KEPT, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([COLUMNS, *lines])
+    print(f"{KEPT}: {len(lines)} kernels")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("modules", nargs="+")
+    parser.add_argument("modules", nargs="*")
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--each", type=int, help="how many of the targets a variant is compiled for; all by default")
+    parser.add_argument("--update", action="store_true", help=f"write {KEPT.name}")
     args = parser.parse_args()
-    print("module variant target registers spills shared tensor_memory", flush=True)
-    main(args.modules, args.targets, args.each or len(args.targets))
+    if args.update:
+        update()
+    else:
+        print(*COLUMNS, "how", flush=True)
+        for module, name, target, report, key, how in reports(
+            args.modules, args.targets, args.each or len(args.targets)
+        ):
+            print(module, name, target, *report, key, how, flush=True)
