@@ -97,7 +97,9 @@ AGAIN = 40
 def key_of(variant: Variant, target: str) -> str:
     """Of all that the compiler makes a kernel of: 16 hexadecimal digits."""
     *source, options = asked(variant, target)
-    parts = target, ASTSource(variant.kernel, *source).hash(), options.hash()
+    # extern_libs has the paths of libraries in the folder that Triton lies in.
+    given = {name: value for name, value in options.__dict__.items() if name != "extern_libs"}
+    parts = target, ASTSource(variant.kernel, *source).hash(), sorted(given.items())
     return sha256(repr(parts).encode()).hexdigest()[:16]
 
 
