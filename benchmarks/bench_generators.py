@@ -12,14 +12,16 @@ the folder is not run again; ``--jobs`` run at once, on a GPU where there is one
   first: what the suffix (TIGER) and the last mile (the others) are for. ``most popular`` is the floor.
 * ``nll``: nats a visit, beside 0.8 counter + 0.2 popularity on the same visits; ``ece``: of the first within reach.
 
-Differences are HGIT's less another tokenizer's on the same visits and seeds, with a 95 % interval over visits of the
-mean over seeds. The aligned encoder is left out: its embeddings take hours here (``placerank align``).
+Differences are HGIT's less another tokenizer's on the same visits and seeds, and ``onerec / tiger`` the ratio of two
+rankers' means, each with a 95 % interval over visits of the mean over seeds. ``--share 0.2`` takes a fifth of the
+users, drawn once, with their visits. The aligned encoder is left out: its embeddings take hours here.
 """
 
 import argparse
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +40,14 @@ from placerank.evaluation.breakdown import ItemFacts
 from placerank.evaluation.floors import Floors, transitions
 from placerank.evaluation.lists import METRICS, WAYS, Standing, Ways, chosen, standing
 from placerank.evaluation.measure_lists import Confidence
-from placerank.evaluation.paired import mean_and_spread, paired_bootstrap
+from placerank.evaluation.paired import mean_and_spread, paired_bootstrap, ratio_bootstrap
 from placerank.reports.progress import tracked
 
 KINDS = ("tiger", "generative", "onerec")
 GIVEN_CODE = "given code"
 SHOWN = ("hit@1", "hit@10", "ndcg@10")
 BASE = "hgit"
+RATIO = "onerec / tiger"
 VARIANTS = {variant.name: variant for variant in TOKENS}
 _KEY = ("dataset", "ranker", "tokenizer", "way", "part", "metric")
 Line = dict[str, Any]
@@ -174,6 +177,7 @@ def lines_of(dataset: str, cells: list[Cell]) -> list[Line]:
             for metric in ("nll", "nll_floor", "ece"):
                 where = {"way": "all", "part": "all", "metric": metric}
                 lines.append({**about, **where, **_over_seeds([float(x[metric]) for x in own])})
+    lines += _one_by_other(dataset, kept)
     for tokenizer in VARIANTS:
         some = next((x for (_, t, _), x in sorted(kept.items()) if t == tokenizer), None)
         if some is None:
@@ -184,6 +188,29 @@ def lines_of(dataset: str, cells: list[Cell]) -> list[Line]:
             lines.append(
                 {"dataset": dataset, "ranker": "most popular", "tokenizer": tokenizer, **where, **_over_seeds([value])}
             )
+    return lines
+
+
+def _one_by_other(dataset: str, kept: dict[tuple[str, str, int], Any]) -> list[Line]:
+    """OneRec's figures by TIGER's, of the seeds that both have."""
+    lines: list[Line] = []
+    for tokenizer in VARIANTS:
+        both = [
+            (kept["onerec", tokenizer, seed], kept["tiger", tokenizer, seed])
+            for kind, name, seed in sorted(kept)
+            if (kind, name) == ("onerec", tokenizer) and ("tiger", tokenizer, seed) in kept
+        ]
+        for way, column in product(("all", "reach", "codes"), range(len(SHOWN))) if both else ():
+            of = [
+                np.mean([x["gains"][WAYS.index(way), :, column] for x in side], axis=0)
+                for side in zip(*both, strict=True)
+            ]
+            asked = np.isfinite(of).all(0)
+            ratio = ratio_bootstrap(*(x[asked] for x in of))
+            where = {"way": way, "part": "all", "metric": SHOWN[column]}
+            told = {"seeds": len(both), "mean": f"{ratio.mean:.5f}", "spread": "", "hgit_less_this": ""}
+            told |= {"low": f"{ratio.low:.5f}", "high": f"{ratio.high:.5f}"}
+            lines.append({"dataset": dataset, "ranker": RATIO, "tokenizer": tokenizer, **where, **told})
     return lines
 
 
@@ -226,6 +253,12 @@ def markdown(lines: list[Line]) -> str:
                 cells.append(f"{line['mean']}{gain}")
             cells += [by[dataset, kind, tokenizer, "all", "all", metric]["mean"] for metric in ("nll", "ece")]
             out.append(f"| {variant.title} | " + " | ".join(cells) + " |")
+    ratios = [x for x in lines if x["ranker"] == RATIO]
+    if ratios:
+        out += [f"\n{RATIO}\n", "| | tokenizer | way | metric | ratio | seeds |", "|---|---|---|---|---|---|"]
+    for x in ratios:
+        told = f"{x['mean']} ({x['low']} to {x['high']}) | {x['seeds']}"
+        out.append(f"| {x['dataset']} | {VARIANTS[x['tokenizer']].title} | {x['way']} | {x['metric']} | {told} |")
     return "\n".join(out)
 
 
@@ -245,6 +278,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS])
     parser.add_argument("--tokenizers", nargs="+", choices=[*VARIANTS], default=[*VARIANTS])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--share", type=float, default=1.0, help="of users, drawn once (default: all)")
     parser.add_argument("--targets", type=int, default=3000, help="test visits, drawn once (default: %(default)s)")
     parser.add_argument("--reach", type=float, default=10.0, help="km (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=12, help="passes at most (default: %(default)s)")
@@ -253,17 +287,19 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write results/generators.csv")
     args = parser.parse_args()
 
-    of = {
-        data.name: [
-            Cell(data, args.out / data.name, kind, tokenizer, seed, args.targets, args.reach, args.epochs)
+    of = {}
+    for data in args.data:
+        name, raw, folder = data.name, data, args.out / data.name
+        if args.share < 1:
+            name, folder = f"{name}, {args.share:.0%} of users", args.out / f"{data.name}-{args.share:g}"
+            raw = generator.some_users(data, folder, args.share)
+        of[name] = [
+            Cell(raw, folder, kind, tokenizer, seed, args.targets, args.reach, args.epochs)
             for seed in range(args.seeds)
             for kind in args.kinds
             for tokenizer in args.tokenizers
         ]
-        for data in args.data
-    }
-    for data in args.data:  # what all cells need is made once, before they start
-        cells = of[data.name]
+    for cells in of.values():  # what all cells need is made once, before they start
         cells[0].place.prepared()
         for tokenizer in args.tokenizers:
             cells[0].place.tokens(VARIANTS[tokenizer], 0)

@@ -26,13 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from placerank.benchmarks import generator
 from placerank.benchmarks.bench_generative import Line, line
 from placerank.benchmarks.papers.cells import Budget, Workplace
 from placerank.benchmarks.papers.grids import HGIT
@@ -57,21 +56,6 @@ BEAMS, LISTED = 50, 10
 OFTEN = 3  # times as many of our targets are timed, so that the clock shows steps and not how a pass begins
 ALL = 1 << 40
 Ints = NDArray[np.int64]
-
-
-def some_users(data: Path, folder: Path, share: float) -> Path:
-    """A dataset of a share of the users, drawn once, and of all items."""
-    raw = folder / "raw"
-    if not (raw / "interactions.parquet").exists():
-        raw.mkdir(parents=True, exist_ok=True)
-        visits = pq.read_table(data / "interactions.parquet")
-        users = np.sort(pc.unique(visits["user_id"]).to_numpy(zero_copy_only=False))
-        some = np.random.default_rng(0).choice(users, round(share * len(users)), replace=False)
-        with whole_file(raw / "items.parquet") as tmp:
-            tmp.write_bytes((data / "items.parquet").read_bytes())
-        with whole_file(raw / "interactions.parquet") as tmp:
-            pq.write_table(visits.filter(pc.is_in(visits["user_id"], pa.array(some))), tmp)
-    return raw
 
 
 class Trainee(nn.Module):
@@ -304,7 +288,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     folder = args.out / f"{args.data.name}-{args.share:g}"
-    place = Workplace(some_users(args.data, folder, args.share), folder, Budget())
+    place = Workplace(generator.some_users(args.data, folder, args.share), folder, Budget())
     python = environment("cornac-tiger", args.cache, LISTS).absolute()
     prepared, tokens = place.prepared(), place.tokens(HGIT, seed=0)
     kept = folder / f"{args.epochs}-passes-{args.visits}-visits-{args.targets}-targets"

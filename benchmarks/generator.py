@@ -1,14 +1,18 @@
-"""The generative ranker for ``bench_lists.py``, trained by ``placerank train``: scores of test visits, and beams."""
+"""Generative rankers for benchmarks, trained by ``placerank train``: scores of test visits, and beams."""
 
 import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from placerank.data.batches.features import FeatureConfig
+from placerank.data.manifest import whole_file
 from placerank.rankers.dense import RankerConfig
 from placerank.rankers.generative.reach import everything
 from placerank.rankers.generative_ranker import expand, gather
@@ -21,6 +25,21 @@ from placerank.training.tasks import visit_loader
 from placerank.training.train import TrainConfig, train
 
 BATCH = 256  # visits that are scored together
+
+
+def some_users(data: Path, folder: Path, share: float) -> Path:
+    """A dataset of a share of the users, drawn once, and of all items."""
+    raw = folder / "raw"
+    if not (raw / "interactions.parquet").exists():
+        raw.mkdir(parents=True, exist_ok=True)
+        visits = pq.read_table(data / "interactions.parquet")
+        users = np.sort(pc.unique(visits["user_id"]).to_numpy(zero_copy_only=False))
+        some = np.random.default_rng(0).choice(users, round(share * len(users)), replace=False)
+        with whole_file(raw / "items.parquet") as tmp:
+            tmp.write_bytes((data / "items.parquet").read_bytes())
+        with whole_file(raw / "interactions.parquet") as tmp:
+            pq.write_table(visits.filter(pc.is_in(visits["user_id"], pa.array(some))), tmp)
+    return raw
 
 
 def trained(prepared: Path, tokens: Path, seed: int, run: Path, kind: str = "generative", epochs: int = 12) -> Path:

@@ -26,7 +26,7 @@ from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.manifest import read_manifest
 from placerank.data.preparation.item_variance import ItemVariance
 from placerank.data.preparation.prepare import PrepareConfig, prepare
-from placerank.evaluation.paired import mean_and_spread, paired_bootstrap, paired_t
+from placerank.evaluation.paired import mean_and_spread, paired_bootstrap, paired_t, ratio_bootstrap
 from placerank.rankers.towers.tower import TOWERS
 from placerank.tokenization.codes.tokenizers import TOKENIZERS
 from placerank.training.predictions import Predictions
@@ -73,6 +73,21 @@ def test_bootstrap_is_near_the_normal_interval() -> None:
     assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=half / 5)
     assert found == paired_bootstrap(values)
     assert math.isnan(paired_bootstrap([]).mean)
+
+
+def test_bootstrap_of_a_ratio_is_near_fiellers_interval() -> None:
+    """Fieller's is exact where both means are normal."""
+    rng = np.random.default_rng(2)
+    under = rng.normal(1.0, 1, 4_000)
+    over = 1.1 * under + rng.normal(0, 0.5, 4_000)
+    found = ratio_bootstrap(over, under)
+    (aa, ab), (_, bb) = np.cov(over, under) / len(over)
+    a, b, z = over.mean(), under.mean(), 1.96**2
+    middle, width = a * b - z * ab, math.sqrt((a * b - z * ab) ** 2 - (a * a - z * aa) * (b * b - z * bb))
+    want = [(middle + sign * width) / (b * b - z * bb) for sign in (-1, 1)]
+    assert found.mean == pytest.approx(a / b)
+    assert (found.low, found.high) == pytest.approx(want, abs=(want[1] - want[0]) / 10)
+    assert math.isnan(ratio_bootstrap([1.0], [0.0]).mean) and math.isnan(ratio_bootstrap([], []).mean)
 
 
 def test_grids_name_what_there_is() -> None:
