@@ -222,18 +222,19 @@ def listed(advisor: Advisor, request: dict[str, Any]) -> tuple[list[dict[str, An
 
 
 _WORKER = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import transformers.models.llama.modeling_llama
 from placerank.benchmarks.bench_adapter import Advisor, listed
-def rss(): return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-before = rss()
+from placerank.benchmarks.process_memory import process_memory, restart_peak
+restart_peak()
+before = process_memory("VmRSS")
 advisor = Advisor.load(Path(sys.argv[1]))
 for request in json.loads(Path(sys.argv[2]).read_text())[:3]:
     listed(advisor, request)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+print(process_memory("VmHWM") - before)
 """
 
 

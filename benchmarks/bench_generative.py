@@ -39,6 +39,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from placerank.benchmarks.process_memory import process_memory, restart_peak
 from placerank.benchmarks.results_file import keep
 from placerank.benchmarks.t5 import TIGER, T5Tokens, of_stack, small_t5
 from placerank.kernels.haversine import haversine_km
@@ -243,12 +244,6 @@ def cornac(data: Path, seeds: int, rounds: int) -> list[Line]:
     ]
 
 
-def status(name: str) -> int:
-    """A field of this process's memory, in bytes."""
-    rows = Path("/proc/self/status").read_text().splitlines()
-    return next(int(row.split()[1]) << 10 for row in rows if row.startswith(name + ":"))
-
-
 def peak(items: int, seed: int, out: Any) -> None:
     torch.set_num_threads(1)
     model = T5Tokens(small_t5(vocabulary=1 + 3 * 256, **TIGER, seed=seed), levels=3, codes=256)
@@ -257,10 +252,10 @@ def peak(items: int, seed: int, out: Any) -> None:
     score(model, memory, Index(np.arange(9), made_up_codes(9, 256, seed), 256))  # compiles
     index.whole()
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = status("VmRSS")
+    restart_peak()
+    before = process_memory("VmRSS")
     score(model, memory, index)
-    out.put((status("VmHWM") - before) / 2**20)
+    out.put((process_memory("VmHWM") - before) / 2**20)
 
 
 def memory(seeds: int) -> list[Line]:

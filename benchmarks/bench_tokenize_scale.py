@@ -23,7 +23,6 @@ included. What is explained of the variance, on the same 65,536 items, says what
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from placerank.benchmarks.process_memory import process_memory
 from placerank.benchmarks.results_file import keep
 from placerank.data.manifest import whole_file
 from placerank.reports.progress import tracked
@@ -216,7 +216,7 @@ def run_side(side: str, folder: Path, threads: int) -> dict[str, float]:
     for first, x in tracked(_blocks(store), f"encode {side}", -(-len(store) // BLOCK), "blocks"):
         np.save(work / f"codes-{first // BLOCK:05d}.npy", encode(x, first).numpy().astype(np.int32))
     done, busy = time.perf_counter(), time.process_time() - busy
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = process_memory("VmHWM")
     rows = min(MEASURED, len(store))
     x, codes = store.rows(torch.arange(rows)), torch.from_numpy(np.load(work / "codes-00000.npy")).long()[:rows]
     lost = (x - sum(books[level][codes[:, level]] for level in range(LEVELS))).square().sum(1).mean()

@@ -12,10 +12,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from ..process_memory import process_memory, restart_peak
 
 MIB = 2**20
 # A peer is called again within a round until this many seconds are full, and is not called again in later rounds
@@ -118,17 +119,12 @@ def peak_mib(call: Callable[[], object], device: torch.device) -> tuple[float, f
         return (torch.cuda.max_memory_allocated(device) - before) / MIB, took
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is in use
+        restart_peak()
     except OSError:
         return math.nan, seconds(call, device)
-    before = _status_kib("VmRSS")
+    before = process_memory("VmRSS")
     took = seconds(call, device)
-    return max(0, _status_kib("VmHWM") - before) / 1024, took
-
-
-def _status_kib(field: str) -> int:
-    text = Path("/proc/self/status").read_text()
-    return int(text.partition(f"{field}:")[2].split()[0])
+    return max(0, process_memory("VmHWM") - before) / MIB, took
 
 
 def run_case(
