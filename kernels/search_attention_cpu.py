@@ -174,7 +174,8 @@ def _attend(
         _split(Ds, queries, b * A, A, of_key, of_hats)
         n = _products(Ds, As, knots, of_key, of_hats, keys, gaps, rows, b, shifts[b], weights[b])
         _softmax(As, weights[b], n, top, total)
-        log_total[b] = total[:A]
+        for a in range(A):
+            log_total[b, a] = total[a]
         _sums(Ds, As, knots, weights[b], keys, gaps, rows, b, shifts[b], n, sum_key, sum_hats)
         _join(Ds, sum_key, sum_hats, A, pooled, b * A)
 

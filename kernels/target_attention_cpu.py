@@ -48,7 +48,8 @@ def _first(
                 times(Gs, Hs, gaps, t, n, of_gaps, z, t)
                 times(Ds, Hs, keys, t + starts[b] - offsets[b], n, own, z, t)
                 if t == begin:
-                    near[block] = z[t]
+                    for h in range(H):
+                        near[block, h] = z[t, h]
                 moments(Hs, z, t, n, near[block], tile, sums[block])
 
 
@@ -70,7 +71,8 @@ def _between(
                     out[row, j] = bias[j]
             times(Hs, Ns, a, 0, n, weight, out, t)
             if t == begin:
-                near[block] = out[t]
+                for j in range(N):
+                    near[block, j] = out[t, j]
             moments(Ns, out, t, n, near[block], tile, sums[block])
 
 
