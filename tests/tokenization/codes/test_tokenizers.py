@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,12 @@ def make(name: str, **changes: Any) -> Tokenizer:
     return kind(TokenizerConfig(**{"levels": LEVELS, "codes": CODES, **changes}), OPTIONS[kind.options_type])
 
 
+@cache
+def fitted(name: str, rows: int = ROWS, codes: int = CODES) -> Tokenizer:
+    """One fit of a tokenizer on ``world(rows)``, for all tests that only read it."""
+    return make(name, codes=codes).fit(*world(rows))
+
+
 def explained(x: Tensor, decoded: Tensor) -> float:
     return 1 - float((x - decoded).square().sum() / (x - x.mean(0)).square().sum())
 
@@ -74,7 +81,7 @@ def explained(x: Tensor, decoded: Tensor) -> float:
 @every
 def test_codes_and_reconstructions_have_their_shapes(name: str) -> None:
     x, items = world()
-    tokenizer = make(name).fit(x, items)
+    tokenizer = fitted(name)
     codes = tokenizer.encode(x, items)
     assert codes.shape == (ROWS, LEVELS) and codes.dtype == torch.int64
     assert set(codes.unique().tolist()) <= set(range(CODES))
@@ -85,7 +92,7 @@ def test_codes_and_reconstructions_have_their_shapes(name: str) -> None:
 @every
 def test_more_levels_explain_more(name: str) -> None:
     x, items = world()
-    tokenizer = make(name).fit(x, items)
+    tokenizer = fitted(name)
     codes = tokenizer.encode(x, items)
     one, three = (explained(x, tokenizer.decode(codes[:, :levels])) for levels in (1, 3))
     assert three > 0.5, f"three levels explain {three:.2f}"
@@ -96,7 +103,7 @@ def test_more_levels_explain_more(name: str) -> None:
 @every
 def test_every_level_uses_most_of_its_codes(name: str) -> None:
     x, items = world()
-    codes = make(name).fit(x, items).encode(x, items)
+    codes = fitted(name).encode(x, items)
     used = [len(level.unique()) for level in codes.T]
     assert min(used) >= CODES // 2, f"codes used: {used}"
 
@@ -127,8 +134,7 @@ def test_saved_and_loaded_is_the_same(name: str, tmp_path: Path) -> None:
 
 @every
 def test_a_damaged_codebook_is_told(name: str, tmp_path: Path) -> None:
-    x, items = world(60)
-    make(name, codes=4).fit(x, items).save(tmp_path)
+    fitted(name, 60, 4).save(tmp_path)
     path = tmp_path / "codebooks.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -139,8 +145,7 @@ def test_a_damaged_codebook_is_told(name: str, tmp_path: Path) -> None:
 
 @every
 def test_new_items_are_encoded_without_refitting_each_by_itself(name: str) -> None:
-    x, items = world()
-    tokenizer = make(name).fit(x, items)
+    tokenizer = fitted(name)
     before = {k: v.clone() for k, v in tokenizer.state.items()}
     new, new_items = world(40, seed=7)
     codes = tokenizer.encode(new, new_items)
@@ -155,7 +160,7 @@ def test_new_items_are_encoded_without_refitting_each_by_itself(name: str) -> No
 def test_streamed_is_in_memory_and_a_store_is_a_tensor(name: str, tmp_path: Path) -> None:
     x, items = world()
     store = write_embeddings(tmp_path / "e", items["item_id"], x)
-    a, b = make(name).fit(x, items), make(name).fit(store, items)
+    a, b = fitted(name), make(name).fit(store, items)
     assert all(torch.equal(a.state[k], b.state[k]) for k in a.state)
     whole = a.encode(x, items)
     assert torch.equal(a.encode(x, items, rows=37), whole)
@@ -237,7 +242,7 @@ def test_numbers_that_are_not_finite_are_told(name: str, value: float, tmp_path:
     bad[41, 3] = value
     with pytest.raises(ValueError, match=r"row 41 holds NaN or infinity"):
         make(name, codes=4).fit(bad, items)
-    tokenizer = make(name, codes=4).fit(x, items)
+    tokenizer = fitted(name, 60, 4)
     with pytest.raises(ValueError, match=r"row 41 holds NaN or infinity"):
         tokenizer.encode(bad, items, rows=16)
 
@@ -280,7 +285,7 @@ def fit_and_die(name: str, path: Path, last: int) -> None:
 @every
 def test_killed_and_resumed_is_undisturbed(name: str, tmp_path: Path, ranks: Callable[..., list[Any]]) -> None:
     x, items = world()
-    undisturbed = make(name).fit(x, items)
+    undisturbed = fitted(name)
     path = tmp_path / "fit.safetensors"
     ranks(1, fit_and_die, name, path, 2, killed=True)
     assert path.is_file()
