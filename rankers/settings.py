@@ -63,7 +63,8 @@ class RankerConfig:
     onerec: OneRecConfig = field(default_factory=OneRecConfig)
     """OneRec."""
     tower: str = "twin"
-    """Interest tower: twin, twin_v2, din, dien, sim, sim_soft, eta, hstu, trisan, basm, or your own as package.module:Class."""
+    """Interest tower: twin, twin_v2, din, dien, sim, sim_soft, eta, hstu, trisan, basm, or your own as
+    package.module:Class."""
     tower_options: dict[str, float] = field(default_factory=dict)
     """Numbers of the tower that are not its defaults, by name: top_k of twin, auxiliary_weight of dien, ..."""
     mlp: list[int] = field(default_factory=lambda: [128, 64])
