@@ -96,6 +96,43 @@ assert even and even == odd
 """)
 
 
+def test_a_kept_report_is_of_one_kernel() -> None:
+    """What a kernel is compiled of is in its key; where Triton lies is not. The file has what compiling gives."""
+    run("""
+import sys
+sys.path.insert(0, sys.argv[1])
+import triton_aot
+from triton_aot import TARGETS, compile_for, key_of, read_known, reports
+from placerank.kernels.dice_triton import VARIANTS
+from placerank.kernels.search_attention_triton import VARIANTS as OTHERS
+
+variant = next(iter(VARIANTS.values()))
+constant = next(name for name, value in variant.constants.items() if type(value) is int)
+changed = [
+    variant._replace(options=variant.options | {"num_warps": 2 * variant.num_warps}),
+    variant._replace(constants=variant.constants | {constant: 2 * variant.constants[constant]}),
+    variant._replace(attributes={}),
+    variant._replace(signature=variant.signature | dict.fromkeys(list(variant.signature)[:1], "*bf16")),
+    next(iter(OTHERS.values())),
+]
+assert variant.attributes and constant
+keys = {key_of(v, target) for v in [variant, *changed] for target in TARGETS}
+assert len(keys) == len(TARGETS) * 6
+
+known = read_known()
+for target in TARGETS:
+    key = key_of(variant, target)
+    assert not known or known[key] == compile_for(variant, target)
+    wrong = {key: known[key]._replace(registers=1) for key in known}
+    triton_aot.read_known, triton_aot.AGAIN = lambda: wrong, 1
+    try:
+        list(reports(["placerank.kernels.dice_triton"], [target], 1))
+        assert not known, "a wrong line of the file is told when it is checked"
+    except ValueError as error:
+        assert "compiles to Report(" in str(error), error
+""")
+
+
 def test_kernels_start_where_their_tensors_are() -> None:
     """The whole list: whenever a kernel starts, PyTorch has been told to take one of its tensors' device."""
     run("""
