@@ -8,6 +8,7 @@ task with products of several: nobody waits at each product's end, and what a pr
 core that reads it. On 2 cores, products [256, 64] x [64, 1024] ran at 290 GFLOP/s so and at 40 to 280 on both cores.
 """
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+log = logging.getLogger(__name__)
 
 try:
     numba: Any = import_module("numba")
@@ -50,6 +53,23 @@ def drop_stale(folder: Path) -> None:
 
 if numba:
     drop_stale(Path(__file__).parent)
+    events: Any = import_module("numba.core.event")
+
+    class _Tell(events.Listener):
+        """Says once, when a loop of this package is compiled, why the first step takes so long."""
+
+        told = False
+
+        def on_start(self, event: Any) -> None:
+            ours = event.data["dispatcher"].py_func.__module__.startswith("placerank.")
+            if ours and not self.told:
+                self.told = True
+                log.info("compiling the CPU's loops for these widths: up to a minute or two, once on this machine")
+
+        def on_end(self, event: Any) -> None:
+            """Nothing is told."""
+
+    events.register("numba:compile", _Tell())
 
 jit = partial(numba.njit, nogil=True, cache=True, error_model="numpy") if numba else _not_compiled
 """``@jit()`` compiles a loop; ``@jit(fastmath={...})`` names what LLVM may assume, "reassoc" for sums say."""

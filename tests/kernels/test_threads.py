@@ -3,6 +3,8 @@
 import importlib
 import os
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,22 @@ def test_loops_compiled_before_a_source_changed_are_compiled_again(tmp_path: Pat
         os.utime(tmp_path / name, (when, when))
     drop_stale(tmp_path)
     assert [x.name for x in (tmp_path / "__pycache__").iterdir()] == ["new.nbi"]
+
+
+def test_compiling_is_told_once(tmp_path: Path) -> None:
+    """Where a loop is compiled, and not where it is found on disk."""
+    code = """
+import logging
+logging.basicConfig(format="%(message)s", level=logging.INFO)
+import torch
+from placerank.kernels.jagged import segment_topk
+for k in (1, 2):
+    segment_topk(torch.rand(9), torch.tensor([0, 4, 9]), k)
+"""
+    env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    first, second = (
+        subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stderr
+        for _ in range(2)
+    )
+    assert first.count("compiling the CPU's loops for these widths") == 1
+    assert "compiling" not in second
