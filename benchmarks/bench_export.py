@@ -38,6 +38,7 @@ import torch.multiprocessing as mp
 from torch.distributed._shard.sharded_tensor import init_from_local_shards
 from torch.distributed._shard.sharded_tensor.shard import Shard
 
+from placerank.benchmarks.process_memory import process_memory
 from placerank.benchmarks.results_file import save
 from placerank.embeddings.export import RawIds, export_tables
 from placerank.embeddings.shards import CheckpointTables
@@ -155,9 +156,7 @@ class MemoryPeak:
 
     @staticmethod
     def _now() -> tuple[int, ...]:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        values = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("RssAnon", "VmRSS"))}
-        return int(values["RssAnon"]) * 1024, int(values["VmRSS"]) * 1024
+        return process_memory("RssAnon"), process_memory("VmRSS")
 
 
 def run_case(folder: Path, case: Case) -> dict[str, float]:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 
 def process_memory(field: str) -> int:
-    """Bytes of a field of ``/proc/self/status``: ``VmRSS`` in use, ``VmHWM`` the most that was.
+    """Bytes of a field of ``/proc/self/status``: ``VmRSS`` in use, ``RssAnon`` of no file, ``VmHWM`` the most that
+    was in use.
 
     Not ``ru_maxrss`` of ``getrusage``: that outlives ``exec``, so a process that was started by one which used more
     tells that one's peak.

@@ -1,7 +1,7 @@
 """Is one better than the other, on the same seeds and the same requests?"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,8 +50,7 @@ def paired_bootstrap(
     values: NDArray[np.float64] = np.asarray(differences, np.float64)
     if not len(values):
         return Interval(math.nan, math.nan, math.nan)
-    rng = np.random.default_rng(seed)
-    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
+    means = [values[drawn].mean() for drawn in _drawn(len(values), resamples, seed)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(values.mean()), float(low), float(high))
 
@@ -64,8 +63,13 @@ def ratio_bootstrap(over: ArrayLike, under: ArrayLike, resamples: int = RESAMPLE
     a, b = np.asarray(over, np.float64), np.asarray(under, np.float64)
     if not len(b) or not b.mean():
         return Interval(math.nan, math.nan, math.nan)
-    rng = np.random.default_rng(seed)
-    drawn = (rng.integers(0, len(a), len(a)) for _ in range(resamples))
     with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = np.quantile([a[some].mean() / b[some].mean() for some in drawn], [0.025, 0.975])
+        ratios = [a[drawn].mean() / b[drawn].mean() for drawn in _drawn(len(b), resamples, seed)]
+        low, high = np.quantile(ratios, [0.025, 0.975])
     return Interval(float(a.mean() / b.mean()), float(low), float(high))
+
+
+def _drawn(count: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Requests drawn anew, as many as there are, with replacement."""
+    rng = np.random.default_rng(seed)
+    return (rng.integers(0, count, count) for _ in range(resamples))

@@ -5,13 +5,13 @@ import subprocess
 import sys
 
 import pytest
-from compiled import MODULES, SCRIPT, SECONDS, check_compiled, run_aot
+from compiled import MODULES, OF_KERNELS, SCRIPT, SECONDS, check_compiled, run_aot
 
 
 @pytest.fixture(scope="module")
 def reports() -> list[list[str]]:
     """Of all modules, from one process."""
-    return run_aot(*MODULES)
+    return run_aot(*OF_KERNELS)
 
 
 @pytest.mark.timeout(SECONDS)

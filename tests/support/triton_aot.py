@@ -16,7 +16,7 @@ import importlib
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -26,7 +26,7 @@ from zlib import crc32
 os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel cannot be compiled
 
 import triton
-from compiled import ASKED, KEPT
+from compiled import KEPT, OF_KERNELS, OF_RANKERS
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
@@ -111,7 +111,7 @@ def read_known() -> dict[str, Report]:
         return {line["key"]: Report(*(int(line[field]) for field in Report._fields)) for line in csv.DictReader(file)}
 
 
-def reports(modules: list[str], targets: list[str], each: int) -> Iterator[tuple[str, str, str, Report, str, str]]:
+def reports(modules: Sequence[str], targets: list[str], each: int) -> Iterator[tuple[str, str, str, Report, str, str]]:
     """Module, variant, target, report, key and how it came, ``kept``, ``checked`` or ``compiled``; equal ones once.
 
     Raises:
@@ -140,8 +140,8 @@ def update() -> None:
     """Write ``KEPT`` anew: what the tests ask for, and no more."""
     lines = [
         (module, name, target, *report, key)
-        for modules, each in ASKED
-        for module, name, target, report, key, _ in reports(list(modules), list(TARGETS), each or len(TARGETS))
+        for modules, each in (OF_KERNELS, OF_RANKERS)
+        for module, name, target, report, key, _ in reports(modules, list(TARGETS), each)
     ]
     with open(KEPT, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -200,10 +200,10 @@ def test_codes_follow_the_number_of_items() -> None:
 
 def test_a_number_of_codes_that_was_left_open_is_known_once_fitted(tmp_path: Path) -> None:
     x, items = world(40)
-    fitted = ResidualKMeans(TokenizerConfig(levels=2)).fit(x, items)
-    assert fitted.config.codes == 16 and int(fitted.encode(x).max()) < 16
-    fitted.save(tmp_path / "kept")
-    assert load_tokenizer(tmp_path / "kept").config == fitted.config
+    tokenizer = ResidualKMeans(TokenizerConfig(levels=2)).fit(x, items)
+    assert tokenizer.config.codes == 16 and int(tokenizer.encode(x).max()) < 16
+    tokenizer.save(tmp_path / "kept")
+    assert load_tokenizer(tmp_path / "kept").config == tokenizer.config
 
 
 @every
