@@ -4,8 +4,10 @@
 
 {TIGER, the default, OneRec} x {Res-KMeans, RQ-VAE, Lin et al., RQ-VAE n-gram, HGIT}, each with so many seeds of the
 ranker on one seed of semantic IDs, all by ``placerank train`` with one recipe: batches of 512, at most ``--epochs``
-passes, until validation gains no more. Each is asked about the same test visits, over all items. A cell that is kept in
-the folder is not run again; ``--jobs`` run at once, on a GPU where there is one, and ``--cells-only`` ends there.
+passes, until validation gains no more. TIGER has the others' sizes (64 columns, 2 + 2 layers), as beside cornac's
+(bench_tiger.py), and batches of 64: in larger ones it had not learned in 12 passes what it could. Each is asked about
+the same test visits, over all items. A cell that is kept in the folder is not run again; ``--jobs`` run at once, on a
+GPU where there is one, and ``--cells-only`` ends there.
 
 * ``all``, ``reach``, ``sampled``, ``codes``: as in ``evaluation/lists.py``.
 * ``given code``: among the items that share the target's code, where there are several, whether the target stands
@@ -31,6 +33,7 @@ from torch import Tensor
 
 from placerank.benchmarks import generator
 from placerank.benchmarks.bench_lists import ALL, BATCH, codes_of
+from placerank.benchmarks.bench_tiger import SIZES
 from placerank.benchmarks.papers.cells import Budget, Workplace
 from placerank.benchmarks.papers.grids import TOKENS
 from placerank.benchmarks.results_file import keep
@@ -41,9 +44,16 @@ from placerank.evaluation.floors import Floors, transitions
 from placerank.evaluation.lists import METRICS, WAYS, Standing, Ways, chosen, standing
 from placerank.evaluation.measure_lists import Confidence
 from placerank.evaluation.paired import mean_and_spread, paired_bootstrap, ratio_bootstrap
+from placerank.rankers.dense import RankerConfig
 from placerank.reports.progress import tracked
 
-KINDS = ("tiger", "generative", "onerec")
+RECIPES: dict[str, tuple[RankerConfig, int]] = {
+    "tiger": (RankerConfig(kind="tiger", tiger=SIZES), 64),
+    "generative": (RankerConfig(kind="generative"), 512),
+    "onerec": (RankerConfig(kind="onerec"), 512),
+}
+"""A kind's ranker, and its visits a batch."""
+KINDS = tuple(RECIPES)
 GIVEN_CODE = "given code"
 SHOWN = ("hit@1", "hit@10", "ndcg@10")
 BASE = "hgit"
@@ -90,7 +100,8 @@ class Cell:
         place = self.place
         variant = VARIANTS[self.tokenizer]
         folder = self.folder / "generators" / f"{self.kind}-{self.tokenizer}-{self.seed}"
-        run = generator.trained(place.prepared(), place.tokens(variant, 0), self.seed, folder, self.kind, self.epochs)
+        inputs = place.prepared(), place.tokens(variant, 0)
+        run = generator.trained(*inputs, self.seed, folder, *RECIPES[self.kind], self.epochs)
         wanted = wanted_visits(self)
         found = measure(self, torch.from_numpy(generator.scores(run, wanted)), wanted)
         with whole_file(self.out) as tmp, open(tmp, "wb") as file:
@@ -262,11 +273,6 @@ def markdown(lines: list[Line]) -> str:
     return "\n".join(out)
 
 
-def _run(cell: Cell) -> str:
-    cell.run()
-    return cell.out.name
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m placerank.benchmarks.bench_generators",
@@ -304,10 +310,14 @@ def main() -> None:
         for tokenizer in args.tokenizers:
             cells[0].place.tokens(VARIANTS[tokenizer], 0)
     cells = [cell for some in of.values() for cell in some if not cell.out.exists()]
-    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(_run, cell) for cell in cells]
-        for future in tracked(as_completed(futures), "cells", len(futures), "cells"):
-            future.result()
+    if args.jobs == 1:  # in this process, so that what ends it ends a training too
+        for cell in tracked(cells, "cells", unit="cells"):
+            cell.run()
+    else:
+        with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+            futures = [pool.submit(Cell.run, cell) for cell in cells]
+            for future in tracked(as_completed(futures), "cells", len(futures), "cells"):
+                future.result()
     if args.cells_only:
         return
     lines = [line for name, some in of.items() for line in lines_of(name, some)]

@@ -22,6 +22,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ from placerank.rankers.generative.tiger import Tiger, user_tokens
 from placerank.reports.progress import tracked
 from placerank.training.runtime import keep_freed_memory
 
-SIZES = {"columns": 64, "heads": 4, "head_columns": 16, "hidden": 256, "layers": 2, "dropout": 0.1}
+SIZES = TigerConfig(columns=64, heads=4, head_columns=16, hidden=256, layers=2)
 RATE, DECAY, BATCH, FAST_BATCH = 1e-3, 1e-4, 64, 256
 COLUMNS, TOGETHER = 16, 64  # of the default ranker's tables; its targets of a user that share a stretch
 BEAMS, LISTED = 50, 10
@@ -65,7 +66,7 @@ class Trainee(nn.Module):
         super().__init__()
         catalog = pq.read_table(prepared / "catalog.parquet")
         semantic = SemanticFeatures.load(tokens, catalog["item_id"], suffix=True)
-        self.index, self.config = Index.of_tokens(semantic), TigerConfig(**SIZES, visits=visits)  # type: ignore[arg-type]
+        self.index, self.config = Index.of_tokens(semantic), replace(SIZES, visits=visits)
         d = self.config.columns
         self.model = Tiger(self.config, PlaceFacts.of(catalog, semantic), self.index, 0, d)
         self.user = nn.Embedding(self.config.user_tokens + 1, d, padding_idx=0)
@@ -86,8 +87,8 @@ class Default(nn.Module):
         super().__init__()
         catalog = pq.read_table(prepared / "catalog.parquet")
         semantic = SemanticFeatures.load(tokens, catalog["item_id"])
-        sizes = {name: SIZES[name] for name in ("columns", "heads", "hidden", "layers", "dropout")}
-        self.config = GeneratorConfig(**sizes, memory=visits, copied=visits)  # type: ignore[arg-type]
+        sizes = {name: getattr(SIZES, name) for name in ("columns", "heads", "hidden", "layers", "dropout")}
+        self.config = GeneratorConfig(**sizes, memory=visits, copied=visits)
         self.model = Generator(
             self.config, PlaceFacts.of(catalog, semantic), Index.of_tokens(semantic), COLUMNS, COLUMNS
         )
@@ -155,8 +156,8 @@ def for_cornac(
             seen[name].append(column[: b.valid].numpy())
     codes = SemanticFeatures.load(tokens, pq.read_table(prepared / "catalog.parquet")["item_id"]).codes
     s = SIZES
-    sizes = {"d_model": s["columns"], "d_ff": s["hidden"], "num_heads": s["heads"], "d_kv": s["head_columns"]}
-    sizes |= {"layers": s["layers"], "dropout": s["dropout"], "learning_rate": RATE, "weight_decay": DECAY}
+    sizes: dict[str, float] = {"d_model": s.columns, "d_ff": s.hidden, "num_heads": s.heads, "d_kv": s.head_columns}
+    sizes |= {"layers": s.layers, "dropout": s.dropout, "learning_rate": RATE, "weight_decay": DECAY}
     folder.mkdir(parents=True, exist_ok=True)
     columns: dict[str, Any] = {name: np.concatenate(parts) for name, parts in seen.items()}
     np.savez(folder / "train.npz", codes=codes, sizes=json.dumps(sizes | {"batch_size": batch}), **columns)

@@ -42,15 +42,26 @@ def some_users(data: Path, folder: Path, share: float) -> Path:
     return raw
 
 
-def trained(prepared: Path, tokens: Path, seed: int, run: Path, kind: str = "generative", epochs: int = 12) -> Path:
+RANKER = RankerConfig(kind="generative")
+
+
+def trained(
+    prepared: Path,
+    tokens: Path,
+    seed: int,
+    run: Path,
+    ranker: RankerConfig = RANKER,
+    batch: int = 512,
+    epochs: int = 12,
+) -> Path:
     """The run folder, trained until validation gains no more; gone on with where it was cut off."""
     config = TrainConfig(
         data=prepared,
         run=run,
         features=FeatureConfig(semantic_ids=tokens),
-        ranker=RankerConfig(kind=kind),
+        ranker=ranker,
         optimizer=OptimizerConfig(dense_lr=2e-3),
-        batch_size=512,
+        batch_size=batch,
         epochs=epochs,
         seed=seed,
         keep_checkpoints=1,

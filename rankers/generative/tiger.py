@@ -36,8 +36,8 @@ from .reach import Allowed
 
 TOKENS = 4096
 """Tokens of visits, padding among them, that a pass takes together; one target at least."""
-FULL = 0.75
-"""Least share of the longest that a target's visits have to be to be padded to it."""
+PADDING = 512
+"""Tokens of padding that a pass may have: about what a pass costs beside its tokens, on a CPU."""
 
 
 def user_tokens(users: Tensor, most: int) -> Tensor:
@@ -151,9 +151,12 @@ class Tiger(nn.Module):
         tokens = (self.facts.codes[q.items] + 1 + of_level)[q.visits]
         last = q.offsets[q.stretch] + q.seen
         while start < len(sizes):
-            longest, stop = sizes[start], start + 1
+            longest, stop, padding = sizes[start], start + 1, 0
             most = max(TOKENS // (1 + longest * self.levels), 1)
-            while stop < min(len(sizes), start + most) and sizes[stop] >= FULL * longest:
+            while stop < min(len(sizes), start + most):
+                padding += (longest - sizes[stop]) * self.levels
+                if padding > PADDING:
+                    break
                 stop += 1
             part = order[start:stop]
             _, at = segment_rows_unchecked(last[part] - visits[part], last[part])
