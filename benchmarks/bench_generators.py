@@ -14,7 +14,7 @@ GPU where there is one, and ``--cells-only`` ends there.
   first: what the suffix (TIGER) and the last mile (the others) are for. ``most popular`` is the floor.
 * ``nll``: nats a visit, beside 0.8 counter + 0.2 popularity on the same visits; ``ece``: of the first within reach.
 
-Differences are HGIT's less another tokenizer's on the same visits and seeds, and ``onerec / tiger`` the ratio of two
+Differences are HGIT's less another tokenizer's on the same visits and seeds, and ``onerec / tiger`` is the ratio of two
 rankers' means, each with a 95 % interval over visits of the mean over seeds. ``--share 0.2`` takes a fifth of the
 users, drawn once, with their visits. The aligned encoder is left out: its embeddings take hours here.
 """
@@ -57,7 +57,7 @@ KINDS = tuple(RECIPES)
 GIVEN_CODE = "given code"
 SHOWN = ("hit@1", "hit@10", "ndcg@10")
 BASE = "hgit"
-RATIO = "onerec / tiger"
+POPULAR = "most popular"
 VARIANTS = {variant.name: variant for variant in TOKENS}
 _KEY = ("dataset", "ranker", "tokenizer", "way", "part", "metric")
 Line = dict[str, Any]
@@ -197,31 +197,37 @@ def lines_of(dataset: str, cells: list[Cell]) -> list[Line]:
             value = float(np.nanmean(some["popular"][inside, 0]))
             where = {"way": GIVEN_CODE, "part": part, "metric": "hit@1"}
             lines.append(
-                {"dataset": dataset, "ranker": "most popular", "tokenizer": tokenizer, **where, **_over_seeds([value])}
+                {"dataset": dataset, "ranker": POPULAR, "tokenizer": tokenizer, **where, **_over_seeds([value])}
             )
     return lines
 
 
 def _one_by_other(dataset: str, kept: dict[tuple[str, str, int], Any]) -> list[Line]:
-    """OneRec's figures by TIGER's, of the seeds that both have."""
+    """Figures of a ranker by another's, of the seeds that both have; given the code by the most popular item's too."""
     lines: list[Line] = []
-    for tokenizer in VARIANTS:
-        both = [
-            (kept["onerec", tokenizer, seed], kept["tiger", tokenizer, seed])
-            for kind, name, seed in sorted(kept)
-            if (kind, name) == ("onerec", tokenizer) and ("tiger", tokenizer, seed) in kept
-        ]
-        for way, column in product(("all", "reach", "codes"), range(len(SHOWN))) if both else ():
-            of = [
-                np.mean([x["gains"][WAYS.index(way), :, column] for x in side], axis=0)
-                for side in zip(*both, strict=True)
-            ]
+    ways = (*WAYS, GIVEN_CODE)
+    for kind, other, tokenizer in product(KINDS, ("tiger", POPULAR), VARIANTS):
+        own = {seed: x for (k, t, seed), x in sorted(kept.items()) if (k, t) == (kind, tokenizer)}
+        if other == POPULAR:
+            sides = {seed: (x["gains"][-1], x["popular"]) for seed, x in own.items()}
+            asked_for = [(GIVEN_CODE, SHOWN[0])]
+        else:
+            sides = {
+                seed: (x["gains"], kept[other, tokenizer, seed]["gains"])
+                for seed, x in own.items()
+                if (other, tokenizer, seed) in kept and kind != other
+            }
+            asked_for = [*product(("all", "reach", "codes"), SHOWN), (GIVEN_CODE, SHOWN[0])]
+        for way, metric in asked_for if sides else ():
+            column = SHOWN.index(metric)
+            at = (slice(None), column) if other == POPULAR else (ways.index(way), slice(None), column)
+            of = [np.mean([x[at] for x in side], axis=0) for side in zip(*sides.values(), strict=True)]
             asked = np.isfinite(of).all(0)
             ratio = ratio_bootstrap(*(x[asked] for x in of))
-            where = {"way": way, "part": "all", "metric": SHOWN[column]}
-            told = {"seeds": len(both), "mean": f"{ratio.mean:.5f}", "spread": "", "hgit_less_this": ""}
+            where = {"ranker": f"{kind} / {other}", "tokenizer": tokenizer, "way": way, "part": "all", "metric": metric}
+            told = {"seeds": len(sides), "mean": f"{ratio.mean:.5f}", "spread": "", "hgit_less_this": ""}
             told |= {"low": f"{ratio.low:.5f}", "high": f"{ratio.high:.5f}"}
-            lines.append({"dataset": dataset, "ranker": RATIO, "tokenizer": tokenizer, **where, **told})
+            lines.append({"dataset": dataset, **where, **told})
     return lines
 
 
@@ -264,12 +270,12 @@ def markdown(lines: list[Line]) -> str:
                 cells.append(f"{line['mean']}{gain}")
             cells += [by[dataset, kind, tokenizer, "all", "all", metric]["mean"] for metric in ("nll", "ece")]
             out.append(f"| {variant.title} | " + " | ".join(cells) + " |")
-    ratios = [x for x in lines if x["ranker"] == RATIO]
+    ratios = [x for x in lines if " / " in x["ranker"]]
     if ratios:
-        out += [f"\n{RATIO}\n", "| | tokenizer | way | metric | ratio | seeds |", "|---|---|---|---|---|---|"]
+        out += ["\n| | of | tokenizer | way | metric | ratio | seeds |", "|" + "---|" * 7]
     for x in ratios:
-        told = f"{x['mean']} ({x['low']} to {x['high']}) | {x['seeds']}"
-        out.append(f"| {x['dataset']} | {VARIANTS[x['tokenizer']].title} | {x['way']} | {x['metric']} | {told} |")
+        about = f"{x['dataset']} | {x['ranker']} | {VARIANTS[x['tokenizer']].title} | {x['way']} | {x['metric']}"
+        out.append(f"| {about} | {x['mean']} ({x['low']} to {x['high']}) | {x['seeds']} |")
     return "\n".join(out)
 
 
