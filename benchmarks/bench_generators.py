@@ -5,9 +5,9 @@
 {TIGER, the default, OneRec} x {Res-KMeans, RQ-VAE, Lin et al., RQ-VAE n-gram, HGIT}, each with so many seeds of the
 ranker on one seed of semantic IDs, all by ``placerank train`` with one recipe: batches of 512, at most ``--epochs``
 passes, until validation gains no more. TIGER has the others' sizes (64 columns, 2 + 2 layers), as beside cornac's
-(bench_tiger.py), and batches of 64: in larger ones it had not learned in 12 passes what it could. Each is asked about
-the same test visits, over all items. A cell that is kept in the folder is not run again; ``--jobs`` run at once, on a
-GPU where there is one, and ``--cells-only`` ends there.
+(bench_tiger.py), and batches of 64, as it learns for longer and a pass of a fifth of the users has few steps. Each is
+asked about the same test visits, over all items. A cell that is kept in the folder is not run again; ``--jobs`` run at
+once, on a GPU where there is one, and ``--cells-only`` ends there.
 
 * ``all``, ``reach``, ``sampled``, ``codes``: as in ``evaluation/lists.py``.
 * ``given code``: among the items that share the target's code, where there are several, whether the target stands

@@ -25,6 +25,7 @@ from placerank.training.tasks import visit_loader
 from placerank.training.train import TrainConfig, train
 
 BATCH = 256  # visits that are scored together
+RANKER = RankerConfig(kind="generative")
 
 
 def some_users(data: Path, folder: Path, share: float) -> Path:
@@ -40,9 +41,6 @@ def some_users(data: Path, folder: Path, share: float) -> Path:
         with whole_file(raw / "interactions.parquet") as tmp:
             pq.write_table(visits.filter(pc.is_in(visits["user_id"], pa.array(some))), tmp)
     return raw
-
-
-RANKER = RankerConfig(kind="generative")
 
 
 def trained(

@@ -84,11 +84,17 @@ def by_hand(model: Tiger, visited: list[int], user: Tensor, item: int) -> float:
     return total
 
 
-@pytest.mark.parametrize("tokens", [tiger.TOKENS, 20, 1])
-def test_log_p_is_that_of_a_loop_over_codes(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("tokens", "padding", "passes"), [(tiger.TOKENS, tiger.PADDING, 1), (tiger.TOKENS, 0, 3), (20, 4, 2), (1, 0, 5)]
+)
+def test_log_p_is_that_of_a_loop_over_codes(
+    tokens: int, padding: int, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever is taken together; by teacher forcing, over the tree and in beams."""
     monkeypatch.setattr(tiger, "TOKENS", tokens)
+    monkeypatch.setattr(tiger, "PADDING", padding)
     (model, index), q = make(), questions()
+    assert len(list(model._memories(q, rows(q)[1]))) == passes
     seen = [[3], [3, 7, 3, 9], [3, 7, 3, 9, 12, 30], [], [5]]
     asking = [*zip(seen, rows(q)[1], strict=True)]
     want = torch.tensor([[by_hand(model, *about, item) for item in index.items.tolist()] for about in asking])
