@@ -206,26 +206,20 @@ def _one_by_other(dataset: str, kept: dict[tuple[str, str, int], Any]) -> list[L
     """Figures of a ranker by another's, of the seeds that both have; given the code by the most popular item's too."""
     lines: list[Line] = []
     ways = (*WAYS, GIVEN_CODE)
-    for kind, other, tokenizer in product(KINDS, ("tiger", POPULAR), VARIANTS):
-        own = {seed: x for (k, t, seed), x in sorted(kept.items()) if (k, t) == (kind, tokenizer)}
-        if other == POPULAR:
-            sides = {seed: (x["gains"][-1], x["popular"]) for seed, x in own.items()}
-            asked_for = [(GIVEN_CODE, SHOWN[0])]
-        else:
-            sides = {
-                seed: (x["gains"], kept[other, tokenizer, seed]["gains"])
-                for seed, x in own.items()
-                if (other, tokenizer, seed) in kept and kind != other
-            }
-            asked_for = [*product(("all", "reach", "codes"), SHOWN), (GIVEN_CODE, SHOWN[0])]
-        for way, metric in asked_for if sides else ():
-            column = SHOWN.index(metric)
-            at = (slice(None), column) if other == POPULAR else (ways.index(way), slice(None), column)
-            of = [np.mean([x[at] for x in side], axis=0) for side in zip(*sides.values(), strict=True)]
+    given = (GIVEN_CODE, SHOWN[0])
+    asked_for = {"tiger": [*product(("all", "reach", "codes"), SHOWN), given], POPULAR: [given]}
+    gains = {key: x["gains"] for key, x in kept.items()}
+    for (_, tokenizer, seed), x in kept.items():  # the floor's lie as a ranker's do
+        gains[POPULAR, tokenizer, seed] = np.concatenate([np.full_like(x["gains"][:-1], np.nan), x["popular"][None]])
+    for kind, other, tokenizer in product(KINDS, asked_for, VARIANTS):
+        seeds = [s for k, t, s in sorted(kept) if (k, t) == (kind, tokenizer) and (other, t, s) in gains]
+        for way, metric in asked_for[other] if seeds and kind != other else ():
+            at = ways.index(way), slice(None), SHOWN.index(metric)
+            of = [np.mean([gains[side, tokenizer, s][at] for s in seeds], axis=0) for side in (kind, other)]
             asked = np.isfinite(of).all(0)
             ratio = ratio_bootstrap(*(x[asked] for x in of))
             where = {"ranker": f"{kind} / {other}", "tokenizer": tokenizer, "way": way, "part": "all", "metric": metric}
-            told = {"seeds": len(sides), "mean": f"{ratio.mean:.5f}", "spread": "", "hgit_less_this": ""}
+            told = {"seeds": len(seeds), "mean": f"{ratio.mean:.5f}", "spread": "", "hgit_less_this": ""}
             told |= {"low": f"{ratio.low:.5f}", "high": f"{ratio.high:.5f}"}
             lines.append({"dataset": dataset, **where, **told})
     return lines
