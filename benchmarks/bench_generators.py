@@ -32,12 +32,12 @@ import torch
 from torch import Tensor
 
 from placerank.benchmarks import generator
-from placerank.benchmarks.bench_lists import ALL, BATCH, codes_of
+from placerank.benchmarks.bench_lists import BATCH, codes_of
 from placerank.benchmarks.bench_tiger import SIZES
 from placerank.benchmarks.papers.cells import Budget, Workplace
 from placerank.benchmarks.papers.grids import TOKENS
 from placerank.benchmarks.results_file import keep
-from placerank.data.batches.sequences import SequenceLoader
+from placerank.data.batches.sequences import ALL, SequenceLoader
 from placerank.data.manifest import whole_file
 from placerank.evaluation.breakdown import ItemFacts
 from placerank.evaluation.floors import Floors, transitions

@@ -38,7 +38,7 @@ from placerank.benchmarks.papers.grids import HGIT, Variant
 from placerank.benchmarks.results_file import keep
 from placerank.benchmarks.throughput.environments import LISTS, environment
 from placerank.data.batches.semantic_features import SemanticFeatures
-from placerank.data.batches.sequences import SequenceBatch, SequenceLoader
+from placerank.data.batches.sequences import ALL, SequenceBatch, SequenceLoader
 from placerank.data.manifest import read_manifest, whole_file
 from placerank.evaluation.breakdown import ItemFacts
 from placerank.evaluation.floors import Floors, transitions
@@ -54,7 +54,6 @@ from placerank.training.runtime import runtime
 BATCH, TWIN_BATCH = 256, 16
 AGAIN = 50
 """The best of a generative ranker that TWIN orders."""
-ALL = 1 << 40  # visits: a counter has no window
 SASREC_EPOCHS = 10  # cornac's default
 SHOWN = ("all", "visit: first visit", "visit: repeat")
 HEAD = ("hit@1", "hit@10", "hit@50", "ndcg@10", "mrr")

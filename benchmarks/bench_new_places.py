@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 import torch
 
 from placerank.benchmarks import generator
-from placerank.benchmarks.bench_lists import ALL, BATCH, Kept
+from placerank.benchmarks.bench_lists import BATCH, Kept
 from placerank.benchmarks.papers.cells import Budget, Workplace
 from placerank.benchmarks.papers.grids import HGIT
 from placerank.benchmarks.results_file import keep
-from placerank.data.batches.sequences import SequenceLoader
+from placerank.data.batches.sequences import ALL, SequenceLoader
 from placerank.data.manifest import read_manifest, write_manifest
 from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.evaluation.breakdown import ItemFacts

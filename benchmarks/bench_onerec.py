@@ -8,9 +8,10 @@ set of keys and values. Prints nats a test visit and the balance
 of the experts: rows of the one with most, by the mean, in the worst layer. 40 seconds of one core a pass on New York.
 
 ``--city`` simulates a city for each seed, where the true probability of a click is known, trains the default ranker on
-what was shown and OneRec on what was clicked, and aligns OneRec with the ranker, by DPO and by policy optimisation; the
-controls get the ranker's rewards in another order within each request. Prints the true probability of a click on the
-ten best within reach of each test request, and Hit@10 there of what was clicked.
+what was shown and OneRec on what was clicked, and aligns OneRec with the ranker, by policy optimisation and by DPO, all
+by ``placerank train`` (``--preference.ranker``), a pass at most; the controls get the ranker's rewards in another order
+within each request. Prints the true probability of a click on the ten best within reach of each test request, and
+Hit@10 there of what was clicked. Some 25 minutes of one core a city.
 
 ``--speed`` is OneRec-V2's lazy decoder beside the full one on the first of the data, untrained: parameters of what
 reads visits and writes IDs, processor time of a training step of 512 visits, and of the scores of all items for 16
@@ -20,38 +21,48 @@ What is trained is kept in ``--out`` and not trained again; ``--save`` writes re
 """
 
 import argparse
-import copy
 import math
 import time
+from contextlib import nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
+from placerank.benchmarks import generator
 from placerank.benchmarks.papers.cells import Budget, Workplace
 from placerank.benchmarks.papers.grids import HGIT
 from placerank.benchmarks.results_file import keep
+from placerank.data.batches.features import FeatureConfig
 from placerank.data.batches.semantic_features import SemanticFeatures
 from placerank.data.batches.sequences import SequenceBatch, SequenceLoader
 from placerank.data.city.oracle import Oracle
 from placerank.data.city.simulate import SimulateConfig, simulate
-from placerank.data.manifest import read_manifest, whole_file
+from placerank.data.manifest import whole_file
 from placerank.evaluation.paired import Interval, paired_bootstrap, paired_t
-from placerank.rankers.generative.config import OneRecConfig
+from placerank.rankers.dense import RankerConfig
+from placerank.rankers.generative.config import OneRecConfig, PreferenceConfig
 from placerank.rankers.generative.decoding import Lists, best
 from placerank.rankers.generative.experts import Experts
 from placerank.rankers.generative.index import Index
 from placerank.rankers.generative.model import PlaceFacts, Questions
 from placerank.rankers.generative.onerec import OneRec
-from placerank.rankers.generative.preference import PreferenceConfig, Reward, preference_loss, reference, reward_of
+from placerank.rankers.generative.preference import Reward
 from placerank.rankers.generative.reach import Near
+from placerank.rankers.generative_ranker import expand, gather
 from placerank.reports.progress import tracked
-from placerank.training.inference import load_scorer
-from placerank.training.runtime import runtime
+from placerank.training import preferences
+from placerank.training.inference import load_ranker
+from placerank.training.model import OptimizerConfig
+from placerank.training.preferences import load_reward
+from placerank.training.runtime import Runtime, runtime
+from placerank.training.tasks import visit_loader
 from placerank.training.train import TrainConfig
 from placerank.training.train import train as train_ranker
 
@@ -65,15 +76,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lazy": {"lazy": 1},
 }
 CITY: dict[str, Any] = {"items": 1_000, "users": 1_000, "requests": 10_000, "cities": 3}
-CITY_PASSES, RANKER_EPOCHS, CLICKS = 5, 2, 1_500
+RANKER_EPOCHS, CLICKS = 2, 3_000
 REACH_KM, TOP = 10.0, 10  # of the simulated city's lists
-ROUNDS, STEPS, REQUESTS, ALIGNED_RATE = 2, 30, 64, 2e-4
-POLICY, DPO = (PreferenceConfig(how=how, candidates=32, weight=5.0) for how in ("policy", "dpo"))
-ALIGNED = {
-    "policy": (POLICY, False),
-    "policy, shuffled rewards": (POLICY, True),
-    "dpo": (DPO, False),
-    "dpo, shuffled rewards": (DPO, True),
+ONEREC = RankerConfig(kind="onerec")
+REQUESTS, EVERY, ALIGNED_RATES = 64, 60, OptimizerConfig(dense_lr=2e-4, table_lr=0.01)
+ALIGNED: dict[str, tuple[Literal["policy", "dpo"], bool]] = {
+    "policy": ("policy", False),
+    "policy, shuffled rewards": ("policy", True),
+    "dpo": ("dpo", False),
+    "dpo, shuffled rewards": ("dpo", True),
 }
 _KEY = ("what", "dataset", "variant", "seed", "passes", "measure")
 Line = dict[str, Any]
@@ -287,12 +298,6 @@ class Town:
         self.user_id = users["user_id"].fill_null(0).to_numpy()
         self.near = Near(np.arange(1, len(lat)), lat[1:], lon[1:], REACH_KM)
 
-    @torch.no_grad()
-    def candidates(self, trainee: Trainee, batch: SequenceBatch, k: int) -> Lists:
-        """The k best within reach of each target's request."""
-        allowed = self.near.within(batch.lat.double().numpy(), batch.lon.double().numpy())
-        return best(trainee.model.score(*trainee.inputs(batch), allowed=allowed), allowed, k)
-
     def true_probability(self, batch: SequenceBatch, lists: Lists) -> Tensor:
         of = torch.repeat_interleave(lists.offsets.diff())
         asker = batch.user[batch.stretch][of]
@@ -303,65 +308,48 @@ class Town:
             )
         )  # fmt: skip
 
-    def tested(self, trainee: Trainee) -> dict[str, Tensor]:
+    def tested(self, run: Path) -> dict[str, Tensor]:
         """Of known users' requests: mean true probability of the lists and of their first item; of clicks: hits.
 
-        The first ``CLICKS`` of the test split, in the order of its users. A request of several clicks has several hits
-        and one list.
+        Of the last checkpoint, for the first ``CLICKS`` of the test split, in the order of its users. A request of
+        several clicks has several hits and one list.
         """
         found: dict[str, list[Tensor]] = {"top": [], "first": [], "hit": [], "known": [], "new": []}
         asked_before: set[int] = set()
-        batches = loader(self.prepared, "test", trainee.config)
-        for _, batch in zip(range(-(-CLICKS // BATCH)), batches, strict=False):
-            lists = self.candidates(trainee, batch, TOP)
-            p, counts = self.true_probability(batch, lists), lists.offsets.diff()
-            of = torch.repeat_interleave(counts)
-            sums = torch.zeros(len(counts), dtype=p.dtype).index_add(0, of, p)
-            hits = torch.zeros(len(counts)).index_add(0, of, (lists.items == batch.target[of]).float())
-            new = []
-            for request in batch.request.tolist():
-                new.append(request not in asked_before)
-                asked_before.add(request)
-            of_row = (sums / counts.clamp(min=1), p[lists.offsets[:-1].clamp(max=len(p) - 1)], hits,
-                      batch.user[batch.stretch] > 0, torch.tensor(new) & (counts > 0))  # fmt: skip
-            for name, values in zip(found, of_row, strict=True):
-                found[name].append(values[: batch.valid])
+        with runtime(0) as rt:
+            ranker = load_ranker(run, rt, checkpoint="latest")
+            batches = visit_loader(ranker.inputs, "test", BATCH, rt)
+            for batch in tracked(islice(batches, -(-CLICKS // BATCH)), run.name, unit="batches"):
+                allowed = self.near.within(batch.lat.double().numpy(), batch.lon.double().numpy())
+                asked = expand(ranker.catalog, gather(ranker.catalog, batch))
+                lists = best(ranker.model.module.score(asked, allowed=allowed), allowed, TOP)
+                p, counts = self.true_probability(batch, lists), lists.offsets.diff()
+                of = torch.repeat_interleave(counts)
+                sums = torch.zeros(len(counts), dtype=p.dtype).index_add(0, of, p)
+                hits = torch.zeros(len(counts)).index_add(0, of, (lists.items == batch.target[of]).float())
+                new = []
+                for request in batch.request.tolist():
+                    new.append(request not in asked_before)
+                    asked_before.add(request)
+                of_row = (sums / counts.clamp(min=1), p[lists.offsets[:-1].clamp(max=len(p) - 1)], hits,
+                          batch.user[batch.stretch] > 0, torch.tensor(new) & (counts > 0))  # fmt: skip
+                for name, values in zip(found, of_row, strict=True):
+                    found[name].append(values[: batch.valid])
         whole = {name: torch.cat(parts) for name, parts in found.items()}
         lists_of = whole["known"] & whole["new"]
         return {"top": whole["top"][lists_of], "first": whole["first"][lists_of], "hit": whole["hit"]}
 
 
-def aligned(
-    town: Town, trainee: Trainee, reward: Reward, config: PreferenceConfig, shuffled: bool, seed: int, file: Path
-) -> Trainee:
-    """A copy of the trained model, aligned, or read from where it is kept."""
-    policy = copy.deepcopy(trainee).eval()
-    if file.exists():
-        policy.load_state_dict(torch.load(file))
-        return policy
-    torch.manual_seed(seed)
-    for round_ in range(ROUNDS):
-        kept = reference(policy)
-        optimizer = torch.optim.AdamW(policy.parameters(), ALIGNED_RATE)
-        requests = SequenceLoader(
-            town.prepared, "train", REQUESTS, history=trainee.config.history, together=8, shuffle=True,
-            seed=seed * ROUNDS + round_,
-        )  # fmt: skip
-        for _, batch in zip(range(STEPS), requests, strict=False):
-            lists = town.candidates(kept, batch, config.candidates)
-            rewards = reward(batch, lists)
-            if shuffled:  # within each request
-                of = torch.repeat_interleave(lists.offsets.diff())
-                order = torch.randperm(len(of))
-                rewards = rewards[order[of[order].argsort(stable=True)]]
-            loss = preference_loss(config, Questions.of(batch), lists, rewards, partial(policy.log_p, batch))
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-            optimizer.step()
-    with whole_file(file) as tmp:
-        torch.save(policy.state_dict(), tmp)
-    return policy
+def shuffled_reward(config: PreferenceConfig, rt: Runtime, data: Path) -> Reward:
+    """The rewards of ``load_reward``, those of each request in another order."""
+    reward = load_reward(config, rt, data)
+
+    def shuffled(batch: SequenceBatch, lists: Lists) -> Tensor:
+        of = torch.repeat_interleave(lists.offsets.diff())
+        order = torch.randperm(len(of))
+        return reward(batch, lists)[order[of[order].argsort(stable=True)]]
+
+    return shuffled
 
 
 def alignment(out: Path, seed: int) -> list[Line]:
@@ -370,37 +358,46 @@ def alignment(out: Path, seed: int) -> list[Line]:
     if not (folder / "raw").exists():
         simulate(SimulateConfig(out=folder / "raw", seed=seed, **CITY))
     place = Workplace(folder / "raw", folder, Budget())
-    prepared, tokens = place.prepared(), place.tokens(HGIT, seed=seed)
-    town, kept = Town(place), folder / "onerec"
-    torch.manual_seed(seed)
-    trainee = Trainee(prepared, tokens, OneRecConfig())
-    train(trainee, prepared, seed, CITY_PASSES, kept / "trained.pt")
-    ranker = TrainConfig(data=prepared, run=folder / "ranker", epochs=RANKER_EPOCHS, seed=seed, resume=True)
-    train_ranker(ranker)
-    before = town.tested(trainee)
+    prepared, tokens, town = place.prepared(), place.tokens(HGIT, seed=seed), Town(place)
+    trained = generator.trained(prepared, tokens, seed, folder / "onerec", ONEREC)
+    judge = TrainConfig(data=prepared, run=folder / "ranker", epochs=RANKER_EPOCHS, seed=seed, resume=True)
+    train_ranker(judge)
+    before = town.tested(trained)
     lines: list[Line] = []
 
     def add(name: str, found: dict[str, Tensor]) -> None:
         for measure, own in found.items():
-            lines.append(line_of("alignment", "city", name, seed, CITY_PASSES, measure, len(own), float(own.mean())))
+            lines.append(line_of("alignment", "city", name, seed, 1, measure, len(own), float(own.mean())))
             if name != "before":
                 mean = float(before[measure].mean())
                 gain = Interval(*(x / mean for x in paired_bootstrap((own - before[measure]).numpy())))
-                lines.append(line_of("alignment", "city", name, seed, CITY_PASSES, f"{measure}, gain", len(own), gain))
+                lines.append(line_of("alignment", "city", name, seed, 1, f"{measure}, gain", len(own), gain))
 
     add("before", before)
-    with runtime(seed) as rt:
-        score, _, _ = load_scorer(folder / "ranker", rt)
-        reward = reward_of(score, read_manifest(prepared, "prepared")["history_length"])
-        for name, (config, shuffled) in ALIGNED.items():
-            policy = aligned(town, trainee, reward, config, shuffled, seed, kept / f"{name}.pt")
-            add(name, town.tested(policy))
+    for name, (how, shuffled) in ALIGNED.items():
+        config = TrainConfig(
+            data=prepared,
+            run=folder / name,
+            features=FeatureConfig(semantic_ids=tokens),
+            ranker=ONEREC,
+            warm_start=trained,
+            preference=PreferenceConfig(ranker=judge.run, how=how),
+            optimizer=ALIGNED_RATES,
+            batch_size=REQUESTS,
+            epochs=1,
+            validate_every=EVERY,
+            seed=seed,
+            resume=True,
+        )
+        with mock.patch.object(preferences, "load_reward", shuffled_reward) if shuffled else nullcontext():
+            train_ranker(config)
+        add(name, town.tested(config.run))
     return lines
 
 
 def over_seeds(cities: list[Line], variant: str, measure: str) -> Line:
     gains = [x["value"] for x in cities if (x["variant"], x["measure"]) == (variant, f"{measure}, gain")]
-    return line_of("alignment", "city", variant, "all", CITY_PASSES, f"{measure}, gain", len(gains), paired_t(gains))
+    return line_of("alignment", "city", variant, "all", 1, f"{measure}, gain", len(gains), paired_t(gains))
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ from placerank.benchmarks.papers.grids import HGIT
 from placerank.benchmarks.results_file import keep
 from placerank.benchmarks.throughput.environments import LISTS, environment
 from placerank.data.batches.semantic_features import SemanticFeatures
-from placerank.data.batches.sequences import SequenceBatch, SequenceLoader
+from placerank.data.batches.sequences import ALL, SequenceBatch, SequenceLoader
 from placerank.data.manifest import whole_file
 from placerank.evaluation.lists import chosen
 from placerank.rankers.generative.config import TigerConfig
@@ -55,7 +55,6 @@ RATE, DECAY, BATCH, FAST_BATCH = 1e-3, 1e-4, 64, 256
 COLUMNS, TOGETHER = 16, 64  # of the default ranker's tables; its targets of a user that share a stretch
 BEAMS, LISTED = 50, 10
 OFTEN = 3  # times as many of our targets are timed, so that the clock shows steps and not how a pass begins
-ALL = 1 << 40
 Ints = NDArray[np.int64]
 
 

@@ -12,7 +12,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from ..data.batches.sequences import SequenceBatch, SequenceLoader
+from ..data.batches.sequences import ALL, SequenceBatch, SequenceLoader
 from ..kernels.haversine import unit_vectors, unit_vectors_km
 from .baselines import FARTHEST_KM
 from .breakdown import ItemFacts
@@ -122,7 +122,7 @@ class Floors:
     def fit(self, prepared: Path, batch_size: int = 256) -> None:
         """Find the shares in ``mix`` that make the visits of the validation split likeliest (EM)."""
         own = []
-        for b in SequenceLoader(prepared, "valid", batch_size, history=1 << 40):
+        for b in SequenceLoader(prepared, "valid", batch_size, history=ALL):
             parts = self.parts(b, self.km(b))
             own.append(torch.stack([p.gather(1, b.target[:, None]).squeeze(1) for p in parts], 1)[: b.valid])
         p = torch.cat(own)

@@ -21,7 +21,7 @@ from ..data.batches.sequences import SequenceBatch, ask, read_users
 from ..data.manifest import check_replaceable, whole_folder, write_manifest
 from ..data.raw.hours import HOURS, OPENING_HOURS
 from ..kernels.haversine import haversine_km
-from ..rankers.generative.reach import Allowed, Near, OpeningHours, everything, local_seconds, open_now
+from ..rankers.generative.reach import Allowed, Near, OpeningHours, everything, local_seconds, open_now, places_of
 from ..rankers.generative_ranker import expand, gather
 from ..reports import figures, page
 from ..reports.progress import tracked
@@ -146,15 +146,7 @@ class _Places:
     def _near(self, batch: SequenceBatch) -> Allowed:
         if self.near is None:
             return everything(self.listed, len(batch))
-        lat, lon = (x.double().numpy().copy() for x in (batch.lat, batch.lon))
-        offsets, last = batch.last(1)
-        lacks = np.isnan(lat) | np.isnan(lon)
-        of = np.flatnonzero(offsets.diff().numpy() > 0)
-        for degrees, place in ((lat, self.lat), (lon, self.lon)):
-            latest = np.full(len(batch), np.nan)
-            latest[of] = place[batch.item[last].numpy()]
-            degrees[lacks] = latest[lacks]
-        return self.near.within(lat, lon)
+        return self.near.within(*places_of(batch, self.lat, self.lon))
 
 
 def _seen(batch: SequenceBatch, allowed: Allowed, items: int) -> Tensor:

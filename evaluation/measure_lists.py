@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..data.batches.epoch import share
 from ..data.batches.semantic_features import SemanticFeatures
-from ..data.batches.sequences import SequenceLoader
+from ..data.batches.sequences import ALL, SequenceLoader
 from ..data.ranks import Ranks
 from ..rankers.generative_ranker import expand, gather
 from ..reports.progress import tracked
@@ -19,7 +19,6 @@ from .floors import Floors, transitions
 from .lists import ListMetrics, Ways, chosen
 from .settings import ListsConfig
 
-ALL = 1 << 40  # visits: a counter has no window
 MODEL = "model"
 _BINS = 10  # of confidence
 

@@ -53,16 +53,22 @@ class GenerativeBatch(Pipelineable):
 
     Attributes:
         items: keys of the EmbeddingCollection, rows of the visited items, [U] a key.
-        pooled: keys of the EmbeddingBagCollection, a row of each target's user.
+        pooled: keys of the EmbeddingBagCollection, a row of each of B targets' users.
         questions: what is asked.
+        requests: which of the B each question is of, int64 [N]; None: theirs, in order. Their number B is the same on
+            all ranks, N need not be.
     """
 
     items: KeyedJaggedTensor
     pooled: KeyedJaggedTensor
     questions: Questions
+    requests: Tensor | None = None
 
     def _map(self, f: Callable[[Any], Any]) -> Self:
-        return type(self)(f(self.items), f(self.pooled), self.questions.map(f))
+        requests = None if self.requests is None else f(self.requests)
+        return replace(
+            self, items=f(self.items), pooled=f(self.pooled), questions=self.questions.map(f), requests=requests
+        )
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         return self._map(lambda x: x.to(device=device, non_blocking=non_blocking))
@@ -144,7 +150,8 @@ class GenerativeRanker(nn.Module):
     def _rows(self, batch: GenerativeBatch) -> tuple[Tensor, Tensor]:
         """Of the visited items, [U, D], and of the targets' users, [B, P]."""
         rows = self.embeddings(batch)
-        return torch.cat(rows.items, dim=1) if rows.items else rows.pooled[:0], rows.pooled
+        users = rows.pooled if batch.requests is None else rows.pooled[batch.requests]
+        return torch.cat(rows.items, dim=1) if rows.items else rows.pooled[:0], users
 
     def _some(self, batch: GenerativeBatch, targets: Tensor | None) -> tuple[Questions, Tensor, Tensor]:
         """What the dense part takes for some targets; rows are looked up whatever they are, by all ranks together."""

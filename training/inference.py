@@ -16,9 +16,8 @@ from .predictions import Score
 from .rows_by_id import find_moves, load_by_id
 from .run_files import CHECKPOINTS, CONFIG, found_folder, holds_run, read_object, trained_on, whole_checkpoint
 from .runtime import Runtime, on_first_rank
-from .sharding import ShardingConfig
+from .settings import ShardingConfig, TrainConfig
 from .tasks import candidate_scorer, visit_scorer
-from .train import TrainConfig
 
 log = logging.getLogger(__name__)
 

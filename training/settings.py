@@ -9,6 +9,7 @@ from ..data.plain import check_numbers, set_places
 from ..data.urls import Url
 from ..embeddings.settings import check_format
 from ..rankers.adapter.config import AdapterConfig, LanguageConfig
+from ..rankers.generative.config import PreferenceConfig
 from ..rankers.settings import RankerConfig
 
 CPU_TYPES = ("table_wise", "row_wise", "column_wise", "data_parallel")
@@ -115,6 +116,8 @@ class TrainConfig:
     """Which features the ranker sees."""
     ranker: RankerConfig = field(default_factory=RankerConfig)
     """The dense part."""
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    """Only with warm_start, of a generative ranker: alignment with a reward model (docs/generative.md)."""
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     """How tables are spread over ranks."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -171,6 +174,8 @@ class TrainConfig:
             )
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite are both set; choose one")
+        if self.preference.ranker is not None:
+            self._check_preference()
         if self.ranker.akt.enabled is None:
             enabled = self.features.semantic_ids is not None and not self.ranker.generates
             akt = replace(self.ranker.akt, enabled=enabled)
@@ -189,6 +194,15 @@ class TrainConfig:
                 f"ranker.kind={self.ranker.kind} generates semantic IDs; name with features.semantic_ids the folder "
                 "that `placerank tokenize` made"
             )
+
+    def _check_preference(self) -> None:
+        where = f"preference.ranker={self.preference.ranker}"
+        if not self.ranker.generates:
+            raise ValueError(f"{where} aligns generative rankers, and ranker.kind={self.ranker.kind}; leave it out")
+        if self.warm_start is None:
+            raise ValueError(f"{where} aligns a ranker that is trained; name its run with warm_start")
+        if self.pipelined:
+            raise ValueError(f"{where} asks the model for its own places before each step; leave pipelined out")
 
 
 @dataclass(kw_only=True)

@@ -41,10 +41,12 @@ class Task(ABC):
     Attributes:
         best: which number of ``validate`` checkpoints are compared by.
         higher: whether more of it is better.
+        compares: whether the model is validated before its first step too.
     """
 
     best: str
     higher: bool
+    compares = False
 
     model: Any  # wrapped in whatever shards it
 
@@ -199,14 +201,20 @@ def _sample_loader(inputs: Inputs, split: str, batch_size: int, runtime: Runtime
 
 
 def visit_loader(
-    inputs: Inputs, split: str, batch_size: int, runtime: Runtime, seed: int = 0, together: int = TOGETHER
+    inputs: Inputs,
+    split: str,
+    batch_size: int,
+    runtime: Runtime,
+    seed: int = 0,
+    together: int = TOGETHER,
+    before: int | None = None,
 ) -> SequenceLoader:
-    """Batches of a split's visits for a generative ranker."""
+    """Batches of a split's visits for a generative ranker, with all visits that it looks back on, or ``before``."""
     return SequenceLoader(
         inputs.folder,
         split,
         batch_size,
-        history=history(inputs.ranker),
+        history=before or history(inputs.ranker),
         together=together,
         rank=runtime.rank,
         world_size=runtime.world_size,

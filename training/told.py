@@ -8,6 +8,8 @@ from ..reports.progress import duration
 
 # Names of a validation's numbers: title and format, in this order; others are shown by their own names behind.
 _SHOWN = {
+    "reward": "reward {:.4f}",
+    "hit@10": "Hit@10 {:.4f}",
     "log_loss": "log-loss {:.4f}",
     "auc": "AUC {:.4f}",
     "gauc": "GAUC {:.4f}",

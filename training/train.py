@@ -28,6 +28,7 @@ from .checkpoint import Checkpointer, checkpoint_path, load, newest_whole, remov
 from .identity import Identity
 from .inputs import read_inputs
 from .model import Trainee, assemble, average_buffers
+from .preferences import Preferences
 from .rows_by_id import find_moves, load_by_id
 from .run_at_url import RunAtUrl
 from .run_files import (
@@ -92,7 +93,10 @@ def train(config: TrainConfig) -> Path:
         on_first_rank(lambda: _open_run_folder(config))  # not before: settings that don't fit must not cost a run
         if elsewhere is not None and config.overwrite:
             on_first_rank(elsewhere.clear)
-        task = make_task(inputs, catalog, trainee.model, rt, config.batch_size, config.seed, config.newcomers)
+        if config.preference.ranker is None:
+            task = make_task(inputs, catalog, trainee.model, rt, config.batch_size, config.seed, config.newcomers)
+        else:
+            task = Preferences(inputs, catalog, trainee.model, rt, config.preference, config.batch_size, config.seed)
         loop = _Loop(config, rt, task, trainee, identity, elsewhere)
         resumed = config.resume and loop.resume()
         if config.warm_start is not None and not resumed:
@@ -134,8 +138,15 @@ def _with_whole_paths(config: TrainConfig) -> TrainConfig:
     """The config as another process finds its folders, wherever it runs."""
     tokens = config.features.semantic_ids, config.features.user_semantic_ids
     features = config.features.moved(*(folder and folder.absolute() for folder in tokens))
-    before = config.warm_start and config.warm_start.absolute()
-    return replace(config, data=config.data.absolute(), run=config.run.absolute(), warm_start=before, features=features)
+    before, reward = (folder and folder.absolute() for folder in (config.warm_start, config.preference.ranker))
+    return replace(
+        config,
+        data=config.data.absolute(),
+        run=config.run.absolute(),
+        warm_start=before,
+        features=features,
+        preference=replace(config.preference, ranker=reward),
+    )
 
 
 class _Loop:
@@ -159,6 +170,8 @@ class _Loop:
         self.step = 0
         pays = rt.device.type == "cuda" and rt.world_size > 1  # one rank waits for nobody: plain steps were faster
         self.pipelined = pays if config.pipelined is None else config.pipelined
+        if isinstance(task, Preferences):
+            self.pipelined = False  # its steps call the model more than once
         self.position = self.loader.state_dict()
         self.positions: deque[dict[str, Any]] = deque()  # of the batches taken whose steps are not done
         self.best: dict[str, Any] = {"step": 0, task.best: None, "without_gain": 0}
@@ -178,6 +191,8 @@ class _Loop:
             Progress("train", total, "steps", done=self.step, shown=self.rt.is_first) as progress,
             tracking or nullcontext() as self.tracking,
         ):
+            if self.task.compares and self.step == 0 and self.best[self.task.best] is None:
+                self._tell(self._validate(), 0, progress)
             while self._goes_on():
                 epoch, batches = self.position["epoch"], self._batches()
                 self.trainee.model.train()
@@ -269,7 +284,7 @@ class _Loop:
         self._write("valid", **metrics)
         name, now = self.task.best, metrics[self.task.best]
         best = self.best[name]
-        if best is None or (now > best if self.task.higher else now < best) or self.best["step"] == 0:
+        if best is None or (now > best if self.task.higher else now < best):
             self.best = {"step": self.step, name: now if math.isfinite(now) else None, "without_gain": 0}
         else:
             self.best["without_gain"] += 1

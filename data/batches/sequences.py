@@ -12,7 +12,7 @@ has a stretch of its own, which ends where its knowledge does: that is one targe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +27,8 @@ from ..urls import place
 from .line_loader import LineLoader, RowGroups, visit_groups
 
 Ints = NDArray[np.int64]
+ALL = 1 << 40
+"""Visits to look back on: no window."""
 
 
 @dataclass
@@ -85,6 +87,22 @@ class SequenceBatch:
         end = self.offsets[self.stretch] + self.seen
         at = ranges((end - length).numpy(), length.numpy())
         return torch.cat([length.new_zeros(1), length.cumsum(0)]), torch.from_numpy(at)
+
+    def trimmed(self, history: int) -> Self:
+        """The same targets on stretches that begin ``history`` visits before the first of theirs, at most."""
+        length = self.offsets.diff()
+        low = torch.full_like(length, ALL).scatter_reduce(0, self.stretch, self.seen, "amin")
+        low = torch.minimum((low - history).clamp(min=0), length)
+        length = length - low
+        at = torch.from_numpy(ranges((self.offsets[:-1] + low).numpy(), length.numpy()))
+        return replace(
+            self,
+            offsets=torch.cat([length.new_zeros(1), length.cumsum(0)]),
+            item=self.item[at],
+            time=self.time[at],
+            utc_offset=self.utc_offset[at],
+            seen=self.seen - low[self.stretch],
+        )
 
 
 @dataclass

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from ...data.batches.sequences import SequenceBatch, SequenceLoader
+from ...data.batches.sequences import ALL, SequenceBatch, SequenceLoader
 from ...data.raw.hours import OPENING_HOURS
 from ...data.urls import fetched
 from ..generative.reach import minute_of_week
@@ -24,8 +24,6 @@ from .inputs import Places, Requests
 from .language import trained_tokenizer
 from .queries import NEXT, drawn_explain, drawn_recommend, every, line
 
-ALL = 1 << 40
-"""Visits: what is said of a history is said of all of it."""
 EACH = 8
 """Places of each kind that a visited one is compared with: the user's own, near ones, any; each drawn evenly."""
 NEAR = 32

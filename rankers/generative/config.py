@@ -1,9 +1,10 @@
 """Settings of the generative rankers. Imports nothing of them: settings are read where they are not run, too."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
-from ...data.plain import check_numbers
+from ...data.plain import check_numbers, set_places
 
 
 @dataclass(kw_only=True)
@@ -124,3 +125,30 @@ class TigerConfig:
 
 SETTINGS: dict[str, type[Any]] = {"generative": GeneratorConfig, "tiger": TigerConfig, "onerec": OneRecConfig}
 """By the name that ``ranker.kind`` has; they are ``ranker.<name>``."""
+
+
+@dataclass(kw_only=True)
+class PreferenceConfig:
+    """Preference alignment: a generative ranker that goes on from a run learns which of its places a ranker likes."""
+
+    ranker: Path | None = None
+    """Run of a ranker of candidates over the same places, the reward model. Default: no alignment."""
+    objective: str | None = None
+    """Of a ranker of several objectives, which one is the reward; default: the first."""
+    how: Literal["policy", "dpo"] = "policy"
+    """policy: all candidates of a request by their advantage (OneRec-V2); dpo: the best against the worst."""
+    candidates: int = 32
+    """Places a request, at most: the best of those within reach by the model as it is."""
+    within_km: float = 10.0
+    """The reach; inf: all places. A request without a place has no candidates, unless it is inf."""
+    weight: float = 5.0
+    """Of the alignment's loss, beside the nats of visits."""
+    beta: float = 0.1
+    """Of dpo: the less, the farther from the model that gave the candidates."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "preference", ("within_km",), least={"candidates": 2})
+        set_places(self)
+        for name in ("within_km", "weight", "beta"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"preference.{name}={getattr(self, name)}: expected more than 0")

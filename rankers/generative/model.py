@@ -247,7 +247,7 @@ class Questions:
         return replace(self, **{x.name: f(value) for x in fields(self) if (value := getattr(self, x.name)) is not None})
 
     def some(self, targets: Tensor) -> Self:
-        """Some of the targets, bool [B], on the same visits."""
+        """Some of the targets, bool [B] or rows of them int64 [N], on the same visits."""
         return replace(
             self,
             stretch=self.stretch[targets],

@@ -1,8 +1,7 @@
 """Preference alignment: a generative ranker learns from a reward model which of its own lists are good.
 
-In rounds (Deng et al., OneRec, 2025, algorithm 1): the model as it is makes ``candidates`` for requests and stays as it
-is, the reference; a reward model says what each is worth; the policy, which begins as the reference, learns the visits
-that were made and, with ``weight``, one of
+A round (Deng et al., OneRec, 2025, algorithm 1): the model as it is makes ``candidates`` for requests; a reward model
+says what each is worth; the model then learns, beside the visits that were made and with ``weight``, one of
 
 - ``dpo``: of each request's candidates the best against the worst,
   -log sigmoid(beta ((log p_best - log ref_best) - (log p_worst - log ref_worst))),
@@ -14,48 +13,26 @@ that were made and, with ``weight``, one of
   at most |A|, as a binary cross-entropy's is, whatever the old policy thought; a ratio to it has no such bound. A bad
   candidate that is improbable has almost none.
 
-The reference enters by its log p of the candidates, which come with them, so a step runs the policy alone.
+The reference, ref or old, is the model that made the candidates, whose log p comes with them, so a step runs the model
+alone. Rounds may be as short as a step (``training/preferences.py``): ref is then the model itself, the margin is 0,
+and DPO's gradient is what it is where it starts, beta / 2 for the best and against the worst.
 """
 
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ...data.arrays import ranges
 from ...data.batches.batch import SampleBatch
 from ...data.batches.sequences import SequenceBatch
-from ...data.plain import check_numbers
+from .config import PreferenceConfig
 from .decoding import Lists
-from .model import Questions
 
 Reward = Callable[[SequenceBatch, Lists], Tensor]
 """Requests (the batch's targets, but for what was chosen) and candidates of them to what each is worth, [T]."""
-M = TypeVar("M", bound=nn.Module)
-
-
-@dataclass(kw_only=True)
-class PreferenceConfig:
-    """How a model is aligned with a reward model."""
-
-    how: Literal["dpo", "policy"] = "dpo"
-    """The best against the worst candidate, or all by their advantage."""
-    candidates: int = 32
-    """Items that the reference gives for a request."""
-    weight: float = 1.0
-    """Of the alignment's loss, beside the nats of visits."""
-    beta: float = 0.1
-    """Of ``dpo``: the less, the farther from the reference."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "preference", least={"candidates": 2})
-        for name in ("weight", "beta"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"preference.{name}={getattr(self, name)}: expected more than 0")
 
 
 class Pairs(NamedTuple):
@@ -127,41 +104,33 @@ def gbpo_loss(log_p: Tensor, old: Tensor, advantage: Tensor) -> Tensor:
     return -(advantage * p / torch.maximum(old.exp(), bound)).sum() / max(len(p), 1)
 
 
-def asked(q: Questions, requests: Tensor, items: Tensor) -> Questions:
-    """Some requests, ascending, each as often as it is named, int64 [N]; what is asked is log p of catalog rows [N]."""
-    return replace(
-        q,
-        stretch=q.stretch[requests],
-        seen=q.seen[requests],
-        asked=q.asked[requests],
-        place=q.place[requests],
-        target=items,
-    )
-
-
 def preference_loss(
-    config: PreferenceConfig, q: Questions, lists: Lists, rewards: Tensor, log_p: Callable[[Questions], Tensor]
+    config: PreferenceConfig,
+    target: Tensor,
+    lists: Lists,
+    rewards: Tensor,
+    log_p: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
     """Nats a visit, and ``weight`` times the alignment's loss.
 
     Args:
         config: how.
-        q: requests and what was visited.
-        lists: the reference's candidates, with its log p.
+        target: catalog rows of what was visited at each of B requests, int64 [B].
+        lists: candidates of the requests, with log p of the model that made them.
         rewards: of the candidates, [T].
-        log_p: the policy's log p of targets, without dropout: that would be mistaken for what it has learned.
+        log_p: requests, int64 [N] and ascending, and catalog rows [N] to the model's log p [N], without dropout: that
+            would be mistaken for what it has learned.
     """
-    assert q.target is not None
-    B = len(q.target)
+    B, device = len(target), target.device
     if config.how == "dpo":
         pairs = best_and_worst(lists.offsets, rewards)
         places, of = torch.cat([pairs.best, pairs.worst]), pairs.requests.repeat(2)
     else:
-        places = torch.arange(len(lists.items))
+        places = torch.arange(len(lists.items), device=device)
         of = torch.repeat_interleave(lists.offsets.diff())
-    requests = torch.cat([torch.arange(B), of])
+    requests = torch.cat([torch.arange(B, device=device), of])
     order = requests.argsort(stable=True)
-    found = log_p(asked(q, requests[order], torch.cat([q.target, lists.items[places]])[order]))
+    found = log_p(requests[order], torch.cat([target, lists.items[places]])[order])
     found = torch.zeros_like(found).index_copy(0, order, found)
     visits, found, old = found[:B], found[B:], lists.log_p[places]
     can = visits.isfinite()
@@ -170,11 +139,6 @@ def preference_loss(
         P = len(of) // 2
         return nats + config.weight * dpo_loss(found[:P], found[P:], old[:P], old[P:], config.beta)
     return nats + config.weight * gbpo_loss(found, old, advantages(lists.offsets, rewards))
-
-
-def reference(model: M) -> M:
-    """The model as it is now, to make candidates while the policy learns."""
-    return deepcopy(model).eval().requires_grad_(False)
 
 
 def reward_of(score: Callable[[SampleBatch], Tensor], history: int) -> Reward:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...data.batches.item_columns import solar_hours
+from ...data.batches.sequences import SequenceBatch
 from ...data.preparation.negatives import Reach
 from ...data.raw.hours import HOURS, WEEK
 
@@ -76,6 +77,29 @@ def everything(items: NDArray[np.integer] | Tensor, requests: int) -> Allowed:
     """All of ``items`` [N] for each of so many requests."""
     items = torch.as_tensor(np.asarray(items), dtype=torch.int64)
     return Allowed(torch.arange(requests + 1) * len(items), items.repeat(requests))
+
+
+def places_of(
+    batch: SequenceBatch, lat: NDArray[np.float64], lon: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where a batch's requests are: where they say, else where the user's last visit was; NaN without either.
+
+    Args:
+        batch: of visits.
+        lat, lon: by catalog row in degrees, [I].
+
+    Returns:
+        Latitudes and longitudes in degrees, [B].
+    """
+    asked_lat, asked_lon = (x.double().numpy().copy() for x in (batch.lat, batch.lon))
+    offsets, last = batch.last(1)
+    lacks = np.isnan(asked_lat) | np.isnan(asked_lon)
+    of = np.flatnonzero(offsets.diff().numpy() > 0)
+    for degrees, place in ((asked_lat, lat), (asked_lon, lon)):
+        latest = np.full(len(batch), np.nan)
+        latest[of] = place[batch.item[last].numpy()]
+        degrees[lacks] = latest[lacks]
+    return asked_lat, asked_lon
 
 
 class Near:

@@ -38,6 +38,7 @@ ENDLESS = {
     "RestConfig.negative_km",
     "PrepareConfig.place_max_hours",
     "PrepareConfig.sample_days",
+    "PreferenceConfig.within_km",
 }
 """Infinity means that there is no limit."""
 TOO_LARGE = {  # widths and counts of which 10 ** 9 can only end in a lack of memory

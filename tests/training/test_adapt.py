@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from placerank.cli.main import main
-from placerank.data.batches.sequences import SequenceLoader
+from placerank.data.batches.sequences import ALL, SequenceLoader
 from placerank.rankers.adapter.advisor import Advisor
 from placerank.rankers.adapter.config import AdapterConfig, LanguageConfig
 from placerank.rankers.adapter.inputs import Places, Requests
 from placerank.rankers.adapter.queries import INTENTS
-from placerank.rankers.adapter.world import ALL, World, by_length, read_catalog
+from placerank.rankers.adapter.world import World, by_length, read_catalog
 from placerank.training import adapt as adapt_module
 from placerank.training.adapt import adapt, trained, world_of
 from placerank.training.inference import read_config

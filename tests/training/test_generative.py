@@ -16,16 +16,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
+from generators import GENERATOR, small
 from runs import metrics, train_and_die, train_here
-from tokens import K, make_codes, write_tokens
+from tokens import make_codes, write_tokens
 
 import placerank
 from placerank.data.batches.features import FeatureConfig
 from placerank.data.batches.loader import SampleLoader
 from placerank.data.batches.sequences import SequenceLoader
-from placerank.data.city.simulate import SimulateConfig, simulate
 from placerank.data.manifest import read_manifest
-from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.embeddings.delta import apply_delta
 from placerank.evaluation.evaluate import EvaluateConfig, evaluate
 from placerank.evaluation.generate import GenerateConfig, generate
@@ -34,7 +33,7 @@ from placerank.kernels.haversine import haversine_km
 from placerank.rankers.dense import RankerConfig
 from placerank.rankers.exported import ExportedRanker
 from placerank.rankers.exported_generator import ExportedGenerator
-from placerank.rankers.generative.config import GeneratorConfig, OneRecConfig, TigerConfig
+from placerank.rankers.generative.config import OneRecConfig, TigerConfig
 from placerank.rankers.generative.reach import OpeningHours, everything, local_seconds, open_now
 from placerank.rankers.generative_ranker import expand, gather
 from placerank.rankers.plugins.akt import AktConfig
@@ -42,56 +41,11 @@ from placerank.rankers.rank_visits import VisitRanker
 from placerank.tokenization.codes.semantic_ids import SemanticIds
 from placerank.training.export import ExportConfig, export
 from placerank.training.inference import Loaded, load_ranker
-from placerank.training.model import OptimizerConfig
 from placerank.training.runtime import runtime
 from placerank.training.tasks import LEAST_LOG_P, visit_loader
-from placerank.training.train import TrainConfig, train
+from placerank.training.train import train
 
 AnyRanks = Callable[..., list[Any]]
-GENERATOR = GeneratorConfig(columns=16, heads=2, layers=2, hidden=32, window=3, memory=6, copied=8)
-# across midnight and the week's end, always, closed days, a closed week, not known
-HOURS = ["Mo-Fr 09:00-12:00,13:00-18:30", "Mo-Su 20:00-03:00", "24/7", "Mo 10:00-14:00; Tu off", "off", None,
-         "Sa-Su 22:00-06:00", "Mo-Su 06:00-11:00", "We-Su 11:30-23:00"]  # fmt: skip
-OFFSETS = [None, 330.0, -210.0]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """``data``; ``tokens`` of all items but the last 20, which ``extended`` has too; ``run``, trained on the first."""
-    folder = tmp_path_factory.mktemp("world")
-    raw = simulate(SimulateConfig(out=folder / "raw", items=150, users=60, requests=500, candidates=8, cities=1))
-    for name, column, values in (("items", "opening_hours", HOURS), ("interactions", "utc_offset", OFFSETS)):
-        table = pq.read_table(raw / f"{name}.parquet")
-        some = pa.array([values[i % len(values)] for i in range(len(table))])
-        pq.write_table(table.append_column(column, some), raw / f"{name}.parquet")
-    data = prepare(PrepareConfig(input=raw, out=folder / "data", history_length=12))
-    items = pq.read_table(data / "catalog.parquet")["item_id"].combine_chunks()[1:]
-    most = len(items) - 20
-    first = SemanticIds.first(items[:most], make_codes(most, 0), K, "tokenizer")
-    made = SimpleNamespace(
-        data=data,
-        tokens=write_tokens(folder / "codes", first),
-        extended=write_tokens(folder / "extended", first.added(items[most:], make_codes(20, 1))),
-        other=write_tokens(folder / "other", SemanticIds.first(items, make_codes(len(items), 0), K, "another")),
-    )
-    made.run = train(small(made, folder / "run", epochs=3))
-    return made
-
-
-def small(world: SimpleNamespace, run: Path, **changes: Any) -> TrainConfig:
-    config = TrainConfig(
-        data=world.data,
-        run=run,
-        features=FeatureConfig(embedding_dim=8, pooled_dim=4, semantic_ids=world.tokens),
-        ranker=RankerConfig(kind="generative", generative=GENERATOR),
-        optimizer=OptimizerConfig(dense_lr=3e-3),
-        batch_size=32,
-        epochs=2,
-        checkpoint_every=5,
-        log_every=1,
-        patience=0,
-    )
-    return replace(config, **changes)
 
 
 def test_it_learns_and_keeps_the_likeliest(world: SimpleNamespace) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from raw_tables import START, column, everything, impressions, run, visits, write
 
-from placerank.data.batches.sequences import SequenceBatch, SequenceLoader, sessions, sessions_by_request
+from placerank.data.batches.sequences import ALL, SequenceBatch, SequenceLoader, sessions, sessions_by_request
 from placerank.data.manifest import read_manifest
 from placerank.data.preparation import prepare as prepare_module
 from placerank.data.preparation import samples as samples_module
@@ -344,3 +344,21 @@ def test_sessions_by_gap_and_by_request() -> None:
         sessions(stretch, time, 0)
     with pytest.raises(ValueError, match="gap_hours=nan: expected more than 0"):
         sessions(stretch, time, float("nan"))
+
+
+def test_trimmed_stretches_show_the_same(made: tuple[Path, dict[str, Any]]) -> None:
+    """The last three visits of each target are those of the whole; without a window nothing is cut."""
+    folder, _ = made
+    for together in (1, 4):
+        for batch in SequenceLoader(folder, "test", 16, history=ALL, together=together):
+            cut = batch.trimmed(3)
+            assert (cut.seen <= batch.seen).all()
+            assert (cut.seen[batch.seen >= 3] >= 3).all() and torch.equal(batch.trimmed(ALL).item, batch.item)
+            lengths = cut.offsets.diff()[cut.stretch]
+            assert (cut.seen <= lengths).all() and (cut.seen >= 0).all()
+            (offsets, at), (whole, there) = cut.last(3), batch.last(3)
+            assert torch.equal(offsets, whole)
+            for name in ("item", "time", "utc_offset"):
+                torch.testing.assert_close(getattr(cut, name)[at], getattr(batch, name)[there], equal_nan=True)
+            first = torch.full_like(cut.offsets[1:], ALL).scatter_reduce(0, cut.stretch, cut.seen, "amin")
+            assert (first <= 3).all(), "no more than the first target needs"
