@@ -2,7 +2,7 @@
 
     python -m placerank.benchmarks.bench_generators --data DATASETS/foursquare_nyc DATASETS/context_trails_pj --save
 
-{TIGER, the default, OneRec} x {Res-KMeans, RQ-VAE, Lin et al., RQ-VAE n-gram, HGIT}, each with so many seeds of the
+{TIGER, the default, OneRec} x {Res-KMeans, RQ-VAE, Lin et al., HGIT}, each with so many seeds of the
 ranker on one seed of semantic IDs, all by ``placerank train`` with one recipe: batches of 512, at most ``--epochs``
 passes, until validation gains no more. TIGER has the others' sizes (64 columns, 2 + 2 layers), as beside cornac's
 (bench_tiger.py), and batches of 64, as it learns for longer and a pass of a fifth of the users has few steps. Each is
@@ -16,7 +16,8 @@ once, on a GPU where there is one, and ``--cells-only`` ends there.
 
 Differences are HGIT's less another tokenizer's on the same visits and seeds, and ``onerec / tiger`` is the ratio of two
 rankers' means, each with a 95 % interval over visits of the mean over seeds. ``--share 0.2`` takes a fifth of the
-users, drawn once, with their visits. The aligned encoder is left out: its embeddings take hours here.
+users, drawn once, with their visits. The aligned encoder is left out: its embeddings take hours here; and so is RQ-VAE
+n-gram, whose codes are RQ-VAE's: the default and OneRec have rows of prefixes with any tokenizer, and TIGER has none.
 """
 
 import argparse
@@ -58,7 +59,7 @@ GIVEN_CODE = "given code"
 SHOWN = ("hit@1", "hit@10", "ndcg@10")
 BASE = "hgit"
 POPULAR = "most popular"
-VARIANTS = {variant.name: variant for variant in TOKENS}
+VARIANTS = {variant.name: variant for variant in TOKENS if variant.tokenizer != "rqvae_ngram"}
 _KEY = ("dataset", "ranker", "tokenizer", "way", "part", "metric")
 Line = dict[str, Any]
 
@@ -92,9 +93,27 @@ class Cell:
         name = f"{self.kind}-{self.tokenizer}-{self.seed}-{self.targets}.npz"
         return self.folder / "generators" / name
 
+    @property
+    def recipe(self) -> str:
+        """What a cell that is kept has to be of."""
+        return repr((*RECIPES[self.kind], self.epochs, self.reach_km))
+
+    def kept(self) -> dict[str, Any] | None:
+        """Its file, None where there is none.
+
+        Raises:
+            ValueError: it is of another recipe.
+        """
+        if not self.out.exists():
+            return None
+        found = dict(np.load(self.out))
+        if str(found.get("recipe")) != self.recipe:
+            raise ValueError(f"{self.out} was made by another recipe; choose another folder for --out")
+        return found
+
     def run(self) -> None:
         """Train, ask, keep."""
-        if self.out.exists():
+        if self.kept() is not None:
             return
         torch.set_num_threads(1)
         place = self.place
@@ -105,7 +124,7 @@ class Cell:
         wanted = wanted_visits(self)
         found = measure(self, torch.from_numpy(generator.scores(run, wanted)), wanted)
         with whole_file(self.out) as tmp, open(tmp, "wb") as file:
-            np.savez_compressed(file, **found)
+            np.savez_compressed(file, **found, recipe=self.recipe)
 
 
 def wanted_visits(cell: Cell) -> Tensor:
@@ -168,7 +187,7 @@ def measure(cell: Cell, scores: Tensor, wanted: Tensor) -> dict[str, Any]:
 def lines_of(dataset: str, cells: list[Cell]) -> list[Line]:
     """Means over seeds and visits, the spread over seeds, and HGIT's difference."""
     lines: list[Line] = []
-    kept = {(c.kind, c.tokenizer, c.seed): dict(np.load(c.out)) for c in cells if c.out.exists()}
+    kept = {(c.kind, c.tokenizer, c.seed): found for c in cells if (found := c.kept()) is not None}
     for kind in KINDS:
         for tokenizer in VARIANTS:
             own = [x for (k, t, _), x in sorted(kept.items()) if (k, t) == (kind, tokenizer)]
@@ -309,7 +328,7 @@ def main() -> None:
         cells[0].place.prepared()
         for tokenizer in args.tokenizers:
             cells[0].place.tokens(VARIANTS[tokenizer], 0)
-    cells = [cell for some in of.values() for cell in some if not cell.out.exists()]
+    cells = [cell for some in of.values() for cell in some if cell.kept() is None]
     if args.jobs == 1:  # in this process, so that what ends it ends a training too
         for cell in tracked(cells, "cells", unit="cells"):
             cell.run()

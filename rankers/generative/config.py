@@ -140,7 +140,7 @@ class PreferenceConfig:
     candidates: int = 32
     """Places a request, at most: the best of those within reach by the model as it is."""
     within_km: float = 10.0
-    """The reach; inf: all places. A request without a place has no candidates, unless it is inf."""
+    """The reach; inf: all places. A request without a place goes by the user's last visit."""
     weight: float = 5.0
     """Of the alignment's loss, beside the nats of visits."""
     beta: float = 0.1
