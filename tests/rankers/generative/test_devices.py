@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from elsewhere import Elsewhere, elsewhere, move, moved
 from torch import Tensor
 
 from placerank.kernels.haversine import unit_vectors
-from placerank.rankers.generative.config import GeneratorConfig, OneRecConfig, TigerConfig
+from placerank.rankers.generative.config import GeneratorConfig, OneRecConfig, PreferenceConfig, TigerConfig
+from placerank.rankers.generative.decoding import Lists, best
 from placerank.rankers.generative.index import Index
 from placerank.rankers.generative.kinds import AnyGenerator, lists_of, make
 from placerank.rankers.generative.model import PlaceFacts, Questions
+from placerank.rankers.generative.preference import preference_loss
 from placerank.rankers.generative.reach import Allowed
 
 ITEMS, CODES, COLUMNS, NOW = 40, 4, 5, 1_700_000_000
@@ -117,3 +120,37 @@ def test_new_items_come_to_where_the_model_is() -> None:
         move(model)
         model.set_items(facts, model.index)
         assert isinstance(model.facts.codes, Elsewhere)
+
+
+@pytest.mark.parametrize("how", ["policy", "dpo"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_alignment_is_the_cpus(device: Device, how: Literal["policy", "dpo"]) -> None:
+    """Candidates are ranked on the host, what they are worth lies where the model does; one request has none."""
+    q, config = questions(), PreferenceConfig(how=how)
+    torch.manual_seed(1)
+    rows, users = torch.randn(len(q.items), COLUMNS), torch.randn(3, COLUMNS)[q.stretch]
+    allowed = Allowed(torch.tensor([0, 6, 6, 12, 18, 24]), torch.cat([torch.randperm(30)[:6] + 1 for _ in range(4)]))
+    rewards = torch.randn(24)
+
+    def outcome(model: AnyGenerator, q: Questions, rows: Tensor, users: Tensor, rewards: Tensor) -> list[Tensor]:
+        found = best(model.score(q, rows, users, allowed=allowed), allowed, 6)
+        lists = Lists(*(x.to(rows.device) for x in found))
+        assert q.target is not None
+
+        def log_p(requests: Tensor, items: Tensor) -> Tensor:
+            asked: Tensor = model(replace(q.some(requests), target=items), rows, users[requests])
+            return asked
+
+        loss = preference_loss(config, q.target, lists, rewards[: len(found.items)], log_p)
+        loss.backward()
+        return [loss.detach(), *[p.grad for p in model.parameters() if p.grad is not None]]
+
+    model, _ = small("generative")
+    want = outcome(model, q, rows, users, rewards)
+    model, _ = small("generative")
+    with device.there():
+        device.model(model)
+        got = outcome(model, q.map(device.tensor), *map(device.tensor, (rows, users, rewards)))
+    assert len(got) == len(want) > 10
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(device.back(a), b, rtol=1e-3, atol=1e-4)
