@@ -193,3 +193,8 @@ class GenerativeRanker(nn.Module):
             beams: see ``kinds.lists_of``.
         """
         return lists_of(self.dense, *self._some(batch, targets), allowed, k, seen, new, beams)
+
+    @torch.no_grad()
+    def beam(self, batch: GenerativeBatch, allowed: Allowed, beams: int, k: int) -> Lists:
+        """The k best that beams find of what each target is allowed, each asked by itself; see ``Generator.beam``."""
+        return self.dense.beam(*self._some(batch, None), allowed=allowed, beams=beams, k=k)

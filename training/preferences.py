@@ -1,6 +1,6 @@
 """Preference alignment as training: a generative ranker learns which of the places it thinks likely a ranker likes.
 
-Each step the model as it is ranks what is within reach of the batch's requests, the reward model says what the best of
+Each step the model as it is finds the best places within reach of the batch's requests, the reward model says what
 these are worth, and the loss is ``rankers/generative/preference.py``'s. So a round, after which a model's own places
 are looked for anew, is a step: nothing has to be kept beside the model, and a run that was killed goes on as it would
 have.
@@ -32,6 +32,9 @@ from .tasks import Visits, history, visit_loader
 
 TOGETHER = 8
 """Targets of a user that share one pass of the encoder, at most: a step's requests are to be of many users."""
+BEAMS = 2
+"""A candidate: what they find were the best of all that was scored, each of 256 requests, and costs the same however
+many places are within reach."""
 LIST, VALIDATED = 10, 3_000
 """Places that a validation looks at for each request, and about as many requests of each rank as it asks."""
 
@@ -102,7 +105,8 @@ class Preferences(Visits):
     def loss(self, batch: Requests) -> tuple[Tensor, dict[str, Tensor]]:
         """Nats of the visits and the alignment's loss, and what the reward model thinks of the candidates."""
         self.model.eval()  # what dropout does to a candidate would be taken for what the model has learned
-        lists = self._lists(batch, self.config.candidates)
+        k = self.config.candidates
+        lists = self.model.module.beam(batch, batch.allowed, BEAMS * k, k)
         device = self.catalog.device
         rewards, target = self.reward(batch.sequence, lists).to(device), batch.sequence.target.to(device)
 
@@ -115,10 +119,6 @@ class Preferences(Visits):
         loss = preference_loss(self.config, target, on_device, rewards, log_p)
         return loss, {"loss": loss, "reward": rewards.sigmoid().mean()}
 
-    def _lists(self, batch: Requests, k: int) -> Lists:
-        """The k best of what each request is allowed, by the model as it is."""
-        return best(self.model.module.score(batch, allowed=batch.allowed), batch.allowed, k)
-
     @torch.no_grad()
     def validate(self, scratch: Path) -> dict[str, float]:
         """What the ten best are worth: ``reward``, the reward model's probability, a place; ``hit@10`` of what was
@@ -127,7 +127,7 @@ class Preferences(Visits):
         sums = torch.zeros(4, dtype=torch.float64)
         for batch in islice(self.validation, 0, None, every):
             requests = self.expand(self.gather(batch))
-            lists = self._lists(requests, LIST)
+            lists = best(self.model.module.score(requests, allowed=requests.allowed), requests.allowed, LIST)
             rewards, counts = self.reward(batch, lists).double().sigmoid(), lists.offsets.diff()
             of = torch.repeat_interleave(counts)
             counted, hit = of < batch.valid, lists.items == batch.target[of]
