@@ -66,7 +66,7 @@ class Preferences(Visits):
         seed: of their order.
 
     Raises:
-        ValueError: see ``load_reward``.
+        ValueError: see ``load_reward``; or, in a validation, nothing is within reach of any request.
     """
 
     best, higher, compares = "reward", True, True
@@ -105,10 +105,11 @@ class Preferences(Visits):
     def loss(self, batch: Requests) -> tuple[Tensor, dict[str, Tensor]]:
         """Nats of the visits and the alignment's loss, and what the reward model thinks of the candidates."""
         self.model.eval()  # what dropout does to a candidate would be taken for what the model has learned
-        k = self.config.candidates
-        lists = self.model.module.beam(batch, batch.allowed, BEAMS * k, k)
-        device = self.catalog.device
-        rewards, target = self.reward(batch.sequence, lists).to(device), batch.sequence.target.to(device)
+        k, device = self.config.candidates, self.catalog.device
+        with torch.autocast(device.type, enabled=False):  # as they are evaluated
+            lists = self.model.module.beam(batch, batch.allowed, BEAMS * k, k)
+            rewards = self.reward(batch.sequence, lists).to(device)
+        target = batch.sequence.target.to(device)
 
         def log_p(requests: Tensor, items: Tensor) -> Tensor:
             questions = replace(batch.questions.some(requests), target=items)
@@ -135,11 +136,12 @@ class Preferences(Visits):
             sums += torch.stack([x.double() for x in found])
         dist.all_reduce(sums := sums.to(self.catalog.device))
         reward, places, hits, requests = sums.tolist()
-        return {
-            "reward": reward / places if places else math.nan,
-            "hit@10": hits / requests if requests else math.nan,
-            **super().validate(scratch),
-        }
+        if not requests:
+            raise ValueError(
+                f"preference.within_km={self.config.within_km}: no request of the validation split has a place with a "
+                "semantic ID within reach; choose a larger reach"
+            )
+        return {"reward": reward / places, "hit@10": hits / requests, **super().validate(scratch)}
 
 
 def load_reward(config: PreferenceConfig, runtime: Runtime, data: Path) -> Reward:

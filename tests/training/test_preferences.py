@@ -137,7 +137,7 @@ def test_what_cannot_be_aligned(world: SimpleNamespace, reward: Path, tmp_path: 
         ({"ranker": world.run}, "is a generative ranker"),
         ({"objective": "order"}, "predicts label"),
         ({"ranker": tmp_path / "nothing"}, "not found"),
+        ({"within_km": 1e-9}, "choose a larger reach"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
-            train(replace(config, preference=replace(preference, **changes)))
-    assert not config.run.exists() or not (config.run / "config.json").exists(), "it costs no run"
+            train(replace(config, preference=replace(preference, **changes), overwrite=True))
