@@ -2,7 +2,8 @@
 
 ``beams`` needs transformers alone. Weights are a T5's of TIGER's size with random values, the same on both sides; the
 dictionary of prefixes is made before the clock starts, lists and order are compared first. A kind that was trained
-there is exported, and its export on the CPU has to give the same log p of every item.
+there is exported, and its export on the CPU has to give the same log p of every item. The first kind is aligned with a
+ranker that is trained there too.
 """
 
 import json
@@ -22,6 +23,7 @@ from .speed import profiled
 from .training import city
 
 KINDS = ("generative", "tiger", "onerec")
+TINY: dict[str, Any] = {"columns": 16, "heads": 2, "hidden": 32, "layers": 1}
 SMALL = {"columns": 16, "heads": 2, "head_columns": 8, "hidden": 32, "layers": 1}
 LEAST = 8  # times transformers' generate
 
@@ -31,6 +33,7 @@ def cases(report: Report) -> Cases:
     with TemporaryDirectory() as scratch:
         for kind in KINDS[:1] if report.dry else KINDS:
             yield f"{kind} trained", partial(_trained, report, kind, Path(scratch))
+        yield "aligned", partial(_aligned, report, Path(scratch))
 
 
 def _beams(report: Report) -> None:
@@ -119,8 +122,7 @@ def _trained(report: Report, kind: str, scratch: Path) -> None:
     if not data.exists():
         city(report, scratch)
         _tokens(data, scratch)
-    sizes = {"columns": 16, "heads": 2, "hidden": 32, "layers": 1} if report.dry else {}
-    ranker = RankerConfig(kind=kind, **{kind: SETTINGS[kind](**sizes)})
+    ranker = RankerConfig(kind=kind, **{kind: SETTINGS[kind](**(TINY if report.dry else {}))})
     features = FeatureConfig(semantic_ids=scratch / "tokens")
     run = scratch / kind
     for epochs in (1, 2):
@@ -141,3 +143,30 @@ def _trained(report: Report, kind: str, scratch: Path) -> None:
     exported = ExportedGenerator.load(export(ExportConfig(run=run, out=scratch / f"{kind} export")))
     apart = (there - exported.score(batch)).abs().max().item()
     report.figure(case, "log p differs from its export's, on the CPU, by", apart, "", most=1e-2)
+
+
+def _aligned(report: Report, scratch: Path) -> None:
+    """A pass of alignment: what the reward model thinks of the ten best places, before and after."""
+    with needed():
+        from placerank.data.batches.features import FeatureConfig
+        from placerank.rankers.dense import RankerConfig
+        from placerank.rankers.generative.config import GeneratorConfig, PreferenceConfig
+        from placerank.training.model import OptimizerConfig
+        from placerank.training.train import TrainConfig, train
+    data, judge = scratch / "data", scratch / "ranker"
+    train(TrainConfig(data=data, run=judge, epochs=1, batch_size=1024))
+    config = TrainConfig(
+        data=data,
+        run=scratch / "aligned",
+        features=FeatureConfig(semantic_ids=scratch / "tokens"),
+        ranker=RankerConfig(kind=KINDS[0], generative=GeneratorConfig(**(TINY if report.dry else {}))),
+        warm_start=scratch / KINDS[0],
+        preference=PreferenceConfig(ranker=judge),
+        optimizer=OptimizerConfig(dense_lr=1e-3, table_lr=0.01),
+        batch_size=256,
+        epochs=1,
+    )
+    lines = [json.loads(line) for line in (train(config) / "metrics.jsonl").read_text().splitlines()]
+    reward = [x["reward"] for x in lines if x["split"] == "valid"]
+    report.figure("aligned", "reward before", reward[0], "")
+    report.figure("aligned", "and after, more", reward[-1] - reward[0], "", least=0)
