@@ -44,6 +44,7 @@ __all__ = [
     "OneRecConfig",
     "OptimizerConfig",
     "OptimizerSettings",
+    "PreferenceConfig",
     "PrepareConfig",
     "Prepared",
     "PromptConfig",
@@ -86,7 +87,7 @@ if TYPE_CHECKING:
     from .embeddings.settings import ApplyConfig
     from .evaluation.settings import EvaluateConfig, GenerateConfig, ListsConfig
     from .rankers.adapter.config import AdapterConfig, LanguageConfig
-    from .rankers.generative.config import GeneratorConfig, OneRecConfig, TigerConfig
+    from .rankers.generative.config import GeneratorConfig, OneRecConfig, PreferenceConfig, TigerConfig
     from .rankers.plugins.settings import AktConfig, RestConfig
     from .rankers.rank import Ranker, load
     from .rankers.settings import ObjectivesConfig, RankerConfig
@@ -133,7 +134,7 @@ _LAZY = {
     ".embeddings.settings": ("ApplyConfig",),
     ".evaluation.settings": ("EvaluateConfig", "GenerateConfig", "ListsConfig"),
     ".rankers.adapter.config": ("AdapterConfig", "LanguageConfig"),
-    ".rankers.generative.config": ("GeneratorConfig", "OneRecConfig", "TigerConfig"),
+    ".rankers.generative.config": ("GeneratorConfig", "OneRecConfig", "PreferenceConfig", "TigerConfig"),
     ".rankers.plugins.settings": ("AktConfig", "RestConfig"),
     ".rankers.rank": ("Ranker", "load"),
     ".rankers.settings": ("ObjectivesConfig", "RankerConfig"),
