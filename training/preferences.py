@@ -33,8 +33,8 @@ from .tasks import Visits, history, visit_loader
 TOGETHER = 8
 """Targets of a user that share one pass of the encoder, at most: a step's requests are to be of many users."""
 BEAMS = 2
-"""A candidate: what they find were the best of all that was scored, each of 256 requests, and costs the same however
-many places are within reach."""
+"""Beams a candidate. They found the best of all that was scored in each of 256 requests, and cost as much however many
+places are within reach."""
 LIST, VALIDATED = 10, 3_000
 """Places that a validation looks at for each request, and about as many requests of each rank as it asks."""
 
@@ -69,7 +69,7 @@ class Preferences(Visits):
         ValueError: see ``load_reward``; or, in a validation, nothing is within reach of any request.
     """
 
-    best, higher, compares = "reward", True, True
+    best, higher, compares, once = "reward", True, True, False
 
     def __init__(
         self,

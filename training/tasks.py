@@ -42,11 +42,13 @@ class Task(ABC):
         best: which number of ``validate`` checkpoints are compared by.
         higher: whether more of it is better.
         compares: whether the model is validated before its first step too.
+        once: whether a step calls the model once, as pipelined ones have to.
     """
 
     best: str
     higher: bool
     compares = False
+    once = True
 
     model: Any  # wrapped in whatever shards it
 

@@ -169,9 +169,7 @@ class _Loop:
         self.checkpoints = Checkpointer(config.run / CHECKPOINTS, config.keep_checkpoints, rt.background, *hooks)
         self.step = 0
         pays = rt.device.type == "cuda" and rt.world_size > 1  # one rank waits for nobody: plain steps were faster
-        self.pipelined = pays if config.pipelined is None else config.pipelined
-        if isinstance(task, Preferences):
-            self.pipelined = False  # its steps call the model more than once
+        self.pipelined = task.once and (pays if config.pipelined is None else config.pipelined)
         self.position = self.loader.state_dict()
         self.positions: deque[dict[str, Any]] = deque()  # of the batches taken whose steps are not done
         self.best: dict[str, Any] = {"step": 0, task.best: None, "without_gain": 0}

@@ -144,7 +144,7 @@ class PreferenceConfig:
     weight: float = 5.0
     """Of the alignment's loss, beside the nats of visits."""
     beta: float = 0.1
-    """Of dpo: the less, the farther from the model that gave the candidates."""
+    """Of dpo; of rounds of one step, as training has them, it only scales the gradient."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "preference", ("within_km",), least={"candidates": 2})
