@@ -80,11 +80,12 @@ RANKER_EPOCHS, CLICKS = 2, 3_000
 REACH_KM, TOP = 10.0, 10  # of the simulated city's lists
 ONEREC = RankerConfig(kind="onerec")
 REQUESTS, EVERY, ALIGNED_RATES = 64, 60, OptimizerConfig(dense_lr=2e-4, table_lr=0.01)
-ALIGNED: dict[str, tuple[Literal["policy", "dpo"], bool]] = {
-    "policy": ("policy", False),
-    "policy, shuffled rewards": ("policy", True),
-    "dpo": ("dpo", False),
-    "dpo, shuffled rewards": ("dpo", True),
+ALIGNED: dict[str, tuple[Literal["policy", "dpo"], float, bool]] = {
+    "policy, weight 2": ("policy", 2.0, False),
+    "policy, weight 5": ("policy", 5.0, False),
+    "policy, weight 5, shuffled rewards": ("policy", 5.0, True),
+    "dpo, weight 5": ("dpo", 5.0, False),
+    "dpo, weight 5, shuffled rewards": ("dpo", 5.0, True),
 }
 _KEY = ("what", "dataset", "variant", "seed", "passes", "measure")
 Line = dict[str, Any]
@@ -374,14 +375,14 @@ def alignment(out: Path, seed: int) -> list[Line]:
                 lines.append(line_of("alignment", "city", name, seed, 1, f"{measure}, gain", len(own), gain))
 
     add("before", before)
-    for name, (how, shuffled) in ALIGNED.items():
+    for name, (how, weight, shuffled) in ALIGNED.items():
         config = TrainConfig(
             data=prepared,
             run=folder / name,
             features=FeatureConfig(semantic_ids=tokens),
             ranker=ONEREC,
             warm_start=trained,
-            preference=PreferenceConfig(ranker=judge.run, how=how),
+            preference=PreferenceConfig(ranker=judge.run, how=how, weight=weight),
             optimizer=ALIGNED_RATES,
             batch_size=REQUESTS,
             epochs=1,

@@ -141,7 +141,7 @@ class PreferenceConfig:
     """Places a request, at most: the best of those within reach by the model as it is."""
     within_km: float = 10.0
     """The reach; inf: all places. A request without a place goes by the user's last visit."""
-    weight: float = 5.0
+    weight: float = 2.0
     """Of the alignment's loss, beside the nats of visits."""
     beta: float = 0.1
     """Of dpo; of rounds of one step, as training has them, it only scales the gradient."""
