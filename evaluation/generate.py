@@ -21,7 +21,7 @@ from ..data.batches.sequences import SequenceBatch, ask, read_users
 from ..data.manifest import check_replaceable, whole_folder, write_manifest
 from ..data.raw.hours import HOURS, OPENING_HOURS
 from ..kernels.haversine import haversine_km
-from ..rankers.generative.reach import Allowed, Near, OpeningHours, everything, local_seconds, open_now, places_of
+from ..rankers.generative.reach import Allowed, Around, OpeningHours, local_seconds, open_now
 from ..rankers.generative_ranker import expand, gather
 from ..reports import figures, page
 from ..reports.progress import tracked
@@ -127,26 +127,18 @@ class _Places:
             model.set_items(facts, index)
         self.ids = items["item_id"]
         self.lat, self.lon = (items[c].to_numpy().astype(np.float64) for c in ("lat", "lon"))
-        self.listed = model.index.items
         self.hours, self.solar = None if hours is None else OpeningHours.of_column(hours), 0
-        self.near = None
-        if not math.isinf(within_km):
-            self.near = Near(self.listed, self.lat[self.listed], self.lon[self.listed], within_km)
+        self.around = Around(model.index.items, self.lat, self.lon, within_km)
 
     def allowed(self, batch: SequenceBatch, wanted: Tensor) -> Allowed:
         """What the targets of a batch may be shown; nothing to those that are no requests, bool [B]."""
-        near = self._near(batch)
+        near = self.around.within(batch)
         near = near.keep(wanted[near.requests])
         if self.hours is None:
             return near
         self.solar += int(batch.target_offset[wanted].isnan().sum())
         local = local_seconds(near, batch.target_time, batch.target_offset, torch.from_numpy(self.lon))
         return open_now(near, self.hours, local)
-
-    def _near(self, batch: SequenceBatch) -> Allowed:
-        if self.near is None:
-            return everything(self.listed, len(batch))
-        return self.near.within(*places_of(batch, self.lat, self.lon))
 
 
 def _seen(batch: SequenceBatch, allowed: Allowed, items: int) -> Tensor:

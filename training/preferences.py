@@ -6,7 +6,6 @@ are looked for anew, is a step: nothing has to be kept beside the model, and a r
 have.
 """
 
-import math
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -23,7 +22,7 @@ from ..data.requests import SPLITS
 from ..rankers.generative.config import PreferenceConfig
 from ..rankers.generative.decoding import Lists, best
 from ..rankers.generative.preference import Reward, preference_loss, reward_of
-from ..rankers.generative.reach import Allowed, Near, everything, places_of
+from ..rankers.generative.reach import Allowed, Around
 from ..rankers.generative_ranker import GenerativeBatch, HostQuestions
 from .inference import load_ranker
 from .inputs import Inputs
@@ -85,18 +84,12 @@ class Preferences(Visits):
         loaders = (visit_loader(inputs, split, batch_size, runtime, seed, TOGETHER, ALL) for split in SPLITS[:2])
         super().__init__(inputs, catalog, model, tuple(loaders))
         places = inputs.read_places()
-        self.lat, self.lon = (places[name].to_numpy().astype(np.float64) for name in ("lat", "lon"))
-        self.listed, self.near = self.model.module.dense.index.items, None
-        if not math.isinf(config.within_km):
-            self.near = Near(self.listed, self.lat[self.listed], self.lon[self.listed], config.within_km)
+        lat, lon = (places[name].to_numpy().astype(np.float64) for name in ("lat", "lon"))
+        self.around = Around(self.model.module.dense.index.items, lat, lon, config.within_km)
 
     def gather(self, batch: SequenceBatch) -> HostRequests:
         host = super().gather(batch.trimmed(history(self.inputs.ranker)))  # the reward model counts all visits
-        if self.near is None:
-            allowed = everything(self.listed, len(batch))
-        else:
-            allowed = self.near.within(*places_of(batch, self.lat, self.lon))
-        return HostRequests(host.questions, host.users, batch, allowed)
+        return HostRequests(host.questions, host.users, batch, self.around.within(batch))
 
     def expand(self, host: HostRequests) -> Requests:
         found = super().expand(host)

@@ -90,13 +90,13 @@ def train(config: TrainConfig) -> Path:
             inputs.make_ranker(),
         )
         identity = Identity.of(inputs, config.ranker)
-        on_first_rank(lambda: _open_run_folder(config))  # not before: settings that don't fit must not cost a run
-        if elsewhere is not None and config.overwrite:
-            on_first_rank(elsewhere.clear)
         if config.preference.ranker is None:
             task = make_task(inputs, catalog, trainee.model, rt, config.batch_size, config.seed, config.newcomers)
         else:
             task = Preferences(inputs, catalog, trainee.model, rt, config.preference, config.batch_size, config.seed)
+        on_first_rank(lambda: _open_run_folder(config))  # not before: settings that don't fit must not cost a run
+        if elsewhere is not None and config.overwrite:
+            on_first_rank(elsewhere.clear)
         loop = _Loop(config, rt, task, trainee, identity, elsewhere)
         resumed = config.resume and loop.resume()
         if config.warm_start is not None and not resumed:

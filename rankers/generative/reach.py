@@ -4,6 +4,7 @@ B requests, I catalog rows, T allowed items of all requests. A set of items a re
 functions here makes one or narrows one down.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -79,29 +80,6 @@ def everything(items: NDArray[np.integer] | Tensor, requests: int) -> Allowed:
     return Allowed(torch.arange(requests + 1) * len(items), items.repeat(requests))
 
 
-def places_of(
-    batch: SequenceBatch, lat: NDArray[np.float64], lon: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Where a batch's requests are: where they say, else where the user's last visit was; NaN without either.
-
-    Args:
-        batch: of visits.
-        lat, lon: by catalog row in degrees, [I].
-
-    Returns:
-        Latitudes and longitudes in degrees, [B].
-    """
-    asked_lat, asked_lon = (x.double().numpy().copy() for x in (batch.lat, batch.lon))
-    offsets, last = batch.last(1)
-    lacks = np.isnan(asked_lat) | np.isnan(asked_lon)
-    of = np.flatnonzero(offsets.diff().numpy() > 0)
-    for degrees, place in ((asked_lat, lat), (asked_lon, lon)):
-        latest = np.full(len(batch), np.nan)
-        latest[of] = place[batch.item[last].numpy()]
-        degrees[lacks] = latest[lacks]
-    return asked_lat, asked_lon
-
-
 class Near:
     """Items by place, to list those within so many kilometres of requests.
 
@@ -124,6 +102,37 @@ class Near:
         """The items within reach of requests at ``lat``, ``lon`` in degrees, [B]; none where they are NaN."""
         offsets, rows = self.reach.every(lat, lon)
         return Allowed(torch.from_numpy(offsets), torch.from_numpy(self.items[rows]))
+
+
+class Around:
+    """Items by place, to list those within reach of a batch's requests: of where they say they are, else of where the
+    user's last visit was; of a request with neither there are none.
+
+    Args:
+        items: catalog rows of what may be listed, [N].
+        lat, lon: by catalog row in degrees, float64 [I].
+        km: the reach; inf: all items are within it.
+    """
+
+    def __init__(
+        self, items: NDArray[np.integer], lat: NDArray[np.float64], lon: NDArray[np.float64], km: float
+    ) -> None:
+        self.items, self.lat, self.lon = items, lat, lon
+        self.near = None if math.isinf(km) else Near(items, lat[items], lon[items], km)
+
+    def within(self, batch: SequenceBatch) -> Allowed:
+        """The items within reach of each request of a batch of visits."""
+        if self.near is None:
+            return everything(self.items, len(batch))
+        asked_lat, asked_lon = (x.double().numpy().copy() for x in (batch.lat, batch.lon))
+        offsets, last = batch.last(1)
+        lacks = np.isnan(asked_lat) | np.isnan(asked_lon)
+        of = np.flatnonzero(offsets.diff().numpy() > 0)
+        for degrees, place in ((asked_lat, self.lat), (asked_lon, self.lon)):
+            latest = np.full(len(batch), np.nan)
+            latest[of] = place[batch.item[last].numpy()]
+            degrees[lacks] = latest[lacks]
+        return self.near.within(asked_lat, asked_lon)
 
 
 class OpeningHours(NamedTuple):

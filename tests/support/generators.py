@@ -1,12 +1,12 @@
 """A small city with hours, offsets from UTC and semantic IDs, and generative rankers of it."""
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from runs import small as small_run
 from tokens import K, make_codes, write_tokens
 
 from placerank.data.batches.features import FeatureConfig
@@ -15,7 +15,6 @@ from placerank.data.preparation.prepare import PrepareConfig, prepare
 from placerank.rankers.dense import RankerConfig
 from placerank.rankers.generative.config import GeneratorConfig
 from placerank.tokenization.codes.semantic_ids import SemanticIds
-from placerank.training.model import OptimizerConfig
 from placerank.training.train import TrainConfig, train
 
 GENERATOR = GeneratorConfig(columns=16, heads=2, layers=2, hidden=32, window=3, memory=6, copied=8)
@@ -47,16 +46,11 @@ def make_world(folder: Path) -> SimpleNamespace:
 
 
 def small(world: SimpleNamespace, run: Path, **changes: Any) -> TrainConfig:
-    config = TrainConfig(
-        data=world.data,
-        run=run,
-        features=FeatureConfig(embedding_dim=8, pooled_dim=4, semantic_ids=world.tokens),
-        ranker=RankerConfig(kind="generative", generative=GENERATOR),
-        optimizer=OptimizerConfig(dense_lr=3e-3),
-        batch_size=32,
-        epochs=2,
-        checkpoint_every=5,
-        log_every=1,
-        patience=0,
-    )
-    return replace(config, **changes)
+    """A run of seconds of a generative ranker."""
+    own: dict[str, Any] = {
+        "features": FeatureConfig(embedding_dim=8, pooled_dim=4, semantic_ids=world.tokens),
+        "ranker": RankerConfig(kind="generative", generative=GENERATOR),
+        "batch_size": 32,
+        "checkpoint_every": 5,
+    }
+    return small_run(world.data, run, **(own | changes))

@@ -133,11 +133,14 @@ def test_what_cannot_be_aligned(world: SimpleNamespace, reward: Path, tmp_path: 
     ):
         with pytest.raises(ValueError, match=message):
             replace(config, **wrong)
+    train(small_tower(world.data, config.run, epochs=1))
     for changes, message in (
         ({"ranker": world.run}, "is a generative ranker"),
         ({"objective": "order"}, "predicts label"),
         ({"ranker": tmp_path / "nothing"}, "not found"),
-        ({"within_km": 1e-9}, "choose a larger reach"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             train(replace(config, preference=replace(preference, **changes), overwrite=True))
+    assert (config.run / "best.json").exists(), "it costs no run"
+    with pytest.raises(ValueError, match="choose a larger reach"):
+        train(replace(config, preference=replace(preference, within_km=1e-9), overwrite=True))
